@@ -81,7 +81,7 @@ def test_imports_point_down():
 
 def test_the_package_stays_thin():
     lines = {p.name: len(p.read_text().splitlines()) for p in (ROOT / "nbhelpers").glob("*.py")}
-    assert sum(lines.values()) <= 7000
+    assert sum(lines.values()) <= 8500
     assert max(lines.values()) <= 350, max(lines, key=lines.get)
 
 
