@@ -142,7 +142,7 @@ class Comparison:
     effect_size: float | None  # Hedges g of the paired differences
     verdict: Verdict
     margin: float  # equivalence margin, points
-    prompts_needed: int | None  # for 80% power at the observed difference
+    prompts_needed: int | None  # to settle it, with 80% power at the observed difference
     reason: str | None = None
 
 

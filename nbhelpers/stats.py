@@ -10,7 +10,7 @@ Models are compared on the same prompts. Differences are signed: first model min
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import combinations
 
@@ -60,6 +60,7 @@ __all__ = [
     "percentile_estimate",
     "power",
     "prompts_needed",
+    "prompts_to_tie",
     "rank_intervals",
     "resample_counts",
     "sign_flip_p",
@@ -92,7 +93,8 @@ def paired(
        one-sided tests at 2.5% each, stricter than the customary 5% (a 90% interval). A difference that is
        significant but wholly inside the margin is tied too: the margin says what is too small to matter.
     2. "better" / "worse" (a than b): the interval excludes 0 and p_holm < alpha.
-    3. "cannot tell", with ``prompts_needed`` for 80% power at the observed difference.
+    3. "cannot tell", with the prompts that would settle it: the fewer of ``prompts_needed`` and
+       ``prompts_to_tie``, both for 80% power at the observed difference.
 
     Different prompt sets, fewer than two prompts, NaN or infinite scores, or differences that are all equal:
     "cannot tell" with a ``reason``. Raises LabError for a margin that is not above 0 or a bad level.
@@ -150,12 +152,39 @@ def prompts_needed(
 
     None when the difference or the sd is 0 or when more than ``limit`` prompts would be needed.
     """
-    if difference == 0 or sd <= 0 or power(difference, sd, limit, alpha) < target:
+    if difference == 0 or sd <= 0:
         return None
-    low, high = 1, limit  # power grows with n: bisect
+    return _smallest(lambda n: power(difference, sd, n, alpha) >= target, limit)
+
+
+def prompts_to_tie(
+    difference: float, sd: float, margin: float, alpha: float = 0.05, target: float = 0.8
+) -> int | None:
+    """Smallest n >= 2 at which a 1 - alpha t interval lies inside +-margin with the target power.
+
+    Power is bounded from below: 1 minus the chances (noncentral t) that the interval crosses either border.
+    None when the difference is not inside the margin, when sd is 0, or beyond ``MOST_PROMPTS``.
+    """
+    rooms = (margin - abs(difference), margin + abs(difference))
+
+    def crossing(n: int) -> float:
+        critical = special.stdtrit(n - 1, 1 - alpha / 2)
+        shifts = np.array(rooms) / sd * math.sqrt(n)
+        return float(np.nansum(special.nctdtr(n - 1, shifts, critical)))  # NaN for huge shifts: never
+
+    if rooms[0] <= 0 or sd <= 0:
+        return None
+    return _smallest(lambda n: 1 - crossing(n) >= target, MOST_PROMPTS)
+
+
+def _smallest(enough: Callable[[int], bool], limit: int) -> int | None:
+    """The smallest n from 2 to limit that is enough, for a condition that stays true once it is."""
+    if not enough(limit):
+        return None
+    low, high = 1, limit
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if power(difference, sd, middle, alpha) >= target else (middle, high)
+        low, high = (low, middle) if enough(middle) else (middle, high)
     return high
 
 
@@ -196,10 +225,11 @@ def _measured(
         return found
     low, high = estimates.t_interval(mean, sd, n, level)
     alpha = _alpha(level) / tests
-    needed = prompts_needed(mean, sd, alpha)
-    if needed is not None:
-        # Sign flipping cannot reach p < alpha before 2^(1-n) does, and an open case needs more than n.
-        needed = max(needed, n + 1, math.floor(1 - math.log2(alpha)) + 1)
+    apart, tie = prompts_needed(mean, sd, alpha), prompts_to_tie(mean, sd, margin, _alpha(level))
+    if apart is not None:  # sign flipping cannot reach p < alpha before 2^(1-n) does
+        apart = max(apart, math.floor(1 - math.log2(alpha)) + 1)
+    # An open case needs more than n.
+    needed = min((max(count, n + 1) for count in (apart, tie) if count is not None), default=None)
     effect = hedges_g(mean, sd, n)
     return replace(found, low=low, high=high, effect_size=effect, prompts_needed=needed)
 

@@ -492,7 +492,29 @@ def test_cannot_tell_says_how_many_prompts_would():
     c = compared(planted(0.6, 2.0, 15))
     assert c.prompts_needed == stats.prompts_needed(0.6, 2.0) > 15
     assert c.reason == "the interval holds 0 and reaches outside ±0.5"
-    assert compared(planted(0.0, 2.0, 15)).prompts_needed is None
+    assert compared(planted(0.2, 60.0, 15)).prompts_needed is None
+
+
+def test_cannot_tell_counts_the_shorter_way_to_an_answer():
+    """No difference at all: more prompts will never show one, but enough of them show a tie."""
+    c = compared(planted(0.0, 1.6, 15))
+    assert c.verdict == "cannot tell" and stats.prompts_needed(0.0, 1.6) is None
+    assert (
+        c.prompts_needed == stats.prompts_to_tie(0.0, 1.6, 0.5) == 110
+    )  # (1.96 + 1.28)² sd² / margin² = 107.6, and t is wider
+    small = compared(planted(0.1, 1.6, 15))
+    assert small.prompts_needed == stats.prompts_to_tie(0.1, 1.6, 0.5) < stats.prompts_needed(0.1, 1.6)
+
+
+@pytest.mark.parametrize("difference", [0.0, 0.1, -0.3])
+def test_prompts_to_tie_keep_their_promise(difference):
+    """At that many normal differences the verdict is "tied" four times of five, and not much more often."""
+    n = stats.prompts_to_tie(difference, 1.0, 0.5)
+    x = np.random.default_rng(0).normal(difference, 1.0, (20_000, n))
+    half = sps.t.isf(0.025, n - 1) * x.std(axis=1, ddof=1) / math.sqrt(n)
+    tied = np.mean(np.abs(x.mean(axis=1)) + half < 0.5)
+    assert 0.79 < tied < 0.83
+    assert stats.prompts_to_tie(0.5, 1.0, 0.5) is None and stats.prompts_to_tie(0.1, 0.0, 0.5) is None
 
 
 def test_five_prompts_cannot_reach_significance_by_sign_flips():
