@@ -1,9 +1,16 @@
-"""How pytest and nbval run here: kernels without progress bars, outputs in a scratch folder."""
+"""How pytest and nbval run here: fixed examples, kernels without progress bars, outputs in a scratch folder."""
 
 import os
 import tempfile
 
 import pytest
+from hypothesis import settings
+
+# The same examples every time: a red run is red for everybody. `pytest --hypothesis-profile=search` looks
+# for new ones.
+settings.register_profile("lab", derandomize=True, deadline=None)
+settings.register_profile("search", deadline=None, max_examples=1000)
+settings.load_profile("lab")
 
 _scratch = tempfile.TemporaryDirectory(prefix="nbhelpers-tests-")
 os.environ.update(

@@ -149,7 +149,7 @@ def superiority(differences: Iterable[float], level: float = 0.95, name: str = "
     z = float(special.ndtri(0.5 + level / 2))
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    low, high = max(0.0, centre - half), min(1.0, centre + half)
+    low, high = max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))  # rounding
     return Estimate(name, n, share, None, low, high, level, "superiority")
 
 

@@ -166,7 +166,7 @@ def test_models_without_a_shared_prompt_are_not_compared():
     assert report.excluded == dict.fromkeys(("one", "other"), "it shares no prompt with the others")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_any_models_and_scores_give_a_report_that_survives_json(tmp_path_factory, data):
     n = data.draw(st.integers(1, 6))

@@ -177,7 +177,7 @@ def brute_force(logits: list[float], temperature: float, top_k: int, top_p: floa
     st.floats(0.05, 1.0),
     st.floats(0.3, 3.0),
 )
-@examples(max_examples=150, deadline=None, derandomize=True)
+@examples(max_examples=150)
 def test_filters_keep_what_brute_force_and_transformers_keep(
     tenths: list[int], top_k: int, top_p: float, temperature: float
 ) -> None:

@@ -391,7 +391,7 @@ def test_weights_add_up_to_one() -> None:
     assert sum(scoring.LAB_V1_WEIGHTS.values()) == pytest.approx(1.0)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.text(max_size=300)
     | WORDS

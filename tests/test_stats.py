@@ -9,7 +9,7 @@ from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import integrate
 from scipy import stats as sps
@@ -23,7 +23,7 @@ OPT = [8.0, 8.0, 8.0, 8.0, 10.0]
 points = st.floats(0, 10).map(lambda x: round(x, 3))  # scores as the rubrics give them
 score_lists = st.lists(points, min_size=2, max_size=12)
 pair_lists = st.lists(st.tuples(points, points), min_size=2, max_size=12)
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 
 
 def score(prompt: str, repeat: int, value: float, failed: bool = False) -> Score:
@@ -827,6 +827,7 @@ def test_equivalence_and_the_verdict_tied_agree():
 
 @quick
 @given(st.lists(st.integers(-3, 3), min_size=2, max_size=15))
+@example([-1] * 7)
 def test_superiority_counts_wins_and_half_the_ties(differences):
     e, n = stats.superiority(differences), len(differences)
     wins = sum(d > 0 for d in differences) + sum(d == 0 for d in differences) / 2

@@ -179,7 +179,7 @@ RATINGS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(RATINGS)
 def test_alpha_against_brute_force(ratings: list[list[float | None]]) -> None:
     found = validity.krippendorff(ratings)
