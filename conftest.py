@@ -1,4 +1,4 @@
-"""How pytest and nbval run here: fixed examples, kernels without progress bars, outputs in a scratch folder."""
+"""How pytest and nbval run here: fixed examples, quiet kernels, outputs in a scratch folder."""
 
 import os
 import tempfile

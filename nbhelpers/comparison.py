@@ -88,6 +88,7 @@ def compare(results: Sequence[Result], excluded: dict[str, str], margin: float =
         size_slope=slope,
         size_hypothesis=size_sentence(slope, results),
         excluded=excluded,
+        ranks=stats.rank_intervals({model: per_model[model] for model in ranking}),
     )
 
 

@@ -16,7 +16,7 @@ from scipy import stats as sps
 
 from nbhelpers import estimates
 from nbhelpers.estimates import Array
-from nbhelpers.records import Estimate, LabError
+from nbhelpers.records import Estimate, LabError, RankInterval
 
 EXACT_FLIPS = 20  # sign patterns are enumerated up to here: 2**19 sums, 4 MB
 FLIPS = 99_999  # random sign patterns above EXACT_FLIPS
@@ -35,19 +35,6 @@ class TestResult:
     reason: str | None = None
 
     __test__ = False  # the name is not a test for pytest to collect
-
-
-@dataclass(frozen=True)
-class RankInterval:
-    """A model's rank by mean score (1 is best) and the ranks that other prompts could have given it."""
-
-    model: str
-    n: int  # prompts
-    rank: int | None
-    low: int | None
-    high: int | None
-    level: float = 0.95
-    reason: str | None = None
 
 
 def sign_flip_p(differences: Iterable[float], seed: int = 0) -> float:

@@ -147,6 +147,19 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class RankInterval:
+    """A model's rank by mean score (1 is best) and the ranks that other prompts could have given it."""
+
+    model: str
+    n: int  # prompts
+    rank: int | None
+    low: int | None
+    high: int | None
+    level: float = 0.95
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
 class DeviceReport:
     device: str  # "cuda", "mps", "xpu" or "cpu"
     name: str
@@ -243,6 +256,7 @@ class ComparisonReport:
     size_slope: Estimate | None  # points per doubling of parameters, over prompts
     size_hypothesis: str  # the sentence on "larger models write better content"
     excluded: dict[str, str]  # model -> why it takes no part
+    ranks: tuple[RankInterval, ...] = ()  # best first
     schema_version: int = SCHEMA_VERSION
 
 

@@ -29,7 +29,6 @@ from nbhelpers.clusters import (
 )
 from nbhelpers.estimates import ClaimTest, by_prompt, estimate, percentile_estimate, test_claim, wilson
 from nbhelpers.paired_tests import (
-    RankInterval,
     TestResult,
     equivalence,
     hedges_g,
@@ -44,7 +43,6 @@ from nbhelpers.records import Comparison, LabError, Verdict
 __all__ = [
     "ClaimTest",
     "Design",
-    "RankInterval",
     "TestResult",
     "VarianceSplit",
     "best_design",
