@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from nbhelpers import devices, inputs, loading, registry, store
+from nbhelpers import devices, energy, inputs, loading, registry, store
 from nbhelpers.checkpoints import describe
 from nbhelpers.decoding import Row, decode, row_seed, sampler
 from nbhelpers.inputs import Job, Purpose, Request
@@ -15,7 +16,7 @@ from nbhelpers.records import LabError, Prompt, Sample, Settings
 
 LATENCY_PROMPTS = 5
 LATENCY_TOKENS = 64
-WARM_UP_TOKENS = 8
+WARM_UPS, WARM_UP_TOKENS = 1, 8  # generations before the first timed one, in no row
 
 OnSample = Callable[[Sample], None]
 
@@ -44,15 +45,19 @@ def measure_latency(
     """Latency as one user meets it: the first prompts (at most 5), one at a time, after a warm-up.
 
     Every row gets the same number of new tokens (64, or max_new_tokens if that is less) and end tokens are
-    ignored, so that a model that writes short answers is not called fast. Same schema as samples.
+    ignored, so that a model that writes short answers is not called fast. The prompts are run in an order
+    drawn from the seed, so that a machine that slows down does not slow the same prompts in every run, and
+    returned in their own. Same schema as samples.
     """
     wanted = inputs.requests(prompts[:LATENCY_PROMPTS], settings, _identity(loaded), "latency")
     fixed = replace(settings, max_new_tokens=min(LATENCY_TOKENS, settings.max_new_tokens))
     have = _finished(path)
     if any(request.key not in have for request in wanted):
         warm_up = replace(fixed, max_new_tokens=min(WARM_UP_TOKENS, fixed.max_new_tokens))
-        _complete(loaded, wanted[:1], warm_up, batch_size=1, stop=False)
-    return _complete(loaded, wanted, fixed, path, batch_size=1, stop=False)
+        _complete(loaded, wanted[:1] * WARM_UPS, warm_up, batch_size=1, stop=False)
+    shuffled = random.Random(settings.seed).sample(wanted, len(wanted))
+    rows = {row.key: row for row in _complete(loaded, shuffled, fixed, path, batch_size=1, stop=False)}
+    return [rows[request.key] for request in wanted]
 
 
 def samples_for(settings: Settings) -> list[Sample]:
@@ -71,21 +76,14 @@ def latency_for(settings: Settings) -> list[Sample]:
 
 
 def throughput(samples: Iterable[Sample]) -> float:
-    """New tokens per second of batched generation: all tokens / the sum of the batches' wall times.
+    """New tokens per second of batched generation: all tokens / the machine's time that the rows took.
 
-    A batch takes as long as its longest row. Batches are read off the order of the rows: those of one
-    batch size follow each other, batch by batch. Failed rows bring no tokens; 0.0 when no row finished.
+    The shares of the rows of a batch add up to its wall time. Failed rows bring no tokens; 0.0 when no row
+    finished.
     """
-    batches: dict[int, list[list[Sample]]] = {}
-    tokens = 0
-    for sample in samples:
-        group = batches.setdefault(sample.batch_size, [[]])
-        if len(group[-1]) == sample.batch_size:
-            group.append([])
-        group[-1].append(sample)
-        tokens += sample.new_tokens
-    walls = [max(row.latency_s or 0.0 for row in batch) for group in batches.values() for batch in group]
-    return tokens / sum(walls) if sum(walls) > 0 else 0.0
+    rows = list(samples)
+    seconds = sum(row.share_s or 0.0 for row in rows)
+    return sum(row.new_tokens for row in rows) / seconds if seconds > 0 else 0.0
 
 
 def _read_or_make(settings: Settings, prompts: list[Prompt], purpose: Purpose) -> list[Sample]:
@@ -161,12 +159,14 @@ def _run_batch(
     unfinished = dict(enumerate(batch))
 
     def on_row(index: int, row: Row) -> None:
-        keep(_sample(loaded, unfinished.pop(index), settings, len(batch), row))
+        share = ledger.charge(len(unfinished))
+        keep(_sample(loaded, unfinished.pop(index), settings, len(batch), row, share=share))
 
     seeds = [row_seed(settings.seed, job.request.prompt.id, job.request.repeat) for job in batch]
     choose = sampler(seeds, settings.temperature, settings.top_k, settings.top_p)
     try:
         devices.synchronize(loaded.device)
+        ledger = energy.Ledger(loaded.device)
         decode(loaded.model, [job.ids for job in batch], [job.limit for job in batch], choose, ends, on_row)
     except LabError:  # the file could not be written: nothing that another batch could mend
         raise
@@ -189,8 +189,9 @@ def _sample(
     batch_size: int,
     row: Row | None = None,
     error: Exception | None = None,
+    share: energy.Share | None = None,
 ) -> Sample:
-    """The record of one row, or of its failure. Energy is not measured here."""
+    """The record of one row, or of its failure."""
     tokens = row.tokens if row else ()
     ended = row is not None and row.finish_reason == "eos"
     text = loaded.tokenizer.decode(list(tokens[:-1] if ended else tokens), skip_special_tokens=True).strip()
@@ -215,8 +216,9 @@ def _sample(
         ttft_s=row.ttft_s if row else None,
         tpot_s=per_token,
         peak_memory_bytes=devices.peak_memory(loaded.device) if row else None,
-        energy_j=None,
+        energy_j=share.joules if share else None,
         prompt_truncated=job.truncated,
+        share_s=share.seconds if share else None,
     )
 
 

@@ -93,8 +93,9 @@ class Sample:
     ttft_s: float | None  # time to first token
     tpot_s: float | None  # (latency - ttft) / (new_tokens - 1); None below two tokens
     peak_memory_bytes: int | None
-    energy_j: float | None
+    energy_j: float | None  # measured, this row's share; None: no counter
     prompt_truncated: bool = False
+    share_s: float | None = None  # this row's share of the machine's time: rows alive together pay equally
     schema_version: int = SCHEMA_VERSION
 
 

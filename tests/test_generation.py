@@ -6,6 +6,7 @@ import itertools
 import math
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from scipy import stats
 from tiny_models import BOS, EOS, FAMILIES, break_above, byte_tokenizer, tiny, watch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from nbhelpers import decoding, generation, inputs, store
+from nbhelpers import decoding, energy, generation, inputs, store
 from nbhelpers.records import LabError, Prompt, Sample, Settings
 
 PROMPTS = [
@@ -484,14 +485,24 @@ def test_throughput_by_hand() -> None:
     loaded = tiny()
     job = inputs.Job(inputs.Request("k", PROMPTS[0], 0), (1,), 9, False)
 
-    def row(size: int, tokens: int, seconds: float) -> Sample:
-        return generation._sample(loaded, job, FEW, size, decoding.Row((5,) * tokens, "length", 0.1, seconds))
+    def row(tokens: int, seconds: float) -> Sample:
+        made = decoding.Row((5,) * tokens, "length", 0.1, 9.9)
+        return generation._sample(loaded, job, FEW, 2, made, share=energy.Share(seconds, None))
 
     failed = generation._sample(loaded, job, FEW, 2, error=ValueError("x"))
-    # batches of two: (4 s), (1 s); one of three, of which a failure left two rows: 2 s; a failed pair: 0 s
-    rows = [row(2, 10, 4.0), row(2, 5, 2.0), row(3, 6, 2.0), row(2, 1, 1.0), row(2, 1, 0.5), row(3, 5, 1.0)]
-    assert generation.throughput([*rows, failed, failed]) == pytest.approx(28 / 7)
+    assert generation.throughput([row(10, 4.0), row(5, 2.0), failed]) == pytest.approx(15 / 6)
     assert generation.throughput([]) == generation.throughput([failed]) == 0.0
+
+
+def test_the_shares_of_a_batch_add_up_to_its_time() -> None:
+    started = time.perf_counter()
+    samples = generation.generate_samples(tiny(), PROMPTS, Settings(repeats=3, max_new_tokens=9))
+    wall = time.perf_counter() - started
+    together = sum(sample.share_s or 0.0 for sample in samples)
+    longest = max(sample.latency_s or 0.0 for sample in samples)
+    assert longest <= together < wall
+    assert all(sample.share_s for sample in samples)
+    assert all(sample.energy_j is None for sample in samples) == (not energy.read().joules)
 
 
 def test_the_batch_is_chosen_by_memory_and_split_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
