@@ -173,7 +173,9 @@ def rank_intervals(
     """Every model's rank by mean score with a percentile bootstrap interval over prompts, best first.
 
     ``per_model``: model -> prompt id -> score. Rank is 1 + the number of models with a higher mean, so equal
-    models share the better rank. ``counts`` (prompts in sorted order) from ``resample_counts`` shares the
+    models share the better rank. A rank is a whole number, so the interval covers more than its level: the
+    true rank of a best model with a lead of a quarter deviation in 97.8% at n = 5, 99.8% at 15
+    (``data/calibration.csv``). ``counts`` (prompts in sorted order) from ``resample_counts`` shares the
     resamples between metrics; without it they are drawn from ``seed``. Different prompts, unusable scores or
     fewer than ``estimates.BOOTSTRAP_MIN`` prompts: no interval and a ``reason``.
     Raises LabError for counts of another number of prompts.

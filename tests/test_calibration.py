@@ -29,7 +29,8 @@ def test_the_table_is_complete_and_says_how_exact_it_is():
 
 
 @pytest.mark.parametrize(
-    ("data", "n"), [("normal", 5), ("skewed", 15), ("ceilinged", 15), ("discrete", 30), ("clustered", 15)]
+    ("data", "n"),
+    [("normal", 5), ("skewed", 15), ("ceilinged", 15), ("discrete", 30), ("clustered", 15), ("ranked", 5)],
 )
 def test_a_slice_simulated_again_agrees_with_the_table(data, n):
     """Another seed, so independent: within 4.5 standard errors of the difference."""
@@ -65,6 +66,8 @@ def test_what_we_recommend_keeps_its_promise():
             assert r.rate <= 0.05 + 0.008 + 3 * r.mc_error, r
         if r.method == "exact (Clopper-Pearson)":
             assert r.rate >= 0.95 - 3 * r.mc_error, r
+        if r.method == "rank":
+            assert r.rate >= 0.95, r
 
 
 def test_what_we_warn_of_fails():
@@ -124,3 +127,14 @@ def test_test_methods_are_the_package_s():
     for row, low, high in zip(rows, *calibrate.superiority_intervals(rows), strict=True):
         e = stats.superiority(row)
         assert (low, high) == pytest.approx((e.low, e.high), abs=1e-12)
+
+
+def test_ranks_agree_with_the_package():
+    rng = np.random.default_rng(3)
+    first = calibrate._rank_hits(5, 40, np.random.default_rng(3))
+    scores, _ = calibrate.draw("normal", (40, calibrate.MODELS, 5), rng)
+    counts = stats.resample_counts(5, calibrate.RESAMPLES, int(rng.integers(2**32)))
+    for hit, table in zip(first, scores + calibrate.LEADS[:, None], strict=True):
+        models = {f"m{i}": dict(enumerate(row)) for i, row in enumerate(table)}
+        rank = next(r for r in stats.rank_intervals(models, counts=counts) if r.model == "m0")
+        assert hit == (rank.low <= 1 <= rank.high)

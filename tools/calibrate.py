@@ -46,7 +46,8 @@ SHAPES: dict[str, Callable[[Array], Array]] = {
     "discrete": lambda z: STEPS[np.searchsorted((STEPS[1:] + STEPS[:-1]) / 2, 7 + 1.2 * z)],
 }
 RATES = {"rate 0.5": 0.5, "rate 0.8": 0.8, "rate 0.95": 0.95}
-DATA = (*SHAPES, "clustered", *RATES)
+LEADS = np.array([0.0, -0.3, -1.0, -2.0])  # of four models whose true ranks are 1, 2, 3 and 4, in points
+DATA = (*SHAPES, "clustered", *RATES, "ranked")
 
 
 class Row(NamedTuple):
@@ -65,6 +66,8 @@ def run_cell(data: str, n: int, simulations: int, seed: int = 0) -> list[Row]:
     rng = np.random.default_rng([seed, DATA.index(data), n])
     if data in RATES:
         return _rate_rows(data, n, simulations, rng)
+    if data == "ranked":
+        return [_row("interval", "rank", data, n, _rank_hits(n, simulations, rng))]
     truth = _truth(data)
     hits: dict[tuple[str, str], list[Array]] = {}
     for start in range(0, simulations, BLOCK):
@@ -232,6 +235,19 @@ def _rate_rows(data: str, n: int, simulations: int, rng: np.random.Generator) ->
         _row("interval", method, data, n, _covered(*np.array(ends, dtype=float)[drawn].T, truth))
         for method, ends in known.items()
     ]
+
+
+def _rank_hits(n: int, simulations: int, rng: np.random.Generator) -> Array:
+    """1 where the percentile interval of stats.rank_intervals holds the best model's true rank, 1."""
+    hits = []
+    for start in range(0, simulations, BLOCK):
+        latent, _ = draw("normal", (min(BLOCK, simulations - start), MODELS, n), rng)
+        counts = stats.resample_counts(n, RESAMPLES, int(rng.integers(2**32))).astype(float)
+        means = (latent + LEADS[:, None]) @ counts.T / n  # simulations x models x resamples
+        ranks = 1 + np.sum(means[:, 1:] > means[:, :1], axis=1)
+        low, high = np.quantile(ranks, [0.025, 0.975], axis=1, method="inverted_cdf")
+        hits.append(_covered(low, high, 1.0))
+    return np.concatenate(hits)
 
 
 def _repeats(n: int) -> NDArray[np.int_]:
