@@ -1,0 +1,157 @@
+"""Timers against a planted truth: a model whose prefill and steps take known times."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from planted_clock import VirtualClock, planted
+
+from nbhelpers import decoding, generation, store
+from nbhelpers.records import Prompt, Sample, Settings
+
+# The last letter is the plan: c ends after 3 tokens, e after 5, z would after 26 but meets the limit.
+PROMPTS = [Prompt("p1", "Hi c", "short_post"), Prompt("p2", "A longer one e", "short_post")]
+PROMPTS += [Prompt("p3", "Last z", "short_post"), Prompt("p4", "One a", "short_post")]
+LENGTHS = (3, 5, 9, 1)
+SETTINGS = Settings(repeats=1, max_new_tokens=9)
+PREFILL, STEP = (
+    0.150,
+    0.080,
+)  # the engine's own work on a step, a millisecond here, is part of what it measures
+
+
+def virtual(monkeypatch: pytest.MonkeyPatch, prefill: float, step: float) -> Any:
+    """The planted model, and the engine reading the clock which that model advances."""
+    clock = VirtualClock()
+    monkeypatch.setattr(generation, "decode", partial(decoding.decode, clock=clock))
+    return planted(prefill, step, clock.pause)
+
+
+def off(samples: Sequence[Sample], prefill: float, step: float) -> float:
+    """The largest error of TTFT and TPOT as a share of what is allowed: 2 % or 1 ms, the larger."""
+    found = []
+    for sample in samples:
+        for measured, truth in ((sample.ttft_s, prefill), (sample.tpot_s, step)):
+            if measured is not None:
+                found.append(abs(measured - truth) / max(0.02 * truth, 0.001))
+    return max(found)
+
+
+def check(samples: Sequence[Sample], lengths: Sequence[int], prefill: float, step: float) -> None:
+    """Everything a timer must get right, for rows of these planted lengths."""
+    assert [s.error for s in samples] == [None] * len(lengths)
+    assert [s.new_tokens for s in samples] == list(lengths)
+    assert [s.tpot_s is None for s in samples] == [n == 1 for n in lengths]
+    assert off(samples, prefill, step) <= 1
+    for sample, n in zip(samples, lengths, strict=True):
+        assert sample.latency_s == pytest.approx(prefill + (n - 1) * step, rel=0.02, abs=0.001)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize(("prefill", "step"), [(0.5, 0.02), (0.004, 0.3)])
+def test_the_planted_times_are_recovered(
+    monkeypatch: pytest.MonkeyPatch, size: int, prefill: float, step: float
+) -> None:
+    loaded = virtual(monkeypatch, prefill, step)
+    samples = generation.generate_samples(loaded, PROMPTS, SETTINGS, batch_size=size)
+    check(samples, LENGTHS, prefill, step)
+    assert off(samples, prefill, step) < 1e-6  # nothing but the model moves this clock
+    assert [s.finish_reason for s in samples] == ["eos", "eos", "length", "eos"]
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_real_time_is_recovered(size: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Other processes only add time, so the best of a few tries is judged."""
+    loaded = planted(PREFILL, STEP)
+    errors = []
+    while len(errors) < 6 and min(errors, default=2.0) > 1:
+        samples = generation.generate_samples(loaded, PROMPTS, SETTINGS, batch_size=size)
+        errors.append(off(samples, PREFILL, STEP))
+    with capsys.disabled():
+        print(f"\nplanted clock, batch {size}: off by {min(errors):.0%} of what is allowed")
+    assert [s.new_tokens for s in samples] == list(LENGTHS)
+    assert min(errors) <= 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_the_clock_waits_for_the_gpu() -> None:
+    """The planted time passes on the GPU, behind the processor's back: read too early, it would be missed."""
+    started = time.perf_counter()
+    torch.cuda._sleep(10**9)
+    torch.cuda.synchronize()
+    per_second = 1e9 / (time.perf_counter() - started)
+    loaded = planted(PREFILL, STEP, lambda seconds: torch.cuda._sleep(int(seconds * per_second)))
+    loaded = replace(loaded, device="cuda", model=loaded.model.to("cuda"))
+    errors = []
+    for _ in range(6):
+        samples = generation.generate_samples(loaded, PROMPTS, SETTINGS)
+        errors.append(off(samples, PREFILL, STEP))
+    print(f"planted clock on the GPU: off by {min(errors):.0%} of what is allowed")
+    assert [s.new_tokens for s in samples] == list(LENGTHS)
+    assert min(errors) <= 1
+
+
+def ttft_inside_tpot(sample: Sample) -> Sample:
+    """The mistake of a published tool: the prefill is spread over the tokens."""
+    return replace(sample, tpot_s=(sample.latency_s or 0) / sample.new_tokens)
+
+
+def padded_tokens(sample: Sample) -> Sample:
+    """The mistake of counting a row by the longest of its batch."""
+    span = (sample.latency_s or 0) - (sample.ttft_s or 0)
+    return replace(sample, new_tokens=max(LENGTHS), tpot_s=span / (max(LENGTHS) - 1))
+
+
+def padded_divisor(sample: Sample) -> Sample:
+    """The same, but hidden: the count is right and only the time per token uses the padding."""
+    return replace(padded_tokens(sample), new_tokens=sample.new_tokens)
+
+
+def batch_time(sample: Sample) -> Sample:
+    """The mistake of giving each row the time of its batch."""
+    latency = 0.5 + 0.02 * (max(LENGTHS) - 1)
+    return replace(sample, latency_s=latency)
+
+
+@pytest.mark.parametrize("mistake", [ttft_inside_tpot, padded_tokens, padded_divisor, batch_time])
+def test_the_known_mistakes_would_be_caught(
+    monkeypatch: pytest.MonkeyPatch, mistake: Callable[[Sample], Sample]
+) -> None:
+    loaded = virtual(monkeypatch, 0.5, 0.02)
+    real = generation._sample
+    monkeypatch.setattr(generation, "_sample", lambda *args, **kw: mistake(real(*args, **kw)))
+    samples = generation.generate_samples(loaded, PROMPTS, SETTINGS)
+    with pytest.raises(AssertionError):
+        check(samples, LENGTHS, 0.5, 0.02)
+
+
+def test_latency_excludes_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first pass of a fresh model is planted slow: no row may show it."""
+    loaded = virtual(monkeypatch, 0.5, 0.02)
+    wait = loaded.model.pause
+    loaded.model.pause = lambda seconds: wait(seconds if len(loaded.model.passes) > 1 else 30.0)
+    samples = generation.measure_latency(loaded, PROMPTS, SETTINGS)
+    assert off(samples, 0.5, 0.02) < 1e-6
+    assert [s.new_tokens for s in samples] == [9] * 4  # ends are ignored: every row has the same length
+    prefills = [rows for kind, rows in loaded.model.passes if kind == "prefill"]
+    assert prefills == [1] * (generation.WARM_UPS + 4)
+
+
+def test_latency_prompts_run_in_a_seeded_order_and_come_back_in_their_own(tmp_path: Path) -> None:
+    prompts = [Prompt(f"p{n}", f"Hi {n}", "short_post") for n in range(5)]
+    orders = []
+    for seed in (0, 0, 1, 2):
+        path = tmp_path / f"{len(orders)}.jsonl"
+        settings = replace(SETTINGS, seed=seed)
+        samples = generation.measure_latency(planted(0.0, 0.0), prompts, settings, path)
+        assert [s.prompt_id for s in samples] == [p.id for p in prompts]
+        orders.append([row.prompt_id for row in store.read_rows(path, Sample)])
+    assert orders[0] == orders[1]
+    assert len({tuple(order) for order in orders}) == 3
