@@ -34,7 +34,7 @@ class Planted(PreTrainedModel):
         super().__init__(PretrainedConfig(max_position_embeddings=512, **sizes, **ids))
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.prefill_s, self.step_s, self.pause = prefill_s, step_s, pause
-        self.passes: list[tuple[str, int]] = []  # kind and rows of every forward pass
+        self.passes: list[tuple[tuple[int, ...], float]] = []  # each pass: its rows' lengths, and seconds
 
     def forward(
         self,
@@ -45,8 +45,7 @@ class Planted(PreTrainedModel):
         **extra: Any,
     ) -> CausalLMOutputWithPast:
         cache = past_key_values if past_key_values is not None else DynamicCache()
-        first = cache.get_seq_length() == 0
-        self.passes.append(("prefill" if first else "step", len(input_ids)))
+        started, first = time.perf_counter(), cache.get_seq_length() == 0
         self.pause(self.prefill_s if first else self.step_s)
         length = input_ids[:, -1] - self.letter + 1 if first else cache.layers[0].keys[:, 0, -1, 0]
         shape = (len(input_ids), 1, input_ids.shape[1], 4)
@@ -57,6 +56,7 @@ class Planted(PreTrainedModel):
         logits = torch.full((len(input_ids), 1, 259), -1e4, device=keys.device)
         logits[:, 0, ORDINARY] = 0.0
         logits[:, 0, EOS] = torch.where(written == keys[:, 0, -1, 0], 1e4, -1e4)
+        self.passes.append((tuple(length.int().tolist()), time.perf_counter() - started))
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
 
     letter = int(byte_tokenizer()("a", add_special_tokens=False)["input_ids"][0])

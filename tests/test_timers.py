@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -68,15 +69,20 @@ def test_the_planted_times_are_recovered(
 
 @pytest.mark.parametrize("size", [1, 4])
 def test_real_time_is_recovered(size: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """Other processes only add time, so the best of a few tries is judged."""
-    loaded = planted(PREFILL, STEP)
-    errors = []
+    """In real time a busy machine sleeps longer than asked: the model notes how long each pass really took.
+
+    What other processes do between the passes only adds time, so the best of a few tries is judged.
+    """
+    plans, errors = [3, 5, 26, 1], []
     while len(errors) < 6 and min(errors, default=2.0) > 1:
+        loaded = planted(PREFILL, STEP)
         samples = generation.generate_samples(loaded, PROMPTS, SETTINGS, batch_size=size)
-        errors.append(off(samples, PREFILL, STEP))
+        assert [s.new_tokens for s in samples] == list(LENGTHS)
+        took = [[seconds for rows, seconds in loaded.model.passes if plan in rows] for plan in plans]
+        truths = [(prefill, mean(steps or [0.0])) for prefill, *steps in took]
+        errors.append(max(off([s], *truth) for s, truth in zip(samples, truths, strict=True)))
     with capsys.disabled():
         print(f"\nplanted clock, batch {size}: off by {min(errors):.0%} of what is allowed")
-    assert [s.new_tokens for s in samples] == list(LENGTHS)
     assert min(errors) <= 1
 
 
@@ -140,8 +146,7 @@ def test_latency_excludes_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     samples = generation.measure_latency(loaded, PROMPTS, SETTINGS)
     assert off(samples, 0.5, 0.02) < 1e-6
     assert [s.new_tokens for s in samples] == [9] * 4  # ends are ignored: every row has the same length
-    prefills = [rows for kind, rows in loaded.model.passes if kind == "prefill"]
-    assert prefills == [1] * (generation.WARM_UPS + 4)
+    assert len(loaded.model.passes) == generation.WARM_UPS * generation.WARM_UP_TOKENS + 4 * 9
 
 
 def test_latency_prompts_run_in_a_seeded_order_and_come_back_in_their_own(tmp_path: Path) -> None:
