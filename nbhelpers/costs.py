@@ -1,66 +1,29 @@
 """What a text costs: electricity, hardware, review, and the same text bought from an API.
 
-Pure arithmetic on figures from data/prices.toml, where each figure says whether it is assumed. US dollars.
+Pure arithmetic on what the samples measured and on the figures of data/prices.toml, where each says whether
+it is assumed. US dollars. Electricity is that of generating; a machine that waits draws power as well.
 """
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Iterator
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
-from nbhelpers import store
-from nbhelpers.records import DeviceReport, LabError, Sample
+from nbhelpers.estimates import estimate
+from nbhelpers.prices import (
+    DAYS_PER_YEAR,
+    SECONDS_PER_DAY,
+    Assumptions,
+    Prices,
+    api_usd,
+    load_prices,
+    token_counter,
+)
+from nbhelpers.records import DeviceReport, Estimate, Sample
 
 JOULES_PER_KWH = 3.6e6
-DAYS_PER_YEAR = 365
-
-
-@dataclass(frozen=True)
-class ApiPrice:
-    """What one API asks, US dollars per million tokens, on a date; basis "secondary" or "assumed"."""
-
-    name: str
-    input_usd_per_million: float
-    output_usd_per_million: float
-    as_of: str
-    basis: str
-
-    def usd(self, input_tokens: float, output_tokens: float) -> float:
-        """Price of one request."""
-        return (input_tokens * self.input_usd_per_million + output_tokens * self.output_usd_per_million) / 1e6
-
-
-@dataclass(frozen=True)
-class Assumptions:
-    """The assumed figures of data/prices.toml; units are in the names, ``watts`` is by device."""
-
-    as_of: str
-    tariff_usd_per_kwh: float
-    hardware_usd: float
-    hardware_years: float
-    requests_per_day: float
-    api_characters_per_token: float
-    value_usd_per_piece: float
-    review_minutes_per_piece: float
-    review_usd_per_hour: float
-    watts: dict[str, float]
-
-    @property
-    def review_usd_per_piece(self) -> float:
-        return self.review_minutes_per_piece / 60 * self.review_usd_per_hour
-
-    @property
-    def hardware_usd_per_request(self) -> float:
-        """The purchase spread over the requests of its life."""
-        return self.hardware_usd / (self.hardware_years * DAYS_PER_YEAR * self.requests_per_day)
-
-
-@dataclass(frozen=True)
-class Prices:
-    assumptions: Assumptions
-    api: tuple[ApiPrice, ...]  # the first is the one that summaries compare with
-    published: dict[str, float]  # the published cost statement
 
 
 @dataclass(frozen=True)
@@ -75,25 +38,17 @@ class Claim:
 
 @dataclass(frozen=True)
 class BreakEven:
-    """Requests until the saving has paid for the hardware; None where no request saves anything."""
+    """Requests until API bills not received have paid for the hardware, with their interval.
 
-    saving_usd_per_request: float
-    requests: float | None
-    years: float | None
+    ``reason`` says why there is no number, no interval or no upper end, or why it comes too late.
+    """
 
-
-def load_prices() -> Prices:
-    """Prices and assumptions of data/prices.toml. Raises LabError for a file that does not hold them."""
-    path = store.data_dir() / "prices.toml"
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-        return Prices(
-            assumptions=Assumptions(**data["assumptions"]),
-            api=tuple(ApiPrice(**row) for row in data["api"]),
-            published={name: float(value) for name, value in data["published"].items()},
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LabError(f"{path.name} in the data folder is not usable ({error}): restore it.") from None
+    requests: float | None = None
+    low: float | None = None
+    high: float | None = None  # None with a ``low``: the saving may be zero
+    years: float | None = None  # at the assumed volume
+    utilisation: float | None = None  # share of the machine's life that these requests take
+    reason: str | None = None
 
 
 def electricity_usd(joules: float, tariff_usd_per_kwh: float) -> float:
@@ -115,13 +70,26 @@ def savings_per_year(local_usd: float, api_usd: float, requests_per_day: float) 
     return (api_usd - local_usd) * requests_per_day * DAYS_PER_YEAR
 
 
-def break_even(local_usd: float, api_usd: float, hardware_usd: float, requests_per_day: float) -> BreakEven:
-    """When hardware bought for the purpose has paid for itself in API bills not received."""
-    saving = api_usd - local_usd
-    if saving <= 0 or requests_per_day <= 0:
-        return BreakEven(saving, None, None)
-    requests = hardware_usd / saving
-    return BreakEven(saving, requests, requests / (requests_per_day * DAYS_PER_YEAR))
+def break_even(saving: Estimate, seconds_per_request: float, given: Assumptions) -> BreakEven:
+    """When hardware bought for the purpose has paid for itself.
+
+    saving: US dollars a request, estimated over prompts. The number of requests is hardware / saving, so the
+    ends of its interval are those of the saving, exchanged. Assumed figures have no interval.
+    """
+    if not saving.mean or saving.mean <= 0:
+        return BreakEven(reason="the API asks no more than the local electricity costs")
+    requests = given.hardware_usd / saving.mean
+    busy = requests * seconds_per_request / (given.hardware_years * DAYS_PER_YEAR * SECONDS_PER_DAY)
+    if busy > 1 or not math.isfinite(requests + busy):
+        return BreakEven(reason="it takes more requests than one machine can make in its life")
+    low = given.hardware_usd / saving.high if saving.high else None
+    high = given.hardware_usd / saving.low if saving.low and saving.low > 0 else None
+    reason = saving.reason
+    if low and not high:
+        reason = "the interval of the saving includes zero: it may never break even"
+    elif requests > given.life_requests:
+        reason = f"at {given.requests_per_day:,.0f} requests a day the machine is worn out before"
+    return BreakEven(requests, low, high, requests / given.requests_per_day / DAYS_PER_YEAR, busy, reason)
 
 
 def return_per_piece(value_usd: float, cost_usd: float) -> float:
@@ -129,43 +97,14 @@ def return_per_piece(value_usd: float, cost_usd: float) -> float:
     return value_usd - cost_usd
 
 
-def batch_seconds(samples: list[Sample]) -> list[float | None]:
-    """Each sample's share of its batch's time, in seconds, in the order given; None where nothing was timed.
+def sample_joules(samples: Sequence[Sample], watts: float) -> list[float]:
+    """Energy of each sample: as measured where the row has it, otherwise watts x its share of the time.
 
-    A batch runs until its last row ends, so its time is the longest latency in it, and every timed row
-    carries an equal share. Batches are read off the order: rows of one batch size follow each other.
+    0 for a failed row, whose time and energy are not known.
     """
-    shares: dict[int, float] = {}
-    for batch in _batches(samples):
-        times = {index: latency for index in batch if (latency := samples[index].latency_s) is not None}
-        shares |= {index: max(times.values()) / len(times) for index in times}
-    return [shares.get(index) for index in range(len(samples))]
-
-
-def _batches(samples: list[Sample]) -> Iterator[list[int]]:
-    """Indices of the samples of each batch."""
-    by_size: dict[int, list[int]] = {}
-    for index, sample in enumerate(samples):
-        by_size.setdefault(max(1, sample.batch_size), []).append(index)
-    for size, rows in by_size.items():
-        yield from (rows[start : start + size] for start in range(0, len(rows), size))
-
-
-def sample_joules(samples: list[Sample], watts: float) -> list[float | None]:
-    """Energy of each sample: as measured where the row has it, otherwise watts x its share of the time."""
     return [
-        sample.energy_j if sample.energy_j is not None else (None if share is None else watts * share)
-        for sample, share in zip(samples, batch_seconds(samples), strict=True)
+        watts * (sample.share_s or 0.0) if sample.energy_j is None else sample.energy_j for sample in samples
     ]
-
-
-def api_tokens(sample: Sample, characters_per_token: float) -> tuple[float, float]:
-    """Input and output tokens an API would bill for this prompt and text, by a rule of thumb.
-
-    Not the local model's own token counts: its tokenizer is another one, and a poor tokenizer must not make
-    the API look dear.
-    """
-    return len(sample.prompt) / characters_per_token, len(sample.text) / characters_per_token
 
 
 def cost_summary(
@@ -173,44 +112,88 @@ def cost_summary(
 ) -> dict[str, float]:
     """Money and energy per request (attempted) and per piece (finished), under flat names with their unit.
 
-    A request is charged its share of its batch (:func:`batch_seconds`). ``energy_measured`` is 1.0 only if
-    every timed row carries measured energy; otherwise the watts are assumed. What cannot be computed is
-    absent: no samples, nothing timed, nothing finished, or a break-even that never comes.
+    A request is charged its share of the machine's time. ``energy_measured`` is 1.0 only if every timed row
+    carries measured energy; otherwise the watts, and with them every cost, are assumed. ``_low`` and
+    ``_high`` are 95% intervals over prompts (bootstrap-t), to which assumed figures add nothing. What cannot
+    be computed is absent: no samples, nothing timed, nothing finished, a break-even that never comes.
     """
     prices = prices or load_prices()
     given = prices.assumptions
-    watts = given.watts.get(report.device.split(":")[0], given.watts["cpu"])
-    joules = [value for value in sample_joules(samples, watts) if value is not None]
-    seconds = [value for value in batch_seconds(samples) if value is not None]
+    watts = given.watts_of(report.device)
     summary = {
         "tariff_usd_per_kwh": given.tariff_usd_per_kwh,
         "hardware_usd": given.hardware_usd,
         "requests_per_day": given.requests_per_day,
         "watts_assumed": watts,
     }
-    if not joules:
+    joules = sample_joules(samples, watts)
+    if not any(joules):
         return summary
-    timed = [sample for sample in samples if sample.latency_s is not None or sample.energy_j is not None]
-    local = electricity_usd(sum(joules), given.tariff_usd_per_kwh) / len(samples)
+    energy = _over_prompts(samples, joules, "joules")
+    local = electricity_usd(fmean(joules), given.tariff_usd_per_kwh)
+    seconds = seconds_per_request(samples)
     finished = sum(sample.error is None for sample in samples)
     summary |= {
-        "energy_measured": float(all(sample.energy_j is not None for sample in timed)),
-        "joules_per_request": sum(joules) / len(samples),
+        "energy_measured": float(all(s.energy_j is not None for s in samples if s.share_s is not None)),
+        "joules_per_request": fmean(joules),
+        **_ends("joules_per_request", energy.low, energy.high),
         "usd_per_request": local,
+        "seconds_per_request": seconds,
+        "utilisation": given.utilisation(seconds),
     }
-    if seconds:
-        summary["seconds_per_request"] = sum(seconds) / len(samples)
     if finished:
-        summary |= _per_piece(local, len(samples) / finished, given)
-        summary |= _against_api([s for s in samples if s.error is None], local, prices)
+        summary |= _per_piece(local, seconds, len(samples) / finished, given)
+        summary |= _against_api(samples, local, prices)
+    even = break_even_of(samples, report, prices)
+    if even.requests is not None and even.years is not None and even.utilisation is not None:
+        summary |= {
+            "break_even_requests": even.requests,
+            **_ends("break_even_requests", even.low, even.high),
+            "break_even_years": even.years,
+            "break_even_utilisation": even.utilisation,
+        }
     return summary
 
 
-def _per_piece(local: float, requests_per_piece: float, given: Assumptions) -> dict[str, float]:
+def break_even_of(samples: list[Sample], report: DeviceReport, prices: Prices | None = None) -> BreakEven:
+    """The break-even of a model's samples against the first API of the list, or the reason there is none."""
+    prices = prices or load_prices()
+    given = prices.assumptions
+    joules = sample_joules(samples, given.watts_of(report.device))
+    if not any(joules):
+        return BreakEven(reason="no time or energy was measured")
+    bought = api_usd(samples, prices.api[0], given.api_characters_per_token)
+    local = [electricity_usd(value, given.tariff_usd_per_kwh) for value in joules]
+    saved = [api - own for api, own in zip(bought, local, strict=True)]
+    return break_even(_over_prompts(samples, saved, "saving"), seconds_per_request(samples), given)
+
+
+def seconds_per_request(samples: Sequence[Sample]) -> float:
+    """The machine's time for one request; a failed row's time is not known and counts as none."""
+    return fmean(sample.share_s or 0.0 for sample in samples)
+
+
+def _over_prompts(samples: Sequence[Sample], values: Sequence[float], name: str) -> Estimate:
+    """The mean over prompts, repeats averaged within their prompt first."""
+    prompts: dict[str, list[float]] = {}
+    for sample, value in zip(samples, values, strict=True):
+        prompts.setdefault(sample.prompt_id, []).append(value)
+    return estimate([fmean(group) for group in prompts.values()], name, method="bootstrap-t")
+
+
+def _ends(name: str, low: float | None, high: float | None) -> dict[str, float]:
+    return {f"{name}_{end}": value for end, value in (("low", low), ("high", high)) if value is not None}
+
+
+def _per_piece(
+    local: float, seconds: float, requests_per_piece: float, given: Assumptions
+) -> dict[str, float]:
     """A finished piece carries the requests that failed, its share of the hardware, and its review."""
-    machine = (local + given.hardware_usd_per_request) * requests_per_piece
+    hardware = given.hardware_usd_per_request(seconds)
+    machine = (local + hardware) * requests_per_piece
     cost = machine + given.review_usd_per_piece
     return {
+        "hardware_usd_per_request": hardware,
         "usd_per_piece_machine": machine,
         "usd_per_piece_review": given.review_usd_per_piece,
         "usd_per_piece": cost,
@@ -218,22 +201,19 @@ def _per_piece(local: float, requests_per_piece: float, given: Assumptions) -> d
     }
 
 
-def _against_api(finished: list[Sample], local: float, prices: Prices) -> dict[str, float]:
-    """The same texts bought from the first API of the list."""
+def _against_api(samples: Sequence[Sample], local: float, prices: Prices) -> dict[str, float]:
+    """The same texts bought from the first API of the list, per request."""
     given = prices.assumptions
-    counts = [api_tokens(sample, given.api_characters_per_token) for sample in finished]
-    bought = sum(prices.api[0].usd(*count) for count in counts) / len(counts)
-    even = break_even(local, bought, given.hardware_usd, given.requests_per_day)
+    bought = fmean(api_usd(samples, prices.api[0], given.api_characters_per_token))
     if bought == 0:  # nothing asked and nothing written
         return {}
-    found = {
+    counted = "counted" in token_counter(prices.api[0], given.api_characters_per_token)[1]
+    return {
         "api_usd_per_request": bought,
+        "api_tokens_counted": float(counted),
         "savings_percent": savings_percent(local, bought),
         "savings_usd_per_year": savings_per_year(local, bought, given.requests_per_day),
     }
-    if even.requests is not None and even.years is not None:
-        found |= {"break_even_requests": even.requests, "break_even_years": even.years}
-    return found
 
 
 def published_claims(prices: Prices | None = None) -> list[Claim]:
@@ -244,7 +224,7 @@ def published_claims(prices: Prices | None = None) -> list[Claim]:
     daily = said["requests_per_day"]
     listed = api.usd(said["prompt_tokens"], said["new_tokens"])
     watts = implied_watts(local, said["seconds_per_request"], given.tariff_usd_per_kwh)
-    payback = break_even(local, bought, given.hardware_usd, daily).years or float("nan")
+    payback = given.hardware_usd / savings_per_year(local, bought, daily)
     rows = [
         ("saving against the API", said["savings_percent"], savings_percent(local, bought), "%"),
         ("saving a year", said["savings_usd_per_year"], savings_per_year(local, bought, daily), "USD"),

@@ -4,33 +4,37 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbhelpers import costs
-from nbhelpers.records import DeviceReport, LabError, Sample
+from nbhelpers import costs, prices
+from nbhelpers.records import DeviceReport, Estimate, LabError, Sample
 
 PRICES = costs.load_prices()
+GIVEN = PRICES.assumptions
 CPU = DeviceReport("cpu", "a processor", 2, 8 * 2**30, 4 * 2**30, ("float32",), "float32", "", {}, "test")
 
 
 def sample(
-    latency_s: float | None = 1.0,
-    batch_size: int = 1,
+    share_s: float | None = 1.0,
     energy_j: float | None = None,
     error: str | None = None,
     text: str = "x" * 400,
     prompt: str = "y" * 60,
+    prompt_id: str = "p",
 ) -> Sample:
     return Sample(
         key="k",
         model="m",
         revision="r",
-        prompt_id="p",
+        prompt_id=prompt_id,
         content_type="linkedin_post",
         repeat=0,
         seed=0,
@@ -41,8 +45,9 @@ def sample(
         bytes=len(text),
         finish_reason="error" if error else "eos",
         error=error,
-        batch_size=batch_size,
-        latency_s=None if error else latency_s,
+        batch_size=1,
+        latency_s=None if error else share_s,
+        share_s=None if error else share_s,
         ttft_s=None,
         tpot_s=None,
         peak_memory_bytes=None,
@@ -74,34 +79,12 @@ def test_published_claims_recomputed() -> None:
     assert found == pytest.approx(expected, rel=2e-4)
 
 
-def test_a_row_is_charged_an_equal_share_of_its_batch() -> None:
-    batch = [sample(latency, batch_size=4) for latency in (1.0, 2.0, 3.0, 4.0)]
-    assert costs.batch_seconds(batch) == [1.0] * 4
-    assert costs.batch_seconds([sample(2.0), sample(3.0)]) == [2.0, 3.0]
-    assert costs.batch_seconds(
-        [sample(2.0, 2), sample(4.0, 2), sample(6.0, 2), sample(error="no", batch_size=2)]
-    ) == [
-        2.0,
-        2.0,
-        6.0,
-        None,
-    ]
-
-
-@given(st.lists(st.tuples(st.sampled_from([1, 2, 4]), st.lists(st.floats(0.01, 9), min_size=1)), max_size=6))
-def test_shares_add_up_to_the_time_of_the_batches(batches: list[tuple[int, list[float]]]) -> None:
-    whole = [(size, latencies[:size]) for size, latencies in batches if len(latencies) >= size]
-    samples = [sample(latency, size) for size, latencies in whole for latency in latencies]
-    shares = [share for share in costs.batch_seconds(samples) if share is not None]
-    assert sum(shares) == pytest.approx(sum(max(latencies) for _, latencies in whole))
-
-
 def test_measured_energy_goes_before_assumed_watts() -> None:
     assert costs.sample_joules([sample(2.0), sample(2.0, energy_j=7.0)], watts=10) == [20.0, 7.0]
-    measured = costs.cost_summary([sample(energy_j=7.0)] * 2, CPU)
+    measured = costs.cost_summary([sample(energy_j=7.0), sample(error="no")], CPU)
     mixed = costs.cost_summary([sample(energy_j=7.0), sample()], CPU)
     assert (measured["energy_measured"], mixed["energy_measured"]) == (1.0, 0.0)
-    assert measured["joules_per_request"] == 7.0
+    assert measured["joules_per_request"] == 3.5
 
 
 def test_summary_hand_worked() -> None:
@@ -115,7 +98,12 @@ def test_summary_hand_worked() -> None:
     assert found["api_usd_per_request"] == pytest.approx(bought)
     assert found["savings_percent"] == pytest.approx(100 * (bought - local) / bought)
     assert found["savings_usd_per_year"] == pytest.approx((bought - local) * 365_000)
+    assert found["api_tokens_counted"] == 0.0
     assert found["break_even_requests"] == pytest.approx(2000 / (bought - local))
+    assert found["break_even_utilisation"] == pytest.approx(
+        found["break_even_requests"] * 2 / (4 * 365 * 86400)
+    )
+    assert found["utilisation"] == pytest.approx(1000 * 2 / 86400)
     assert found["break_even_years"] == pytest.approx(found["break_even_requests"] / 365_000)
     assert found["usd_per_piece_review"] == pytest.approx(40 / 12)
     machine = local + 2000 / (4 * 365_000)
@@ -128,17 +116,68 @@ def test_a_finished_piece_pays_for_the_failed_requests() -> None:
     half = costs.cost_summary([sample(), sample(error="no")], CPU)
     assert half["usd_per_request"] == pytest.approx(good["usd_per_request"] / 2)  # a failed row has no time
     extra = half["usd_per_piece_machine"] - good["usd_per_piece_machine"]
-    assert extra == pytest.approx(PRICES.assumptions.hardware_usd_per_request)
+    assert extra == pytest.approx(GIVEN.hardware_usd_per_request(1.0))
+    assert half["api_usd_per_request"] == pytest.approx(good["api_usd_per_request"] / 2)  # no text, no bill
 
 
-def test_break_even_that_never_comes_is_absent() -> None:
-    assert costs.break_even(2.0, 1.0, 100, 10) == costs.BreakEven(-1.0, None, None)
-    assert costs.break_even(1.0, 2.0, 100, 10) == costs.BreakEven(1.0, 100.0, 100 / 3650)
-    slow = costs.cost_summary([sample(latency_s=1000.0)], CPU)
+def test_more_work_than_one_machine_can_do_takes_more_machines() -> None:
+    assert GIVEN.utilisation(43.2) == pytest.approx(0.5)
+    assert GIVEN.hardware_usd_per_request(43.2) == pytest.approx(2000 / (4 * 365_000))
+    assert GIVEN.hardware_usd_per_request(86.5) == pytest.approx(2 * 2000 / (4 * 365_000))
+
+
+def saving(mean: float | None, low: float | None, high: float | None, reason: str | None = None) -> Estimate:
+    return Estimate("saving", 9, mean, None, low, high, reason=reason)
+
+
+def test_break_even_by_hand() -> None:
+    """2,000 dollars, 1,000 requests a day for 4 years: 1.46 million requests."""
+    soon = costs.break_even(saving(0.01, 0.005, 0.02), 10.0, GIVEN)
+    assert (soon.requests, soon.low, soon.high, soon.reason) == (200_000, 100_000, 400_000, None)
+    assert soon.years == pytest.approx(200 / 365)
+    assert soon.utilisation == pytest.approx(2_000_000 / (4 * 365 * 86400))
+    late = costs.break_even(saving(0.001, 0.0005, 0.002), 10.0, GIVEN)
+    assert late.requests == 2_000_000 and "worn out" in (late.reason or "")
+    open_ended = costs.break_even(saving(0.01, -0.001, 0.02), 10.0, GIVEN)
+    assert open_ended.low == 100_000 and open_ended.high is None and "zero" in (open_ended.reason or "")
+    unsure = costs.break_even(saving(0.01, None, None, "n = 1: no interval"), 10.0, GIVEN)
+    assert unsure == costs.BreakEven(200_000, None, None, soon.years, soon.utilisation, "n = 1: no interval")
+
+
+@pytest.mark.parametrize(
+    "mean, seconds, reason",
+    [(0.0, 1.0, "asks no more"), (-1.0, 1.0, "asks no more"), (0.01, 1000.0, "one machine can make"),
+     (1e-320, 0.0, "one machine can make")],
+)  # fmt: skip
+def test_a_break_even_that_never_comes_has_a_reason(mean: float, seconds: float, reason: str) -> None:
+    found = costs.break_even(saving(mean, None, None), seconds, GIVEN)
+    assert found.requests is None and reason in (found.reason or "")
+
+
+def test_a_slow_model_never_breaks_even() -> None:
+    slow = costs.cost_summary([sample(1000.0)], CPU)
     assert slow["savings_percent"] < 0 and "break_even_years" not in slow
+    assert "no time or energy" in (costs.break_even_of([sample(error="no")], CPU).reason or "")
 
 
-@pytest.mark.parametrize("samples", [[], [sample(error="no")], [sample(latency_s=None)]])
+def test_the_interval_of_the_break_even_covers_a_planted_truth() -> None:
+    """Runs of 15 prompts whose energy varies like a latency; the truth is that of all prompts."""
+    random, covered, runs = np.random.default_rng(0), 0, 200
+    price = 160 * 0.6e-6  # of an answer of 640 characters, prompts free
+    mean_joules = 600.0
+    truth = GIVEN.hardware_usd / (price - costs.electricity_usd(mean_joules, GIVEN.tariff_usd_per_kwh))
+    for _ in range(runs):
+        joules = random.gamma(4.0, mean_joules / 4.0, 15)
+        rows = [
+            sample(1.0, energy, text="x" * 640, prompt="", prompt_id=str(i))
+            for i, energy in enumerate(joules)
+        ]
+        found = costs.break_even_of(rows, CPU, PRICES)
+        covered += (found.low or math.inf) <= truth <= (found.high or math.inf)
+    assert 0.91 <= covered / runs <= 0.99
+
+
+@pytest.mark.parametrize("samples", [[], [sample(error="no")], [sample(share_s=None)]])
 def test_what_cannot_be_computed_is_absent(samples: list[Sample]) -> None:
     found = costs.cost_summary(samples, CPU)
     assert "usd_per_request" not in found and "usd_per_piece" not in found
@@ -147,8 +186,8 @@ def test_what_cannot_be_computed_is_absent(samples: list[Sample]) -> None:
 
 ROW = st.builds(
     sample,
-    latency_s=st.none() | st.floats(0, 1e4),
-    batch_size=st.integers(0, 5),
+    share_s=st.none() | st.floats(0, 1e4),
+    prompt_id=st.sampled_from("abcdef"),
     energy_j=st.none() | st.floats(0, 1e6),
     error=st.none() | st.just("RuntimeError"),
     text=st.text(max_size=50),
@@ -156,7 +195,7 @@ ROW = st.builds(
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(st.lists(ROW, max_size=12))
 def test_every_summary_is_finite_and_json_safe(samples: list[Sample]) -> None:
     found = costs.cost_summary(samples, CPU)
@@ -173,7 +212,34 @@ def test_prices_are_dated_and_their_basis_is_named() -> None:
 
 
 def test_a_broken_prices_file_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(costs.store, "data_dir", lambda: tmp_path)
+    monkeypatch.setattr(prices.store, "data_dir", lambda: tmp_path)
     (tmp_path / "prices.toml").write_text("[assumptions]\nas_of = 1\n")
     with pytest.raises(LabError, match=r"prices\.toml in the data folder is not usable"):
         costs.load_prices()
+
+
+def test_tokens_are_those_of_the_api_where_its_tokenizer_is_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    def get_encoding(name: str) -> SimpleNamespace:
+        if name != "o200k_base":
+            raise ValueError(f"Unknown encoding {name}")
+        return SimpleNamespace(encode_ordinary=str.split)
+
+    monkeypatch.setitem(sys.modules, "tiktoken", SimpleNamespace(get_encoding=get_encoding))
+    api, text = PRICES.api[0], "four tokens are here"
+
+    def counted(price: prices.ApiPrice = api) -> tuple[float, str]:
+        count, how = costs.token_counter(price, 4.0)
+        return count(text), how
+
+    monkeypatch.delenv("TIKTOKEN_CACHE_DIR", raising=False)
+    assert counted() == (5.0, "4 characters a token, assumed")  # no folder: it would go to the network
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "somewhere")
+    assert counted() == (4, "counted by tiktoken's o200k_base")
+    assert prices.api_usd([sample(text=text, prompt="one")], api, 4.0) == [
+        pytest.approx((0.15 + 4 * 0.6) / 1e6)
+    ]
+    assert costs.cost_summary([sample(text=text)], CPU)["api_tokens_counted"] == 1.0
+    for other in (replace(api, encoding=""), replace(api, encoding="unheard_of")):
+        assert counted(other)[0] == 5.0
+    monkeypatch.setitem(sys.modules, "tiktoken", None)
+    assert counted()[0] == 5.0
