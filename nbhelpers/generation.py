@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from nbhelpers import devices, energy, inputs, loading, registry, store
+from nbhelpers import devices, energy, inputs, loading, noise, registry, store
 from nbhelpers.checkpoints import describe
 from nbhelpers.decoding import Row, decode, row_seed, sampler
 from nbhelpers.inputs import Job, Purpose, Request
@@ -56,8 +56,9 @@ def measure_latency(
         warm_up = replace(fixed, max_new_tokens=min(WARM_UP_TOKENS, fixed.max_new_tokens))
         _complete(loaded, wanted[:1] * WARM_UPS, warm_up, batch_size=1, stop=False)
     shuffled = random.Random(settings.seed).sample(wanted, len(wanted))
-    rows = {row.key: row for row in _complete(loaded, shuffled, fixed, path, batch_size=1, stop=False)}
-    return [rows[request.key] for request in wanted]
+    rows = _complete(loaded, shuffled, fixed, path, batch_size=1, stop=False, warm_ups=WARM_UPS)
+    places = {request.key: place for place, request in enumerate(wanted)}
+    return sorted(rows, key=lambda row: places[row.key])
 
 
 def samples_for(settings: Settings) -> list[Sample]:
@@ -111,6 +112,7 @@ def _complete(
     on_sample: OnSample | None = None,
     batch_size: int | None = None,
     stop: bool = True,
+    warm_ups: int = 0,
 ) -> list[Sample]:
     """The wanted samples in order: the finished rows of the file, and the rest made now."""
     if path is not None:
@@ -133,7 +135,9 @@ def _complete(
                 keep(_sample(loaded, Job(request, (), 0, False), settings, 1, error=error))
     if jobs:
         size = batch_size or inputs.best_batch_size(loaded, jobs)
-        _run(loaded, jobs, settings, keep, size, inputs.end_tokens(loaded) if stop else frozenset())
+        ends = inputs.end_tokens(loaded) if stop else frozenset()
+        with noise.recorded(path, [job.request.key for job in jobs], warm_ups):
+            _run(loaded, jobs, settings, keep, size, ends)
     return [have[request.key] for request in wanted]
 
 

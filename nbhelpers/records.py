@@ -199,6 +199,29 @@ class LoadingReport:
 
 
 @dataclass(frozen=True)
+class Moment:
+    """The machine at one moment of a pass: before, at the end of, and after the generation."""
+
+    other_load: float  # 0..1: share of all cores' time used by other processes since the last reading
+    spin_s: float | None  # time of a fixed piece of work; None at the end of the generation
+    frequency_mhz: float | None  # mean of the cores
+    throttled: int | None  # thermal throttling events since boot
+
+
+@dataclass(frozen=True)
+class NoisePass:
+    """A row of noise.jsonl: the conditions under which some rows of a model were made."""
+
+    keys: tuple[str, ...]  # of the rows
+    before: Moment
+    during: Moment
+    after: Moment
+    other_load: float  # 0..1, from the beginning of before to the end of after
+    warm_ups: int  # generations before the first timed one, in no row
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
 class StatsReport:
     """stats.json of one model: estimates over prompts, one for each score."""
 
@@ -208,6 +231,7 @@ class StatsReport:
     failed: int
     quality: dict[str, Estimate]
     latency: dict[str, Estimate]
+    percentiles: dict[str, Estimate] = field(default_factory=dict)  # "ttft_s/p50": seconds, in ``mean``
     schema_version: int = SCHEMA_VERSION
 
 
@@ -231,6 +255,7 @@ class Result:
     metrics: dict[str, float]  # flat: "quality/...", "latency/...", "memory/...", "cost/..."
     per_prompt: dict[str, float]  # prompt id -> mean primary score
     settings: Settings
+    noise: str = "not recorded"  # beside every timing: "quiet", or "noisy: " and why
     schema_version: int = SCHEMA_VERSION
 
 

@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the ground up: a module may import only modules named before it.
 HOUSE = [
     *("records", "store", "sampling", "caches", "decoding", "texts", "processes", "checkpoints"),
-    *("registry", "devices", "hub"),
-    *("shapes", "loading", "meters", "energy", "inputs", "generation", "rubrics", "planted", "scoring"),
+    *("registry", "devices", "roofline", "hub"),
+    *("shapes", "loading", "meters", "energy", "inputs", "noise", "generation", "rubrics", "planted", "scoring"),
     *("estimates", "prices", "costs", "clusters", "paired_tests", "validity", "judge", "stats"),
     *("comparison", "plots", "summary", "tracking"),
     *("labels", "formats", "report", "execute", "worker", "batch", "progress", "cli"),
