@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from nbhelpers import registry
-from nbhelpers.checkpoints import PICKLES, check_folder, check_no_remote_code, pickle_message, read_json_file
+from nbhelpers.checkpoints import PICKLES, check_no_remote_code, pickle_message, read_json_file
 from nbhelpers.records import LabError, ModelSpec
 
 # Everything from_pretrained needs and nothing that runs code: no pickles, no .py files.
@@ -26,33 +28,35 @@ FILES = (
     "*.model",
     "tekken.json",
 )
+_COMMIT = re.compile("[0-9a-f]{40}")
 CONVERTER = "SFconvertbot"  # the Hub's own account that offers safetensors copies of pickled weights
 
 
-def download(spec: ModelSpec, progress: bool = False) -> Path:
-    """The snapshot folder of a Hub model, named by its commit; what is already in the cache is not fetched.
+def find(spec: ModelSpec) -> Path:
+    """The snapshot folder of a Hub model, fetched where the cache lacks it.
 
-    A connection that breaks is taken up where it broke, and after a stop the files that were complete are
-    kept (huggingface_hub does both). Without network a complete cached copy is used. A repository with
-    pickled weights only is read at the safetensors copy that the Hub's conversion account offers, if any.
-    Raises LabError for a Hub that cannot be reached, an unknown, private or gated repository, remote code
-    and pickles.
+    A repository with pickled weights only is read at the safetensors copy that the Hub's conversion account
+    offers, if any. Raises LabError for remote code and pickles, and the Hub client's errors.
     """
-    with _progress_bars(progress), _one_sentence(spec):
-        folder = _snapshot(spec.source, spec.revision)
-        if not any(folder.glob("*.safetensors")) and spec.revision is None:
-            folder = _snapshot(spec.source, _converted(spec))
-    check_folder(folder, spec.alias)
+    folder = snapshot(spec.source, spec.revision)
+    if not any(folder.glob("*.safetensors")) and spec.revision is None:
+        folder = snapshot(spec.source, _converted(spec))
     return folder
 
 
-def _snapshot(repository: str, revision: str | None) -> Path:
+def snapshot(repository: str, revision: str | None, local: bool = False) -> Path:
+    """The files of a repository at a revision, or at its latest; local: without fetching any."""
     import huggingface_hub as hf
 
     commit = hf.resolve_revision(repository, revision=revision)
-    config = Path(hf.hf_hub_download(repository, "config.json", revision=commit))
-    check_no_remote_code(read_json_file(config, repository), repository)  # before gigabytes arrive
-    return Path(hf.snapshot_download(repository, revision=commit, allow_patterns=list(FILES)))
+    if not _COMMIT.fullmatch(commit.resolved):  # it names a folder
+        raise LabError(f"The Hub named {repository!r} by something that is no commit: check HF_ENDPOINT.")
+    if not local:
+        config = Path(hf.hf_hub_download(repository, "config.json", revision=commit))
+        check_no_remote_code(read_json_file(config, repository), repository)  # before gigabytes arrive
+    return Path(
+        hf.snapshot_download(repository, revision=commit, allow_patterns=list(FILES), local_files_only=local)
+    )
 
 
 def _converted(spec: ModelSpec) -> str:
@@ -87,32 +91,14 @@ def _cached_offers(repository: str) -> list[int]:
 
 
 @contextmanager
-def _progress_bars(show: bool) -> Iterator[None]:
-    from huggingface_hub.utils import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
-
-    if show or are_progress_bars_disabled():
-        yield
-        return
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        enable_progress_bars()
-
-
-@contextmanager
-def _one_sentence(spec: ModelSpec) -> Iterator[None]:
+def one_sentence(spec: ModelSpec) -> Iterator[None]:
     """Turn the Hub client's errors into a LabError that says what to do."""
     from huggingface_hub import errors
 
     try:
         yield
-    except errors.HFValidationError:
-        raise LabError(f"{spec.source!r} is not a valid Hub repository name.") from None
+    except (errors.HFValidationError, ValueError) as error:
+        raise LabError(f"{spec.source!r} is not a valid Hub repository ({_first_line(error)}).") from None
     except (
         errors.HTTPError,
         errors.RevisionResolutionError,
@@ -120,13 +106,36 @@ def _one_sentence(spec: ModelSpec) -> Iterator[None]:
         errors.OfflineModeIsEnabled,
         errors.XetDownloadError,
     ) as error:
-        answer = error.__cause__ if isinstance(error.__cause__, errors.HfHubHTTPError) else error
-        raise LabError(_explain(answer, spec)) from None
+        raise LabError(_explain(answer_of(error) or error, spec)) from None
     except OSError as error:
-        raise LabError(f"The download of {spec.source!r} failed ({error.strerror or error}).") from None
+        raise LabError(_disk(error, spec)) from None
 
 
-def _explain(error: Exception, spec: ModelSpec) -> str:
+def answer_of(error: BaseException | None) -> BaseException | None:
+    """The HTTP answer behind an error of the Hub client, or None where the Hub did not answer."""
+    from huggingface_hub import errors
+
+    while error is not None and not isinstance(error, errors.HfHubHTTPError):
+        error = error.__cause__
+    return error
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _disk(error: OSError, spec: ModelSpec) -> str:
+    from huggingface_hub import constants
+
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return (
+            f"The disk was full while {spec.source!r} was downloaded to {constants.HF_HUB_CACHE}: free "
+            "space or set HF_HOME to another disk and run again, finished files are kept."
+        )
+    return f"The download of {spec.source!r} failed ({error.strerror or _first_line(error)})."
+
+
+def _explain(error: BaseException, spec: ModelSpec) -> str:
     from huggingface_hub import errors
 
     name = spec.source
@@ -153,12 +162,12 @@ def _explain(error: Exception, spec: ModelSpec) -> str:
     return f"The Hub answered HTTP {status} for {name!r}: try again later."
 
 
-def _unreachable(name: str, error: Exception) -> str:
+def _unreachable(name: str, error: BaseException) -> str:
     import huggingface_hub as hf
 
     if hf.constants.is_offline_mode():
         return (
-            f"The model {name!r} is not in the local cache and HF_HUB_OFFLINE is set: "
+            f"The model {name!r} is not wholly in the local cache and HF_HUB_OFFLINE is set: "
             "unset it to download, or use an embedded model."
         )
     return (

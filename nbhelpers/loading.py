@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nbhelpers import devices, hub, registry, store
+from nbhelpers import devices, downloads, registry, store
 from nbhelpers.checkpoints import DEFAULT_CONTEXT, TOKENIZER_FILES, check_folder, describe, weight_files
 from nbhelpers.records import DeviceReport, LabError, LoadingReport, ModelSpec, Settings
 from nbhelpers.shapes import random_weights, shape_revision
@@ -37,14 +37,14 @@ class Loaded:
     device: str
 
 
-def fetch(spec: ModelSpec, progress: bool = False) -> Path:
-    """The folder of a model's files, downloaded if need be, checked for safe loading.
+def fetch(spec: ModelSpec, progress: bool = False, download_timeout: float = downloads.LIMIT_S) -> Path:
+    """The folder of a model's files, downloaded if need be in download_timeout seconds, checked for safety.
 
     Embedded files are compared with their recorded sha256. A shape: model has the folder of its tokenizer.
     Raises LabError.
     """
     if spec.kind == "hub":
-        return hub.download(spec, progress)
+        return downloads.download(spec, progress, download_timeout)
     if spec.kind == "shape":
         return fetch(registry.resolve(SHAPE_TOKENIZER))
     folder = registry.folder_of(spec)

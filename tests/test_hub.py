@@ -1,25 +1,38 @@
 """Fetching from the Hub, against a small real server on this machine: what arrives, and every refusal."""
 
+import itertools
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 
+import httpx2
+import psutil
 import pytest
-from hub_server import Repository, proposal, serve
+import tenacity
+from hub_server import Fault, Repository, proposal, serve
+from huggingface_hub.errors import HfHubHTTPError
 from saved_models import edit_json, make_model
 
-# Fetches each name given and prints what came of it, one JSON line per name.
+from nbhelpers import downloads
+
+# Fetches each name given, or name@revision, and prints what came of it, one JSON line per name.
 FETCH = """
-import json, sys
+import dataclasses, json, os, sys
 from nbhelpers import loading, registry
 from nbhelpers.records import LabError
 for name in sys.argv[1:]:
     try:
-        spec = registry.resolve(name)
-        folder = loading.fetch(spec)
+        name, _, revision = name.partition("@")
+        spec = dataclasses.replace(registry.resolve(name), revision=revision or None)
+        folder = loading.fetch(spec, download_timeout=float(os.environ.get("LIMIT", "60")))
         files = sorted(path.name for path in folder.iterdir())
         print(json.dumps({"revision": loading.revision_of(spec), "files": files}))
     except LabError as error:
@@ -74,7 +87,7 @@ def remote_code(models: Path) -> Path:
 
 def test_fetch_load_generate_and_again_without_network(tiny, tmp_path):
     with serve({"org/tiny": Repository({"main": tiny})}) as hub:
-        commit = Repository({}).commit("main")
+        commit = Repository({"main": tiny}).commit("main")
         ((revision, parameters, prompt_format, length),) = run(LOAD, tmp_path, hub.url, "org/tiny")
         assert (revision, prompt_format, length) == (commit, "chat", 6)
         assert parameters == 13 * 8 + 16 * 8 + 2 * (12 * 8 * 8 + 13 * 8) + 2 * 8
@@ -89,13 +102,201 @@ def test_fetch_load_generate_and_again_without_network(tiny, tmp_path):
     assert again == offline == fetched
 
 
-def test_a_connection_that_breaks_half_way_is_mended(tiny, tmp_path):
-    weights = tiny / "model.safetensors"
-    with serve({"org/tiny": Repository({"main": tiny}, cut={weights.name})}) as hub:
+@pytest.fixture(scope="module")
+def wide(models):
+    """Large enough for several reads of the network: 1.3 MB of weights."""
+    return make_model(models / "wide", n_embd=128, n_layer=2)
+
+
+def snapshot(home: Path, name: str, revision: str) -> Path:
+    return home / f"hub/models--{name.replace('/', '--')}/snapshots/{revision}"
+
+
+def leftovers(home: Path) -> list[Path]:
+    return list(home.rglob("*.incomplete"))
+
+
+def test_a_connection_that_breaks_at_random_bytes_is_taken_up_without_sending_anything_twice(wide, tmp_path):
+    weights = wide / "model.safetensors"
+    size = weights.stat().st_size
+    breaks = random.Random(5).sample(range(1, size // 4), 3)
+    faults = {weights.name: [Fault(sent=sent) for sent in breaks]}
+    with serve({"org/wide": Repository({"main": wide}, faults=faults)}) as hub:
+        (fetched,) = run(FETCH, tmp_path, hub.url, "org/wide")
+        assert not faults[weights.name]
+        assert hub.served[weights.name] == size
+    found = snapshot(tmp_path, "org/wide", fetched["revision"]) / weights.name
+    assert found.read_bytes() == weights.read_bytes()
+
+
+@pytest.mark.parametrize(("file", "status"), [("model.safetensors", 503), ("config.json", 429), ("api", 429)])
+def test_a_busy_hub_is_asked_again_when_it_says(tiny, tmp_path, file, status):
+    busy = Fault(status, {"Retry-After": "2"})
+    faults = {file: [busy] * (2 if file == "api" else 1)}  # both processes ask the api
+    with serve({"org/tiny": Repository({"main": tiny}, faults=faults)}) as hub:
         (fetched,) = run(FETCH, tmp_path, hub.url, "org/tiny")
-        assert sum(line.startswith("GET") and weights.name in line for line in hub.requests) == 2
-    snapshot = next(tmp_path.glob(f"hub/models--org--tiny/snapshots/{fetched['revision']}"))
-    assert (snapshot / weights.name).read_bytes() == weights.read_bytes()
+        assert "model.safetensors" in fetched.get("files", ()), fetched
+        assert not faults[file]
+        gaps = [later - earlier for earlier, later in itertools.pairwise(hub.times)]
+        assert max(gaps) >= 2
+
+
+def test_a_hub_that_stays_busy_is_given_up_within_the_limit(tiny, tmp_path):
+    faults = {"model.safetensors": [Fault(503, {"Retry-After": "1000"})] * 9}
+    with serve({"org/tiny": Repository({"main": tiny}, faults=faults)}) as hub:
+        (refused,) = run(FETCH, tmp_path, hub.url, "org/tiny")
+    assert "answered HTTP 503" in refused["error"]
+    assert not leftovers(tmp_path)
+
+
+def test_pauses_grow_with_jitter_and_heed_retry_after():
+    def pause(attempt, **headers):
+        state = tenacity.RetryCallState(None, None, (), {})
+        state.attempt_number = attempt
+        response = httpx2.Response(503, headers=headers, request=httpx2.Request("GET", "http://x"))
+        state.set_exception((HfHubHTTPError, HfHubHTTPError("busy", response=response), None))
+        return downloads._pause(state)
+
+    for attempt, low in [(1, 1), (2, 2), (3, 4), (4, 8), (5, 16)]:
+        waits = {pause(attempt) for _ in range(20)}
+        assert low <= min(waits) and max(waits) <= low + 1 and len(waits) > 1
+    assert pause(1, **{"Retry-After": "77"}) == 77
+    later = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
+    assert 80 < pause(1, **{"Retry-After": later}) <= 90
+    assert [downloads.seconds_of(odd) for odd in (None, "", "soon", "-3", "²")] == [0] * 5
+
+
+def test_weights_of_the_wrong_content_or_size_are_never_kept(wide, tmp_path):
+    weights = (wide / "model.safetensors").read_bytes()
+    for name, body in {"flipped": weights[:-1] + bytes([weights[-1] ^ 1]), "short": weights[:-9]}.items():
+        faults = {"model.safetensors": [Fault(body=body)]}
+        with serve({"org/wide": Repository({"main": wide}, faults=faults)}) as hub:
+            (refused,) = run(FETCH, tmp_path / name, hub.url, "org/wide")
+            assert {"flipped": "damaged", "short": "should be of size"}[name] in refused["error"]
+            assert not list((tmp_path / name).rglob("*.safetensors")) and not leftovers(tmp_path)
+            (offline,) = run(FETCH, tmp_path / name, hub.url, "org/wide", HF_HUB_OFFLINE="1")
+            assert "not wholly in the local cache" in offline["error"]
+            (fetched,) = run(FETCH, tmp_path / name, hub.url, "org/wide")
+            assert "model.safetensors" in fetched["files"]
+
+
+def test_a_file_that_changes_in_a_cache_that_was_never_checked_is_found(wide, tmp_path):
+    with serve({"org/wide": Repository({"main": wide})}) as hub:
+        (fetched,) = run(FETCH, tmp_path, hub.url, "org/wide")
+        folder = snapshot(tmp_path, "org/wide", fetched["revision"])
+        (folder.parent.parent / "verified" / folder.name).unlink()  # as after a kill between the two
+        with (folder / "model.safetensors").resolve().open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            file.write(b"\xff")
+        (mended,) = run(FETCH, tmp_path, hub.url, "org/wide")
+        assert mended == fetched
+        assert (folder / "model.safetensors").read_bytes() == (wide / "model.safetensors").read_bytes()
+
+
+def test_a_download_that_trickles_is_stopped_at_the_limit_and_leaves_nothing_half(wide, tmp_path):
+    faults = {"model.safetensors": [Fault(slow_s=0.05)]}
+    with serve({"org/wide": Repository({"main": wide}, faults=faults)}) as hub:
+        started = time.monotonic()
+        (stopped,) = run(FETCH, tmp_path, hub.url, "org/wide", LIMIT="6")
+        assert time.monotonic() - started >= 6
+        assert "was stopped after 6 s" in stopped["error"]
+        assert hub.served["model.safetensors"] > 0 and not leftovers(tmp_path)
+        (fetched,) = run(FETCH, tmp_path, hub.url, "org/wide")
+        assert "model.safetensors" in fetched["files"]
+
+
+def test_the_download_ends_with_the_process_that_wanted_it(wide, tmp_path):
+    faults = {"model.safetensors": [Fault(slow_s=0.05)]}
+    with serve({"org/wide": Repository({"main": wide}, faults=faults)}) as hub:
+        env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+        parent = subprocess.Popen(
+            [sys.executable, "-c", FETCH, "org/wide"], env=env, stdout=subprocess.DEVNULL
+        )
+        while not hub.served["model.safetensors"]:
+            time.sleep(0.05)
+        (child,) = psutil.Process(parent.pid).children()
+        parent.kill()
+        parent.wait()
+        gone, alive = psutil.wait_procs([child], timeout=30)
+        assert gone and not alive
+
+
+def test_a_full_disk_is_one_sentence_and_the_next_try_succeeds(wide, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no tmpfs can be mounted here (needs root)")
+    try:
+        with serve({"org/wide": Repository({"main": wide})}) as hub:
+            (refused,) = run(FETCH, disk, hub.url, "org/wide")
+            assert "The disk was full" in refused["error"]
+            assert not list(disk.rglob("model.safetensors")) and not leftovers(disk)
+            subprocess.run(["mount", "-o", "remount,size=9m", disk], check=True)
+            (fetched,) = run(FETCH, disk, hub.url, "org/wide")
+            assert "model.safetensors" in fetched["files"]
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_file_larger_than_the_system_allows_is_the_same_as_a_full_disk(wide, tmp_path):
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))\n" + FETCH
+    with serve({"org/wide": Repository({"main": wide})}) as hub:
+        (refused,) = run(limited, tmp_path, hub.url, "org/wide")
+    assert "The disk was full" in refused["error"] and not leftovers(tmp_path)
+
+
+def test_two_processes_that_want_the_same_model_fetch_it_once(wide, tmp_path):
+    with serve({"org/wide": Repository({"main": wide})}) as hub, ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: run(FETCH, tmp_path, hub.url, "org/wide"), range(2)))
+        assert both[0] == both[1] and "files" in both[0][0]
+        assert hub.served["model.safetensors"] == (wide / "model.safetensors").stat().st_size
+
+
+def test_a_pinned_revision_is_what_is_read_and_the_latest_is_not(models, tiny, wide, tmp_path):
+    repository = Repository({"main": wide, "old": tiny})
+    pinned = repository.commit("old")
+    with serve({"org/model": repository}) as hub:
+        latest, old, unknown = run(
+            FETCH, tmp_path, hub.url, "org/model", f"org/model@{pinned}", f"org/model@{'0' * 40}"
+        )
+        assert (latest["revision"], old["revision"]) == (repository.commit("main"), pinned)
+        found = snapshot(tmp_path, "org/model", pinned) / "model.safetensors"
+        assert found.read_bytes() == (tiny / "model.safetensors").read_bytes()
+        assert f"no revision '{'0' * 40}'" in unknown["error"]
+    (offline,) = run(FETCH, tmp_path, hub.url, f"org/model@{pinned}", HF_HUB_OFFLINE="1")
+    assert offline == old
+
+
+def test_part_of_a_model_is_not_read_as_the_whole_without_network(wide, tmp_path):
+    with serve({"org/wide": Repository({"main": wide})}) as hub:
+        (fetched,) = run(FETCH, tmp_path, hub.url, "org/wide")
+    folder = snapshot(tmp_path, "org/wide", fetched["revision"])
+    (folder / "tokenizer_config.json").unlink()  # a download that was stopped before this file
+    (offline,) = run(FETCH, tmp_path, hub.url, "org/wide", HF_HUB_OFFLINE="1")
+    assert "not wholly in the local cache" in offline["error"]
+
+
+def test_paths_that_leave_the_cache_are_refused(tiny, tmp_path):
+    listed = [
+        {"type": "file", "path": f"tokenizer{way}evil.json", "size": 2, "oid": "0" * 40}
+        for way in ("/../../../../../../", "/../")
+    ]
+    for row in listed:
+        with serve({"org/tiny": Repository({"main": tiny}, listed=(row,))}) as hub:
+            (refused,) = run(FETCH, tmp_path / "home", hub.url, "org/tiny")
+        assert "error" in refused and "Traceback" not in refused["error"]
+    assert not list(tmp_path.rglob("*evil*"))
+
+
+def test_a_gated_model_opens_with_the_token_and_the_token_is_in_no_file(tiny, tmp_path):
+    token = "hf_planted0123456789"
+    with serve({"org/tiny": Repository({"main": tiny}, token=token)}) as hub:
+        (refused,) = run(FETCH, tmp_path, hub.url, "org/tiny", HF_TOKEN="hf_wrong")
+        assert "is gated" in refused["error"] and "HF_TOKEN" in refused["error"]
+        (fetched,) = run(FETCH, tmp_path, hub.url, "org/tiny", HF_TOKEN=token)
+        assert "model.safetensors" in fetched["files"]
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and token.encode() in p.read_bytes()]
 
 
 def test_every_refusal_is_one_clear_sentence(models, tiny, tmp_path):
@@ -132,7 +333,7 @@ def test_pickled_weights_are_read_from_the_safetensors_copy_of_the_hubs_own_acco
     revisions = {"main": old, "refs/pr/7": new, "refs/pr/9": shutil.copytree(new, models / "bait")}
     with serve({"org/old": Repository(revisions, proposals=offers)}) as hub:
         (found,) = run(FETCH, tmp_path, hub.url, "org/old")
-        assert found["revision"] == Repository({}).commit("refs/pr/7")
+        assert found["revision"] == Repository(revisions).commit("refs/pr/7")
         assert "model.safetensors" in found["files"]
     (offline,) = run(FETCH, tmp_path, hub.url, "org/old", HF_HUB_OFFLINE="1")
     assert offline == found

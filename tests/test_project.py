@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the ground up: a module may import only modules named before it.
 HOUSE = [
     *("records", "store", "sampling", "caches", "decoding", "texts", "processes", "checkpoints"),
-    *("registry", "devices", "roofline", "hub"),
+    *("registry", "devices", "roofline", "hub", "downloads"),
     *("shapes", "loading", "meters", "energy", "inputs", "noise", "generation", "rubrics", "planted", "scoring"),
     *("estimates", "prices", "costs", "clusters", "paired_tests", "validity", "judge", "stats"),
     *("comparison", "plots", "summary", "tracking"),
