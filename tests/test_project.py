@@ -16,7 +16,7 @@ HOUSE = [
     *("registry", "devices", "roofline", "hub", "downloads"),
     *("shapes", "loading", "meters", "energy", "inputs", "noise", "generation", "rubrics", "planted", "scoring"),
     *("estimates", "prices", "costs", "clusters", "paired_tests", "validity", "judge", "stats"),
-    *("comparison", "plots", "summary", "tracking"),
+    *("pool", "comparison", "routing", "plots", "summary", "tracking"),
     *("labels", "formats", "report", "execute", "worker", "batch", "progress", "cli"),
 ]
 
