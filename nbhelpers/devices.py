@@ -198,15 +198,26 @@ def _lifetime_peak() -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
-def reset_peak(device: str) -> None:
-    """Start a new peak. Only Linux can for a process (proc(5), clear_refs); elsewhere the old one stays."""
+def reset_peak(device: str) -> bool:
+    """Start a new peak, and say whether that worked.
+
+    Only Linux can for a process (proc(5), clear_refs); elsewhere the old one stays.
+    """
     if device in ("cuda", "xpu"):
         _torch_module(device).reset_peak_memory_stats()
-    elif device == "cpu" and (clear := Path("/proc/self/clear_refs")).exists():
-        try:
-            clear.write_text("5")
-        except OSError:  # a container may forbid it
-            return
+        return True
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:  # another system, or a container that forbids it
+        return False
+    return True
+
+
+def allocated_memory(device: str) -> int:
+    """Bytes that tensors hold in a device's own memory; 0 on a CPU, where the process holds them."""
+    if device == "mps":
+        return int(_torch_module(device).current_allocated_memory())
+    return 0 if device == "cpu" else int(_torch_module(device).memory_allocated())
 
 
 def resident_memory() -> int:
