@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from nbhelpers import devices, registry, store
+from nbhelpers.execute import KERNEL_ENVIRONMENT
 from nbhelpers.processes import Children, kill_tree, usable_cores
 from nbhelpers.records import LabError, ModelSpec, NotebookStatus, RunInfo, Settings
 from nbhelpers.worker import COMPARISON, PIPELINE, notebook_path
@@ -140,7 +141,7 @@ class _Runner:
         self.patience = timeout + GRACE_S
         self.info = plan.info
         self.lock = threading.Lock()
-        self.children = Children(threads=max(1, usable_cores() // jobs))
+        self.children = Children(max(1, usable_cores() // jobs), preload=KERNEL_ENVIRONMENT)
         self.started = time.monotonic() - (plan.info.seconds or 0.0)
 
     def run(self) -> RunInfo:
@@ -156,10 +157,8 @@ class _Runner:
             self._supervise("", self.plan.run_dir / "worker.log", (COMPARISON,))
             self._report()
             databases.wait(database, self.patience)  # long done, unless a tracking server does not answer
-        except BaseException:
-            self.children.stop()
-            raise
         finally:
+            self.children.stop()
             pool.shutdown(cancel_futures=True)
             self._save()
         return self.info
@@ -174,9 +173,11 @@ class _Runner:
         arguments = [str(self.plan.run_dir), str(self.timeout), *([model] if model else [])]
         said, current, problem = set(), None, f"the worker process died; see {log.parent.name}/{log.name}"
         with log.open("a", encoding="utf-8") as errors:
-            child = self.children.start(*WORKER, *arguments, stdout=subprocess.PIPE, stderr=errors)
+            reader, writer = os.pipe()
+            with os.fdopen(writer, "w") as events:
+                child = self.children.start(*WORKER, *arguments, stdout=events, stderr=errors)
             lines: queue.Queue[str | None] = queue.Queue()
-            threading.Thread(target=_pump, args=(child, lines), daemon=True).start()
+            threading.Thread(target=_pump, args=(reader, lines), daemon=True).start()
             while True:
                 try:
                     line = lines.get(timeout=self.patience)
@@ -240,10 +241,10 @@ class _Runner:
             store.write_json(self.plan.run_dir / "run.json", self.info)
 
 
-def _pump(child: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
-    assert child.stdout is not None
-    for line in child.stdout:
-        lines.put(line)
+def _pump(reader: int, lines: queue.Queue[str | None]) -> None:
+    with os.fdopen(reader) as events:
+        for line in events:
+            lines.put(line)
     lines.put(None)
 
 

@@ -56,11 +56,14 @@ def run_notebook(
     """
     import papermill
 
+    from nbhelpers.provisioner import use_fork_server
+
     check_parameters(notebook, parameters)
     output.parent.mkdir(parents=True, exist_ok=True)
     for stale in (output, output.with_suffix(".html")):
         stale.unlink(missing_ok=True)
     os.environ.update(KERNEL_ENVIRONMENT)
+    use_fork_server()
     started = time.monotonic()
     problem = None
     with tempfile.TemporaryDirectory(prefix="nb") as sockets:

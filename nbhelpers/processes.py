@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
-from typing import IO
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from subprocess import DEVNULL
+from typing import IO, Any
 
-Stream = int | IO[str]
+from nbhelpers.forked import ADDRESS, Forked, possible
+
+Stream = int | IO[Any]
+SERVER = ("-m", "nbhelpers.forkserver")
+Child = subprocess.Popen[str] | Forked
 
 
 class Stopping(Exception):
@@ -18,33 +27,76 @@ class Stopping(Exception):
 class Children:
     """A group of Python processes, each in a session of its own. Safe to use from several threads."""
 
-    def __init__(self, threads: int) -> None:
-        """threads: for each child's numerical libraries, unless the user set OMP_NUM_THREADS."""
+    def __init__(self, threads: int, preload: Mapping[str, str] | None = None) -> None:
+        """threads: for each child's numerical libraries, unless the user set OMP_NUM_THREADS.
+
+        preload: have modules forked by a server that starts with these environment variables as well, where
+        that is possible; `plain` then says why it is not. Without it every child is started plainly.
+        """
         self.environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
-        self.running: set[subprocess.Popen[str]] = set()
+        self.environment.pop(ADDRESS, None)
+        self.preload = preload
+        self.plain = "" if preload is not None and possible() else "this system cannot fork safely"
+        self.running: set[Child] = set()
         self.stopping = False
         self._lock = threading.Lock()
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
-    def start(
-        self, *arguments: str, stdout: Stream = subprocess.DEVNULL, stderr: Stream = subprocess.DEVNULL
-    ) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, stdout: Stream = DEVNULL, stderr: Stream = DEVNULL) -> Child:
         """Start this interpreter with some arguments. Raises Stopping after stop()."""
+        forked = self._fork(arguments, stdout, stderr)
         with self._lock:
-            if self.stopping:
+            if self.stopping:  # the server is dead, and what it forked with it
                 raise Stopping
-            child = subprocess.Popen(
-                [sys.executable, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-                text=True,
-                env=self.environment,
-                start_new_session=True,
-            )
+            child = forked or self._popen(arguments, self.environment, DEVNULL, stdout, stderr)
             self.running.add(child)
         return child
 
-    def wait(self, child: subprocess.Popen[str], timeout: float | None = None) -> int:
+    def _popen(
+        self, arguments: Sequence[str], environment: Mapping[str, str], *streams: Any
+    ) -> subprocess.Popen[str]:
+        stdin, stdout, stderr = streams
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        )
+
+    def _fork(self, arguments: Sequence[str], stdout: Stream, stderr: Stream) -> Forked | None:
+        """The same process from the fork server; None, and the reason in `plain`, where that fails."""
+        if arguments[0] != "-m" or self.plain or self.stopping:
+            return None
+        with Path(os.devnull).open("r+b", buffering=0) as null:
+            given = [null if stream == DEVNULL else stream for stream in (DEVNULL, stdout, stderr)]
+            streams = [stream if isinstance(stream, int) else stream.fileno() for stream in given]
+            try:
+                self._serve(stderr)
+                return Forked(arguments[1:], self.environment, streams, str(Path.cwd()))
+            except OSError as error:
+                self.plain = str(error)
+                self.environment.pop(ADDRESS, None)
+                return None
+
+    def _serve(self, log: Stream) -> None:
+        """Start the fork server, unless it runs. Raises OSError where no socket can be made."""
+        with self._lock:
+            if self._folder is not None or self.stopping:
+                return
+            self._folder = tempfile.TemporaryDirectory(prefix="nb")  # nobody else may enter it
+            address = f"{self._folder.name}/fork"
+            environment = {**self.environment, **(self.preload or {})}
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(address)
+                listener.listen(64)
+                server = self._popen(SERVER, environment, listener, DEVNULL, log)
+            self.running.add(server)
+            self.environment[ADDRESS] = address
+
+    def wait(self, child: Child, timeout: float | None = None) -> int:
         """The exit status of a child; past the timeout (seconds) it is killed with its descendants."""
         try:
             status = child.wait(timeout)
@@ -56,12 +108,14 @@ class Children:
         return status
 
     def stop(self) -> None:
-        """Kill every child that still runs; none can be started any more."""
+        """Kill every child that still runs, the fork server too; none can be started any more."""
         with self._lock:
             self.stopping = True
             running = list(self.running)
         for child in running:
             kill_tree(child.pid)
+        if self._folder:
+            self._folder.cleanup()
 
 
 def kill_tree(pid: int) -> None:

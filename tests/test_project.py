@@ -12,12 +12,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # From the ground up: a module may import only modules named before it.
 HOUSE = [
-    *("records", "store", "sampling", "caches", "decoding", "texts", "processes", "checkpoints"),
+    *("records", "store", "sampling", "caches", "decoding", "texts", "forked", "processes", "checkpoints"),
     *("registry", "devices", "roofline", "hub", "downloads"),
-    *("shapes", "loading", "meters", "energy", "inputs", "noise", "generation", "rubrics", "planted", "scoring"),
-    *("estimates", "prices", "costs", "clusters", "paired_tests", "validity", "judge", "stats"),
+    *("shapes", "loading", "chat", "meters", "energy", "inputs", "noise", "generation", "rubrics", "planted"),
+    *("scoring", "estimates", "prices", "costs", "clusters", "paired_tests", "validity", "judge", "stats"),
     *("pool", "comparison", "routing", "plots", "summary", "tracking"),
-    *("labels", "formats", "report", "execute", "worker", "batch", "progress", "cli"),
+    *("labels", "formats", "report", "forkserver", "provisioner", "execute", "worker", "batch", "progress"),
+    "cli",
 ]
 
 
