@@ -130,30 +130,48 @@ def wilson(successes: int, n: int, level: float = 0.95, name: str = "") -> Estim
     return Estimate(name, n, successes / n, None, float(ends.low), float(ends.high), level, "wilson")
 
 
-def percentile_estimate(values: Iterable[float], q: float, level: float = 0.95, name: str = "") -> Estimate:
+def percentile_estimate(
+    values: Iterable[float],
+    q: float,
+    level: float = 0.95,
+    name: str = "",
+    method: str = "order",
+    seed: int = 0,
+) -> Estimate:
     """The q-th percentile (q in percent; carried in ``mean``) with a distribution-free interval.
 
     The point needs 1 / (1 - q/100) values, so that one is expected beyond it: 20 for p95, 100 for p99.
-    The interval runs between order statistics (``scipy.stats.quantile_test``) and needs more: 72 for p95.
+    ``method`` "order" runs between order statistics (``scipy.stats.quantile_test``); it keeps its level and
+    needs 6 values for p50, 72 for p95. "bootstrap" is the percentile bootstrap (Efron 1979), seeded, from
+    ``BOOTSTRAP_MIN`` values on. It covers 91 to 94% for p50 at n = 5 to 60, but for p95 64% at n = 20, 82 at
+    60 and 94 at 200 (simulated, skewed values): what was never drawn cannot be drawn again.
     What the sample does not support is None with a ``reason``. Raises LabError unless 1 <= q <= 99.9.
     """
     check_level(level)
     if not 1 <= q <= 99.9:
         raise LabError(f"Percentile {q} is outside 1..99.9: write 95, not 0.95.")
+    if method not in ("order", "bootstrap"):
+        raise LabError(f'Interval method {method!r} is unknown: use "order" or "bootstrap".')
     x = sorted_array(values)
-    n, method, tail = len(x), f"p{q:g}", min(q, 100 - q) / 100
-    blank = Estimate(name, n, None, None, None, None, level, method)
+    n, label, tail = len(x), f"p{q:g}", min(q, 100 - q) / 100
+    blank = Estimate(name, n, None, None, None, None, level, f"{label}, {method}")
     if refused := unusable(x):
         return replace(blank, reason=refused)
     if n < (least := math.ceil(round(1 / tail, 9))):
-        return replace(blank, reason=f"n = {n}: {method} needs at least {least} values")
+        return replace(blank, reason=f"n = {n}: {label} needs at least {least} values")
     point = replace(blank, mean=float(np.percentile(x, q)), sd=mean_sd(x)[1])
     if equal := no_interval(x):
         return replace(point, reason=equal)
+    if method == "bootstrap" and n < BOOTSTRAP_MIN:
+        return replace(point, reason=f"n = {n}: the bootstrap starts at {BOOTSTRAP_MIN} values")
+    if method == "bootstrap":
+        draws = np.percentile(np.random.default_rng(seed).choice(x, (RESAMPLES, n)), q, axis=1)
+        low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+        return replace(point, low=float(low), high=float(high))
     ends = sps.quantile_test(x, p=q / 100).confidence_interval(level)
     if not (math.isfinite(ends.low) and math.isfinite(ends.high)):
         more = math.ceil(math.log((1 - level) / 2) / math.log(1 - tail))
-        return replace(point, reason=f"n = {n}: an interval for {method} needs at least {more} values")
+        return replace(point, reason=f"n = {n}: an interval for {label} needs at least {more} values")
     return replace(point, low=float(ends.low), high=float(ends.high))
 
 

@@ -66,6 +66,17 @@ def verdict(found: Sequence[NoisePass]) -> str:
     return f"noisy: {', '.join(reasons)}" if reasons else "quiet"
 
 
+def metrics(found: Sequence[NoisePass]) -> dict[str, float]:
+    """The worst of the passes under ``noise/…``, and how many warm-ups no row shows; empty without passes."""
+    if not found:
+        return {}
+    return {
+        "noise/other_load": max(p.other_load for p in found),
+        "noise/clock_drift": max((drift(p) for p in found), key=abs),
+        "latency/warm_ups_excluded": float(sum(p.warm_ups for p in found)),
+    }
+
+
 def drift(found: NoisePass) -> float:
     """Change of the fixed work's time over a pass: +0.1 is 10% slower afterwards."""
     before, after = found.before.spin_s, found.after.spin_s

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from nbhelpers import costs, devices, generation, loading, registry, scoring, stats, store
+from nbhelpers import costs, devices, generation, loading, noise, registry, scoring, stats, store
 from nbhelpers.records import Estimate, LoadingReport, Result, Sample, Settings, StatsReport
 
 LATENCY_FIELDS = ("latency_s", "ttft_s", "tpot_s")
+# A bootstrap interval holds its promise for the median; in the tail only order statistics do (notebook 05).
+PERCENTILES = {50: "bootstrap", 95: "order", 99: "order"}
 MIB = 2**20
 
 
@@ -17,6 +19,7 @@ def stats_for(settings: Settings) -> StatsReport:
     samples = generation.samples_for(settings)
     scores = scoring.scores_for(settings)
     failed = sum(sample.error is not None for sample in samples)
+    timed = generation.latency_for(settings)
     report = StatsReport(
         model=settings.model,
         attempted=len(samples),
@@ -26,7 +29,8 @@ def stats_for(settings: Settings) -> StatsReport:
             name: stats.estimate(list(stats.by_prompt(scores, name).values()), name)
             for name in (scores[0].values if scores else {})
         },
-        latency=_latency(generation.latency_for(settings)),
+        latency=_latency(timed),
+        percentiles=_percentiles(timed),
     )
     store.write_json(registry.model_dir(settings) / "stats.json", report)
     return report
@@ -40,6 +44,8 @@ def summarise(settings: Settings) -> Result:
     scores = scoring.scores_for(settings)
     report = stats_for(settings)
     money = costs.cost_summary(samples, device)
+    rows = [*samples, *generation.latency_for(settings)]
+    passes = noise.passes(registry.model_dir(settings), (row.key for row in rows))
     result = Result(
         model=settings.model,
         slug=registry.resolve(settings.model).slug,
@@ -54,9 +60,10 @@ def summarise(settings: Settings) -> Result:
         primary=scoring.PRIMARY,
         quality_applies=loaded.quality_applies,
         quality=report.quality,
-        metrics=flat_metrics(report, loaded, samples, money),
+        metrics=flat_metrics(report, loaded, samples, money) | noise.metrics(passes),
         per_prompt=stats.by_prompt(scores, scoring.PRIMARY),
         settings=dataclasses.replace(settings, run_dir=""),
+        noise=noise.verdict(passes),
     )
     store.write_json(registry.model_dir(settings) / "result.json", result)
     return result
@@ -75,6 +82,9 @@ def flat_metrics(
     for group, estimates in (("quality", quality), ("latency", report.latency)):
         for name, estimate in estimates.items():
             _put_estimate(metrics, f"{group}/{name}", estimate)
+    for name, estimate in report.percentiles.items():
+        ends = {"": estimate.mean, "_low": estimate.low, "_high": estimate.high}
+        metrics |= {f"latency/{name}{end}": value for end, value in ends.items() if value is not None}
     peaks = [s.peak_memory_bytes for s in samples if s.peak_memory_bytes is not None]
     finished = [s for s in samples if s.error is None]
     written = {
@@ -109,16 +119,39 @@ def flat_metrics(
 
 
 def _latency(rows: Iterable[Sample]) -> dict[str, Estimate]:
-    """Batch-1 latencies; each row is another prompt, so rows are the units of analysis."""
+    """Batch-1 latencies; each row is another prompt, so rows are the units of analysis.
+
+    Latencies are skewed: bootstrap-t, which covers them best (notebook 05). None is negative, so no interval
+    is.
+    """
     good = [row for row in rows if row.error is None]
-    columns = {name: [getattr(row, name) for row in good] for name in LATENCY_FIELDS}
+    columns = _columns(rows)
     columns["tokens_per_s"] = [row.new_tokens / row.latency_s for row in good if row.latency_s]
     columns["bytes_per_s"] = [row.bytes / row.latency_s for row in good if row.latency_s]
     columns["words_per_s"] = [len(row.text.split()) / row.latency_s for row in good if row.latency_s]
-    return {
-        name: stats.estimate([value for value in values if value is not None], name)
+    found = {
+        name: stats.estimate([value for value in values if value is not None], name, method="bootstrap-t")
         for name, values in columns.items()
     }
+    return {
+        n: dataclasses.replace(e, low=None if e.low is None else max(0.0, e.low)) for n, e in found.items()
+    }
+
+
+def _percentiles(rows: Iterable[Sample]) -> dict[str, Estimate]:
+    """p50, p95 and p99 of each time at batch 1; what the rows do not support says why."""
+    return {
+        f"{name}/p{q}": stats.percentile_estimate(values, q, name=name, method=method)
+        for name, values in _columns(rows).items()
+        for q, method in PERCENTILES.items()
+    }
+
+
+def _columns(rows: Iterable[Sample]) -> dict[str, list[float]]:
+    """The times of the rows that finished; a row of one token has no time per further token."""
+    good = [row for row in rows if row.error is None]
+    columns = {name: [getattr(row, name) for row in good] for name in LATENCY_FIELDS}
+    return {name: [value for value in values if value is not None] for name, values in columns.items()}
 
 
 def _put_estimate(metrics: dict[str, float], name: str, estimate: Estimate) -> None:

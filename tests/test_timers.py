@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,12 +11,14 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy
 import torch
 from planted_clock import VirtualClock, planted
 
-from nbhelpers import decoding, generation, store
-from nbhelpers.records import Prompt, Sample, Settings
+from nbhelpers import decoding, generation, stats, store, summary
+from nbhelpers.records import LabError, Prompt, Sample, Settings
 
 # The last letter is the plan: c ends after 3 tokens, e after 5, z would after 26 but meets the limit.
 PROMPTS = [Prompt("p1", "Hi c", "short_post"), Prompt("p2", "A longer one e", "short_post")]
@@ -160,3 +163,58 @@ def test_latency_prompts_run_in_a_seeded_order_and_come_back_in_their_own(tmp_pa
         orders.append([row.prompt_id for row in store.read_rows(path, Sample)])
     assert orders[0] == orders[1]
     assert len({tuple(order) for order in orders}) == 3
+
+
+# Percentiles
+
+
+def test_bootstrap_percentiles_against_scipy_and_their_floor() -> None:
+    values = np.random.default_rng(3).lognormal(0, 0.6, 40)
+    ours = stats.percentile_estimate(values, 50, method="bootstrap", seed=1)
+    theirs = scipy.stats.bootstrap((values,), np.median, method="percentile", rng=2).confidence_interval
+    assert (ours.mean, ours.method) == (pytest.approx(np.median(values)), "p50, bootstrap")
+    assert (ours.low, ours.high) == (
+        pytest.approx(theirs.low, rel=0.03),
+        pytest.approx(theirs.high, rel=0.03),
+    )
+    assert stats.percentile_estimate(range(5), 50, method="bootstrap").low is not None
+    few = stats.percentile_estimate(range(4), 50, method="bootstrap")
+    assert (few.mean, few.low, few.reason) == (1.5, None, "n = 4: the bootstrap starts at 5 values")
+    with pytest.raises(LabError, match="unknown"):
+        stats.percentile_estimate(range(9), 50, method="t")
+
+
+def test_the_bootstrap_covers_the_median_but_not_the_tail() -> None:
+    """Why the tail's interval runs between order statistics: 20 values hold their p95 64% of the time."""
+    rng = np.random.default_rng(0)
+
+    def coverage(n: int, q: float, method: str) -> float:
+        truth = math.exp(0.6 * scipy.stats.norm.ppf(q / 100))
+        found = [stats.percentile_estimate(row, q, method=method) for row in rng.lognormal(0, 0.6, (300, n))]
+        return mean(float((e.low or 0) <= truth <= (e.high or 0)) for e in found)
+
+    assert coverage(15, 50, "bootstrap") > 0.89  # 92.5% in many more simulations
+    assert coverage(20, 95, "bootstrap") < 0.75
+    assert coverage(80, 95, "order") > 0.92  # at least 95%, less three Monte Carlo errors
+
+
+def test_a_model_s_percentiles_say_why_they_are_missing() -> None:
+    rows = generation.measure_latency(planted(0.0, 0.0), PROMPTS, SETTINGS)
+    rows = [replace(row, latency_s=1.0 + n, ttft_s=0.5, tpot_s=None) for n, row in enumerate(rows * 6)]
+    found = summary._percentiles(rows)
+    assert found["latency_s/p50"].mean == 12.5 and found["latency_s/p50"].low is not None
+    assert found["latency_s/p95"].mean == pytest.approx(np.percentile(range(1, 25), 95))
+    assert found["latency_s/p95"].reason == "n = 24: an interval for p95 needs at least 72 values"
+    assert found["latency_s/p99"].reason == "n = 24: p99 needs at least 100 values"
+    assert found["ttft_s/p50"].reason == "all 24 values are equal: no interval"
+    assert found["tpot_s/p50"].reason == "no data"
+
+
+def test_no_latency_interval_goes_below_zero() -> None:
+    """One slow row among five: the t interval of their mean is negative, ours ends at zero or above."""
+    rows = generation.measure_latency(planted(0.0, 0.0), PROMPTS[:1] * 5, SETTINGS)
+    times = (0.1, 0.11, 0.12, 0.1, 2.0)
+    rows = [replace(rows[0], latency_s=time_s) for time_s in times]
+    assert (stats.estimate(times).low or 0) < 0
+    found = summary._latency(rows)["latency_s"]
+    assert found.method == "bootstrap-t" and found.low is not None and found.low >= 0

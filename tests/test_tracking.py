@@ -28,7 +28,7 @@ from nbhelpers.records import (
 )
 
 SETTINGS = Settings(model="lab-gpt2", limit=2, repeats=2, max_new_tokens=16)
-GROUPS = {"quality", "latency", "memory", "cost", "samples", "model"}
+GROUPS = {"quality", "latency", "memory", "cost", "samples", "model", "noise"}
 
 
 @pytest.fixture(scope="module")
