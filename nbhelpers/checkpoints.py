@@ -20,17 +20,21 @@ TOKENIZER_FILES = (
     "tekken.json",
 )
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+LARGEST_TEXT_FILE = 64 * 2**20  # bytes; the largest tokenizer.json in use has about 35 MB
+LARGEST_HEADER = 100_000_000  # bytes, the safetensors library's own limit
+_READ = (".json", ".jinja", ".txt", ".model", ".safetensors")
 _BUFFERS = (".attn.bias", ".masked_bias", ".inv_freq")  # stored by old checkpoints, not parameters
 
 
 def check_folder(folder: Path, name: str) -> None:
     """Refuse a folder that cannot be loaded safely. Raises LabError with the reason and the way out."""
+    _check_files(folder, name)
     config = read_json_file(folder / "config.json", name)
     check_no_remote_code(config, name)
     tokenizer_config = folder / "tokenizer_config.json"
     if tokenizer_config.is_file():
         check_no_remote_code(read_json_file(tokenizer_config, name), name)
-    weight_files(folder, name)
+    _check_layers(config, sum(len(_header(path, name)) for path in weight_files(folder, name)), name)
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise LabError(
             f"The model folder {name!r} has no tokenizer ({TOKENIZER_FILES[0]} or another vocabulary file): "
@@ -38,7 +42,52 @@ def check_folder(folder: Path, name: str) -> None:
         )
 
 
+def _check_files(folder: Path, name: str) -> None:
+    """Refuse links out of the folder (of the Hub's cache: out of the cache) and texts of absurd size."""
+    root = folder.resolve()
+    root = root.parents[2] if root.parent.name == "snapshots" else root
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.suffix not in _READ or not path.is_file():
+            continue
+        if not path.resolve().is_relative_to(root):
+            raise LabError(
+                f"The file {path.name} of the model {name!r} is a link out of its folder: copy it there."
+            )
+        if path.suffix != ".safetensors" and path.stat().st_size > LARGEST_TEXT_FILE:
+            raise _too_large(path, name)
+    if (folder / "adapter_config.json").is_file():
+        raise LabError(
+            f"The model {name!r} is an adapter to another one: merge the two with peft's merge_and_unload, "
+            "save the result with save_pretrained, and name that folder."
+        )
+
+
+def _too_large(path: Path, name: str) -> LabError:
+    return LabError(
+        f"The file {path.name} of the model {name!r} has {path.stat().st_size / 2**20:,.0f} MiB, and no such "
+        f"file needs more than {LARGEST_TEXT_FILE >> 20}: download the model again, or choose another."
+    )
+
+
+def _check_layers(config: dict[str, Any], tensors: int, name: str) -> None:
+    """Refuse what would be built in a loop without end: every layer or expert has tensors of its own."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            _check_layers(value, tensors, name)
+        elif ("layer" in key or "expert" in key) and isinstance(value, int) and value > 100 + 10 * tensors:
+            raise LabError(
+                f"The config.json of the model {name!r} says {key} = {value} and its weights have "
+                f"{tensors} tensors: download both again, or choose another model."
+            )
+
+
 def check_no_remote_code(config: dict[str, Any], name: str) -> None:
+    kernels = [value for key, value in config.items() if key.endswith("_implementation")]
+    if any("/" in str(kernel) for kernel in kernels):
+        raise LabError(
+            f"The model {name!r} asks for compiled code from a repository ({kernels[0]}), which the "
+            "laboratory never loads: remove it from config.json, or choose another model."
+        )
     if config.get("auto_map"):
         raise LabError(
             f"The model {name!r} asks to run Python code from its own repository (auto_map), "
@@ -52,7 +101,13 @@ def weight_files(folder: Path, name: str) -> list[Path]:
     if single.is_file():
         return [single]
     if index.is_file():
-        shards = sorted(set(read_json_file(index, name).get("weight_map", {}).values()))
+        listed = read_json_file(index, name).get("weight_map")
+        shards = sorted({str(file) for file in listed.values()}) if isinstance(listed, dict) else []
+        if odd := [file for file in shards if Path(file).name != file or Path(file).suffix != ".safetensors"]:
+            raise LabError(
+                f"The weight index of the model {name!r} names {odd[0]!r}, which is no safetensors file "
+                "beside it: choose another model."
+            )
         missing = [shard for shard in shards if not (folder / shard).is_file()]
         if missing or not shards:
             raise LabError(
@@ -79,10 +134,12 @@ def pickle_message(name: str, file: str) -> str:
 
 def read_json_file(path: Path, name: str) -> dict[str, Any]:
     try:
+        if path.stat().st_size > LARGEST_TEXT_FILE:
+            raise _too_large(path, name)
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise LabError(f"The model folder {name!r} has no {path.name}: it is not a saved model.") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise LabError(f"The file {path.name} of the model {name!r} cannot be read ({error}).") from None
     if not isinstance(data, dict):
         raise LabError(f"The file {path.name} of the model {name!r} is not a JSON object.")
@@ -146,13 +203,14 @@ def _header(path: Path, name: str) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= path.stat().st_size - 8:
+            if not 2 <= length <= min(path.stat().st_size - 8, LARGEST_HEADER):
                 raise ValueError("no header")
             header: dict[str, Any] = json.loads(file.read(length))
-        ends = [item["data_offsets"][1] for key, item in header.items() if key != "__metadata__"]
+        tensors = [item for key, item in header.items() if key != "__metadata__"]
+        ends = [int(item["data_offsets"][1]) for item in tensors if math.prod(item["shape"]) >= 0]
         if path.stat().st_size != 8 + length + max(ends, default=0):
             raise ValueError("wrong length")
-    except (ValueError, OSError, KeyError, TypeError) as error:
+    except (ValueError, OSError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise LabError(
             f"The file {path.name} of the model {name!r} is not a complete safetensors file ({error}): "
             "download it again."

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from nbhelpers import devices, store
+from nbhelpers import chat, devices, store
 from nbhelpers.records import LabError, ModelSpec, Prompt, Settings
 
 if TYPE_CHECKING:
@@ -77,11 +77,11 @@ def encode(loaded: Loaded, prompt: Prompt) -> list[int]:
     Raises LabError for a prompt that gives no tokens and for a chat model without a template.
     """
     tokenizer, text = loaded.tokenizer, prompt.text
-    chat = loaded.spec.prompt_format == "chat"
-    if chat:
+    templated = loaded.spec.prompt_format == "chat"
+    if templated:
         text = _in_template(loaded, text)
     # A template brings its own special tokens. verbose: too long is our business, see prepare.
-    ids = list(tokenizer(text, add_special_tokens=not chat, verbose=False)["input_ids"])
+    ids = list(tokenizer(text, add_special_tokens=not templated, verbose=False)["input_ids"])
     if not ids and tokenizer.bos_token_id is None:
         raise LabError(f"prompt {prompt.id} has no token that this model's tokenizer knows: reword it.")
     return ids or [tokenizer.bos_token_id]
@@ -134,8 +134,7 @@ def _in_template(loaded: Loaded, text: str) -> str:
             f"{loaded.spec.alias} is registered with a chat prompt format, but its tokenizer has no chat "
             'template: set prompt = "plain" in data/models.toml.'
         )
-    turns = [{"role": "user", "content": text}]
-    return str(loaded.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+    return chat.render(loaded.tokenizer, text)
 
 
 def _check(settings: Settings) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
-from nbhelpers import planted, validity
+from nbhelpers import chat, planted, validity
 from nbhelpers.records import Estimate, LabError
 
 if TYPE_CHECKING:
@@ -110,13 +110,12 @@ def calibrate(loaded: Loaded) -> JudgeReport:
 def _tokens(loaded: Loaded, question: str) -> tuple[list[int], list[tuple[int, ...]]]:
     """Ids of the question, and of each of the answers 1 to 10 as they follow it."""
     tokenizer = loaded.tokenizer
-    chat = loaded.spec.prompt_format == "chat" and getattr(tokenizer, "chat_template", None)
-    if chat:
-        turns = [{"role": "user", "content": question}]
-        question = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    lead = question if chat else f"{question}\n"
+    templated = loaded.spec.prompt_format == "chat" and getattr(tokenizer, "chat_template", None)
+    if templated:
+        question = chat.render(tokenizer, question)
+    lead = question if templated else f"{question}\n"
     whole = [
-        tuple(tokenizer(f"{lead}{rating}", add_special_tokens=not chat, verbose=False)["input_ids"])
+        tuple(tokenizer(f"{lead}{rating}", add_special_tokens=not templated, verbose=False)["input_ids"])
         for rating in range(1, 11)
     ]
     shared = next((i for i, column in enumerate(zip(*whole, strict=False)) if len(set(column)) > 1), 0)

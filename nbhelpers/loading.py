@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from nbhelpers import devices, downloads, registry, store
-from nbhelpers.checkpoints import DEFAULT_CONTEXT, TOKENIZER_FILES, check_folder, describe, weight_files
+from nbhelpers.checkpoints import (
+    DEFAULT_CONTEXT,
+    TOKENIZER_FILES,
+    check_folder,
+    count_parameters,
+    describe,
+    weight_files,
+)
 from nbhelpers.records import DeviceReport, LabError, LoadingReport, ModelSpec, Settings
 from nbhelpers.shapes import random_weights, shape_revision
 
@@ -215,6 +222,7 @@ def _read_weights(folder: Path, place: DeviceReport, name: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
+    _check_numbers(folder, name)
     net, info = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=getattr(torch, place.dtype),
@@ -231,6 +239,26 @@ def _read_weights(folder: Path, place: DeviceReport, name: str) -> Any:
             f"({len(absent)} are missing or of another size, such as {absent[0]}): download both again."
         )
     return net.eval().to(place.device)
+
+
+def _check_numbers(folder: Path, name: str) -> None:
+    """Count what the configuration describes, without memory for it, against what the files hold.
+
+    transformers would allocate what the files lack. Packed weights hold up to 8 numbers in one.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        net = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    described = sum(tensor.numel() for tensor in (*net.parameters(), *net.buffers()))
+    held = count_parameters(folder, name)
+    if described > 8 * held + 2**24:
+        raise LabError(
+            f"The config.json of the model {name} describes {described:,} numbers and its weights hold "
+            f"{held:,}: download both again, or choose another model."
+        )
 
 
 def _check_fit(spec: ModelSpec, place: DeviceReport) -> None:
