@@ -256,6 +256,7 @@ def _ranking_table(plan: Plan, comparison: ComparisonReport):  # type: ignore[no
     )
     for column in ("quality", "95% interval", "tokens/s", "TTFT ms", "weights MiB", "finished"):
         table.add_column(column, justify="right")
+    table.add_column("timing")
     for model, estimate in comparison.ranking.items():
         result = results[model]
         interval = (
@@ -269,6 +270,7 @@ def _ranking_table(plan: Plan, comparison: ComparisonReport):  # type: ignore[no
             f"{1000 * result.metrics.get('latency/ttft_s/mean', float('nan')):,.1f}",
             f"{result.metrics['memory/parameters_mib']:,.1f}",
             f"{result.finished}/{result.attempted}",
+            result.noise,
         )
     return table
 
