@@ -1,0 +1,88 @@
+"""`nbhelpers run` beside the same notebooks by the papermill command line in a shell loop.
+
+    python tools/run_vs_papermill.py [--rounds 2] [--limit 15] [--repeats 4] [--max-new-tokens 256] [MODEL]
+
+Interleaved (loop, run, loop, run, …), each into a fresh outputs folder. Prints a line per execution and, as
+JSON, wall and processor seconds with the ratio of their medians; exits with 1 if a notebook failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from nbhelpers import registry
+from nbhelpers.worker import COMPARISON, PIPELINE, notebook_path
+
+LIMITS = ("limit", "repeats", "max_new_tokens")
+
+
+def loop(models: list[str], given: argparse.Namespace, run_dir: Path) -> list[list[str]]:
+    """The commands a shell script would hold, in order."""
+    commands = []
+    common = [part for name in LIMITS for part in ("-p", name, str(getattr(given, name)))]
+    for model in models:
+        folder = run_dir / registry.resolve(model).slug
+        folder.mkdir(parents=True)
+        parameters = ["-p", "model", model, "-p", "run_dir", str(run_dir), *common]
+        for name in PIPELINE:
+            commands.append([str(notebook_path(name)), str(folder / f"{name}.ipynb"), *parameters])
+    last = [
+        str(notebook_path(COMPARISON)),
+        str(run_dir / f"{COMPARISON}.ipynb"),
+        "-p",
+        "run_dir",
+        str(run_dir),
+    ]
+    return [["-m", "papermill", "--no-progress-bar", *command] for command in [*commands, last]]
+
+
+def ours(models: list[str], given: argparse.Namespace, run_dir: Path) -> list[list[str]]:
+    flags = [part for name in LIMITS for part in (f"--{name.replace('_', '-')}", str(getattr(given, name)))]
+    return [["-m", "nbhelpers.cli", "run", *models, *flags, "--out", str(run_dir)]]
+
+
+def timed(commands: list[list[str]], outputs: Path) -> tuple[float, float]:
+    """Wall and processor seconds of the commands, one after another."""
+    environment = {**os.environ, "NBHELPERS_OUTPUTS": str(outputs), "HF_HUB_OFFLINE": "1"}
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    started = time.perf_counter()
+    for command in commands:
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        done = subprocess.run([sys.executable, *command], env=environment, text=True, **quiet)
+        if done.returncode != 0:
+            sys.exit(f"{' '.join(command[:5])} failed: {done.stderr[-500:]}")
+    wall = time.perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wall, after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", default=registry.embedded_models())
+    parser.add_argument("--rounds", type=int, default=2)
+    for name, value in zip(LIMITS, (15, 4, 256), strict=True):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
+    given = parser.parse_args()
+    found: dict[str, list[tuple[float, float]]] = {"papermill": [], "nbhelpers": []}
+    for _ in range(given.rounds):
+        for name, make in (("papermill", loop), ("nbhelpers", ours)):
+            with tempfile.TemporaryDirectory() as outputs:
+                seconds = timed(make(given.models, given, Path(outputs) / "run"), Path(outputs))
+            found[name].append(seconds)
+            print(f"{name:10} {seconds[0]:7.1f} s wall, {seconds[1]:7.1f} s of processor", flush=True)
+    middle = {name: [median(column) for column in zip(*rows, strict=True)] for name, rows in found.items()}
+    ratios = [a / b for a, b in zip(middle["papermill"], middle["nbhelpers"], strict=True)]
+    print(json.dumps({"seconds": found, "wall_ratio": ratios[0], "processor_ratio": ratios[1]}))
+
+
+if __name__ == "__main__":
+    main()
