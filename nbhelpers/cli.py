@@ -1,4 +1,4 @@
-"""The command line: ``nbhelpers run | models | doctor | report | label | ui``.
+"""The command line: ``nbhelpers run | models | doctor | report | route | label | ui``.
 
 Exit codes: 0 all is well, 1 some model failed (the others are reported), 2 wrong usage.
 """
@@ -136,6 +136,19 @@ def report(
     folder = batch.find_run(run)
     print(reports.write_report(folder))
     print(reports.write_runs_index(folder.parent))
+
+
+@app.command()
+def route(
+    run: Annotated[str, typer.Argument(help="A run's folder or name, or 'latest'.")] = "latest",
+) -> None:
+    """Choose a model for each content type of a finished run, and say why."""
+    from nbhelpers import batch, routing
+
+    found = routing.route_run(batch.find_run(run))
+    for row in found.routes:
+        print(f"{row.model or 'no model':24} {row.reason}")
+    print(f"{found.default or 'no model':24} everything else: {found.default_reason}")
 
 
 @app.command()

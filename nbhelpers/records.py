@@ -287,6 +287,32 @@ class ComparisonReport:
 
 
 @dataclass(frozen=True)
+class Route:
+    """Which model should write one content type, and why."""
+
+    content_type: str
+    model: str | None  # None: too few prompts to choose by
+    basis: Literal["better", "tied", "cannot tell", "only model", "no data"]
+    prompts: int
+    quality: dict[str, Estimate]  # model -> primary score on these prompts, best first
+    candidates: tuple[str, ...]  # the leader and the models not shown to be worse
+    prompts_needed: int | None  # to settle every open comparison with the leader
+    reason: str
+
+
+@dataclass(frozen=True)
+class RoutingReport:
+    """routing.json: a model for each content type of a run."""
+
+    primary: str
+    routes: tuple[Route, ...]
+    default: str | None  # the pick over all prompts, for what has no route
+    default_reason: str
+    excluded: dict[str, str]  # model -> why it takes no part
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
 class NotebookStatus:
     notebook: str
     model: str  # "" for the comparison
