@@ -5,29 +5,28 @@
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import inspect
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nbhelpers.records import FinishReason
+from nbhelpers.records import Engine, FinishReason
+from nbhelpers.sampling import Chooser
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# SplitMix64's constants 9E3779B97F4A7C15, BF58476D1CE4E5B9 and 94D049BB133111EB, as signed 64-bit integers.
-GAMMA = -7046029254386353131
-MIX_A = -4658895280553007687
-MIX_B = -7723592293110705685
+REFILL = 0.5  # share of the slots that must be free before waiting rows are admitted
 
-Chooser = Callable[["Tensor", list[int], int], "Tensor"]
+OnRow = Callable[[int, "Row"], None]
+OnAdmit = Callable[[list[int]], None]
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one row of a batch produced; seconds count from the start of its batch."""
+    """What one row produced; seconds count from the start of its own prefill."""
 
     tokens: tuple[int, ...]  # unpadded, the end token included
     finish_reason: FinishReason  # "eos" or "length"
@@ -41,56 +40,206 @@ def decode(
     limits: Sequence[int],
     choose: Chooser,
     end_tokens: Collection[int] = (),
-    on_row: Callable[[int, Row], None] = lambda index, row: None,
+    on_row: OnRow = lambda index, row: None,
     clock: Callable[[], float] = time.perf_counter,
+    slots: int | None = None,
+    on_admit: OnAdmit = lambda rows: None,
 ) -> list[Row]:
-    """Continue all prompts together, one token each per step; a row leaves the batch when it ends.
+    """Continue all prompts, at most `slots` of them at a time (None: all), one token each per pass.
 
-    prompts: B lists of token ids, none empty. limits: most new tokens per row, at least 1.
-    choose: (logits [live, vocabulary] in float32, indices of the live rows, step) -> token ids [live].
-    end_tokens: the ids that end a row; only generated tokens are looked at. on_row is called as rows end.
-    The key-value cache is the one the model makes itself (transformers' DynamicCache).
+    prompts: lists of token ids, none empty; equal ones share one prefill. limits: most new tokens per row, at
+    least 1. choose: (logits [rows, vocabulary] in float32, indices of the rows, tokens that each has so far)
+    -> token ids [rows]. end_tokens: the ids that end a row; only generated tokens are looked at.
+    A row that ends leaves; when half of the slots are free, the longest waiting prompts take them.
+    on_admit is called with the rows that start, on_row as they end.
     """
     import torch
 
-    started = clock()
-    takes = inspect.signature(model.forward).parameters
-    inputs, mask = pad_left(prompts, model.device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)  # 0, 1, 2, … from each row's first real token
-    tokens: list[list[int]] = [[] for _ in prompts]
-    rows: dict[int, Row] = {}
-    live, cache, first = list(range(len(prompts))), None, 0.0
+    from nbhelpers import caches
+
+    writer = Writer(prompts, limits, end_tokens, on_row, on_admit, clock)
+    slots = slots or len(prompts)
+    waiting = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))  # like lengths pad little
+    live: list[int] = []
+    cache: Any = None
     with torch.inference_mode():
-        for step in range(max(limits)):
-            extra = {"position_ids": positions} if "position_ids" in takes else {}
-            if "logits_to_keep" in takes:  # otherwise logits of every prompt token are computed and dropped
-                extra["logits_to_keep"] = 1
-            out = model(input_ids=inputs, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
-            chosen = choose(out.logits[:, -1].float(), live, step)
-            ids = chosen.tolist()  # waits for the device
-            now = clock() - started
-            first = first if step else now
-            stay = []
-            for place, (row, token) in enumerate(zip(live, ids, strict=True)):
-                tokens[row].append(token)
-                if token in end_tokens or step + 1 == limits[row]:
-                    reason: FinishReason = "eos" if token in end_tokens else "length"
-                    rows[row] = Row(tuple(tokens[row]), reason, first, now)
-                    on_row(row, rows[row])
-                else:
-                    stay.append(place)
-            if not stay:
-                break
-            cache = out.past_key_values
-            if len(stay) < len(live):
-                live = [live[place] for place in stay]
-                kept = torch.tensor(stay, device=mask.device)
-                cache.batch_select_indices(kept)
-                chosen, mask, positions = chosen[kept], mask[kept], positions[kept]
-            inputs = chosen[:, None]
-            mask = torch.cat([mask, mask.new_ones(len(stay), 1)], dim=1)
-            positions = positions[:, -1:] + 1
-    return [rows[row] for row in range(len(prompts))]
+        while live or waiting:
+            new = waiting[: slots - len(live)] if len(live) <= slots * (1 - REFILL) else []
+            if new:
+                waiting = waiting[len(new) :]
+                writer.start(new)
+                logits, memory, places = prefill(model, [prompts[row] for row in new])
+                rows = new
+            else:
+                rows, memory, places = live, cache, list(range(len(live)))
+                logits = step(model, cache, [writer.tokens[row][-1] for row in live], writer.lengths(live))
+            stay = writer.write(rows, choose(logits[places].float(), rows, writer.counts(rows)))
+            if not new and len(stay) == len(rows):
+                continue
+            rows = [rows[place] for place in stay]
+            caches.keep(memory, [places[place] for place in stay], max(writer.lengths(rows), default=1) - 1)
+            if new and live:
+                caches.join(cache, memory)
+                rows, memory = live + rows, cache
+            live, cache = rows, memory
+    return writer.done()
+
+
+def engine_for(model: Any) -> Engine:
+    """The loop where the model's memory is keys and values alone, otherwise transformers.generate."""
+    from nbhelpers import caches
+
+    return "loop" if caches.serves(model) else "generate"
+
+
+def prefill(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Any, list[int]]:
+    """Read every distinct prompt once: logits [distinct, vocabulary], cache, each prompt's place."""
+    from nbhelpers import caches
+
+    distinct = list(dict.fromkeys(tuple(ids) for ids in prompts))
+    ids, mask = pad_left(distinct, model.device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)  # 0, 1, 2, … from each row's first real token
+    cache = caches.new()
+    padded = len({len(row) for row in distinct}) > 1
+    logits = _forward(model, ids, positions, mask if padded else None, cache)
+    return logits, cache, [distinct.index(tuple(ids)) for ids in prompts]
+
+
+def step(model: Any, cache: Any, last: list[int], lengths: list[int]) -> Tensor:
+    """One more token for every row: logits [rows, vocabulary] after its last one.
+
+    lengths: tokens of each row so far, prompt included. The cache has a column for all but the last.
+    """
+    import torch
+
+    ids, length = torch.tensor([last, lengths], device=model.device)[..., None]
+    mask = None
+    if min(lengths) < max(lengths):
+        mask = torch.arange(max(lengths), 0, -1, device=model.device) <= length
+    return _forward(model, ids, length - 1, mask, cache)
+
+
+def _forward(model: Any, ids: Tensor, positions: Tensor, mask: Tensor | None, cache: Any) -> Tensor:
+    takes = _parameters(type(model).forward)
+    extra: dict[str, Any] = {"position_ids": positions} if "position_ids" in takes else {}
+    if "logits_to_keep" in takes:  # otherwise logits of every prompt token are computed and dropped
+        extra["logits_to_keep"] = 1
+    out = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
+    logits: Tensor = out.logits[:, -1]
+    return logits
+
+
+@functools.lru_cache
+def _parameters(forward: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(forward).parameters)
+
+
+def decode_by_generate(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    limits: Sequence[int],
+    choose: Chooser,
+    end_tokens: Collection[int] = (),
+    on_row: OnRow = lambda index, row: None,
+    clock: Callable[[], float] = time.perf_counter,
+    slots: int | None = None,
+    on_admit: OnAdmit = lambda rows: None,
+) -> list[Row]:
+    """The same rows by transformers.generate, for models whose memory is more than keys and values.
+
+    Only the repeats of one prompt share a batch: a state that has read padding does not forget it.
+    """
+    import torch
+    from transformers import GenerationConfig
+
+    writer = Writer(prompts, limits, end_tokens, on_row, on_admit, clock)
+    slots = slots or len(prompts)
+    waiting = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), tuple(prompts[row])))
+    while waiting:
+        same = [row for row in waiting if tuple(prompts[row]) == tuple(prompts[waiting[0]])]
+        rows = same[:slots]
+        waiting = [row for row in waiting if row not in rows]
+        live = list(rows)
+
+        def force(ids: Tensor, scores: Tensor, rows: list[int] = rows, live: list[int] = live) -> Tensor:
+            """Our chooser as a logits processor: all but the chosen token become impossible."""
+            chosen = choose(scores[[rows.index(row) for row in live]].float(), live, writer.counts(live))
+            forced = torch.full_like(scores, float("-inf"))
+            forced[:, 0] = 0.0
+            for row, token in zip(live, chosen.tolist(), strict=True):
+                forced[rows.index(row), token] = 1.0
+            live[:] = [live[place] for place in writer.write(live, chosen)]
+            return forced
+
+        def ended(ids: Tensor, scores: Tensor, rows: list[int] = rows, live: list[int] = live) -> Tensor:
+            return torch.tensor([row not in live for row in rows], device=ids.device)
+
+        ids = torch.tensor([list(prompts[row]) for row in rows], device=model.device)
+        plan = GenerationConfig(
+            do_sample=False, max_new_tokens=max(limits[row] for row in rows), pad_token_id=0
+        )
+        writer.start(rows)
+        model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=plan,
+            logits_processor=[force],
+            stopping_criteria=[ended],
+        )
+    return writer.done()
+
+
+class Writer:
+    """Takes down what each row writes, and reads the clock once as rows start and once a pass."""
+
+    def __init__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        limits: Sequence[int],
+        end_tokens: Collection[int],
+        on_row: OnRow,
+        on_admit: OnAdmit,
+        clock: Callable[[], float],
+    ) -> None:
+        self.prompts, self.limits, self.end_tokens = prompts, limits, end_tokens
+        self.on_row, self.on_admit, self.clock = on_row, on_admit, clock
+        self.tokens: list[list[int]] = [[] for _ in prompts]
+        self.started, self.first = [0.0] * len(prompts), [0.0] * len(prompts)
+        self.rows: dict[int, Row] = {}
+
+    def start(self, rows: list[int]) -> None:
+        self.on_admit(rows)
+        now = self.clock()
+        for row in rows:
+            self.started[row] = now
+
+    def write(self, rows: list[int], chosen: Tensor) -> list[int]:
+        """Note one token for each row; the places of those that go on."""
+        ids, stay = chosen.tolist(), []  # waits for the device
+        now = self.clock()
+        for place, (row, token) in enumerate(zip(rows, ids, strict=True)):
+            tokens = self.tokens[row]
+            tokens.append(token)
+            if len(tokens) == 1:
+                self.first[row] = now - self.started[row]
+            if token in self.end_tokens or len(tokens) == self.limits[row]:
+                reason: FinishReason = "eos" if token in self.end_tokens else "length"
+                self.rows[row] = Row(tuple(tokens), reason, self.first[row], now - self.started[row])
+                self.on_row(row, self.rows[row])
+            else:
+                stay.append(place)
+        return stay
+
+    def counts(self, rows: list[int]) -> list[int]:
+        """Tokens that each row has written."""
+        return [len(self.tokens[row]) for row in rows]
+
+    def lengths(self, rows: list[int]) -> list[int]:
+        """Tokens of each row, its prompt included."""
+        return [len(self.prompts[row]) + len(self.tokens[row]) for row in rows]
+
+    def done(self) -> list[Row]:
+        return [self.rows[row] for row in range(len(self.prompts))]
 
 
 def pad_left(prompts: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
@@ -104,83 +253,3 @@ def pad_left(prompts: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Ten
     ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in prompts])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts])
     return ids.to(device), mask.to(device)
-
-
-def sampler(seeds: Sequence[int], temperature: float, top_k: int = 0, top_p: float = 1.0) -> Chooser:
-    """A chooser that samples from softmax(logits / temperature), filtered; temperature 0 is greedy.
-
-    The Gumbel-max trick (Gumbel 1954; Maddison et al. 2014): the argmax of logits plus Gumbel noise is a
-    draw from their softmax. The noise is a hash of (row seed, step, token id), so a row's draw depends on
-    nothing but its own seed: not on its place in the batch, nor on who shares it.
-    """
-
-    def choose(logits: Tensor, rows: list[int], step: int) -> Tensor:
-        if temperature > 0:
-            logits = filtered(logits / temperature, top_k, top_p)
-            logits = logits + gumbel_noise(
-                [seeds[row] for row in rows], step, logits.shape[-1], logits.device
-            )
-        best = logits.max(dim=-1)
-        if best.values.isnan().any():
-            raise ArithmeticError("the model returned NaN logits: try dtype float32")
-        return best.indices
-
-    return choose
-
-
-def filtered(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """Logits [B, V] with the tokens outside top-k and the nucleus at minus infinity.
-
-    top_k keeps the k largest (0: all). top_p keeps the smallest set of most likely tokens whose probability
-    reaches top_p (Holtzman et al. 2020; 1.0: all), computed after top-k, at least one token.
-    """
-    lowest = float("-inf")
-    if 0 < top_k < logits.shape[-1]:
-        edge = logits.topk(top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < edge, lowest)
-    if top_p < 1.0:
-        ordered, order = logits.sort(dim=-1, descending=True)
-        probabilities = ordered.softmax(dim=-1)
-        before = probabilities.cumsum(dim=-1) - probabilities
-        drop = before >= top_p
-        logits = logits.masked_fill(drop.scatter(-1, order, drop), lowest)
-    return logits
-
-
-def gumbel_noise(seeds: Sequence[int], step: int, vocabulary: int, device: Any = "cpu") -> Tensor:
-    """Standard Gumbel noise [B, V] float32, a pure function of (seed, step, token id).
-
-    Each row is the SplitMix64 stream (Steele, Lea and Flood 2014) seeded by the mixed (seed, step); token i
-    takes its i-th output. Integer arithmetic wraps at 64 bits and is the same on every device.
-    """
-    import torch
-
-    base = torch.tensor(seeds, dtype=torch.int64, device=device)[:, None]
-    base = _mix(base + torch.tensor(step + 1) * GAMMA)
-    counters = torch.arange(1, vocabulary + 1, dtype=torch.int64, device=device) * GAMMA
-    bits = _shift_right(_mix(base + counters), 11)
-    # Between 0 and 1, both excluded, and finest near 0: small exponentials are the ones that win.
-    uniform = bits.to(torch.float32).add_(0.5).mul_(2.0**-53).clamp_(max=1 - 2.0**-24)
-    exponential = uniform.neg_().log1p_().neg_()
-    return exponential.log_().neg_()
-
-
-def row_seed(seed: int, prompt_id: str, repeat: int) -> int:
-    """A 63-bit seed for one row, from the run's seed, the prompt and the repeat (SHA-256)."""
-    digest = hashlib.sha256(f"{seed}\x1f{prompt_id}\x1f{repeat}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def _mix(bits: Tensor) -> Tensor:
-    """SplitMix64's finaliser, in place."""
-    bits ^= _shift_right(bits, 30)
-    bits *= MIX_A
-    bits ^= _shift_right(bits, 27)
-    bits *= MIX_B
-    bits ^= _shift_right(bits, 31)
-    return bits
-
-
-def _shift_right(bits: Tensor, places: int) -> Tensor:
-    """Logical shift: torch's own copies the sign bit."""
-    return (bits >> places) & ((1 << (64 - places)) - 1)

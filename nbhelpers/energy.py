@@ -32,6 +32,12 @@ class Share:
     seconds: float
     joules: float | None
 
+    def since(self, earlier: Share) -> Share:
+        """What came after an earlier share."""
+        metered = self.joules is not None and earlier.joules is not None
+        joules = (self.joules or 0.0) - (earlier.joules or 0.0)
+        return Share(self.seconds - earlier.seconds, joules if metered else None)
+
 
 def read(device: str = "cpu", powercap: Path = POWERCAP) -> Reading:
     """The energy counters behind a device now. Never raises: what cannot be read is a reason."""

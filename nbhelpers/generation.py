@@ -9,10 +9,11 @@ from pathlib import Path
 
 from nbhelpers import devices, energy, inputs, loading, noise, registry, store
 from nbhelpers.checkpoints import describe
-from nbhelpers.decoding import Row, decode, row_seed, sampler
+from nbhelpers.decoding import Row, decode, decode_by_generate, engine_for
 from nbhelpers.inputs import Job, Purpose, Request
 from nbhelpers.loading import Loaded
-from nbhelpers.records import LabError, Prompt, Sample, Settings
+from nbhelpers.records import Engine, LabError, Prompt, Sample, Settings
+from nbhelpers.sampling import row_seed, sampler
 
 LATENCY_PROMPTS = 5
 LATENCY_TOKENS = 64
@@ -61,16 +62,17 @@ def measure_latency(
     return sorted(rows, key=lambda row: places[row.key])
 
 
-def samples_for(settings: Settings) -> list[Sample]:
+def samples_for(settings: Settings) -> Sequence[Sample]:
     """The samples of this run folder and model; what its samples.jsonl lacks is generated.
 
-    A failed row counts as there. Nothing heavy is imported when no row is missing.
+    A failed row counts as there. Nothing heavy is imported when no row is missing, and
+    rows are read from the file as they are asked for.
     """
     prompts = registry.load_prompts(settings.prompts, settings.limit)
     return _read_or_make(settings, prompts, "sample")
 
 
-def latency_for(settings: Settings) -> list[Sample]:
+def latency_for(settings: Settings) -> Sequence[Sample]:
     """The latency rows of this run folder and model; what its latency.jsonl lacks is measured."""
     prompts = registry.load_prompts(settings.prompts, settings.limit)
     return _read_or_make(settings, prompts[:LATENCY_PROMPTS], "latency")
@@ -82,20 +84,38 @@ def throughput(samples: Iterable[Sample]) -> float:
     The shares of the rows of a batch add up to its wall time. Failed rows bring no tokens; 0.0 when no row
     finished.
     """
-    rows = list(samples)
-    seconds = sum(row.share_s or 0.0 for row in rows)
-    return sum(row.new_tokens for row in rows) / seconds if seconds > 0 else 0.0
+    tokens, seconds = 0, 0.0
+    for row in samples:
+        tokens += row.new_tokens
+        seconds += row.share_s or 0.0
+    return tokens / seconds if seconds > 0 else 0.0
 
 
-def _read_or_make(settings: Settings, prompts: list[Prompt], purpose: Purpose) -> list[Sample]:
+def batch_variants(samples: Iterable[Sample], latency: Iterable[Sample]) -> tuple[int, int]:
+    """How many texts differ between a full batch and batch 1, and how many were compared.
+
+    The latency pass has the seeds of the first repeat and a shorter limit, and ignores end tokens: of the two
+    texts one must begin with the other. Where both are the same batch, there is nothing to compare.
+    """
+    alone = {row.prompt_id: row for row in latency if row.error is None and row.repeat == 0}
+    pairs = [
+        (row.text, alone[row.prompt_id].text.rstrip("\ufffd"))  # a character cut in the middle
+        for row in samples
+        if row.error is None and row.repeat == 0 and row.batch_size > 1 and row.prompt_id in alone
+        if row.prompt_tokens == alone[row.prompt_id].prompt_tokens
+    ]
+    return sum(not (a.startswith(b) or b.startswith(a)) for a, b in pairs), len(pairs)
+
+
+def _read_or_make(settings: Settings, prompts: list[Prompt], purpose: Purpose) -> Sequence[Sample]:
     spec, device = registry.resolve(settings.model), devices.device_for(settings)
     spec = spec if spec.kind == "shape" else describe(spec, loading.fetch(spec))  # as load does
     path = registry.model_dir(settings) / ("samples.jsonl" if purpose == "sample" else "latency.jsonl")
     identity = inputs.identity(spec, loading.revision_of(spec), device.device, device.dtype)
     wanted = inputs.requests(prompts, settings, identity, purpose)
-    have = _stored(path)
+    have = store.index(path, Sample)
     if all(request.key in have for request in wanted):
-        return [have[request.key] for request in wanted]
+        return store.Rows(path, Sample, (have[request.key] for request in wanted))
     make = generate_samples if purpose == "sample" else measure_latency
     loaded = loading.load(spec, device.device, device.dtype)
     try:
@@ -144,40 +164,49 @@ def _complete(
 def _run(
     loaded: Loaded, jobs: list[Job], settings: Settings, keep: OnSample, size: int, ends: frozenset[int]
 ) -> None:
-    """Run the jobs batch by batch; when memory runs out, halve the batch and try what is left again."""
+    """Run all jobs, `size` at a time; when memory runs out, halve that and try what is left again."""
     devices.reset_peak(loaded.device)
     while jobs:
-        batch, jobs = jobs[:size], jobs[size:]
-        rest, error = _run_batch(loaded, batch, settings, keep, ends)
-        if error is not None and len(batch) > 1 and _out_of_memory(error):
-            size, jobs = len(batch) // 2, rest + jobs
-        elif error is not None:
-            for job in rest:
-                keep(_sample(loaded, job, settings, len(batch), error=error))
+        size = min(size, len(jobs))
+        started, waiting, error = _decode(loaded, jobs, settings, keep, size, ends)
+        if error is not None and size > 1 and _out_of_memory(error):
+            size, jobs = size // 2, started + waiting
+        else:
+            for job in started:
+                keep(_sample(loaded, job, settings, size, error=error))
+            jobs = waiting
 
 
-def _run_batch(
-    loaded: Loaded, batch: list[Job], settings: Settings, keep: OnSample, ends: frozenset[int]
-) -> tuple[list[Job], Exception | None]:
-    """Decode one batch. Returns the jobs that did not end, and why."""
-    unfinished = dict(enumerate(batch))
+def _decode(
+    loaded: Loaded, jobs: list[Job], settings: Settings, keep: OnSample, size: int, ends: frozenset[int]
+) -> tuple[list[Job], list[Job], Exception | None]:
+    """Decode the jobs. Returns those that had started and did not end, those that never started, and why."""
+    waiting, started = dict(enumerate(jobs)), dict[int, Job]()
+    paid: dict[int, energy.Share] = {}  # by the rows before it, when a row started
+    engine = engine_for(loaded.model)
+    run = decode if engine == "loop" else decode_by_generate
+
+    def on_admit(rows: list[int]) -> None:
+        paid.update(dict.fromkeys(rows, ledger.charge(max(1, len(started)))))
+        started.update((row, waiting.pop(row)) for row in rows)
 
     def on_row(index: int, row: Row) -> None:
-        share = ledger.charge(len(unfinished))
-        keep(_sample(loaded, unfinished.pop(index), settings, len(batch), row, share=share))
+        share = ledger.charge(len(started)).since(paid[index])
+        keep(_sample(loaded, started.pop(index), settings, size, row, share=share, engine=engine))
 
-    seeds = [row_seed(settings.seed, job.request.prompt.id, job.request.repeat) for job in batch]
+    seeds = [row_seed(settings.seed, job.request.prompt.id, job.request.repeat) for job in jobs]
     choose = sampler(seeds, settings.temperature, settings.top_k, settings.top_p)
+    ids, limits = [job.ids for job in jobs], [job.limit for job in jobs]
     try:
         devices.synchronize(loaded.device)
         ledger = energy.Ledger(loaded.device)
-        decode(loaded.model, [job.ids for job in batch], [job.limit for job in batch], choose, ends, on_row)
+        run(loaded.model, ids, limits, choose, ends, on_row, slots=size, on_admit=on_admit)
     except LabError:  # the file could not be written: nothing that another batch could mend
         raise
     except Exception as error:
         # Without the traceback, whose frames would keep this batch's tensors alive during the next try.
-        return list(unfinished.values()), error.with_traceback(None)
-    return [], None
+        return list(started.values()), list(waiting.values()), error.with_traceback(None)
+    return [], [], None
 
 
 def _out_of_memory(error: Exception) -> bool:
@@ -194,6 +223,7 @@ def _sample(
     row: Row | None = None,
     error: Exception | None = None,
     share: energy.Share | None = None,
+    engine: Engine = "loop",
 ) -> Sample:
     """The record of one row, or of its failure."""
     tokens = row.tokens if row else ()
@@ -222,6 +252,7 @@ def _sample(
         peak_memory_bytes=devices.peak_memory(loaded.device) if row else None,
         energy_j=share.joules if share else None,
         prompt_truncated=job.truncated,
+        engine=engine,
         share_s=share.seconds if share else None,
     )
 

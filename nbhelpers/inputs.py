@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from nbhelpers.loading import Loaded
 
 ENGINE = 1  # raise it when the same settings would give another text: older rows are then made again
-BATCH_CAP = 64  # rows
+BATCH_CAP = 128  # rows
 Purpose = Literal["sample", "latency"]
 
 
@@ -112,18 +112,18 @@ def end_tokens(loaded: Loaded) -> frozenset[int]:
 
 
 def best_batch_size(loaded: Loaded, jobs: Sequence[Job]) -> int:
-    """As many rows as fit half of the free memory, at most 64, split evenly over the batches.
+    """As many rows as fit half of the free memory, at most 128, split evenly where there are more.
 
     A row needs its key-value cache, 2 x layers x key-value heads x head size x tokens x item size, and about
-    40 bytes per vocabulary entry for logits and noise.
+    24 bytes per vocabulary entry for logits and noise. A model without attention is reckoned as if it had some.
     """
     config = loaded.model.config.get_text_config()
-    heads = config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", None) or config.hidden_size
     head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     tokens = max(len(job.ids) + job.limit for job in jobs)
     cache = 2 * config.num_hidden_layers * kv_heads * head_size * tokens * loaded.model.dtype.itemsize
-    row = cache + 40 * config.vocab_size
+    row = cache + 24 * config.vocab_size
     most = min(BATCH_CAP, max(1, devices.free_memory(loaded.device) // (2 * row)))
     return math.ceil(len(jobs) / math.ceil(len(jobs) / most))
 

@@ -13,6 +13,7 @@ SCHEMA_VERSION = 1
 
 CONTENT_TYPES = ("short_post", "linkedin_post", "technical_article", "business_note")
 FinishReason = Literal["eos", "length", "time", "error"]
+Engine = Literal["loop", "generate"]  # nbhelpers.decoding, or transformers.generate where that cannot serve
 Verdict = Literal["better", "worse", "tied", "cannot tell"]
 
 
@@ -88,14 +89,15 @@ class Sample:
     bytes: int  # UTF-8 bytes of text
     finish_reason: FinishReason
     error: str | None
-    batch_size: int
-    latency_s: float | None  # from the start of this row's batch to this row's last token
+    batch_size: int  # most rows at a time
+    latency_s: float | None  # from the start of this row's prefill to this row's last token
     ttft_s: float | None  # time to first token
     tpot_s: float | None  # (latency - ttft) / (new_tokens - 1); None below two tokens
     peak_memory_bytes: int | None
     energy_j: float | None  # measured, this row's share; None: no counter
     prompt_truncated: bool = False
     share_s: float | None = None  # this row's share of the machine's time: rows alive together pay equally
+    engine: Engine = "loop"
     schema_version: int = SCHEMA_VERSION
 
 

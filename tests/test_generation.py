@@ -21,7 +21,7 @@ from scipy import stats
 from tiny_models import BOS, EOS, FAMILIES, break_above, byte_tokenizer, tiny, watch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from nbhelpers import decoding, energy, generation, inputs, store
+from nbhelpers import decoding, energy, generation, inputs, sampling, store
 from nbhelpers.records import LabError, Prompt, Sample, Settings
 
 PROMPTS = [
@@ -45,7 +45,7 @@ def texts(samples: list[Sample]) -> list[tuple[str, int, str, int]]:
 def test_greedy_equals_transformers_with_left_padding(family: str, ends: list[int] | None) -> None:
     loaded = tiny(family, eos=ends)
     ids = [list(loaded.tokenizer(p.text)["input_ids"]) for p in PROMPTS]
-    rows = decoding.decode(loaded.model, ids, [20] * 3, decoding.sampler([0] * 3, 0.0), ends or ())
+    rows = decoding.decode(loaded.model, ids, [20] * 3, sampling.sampler([0] * 3, 0.0), ends or ())
     batch = loaded.tokenizer([p.text for p in PROMPTS], padding=True, return_tensors="pt")
     width = batch["input_ids"].shape[1]
     theirs = loaded.model.generate(
@@ -82,7 +82,7 @@ def test_rows_leave_the_batch_and_are_timed_by_their_own_tokens() -> None:
         loaded.model,
         ids,
         [9] * 12,
-        decoding.sampler(list(range(12)), 1.0),
+        sampling.sampler(list(range(12)), 1.0),
         MANY_ENDS,
         lambda index, row: ended.append(index),
         lambda: next(ticks),
@@ -91,7 +91,7 @@ def test_rows_leave_the_batch_and_are_timed_by_their_own_tokens() -> None:
     assert len(set(lengths)) > 3 and 9 in lengths
     assert [row.latency_s for row in rows] == lengths
     assert {row.ttft_s for row in rows} == {1.0}
-    assert sizes == [sum(n > step for n in lengths) for step in range(max(lengths))]
+    assert sizes == [12] + [sum(n > step for n in lengths) for step in range(1, max(lengths))]
     assert ended == sorted(range(12), key=lambda n: (lengths[n], n))
     for row in rows:
         assert (row.tokens[-1] in MANY_ENDS) == (row.finish_reason == "eos")
@@ -100,7 +100,7 @@ def test_rows_leave_the_batch_and_are_timed_by_their_own_tokens() -> None:
 
 def test_each_row_has_its_own_limit() -> None:
     loaded = tiny("opt", eos=None)
-    rows = decoding.decode(loaded.model, [[5], [6, 7], [8]], [1, 4, 2], decoding.sampler([1, 2, 3], 1.0))
+    rows = decoding.decode(loaded.model, [[5], [6, 7], [8]], [1, 4, 2], sampling.sampler([1, 2, 3], 1.0))
     assert [len(row.tokens) for row in rows] == [1, 4, 2]
 
 
@@ -116,7 +116,7 @@ def splitmix64(state: int) -> int:
 
 def test_noise_is_splitmix64_made_gumbel() -> None:
     gamma = 0x9E3779B97F4A7C15
-    noise = decoding.gumbel_noise([7, 2**63 - 1], step=5, vocabulary=50)
+    noise = sampling.gumbel_noise([7, 2**63 - 1], [5, 5], 50)
     for row, seed in enumerate((7, 2**63 - 1)):
         base = splitmix64((seed + 6 * gamma) % 2**64)
         for token in range(50):
@@ -129,11 +129,11 @@ def test_noise_is_splitmix64_made_gumbel() -> None:
 def test_noise_is_standard_gumbel_and_independent_along_every_axis(axis: str) -> None:
     n = 3_000 if axis == "steps" else 20_000
     if axis == "tokens":
-        noise = decoding.gumbel_noise([3], 0, n)[0]
+        noise = sampling.gumbel_noise([3], [0], n)[0]
     elif axis == "steps":
-        noise = torch.cat([decoding.gumbel_noise([3], step, 1)[0] for step in range(n)])
+        noise = sampling.gumbel_noise([3] * n, range(n), 1)[:, 0]
     else:
-        noise = decoding.gumbel_noise([decoding.row_seed(0, "b01", r) for r in range(n)], 0, 1)[:, 0]
+        noise = sampling.gumbel_noise([sampling.row_seed(0, "b01", r) for r in range(n)], [0] * n, 1)[:, 0]
     values = noise.double().numpy()
     assert np.isfinite(values).all()
     assert stats.kstest(values, "gumbel_r").pvalue > 1e-3
@@ -149,9 +149,9 @@ def test_samples_follow_the_softmax(temperature: float, top_k: int, top_p: float
     logits = torch.tensor([2.0, 1.5, 1.0, 0.5, 0.0, -1.0, -2.0])
     expected = brute_force(logits.tolist(), temperature, top_k, top_p)
     draws, steps = 5_000, 4
-    choose = decoding.sampler([decoding.row_seed(1, "p", r) for r in range(draws)], temperature, top_k, top_p)
+    choose = sampling.sampler([sampling.row_seed(1, "p", r) for r in range(draws)], temperature, top_k, top_p)
     for step in range(steps):
-        chosen = choose(logits.expand(draws, -1), list(range(draws)), step)
+        chosen = choose(logits.expand(draws, -1), list(range(draws)), [step] * draws)
         counts = np.bincount(chosen.numpy(), minlength=7)
         inside = expected > 0
         assert counts[~inside].sum() == 0
@@ -187,7 +187,9 @@ def test_filters_keep_what_brute_force_and_transformers_keep(
     ordered = np.sort(expected)[::-1]
     if np.isclose(np.cumsum(ordered), top_p, atol=1e-6).any() and top_p < 1:
         return  # on the edge of the nucleus rounding may decide either way
-    ours = decoding.filtered(logits / temperature, top_k, top_p).softmax(-1)
+    kept, ids = sampling.shortlist(logits / temperature, top_k, top_p)
+    assert (kept > float("-inf")).sum() == kept.shape[1] == (expected > 0).sum()
+    ours = torch.zeros_like(logits).scatter(1, ids, kept.softmax(-1))
     assert np.allclose(ours[0].numpy(), expected, atol=1e-9)
     theirs = TemperatureLogitsWarper(temperature)(None, logits)
     theirs = TopKLogitsWarper(top_k)(None, theirs) if top_k else theirs
@@ -197,7 +199,7 @@ def test_filters_keep_what_brute_force_and_transformers_keep(
 
 def test_seeds_differ_by_run_prompt_and_repeat_and_stay_in_63_bits() -> None:
     seeds = [
-        decoding.row_seed(run, prompt, repeat)
+        sampling.row_seed(run, prompt, repeat)
         for run in range(5)
         for prompt in ("b1", "b11", "b1\x1f1")
         for repeat in (0, 1, 11)
@@ -307,8 +309,8 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(error: Exception) -> N
     break_above(loaded.model, 2, error)
     samples = generation.generate_samples(loaded, PROMPTS, FEW)
     assert texts(samples) == expected
-    assert sizes[:3] == [9, 4, 2]
-    assert {s.batch_size for s in samples} == {1, 2}
+    assert sizes[:3] == [3, 2, 4]  # three prompts; of four rows two prompts, then the rows: too many
+    assert {s.batch_size for s in samples} == {2}
 
 
 def test_out_of_memory_at_one_row_is_recorded_and_the_run_goes_on() -> None:
@@ -342,11 +344,12 @@ def test_a_failing_batch_keeps_the_others_and_is_tried_again(tmp_path: Path) -> 
     handle = loaded.model.register_forward_pre_hook(stumble, with_kwargs=True)
     samples = generation.generate_samples(loaded, PROMPTS, FEW, path, batch_size=3)
     handle.remove()
-    assert [s.error for s in samples] == ["ValueError: a planted fault"] * 3 + [None] * 6
+    failed = [s.prompt_id for s in samples if s.error == "ValueError: a planted fault"]
+    assert failed == ["p2"] * 3 and sum(s.error is None for s in samples) == 6  # the longest goes first
     sizes = watch(loaded.model)
     again = generation.generate_samples(loaded, PROMPTS, FEW, path)
     assert texts(again) == expected
-    assert set(sizes) == {3}  # only the three that had failed
+    assert sizes == [1, *[3] * 11]  # only the three that had failed, their prompt read once
     assert len(list(store.read_rows(path, Sample))) == 12
 
 
@@ -388,7 +391,7 @@ def test_resume_makes_nothing_twice_and_gives_the_same_texts(tmp_path: Path) -> 
     sizes = watch(loaded.model)
     resumed = generation.generate_samples(loaded, PROMPTS, FEW, path, lambda s: seen.append(s.key))
     assert texts(resumed) == texts(whole)
-    assert sizes[0] == len(seen) == 5
+    assert sizes[0] == 3 and max(sizes) <= len(seen) == 5  # three prompts are read for five rows
     sizes.clear()
     assert (
         generation.generate_samples(loaded, PROMPTS, FEW, path) == resumed
@@ -509,10 +512,10 @@ def test_the_batch_is_chosen_by_memory_and_split_evenly(monkeypatch: pytest.Monk
     loaded = tiny("llama")
     job = inputs.Job(inputs.Request("k", PROMPTS[0], 0), (1,) * 20, 30, False)
     # keys and values x layers x one key-value head x head size 8 x 50 tokens x 4 bytes, and the vocabulary
-    row = 2 * 2 * 1 * 8 * 50 * 4 + 40 * 259
+    row = 2 * 2 * 1 * 8 * 50 * 4 + 24 * 259
     for free, rows, expected in (
         (10**9, 60, 60),
-        (10**9, 65, 33),
+        (10**9, 129, 65),
         (20 * row, 60, 10),
         (20 * row, 12, 6),
         (0, 5, 1),
@@ -530,7 +533,7 @@ def test_samples_for_makes_what_is_missing_and_then_starts_without_torch(tmp_pat
     assert [(s.prompt_id, s.error) for s in made] == [("b01", None), ("b02", None)]
     code = (
         "import sys; from nbhelpers import generation; from nbhelpers.records import Settings;"
-        f"s = {settings!r}; rows = generation.samples_for(s) + generation.latency_for(s);"
+        f"s = {settings!r}; rows = [*generation.samples_for(s), *generation.latency_for(s)];"
         "print(*(r.key for r in rows)); print('torch' in sys.modules, 'transformers' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
