@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nbhelpers.records import LabError, Settings
+from nbhelpers.texts import printable
 
 if TYPE_CHECKING:
     from nbhelpers.batch import Plan
@@ -207,7 +208,7 @@ def main() -> None:
     try:
         app()
     except LabError as error:
-        print(f"nbhelpers: {error}", file=sys.stderr)
+        print(f"nbhelpers: {printable(str(error))}", file=sys.stderr)
         sys.exit(1 if str(error).startswith("stopped;") else 2)
 
 
@@ -248,17 +249,18 @@ def _print_outcome(plan: Plan, info: RunInfo, comparison: ComparisonReport | Non
         if comparison.ranking:
             console.print(_ranking_table(plan, comparison))
         for pair in comparison.pairs:
-            print(f"  {verdicts.verdict_sentence(pair)}")
-        print(f"\n{comparison.pick_reason}\n{comparison.size_hypothesis}")
+            print(f"  {printable(verdicts.verdict_sentence(pair))}")
+        print(printable(f"\n{comparison.pick_reason}\n{comparison.size_hypothesis}"))
         for model, reason in comparison.excluded.items():
-            print(f"not compared: {model}: {reason}")
+            print(printable(f"not compared: {model}: {reason}"))
     for status in info.notebooks:
         if status.status == "failed":
-            print(f"failed: {status.model or 'comparison'}, {status.notebook}: {status.error}")
+            print(printable(f"failed: {status.model or 'comparison'}, {status.notebook}: {status.error}"))
     print(f"\nreport  {plan.run_dir / 'index.html'}\nruns    {plan.run_dir.parent / 'index.html'}")
 
 
 def _ranking_table(plan: Plan, comparison: ComparisonReport):  # type: ignore[no-untyped-def]
+    from rich.markup import escape
     from rich.table import Table
 
     from nbhelpers.comparison import load_results
@@ -276,7 +278,7 @@ def _ranking_table(plan: Plan, comparison: ComparisonReport):  # type: ignore[no
             f"[{estimate.low:.2f}, {estimate.high:.2f}]" if estimate.low is not None else estimate.reason
         )
         table.add_row(
-            model,
+            escape(printable(model)),
             f"{estimate.mean:.2f}",
             (interval or "").replace("[", r"\["),
             f"{result.metrics.get('latency/tokens_per_s/mean', float('nan')):,.0f}",

@@ -49,6 +49,8 @@ def read_results(run_dir: Path) -> tuple[list[Result], dict[str, str]]:
     for path in sorted(run_dir.glob("*/result.json")):
         try:
             result = store.read_json(path, Result)
+            if result.slug != path.parent.name:  # paths are made from it
+                raise LabError(f"result.json is of the folder {result.slug!r}: run the model again.")
             results.append(replace(result, model=label(result.model)))
         except LabError as error:
             broken[path.parent.name] = str(error).replace(f"{path}", path.name)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nbhelpers.texts import printable
 from nbhelpers.worker import COMPARISON, PIPELINE
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Board:
             self.running.pop(event.model, None)
             self.done[event.model].append((event.notebook, event.status.seconds))
             if event.status.status == "failed":
-                self.failed[event.model] = f"{event.notebook}: {event.status.error}"
+                self.failed[event.model] = printable(f"{event.notebook}: {event.status.error}")
 
     def seconds_left(self) -> float | None:
         """From the mean time of each notebook so far; None before the first model is through."""
@@ -114,9 +115,7 @@ def watching(plan: Plan, quiet: bool = False) -> Iterator[Watcher]:
                 status = event.status
                 error = f": {status.error}" if status.error else ""
                 name = names.get(event.model, "comparison")
-                print(
-                    f"{name:<24} {event.notebook:<22} {status.status:>7} {status.seconds:6.1f} s{error}",
-                    flush=True,
-                )
+                said = f"{name:<24} {event.notebook:<22} {status.status:>7} {status.seconds:6.1f} s{error}"
+                print(printable(said), flush=True)
 
         yield line

@@ -43,7 +43,8 @@ class ModelSpec:
     @property
     def slug(self) -> str:
         """The alias as one safe folder name."""
-        return "".join(c if c.isalnum() or c in "-_." else "--" for c in self.alias).strip(".")
+        name = "".join(c if c.isalnum() or c in "-_." else "--" for c in self.alias).strip(".")
+        return name[:80] or "model"
 
 
 @dataclass(frozen=True)

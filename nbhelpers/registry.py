@@ -50,6 +50,8 @@ def resolve(name: str) -> ModelSpec:
     registry = load_registry()
     if name in registry:
         return registry[name]
+    if not name.isprintable():  # it would reach terminals and the names of files
+        raise LabError(f"The name {name!r} has characters that cannot be printed: rename the model.")
     if name.startswith(SHAPE):
         return _resolve_shape(name, registry)
     if (folder := _existing_folder(name)) is not None:
@@ -94,6 +96,8 @@ def _resolve_folder(folder: Path, registry: dict[str, ModelSpec]) -> ModelSpec:
     for spec in registry.values():
         if folder == folder_of(spec):
             return spec
+    if not folder.name.isprintable():
+        raise LabError(f"The folder {folder.name!r} has characters that cannot be printed: rename it.")
     check_folder(folder, folder.name)
     return describe(ModelSpec(alias=folder.name, source=str(folder), kind="local"), folder)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from urllib.parse import quote
 from nbhelpers import comparison, labels, plots, store
 from nbhelpers.formats import dollars, duration, interval, moment, points, three
 from nbhelpers.records import ComparisonReport, Estimate, LabError, Result, RunInfo, Sample, Score
+from nbhelpers.texts import printable
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -28,7 +28,6 @@ TEMPLATES = Path(__file__).parent / "templates"
 MARK = "nbhelpers report"  # in each page's generator tag: a page without it is not ours to overwrite
 LONGEST_TEXT = 4000  # characters of a sample text that are shown
 ENDINGS = {"eos": "ended by itself", "length": "cut at the token limit", "time": "cut at the time limit"}
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -234,7 +233,7 @@ def _environment(folder: Path) -> Environment:
         """What can be printed, without the run's place on this machine."""
         if not isinstance(value, str) or isinstance(value, Markup):  # Markup: a macro's own output
             return value
-        return _UNPRINTABLE.sub("\ufffd", value.replace(f"{folder}/", "").replace(f"{folder}", folder.name))
+        return printable(value.replace(f"{folder}/", "").replace(f"{folder}", folder.name))
 
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),

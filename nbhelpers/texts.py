@@ -44,6 +44,7 @@ write create draft compose prepare produce give short long brief linkedin post p
 notes content thread tweet text piece thought
 """
 _INSTRUCTION_WORDS = frozenset(_FORM_WORDS.split())
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _LIST_MARK = re.compile(r"^\s*(?:[-*•–]|\(?\d{1,2}[.)]|#{1,6})\s+")
 _SENTENCE_GAP = re.compile(r"(?<=[.!?…])\s+|(?<=[.!?…][\"'”’)\]])\s+")
 _FINISHED = re.compile(r"[.!?…][\"'”’)\]*_]*$|(?:^|\s)#\w+$")
@@ -53,6 +54,15 @@ _FIGURE = re.compile(
     r"|months?\b|years?\b|times\b|x\b|[kmgt]i?b\b|watts?\b|tokens?\b|requests?\b|dollars?\b|euros?\b)",
     re.IGNORECASE,
 )
+
+
+def printable(text: str) -> str:
+    """The text with U+FFFD for every character that drives a terminal (ANSI codes) or breaks a page.
+
+    Line feeds and tabs stay; C0 and C1 controls, direction marks that reorder what is read, and halves of
+    surrogate pairs go.
+    """
+    return _UNPRINTABLE.sub("\ufffd", text)
 
 
 def words(text: str) -> list[str]:

@@ -1,19 +1,46 @@
 """Models, texts and names that mean harm: nothing runs, nothing escapes, one clear sentence says why."""
 
+import ast
+import csv
+import io
 import json
 import multiprocessing
+import os
 import pickle
+import re
 import shutil
+import subprocess
 import sys
 import time
+import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
+import made_runs
+import nbformat
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from saved_models import edit_json, make_model
+from typer.testing import CliRunner
 
-from nbhelpers import chat, checkpoints, loading, registry
-from nbhelpers.records import LabError, ModelSpec
+from nbhelpers import (
+    batch,
+    chat,
+    checkpoints,
+    cli,
+    comparison,
+    execute,
+    labels,
+    loading,
+    progress,
+    registry,
+    report,
+    store,
+    texts,
+)
+from nbhelpers.records import LabError, ModelSpec, NotebookStatus, RunInfo
 
 
 @pytest.fixture(scope="module")
@@ -220,3 +247,162 @@ def test_tensors_of_another_model_in_the_file_do_no_harm(folder):
     save_file({f"../{key}": value for key, value in tensors.items()}, folder / "model.safetensors")
     with pytest.raises(LabError, match="are missing"):
         loading.load(str(folder), "cpu")
+
+
+EVIL = "<script>document.title='ran'</script><img src=x onerror=\"document.title='ran'\"></pre></td>"
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+def title_in_browser(page: Path) -> str:
+    """The page's title after a headless browser has run whatever it would run."""
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000", "--dump-dom"]
+    command = [CHROMIUM, *flags, f"--user-data-dir={page.parent / 'profile'}", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return re.search("<title>(.*?)</title>", done.stdout).group(1)
+
+
+def hostile_run(run_dir: Path) -> Path:
+    """A run in which every text that comes from outside is evil."""
+    model = f"evil{EVIL}\x1b[31m"
+    result = made_runs.make_result(model, [5.0, 6.0], revision=EVIL, family=EVIL)
+    sample = made_runs.make_sample(model, EVIL, 0, text=EVIL, prompt=EVIL, revision=EVIL)
+    failed = made_runs.make_sample(model, "b02", 0, text="", error=EVIL, finish_reason="error")
+    made_runs.write_model(run_dir, result, [(sample, 5.0), (failed, 0.0)])
+    made_runs.write_info(run_dir, [model], {model: f"{EVIL}\x1b]0;ran\x07"})
+    return run_dir
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine")
+def test_the_browser_runs_what_is_not_escaped(tmp_path):
+    page = tmp_path / "bare.html"
+    page.write_text(f"<html><head><title>still</title></head><body>{EVIL}</body></html>")
+    assert title_in_browser(page) == "ran"  # so that the tests below can fail
+
+
+def test_a_report_shows_hostile_texts_as_texts(tmp_path):
+    page = report.write_report(hostile_run(tmp_path / "run"))
+    body = page.read_text()
+    assert "<script" not in body and "<img src=x" not in body and "\x1b" not in body
+    assert "&lt;script&gt;document.title=" in body
+    if CHROMIUM:
+        assert title_in_browser(page) not in ("ran", "")
+
+
+def test_an_executed_notebook_shows_hostile_texts_as_texts(tmp_path):
+    cell = nbformat.v4.new_code_cell("print(text)")
+    html = {"text/html": EVIL, "text/plain": EVIL}
+    cell.outputs = [
+        nbformat.v4.new_output("stream", text=EVIL),
+        nbformat.v4.new_output("execute_result", data=html),
+        nbformat.v4.new_output("error", ename="E", evalue=EVIL, traceback=[EVIL]),
+    ]
+    path = tmp_path / "evil.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_markdown_cell(EVIL)]), path)
+    page = execute.to_html(path)
+    assert "<script" not in page.read_text()
+    if CHROMIUM:
+        assert title_in_browser(page) == "evil"
+
+
+def test_no_terminal_code_reaches_the_terminal(tmp_path, capsys):
+    run_dir = hostile_run(tmp_path / "run")
+    plan = batch.Plan(run_dir, (), store.read_json(run_dir / "run.json", RunInfo), 1)
+    cli._print_outcome(plan, plan.info, comparison.assemble(run_dir))
+    said = capsys.readouterr().out
+    assert "evil<script>" in said and "\x1b" not in said and "\x07" not in said
+    board = progress.Board(replace(plan, info=replace(plan.info, models=())))
+    board.done["evil"] = []
+    failed = NotebookStatus("02_loading", "evil", "failed", 1.0, "\x1b[5m")
+    board.watch(batch.Event("evil", "02_loading", failed))
+    assert "\x1b" not in board.failed["evil"]
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred", "a\nb", "x/\x9bmodel", "shape:\x1b", "a\u202eb"])
+def test_names_that_drive_a_terminal_are_no_names(name, tmp_path):
+    with pytest.raises(LabError, match="cannot be printed") as caught:
+        registry.resolve(name)
+    assert str(caught.value).isprintable()
+
+
+def test_a_folder_whose_name_drives_a_terminal_is_refused(saved, tmp_path, monkeypatch):
+    monkeypatch.chdir(shutil.copytree(saved, tmp_path / "\x1b[31mred"))
+    with pytest.raises(LabError, match="cannot be printed"):
+        registry.resolve(".")
+
+
+anything = st.text(max_size=200)
+
+
+@given(text=anything)
+def test_printable_text_keeps_all_that_a_page_and_a_terminal_can_show(text):
+    shown = texts.printable(text)
+    assert len(shown) == len(text)
+    shown.encode()  # no half of a surrogate pair is left
+    for before, after in zip(text, shown, strict=True):
+        assert after == before or not before.isprintable()
+        assert after.isprintable() or after in "\t\n" or unicodedata.category(after) not in ("Cc", "Cs")
+
+
+@given(alias=st.sampled_from(["../../x", "/etc/passwd", "..", ".", "a/b", "C:\\x", "x" * 500]) | anything)
+def test_every_name_becomes_one_folder_inside_the_run(alias):
+    slug = ModelSpec(alias, "", "hub").slug
+    assert Path("/outputs/run", slug).resolve().parent == Path("/outputs/run")
+    assert len(slug.encode()) < 250 + 80 and slug
+
+
+@given(texts_=st.lists(anything, min_size=1, max_size=5))
+def test_no_cell_of_a_sheet_is_a_formula_and_all_come_back(texts_):
+    out = io.StringIO(newline="")
+    csv.writer(out).writerows([[labels.harmless(text)] for text in texts_])
+    cells = [row[0] if row else "" for row in csv.reader(io.StringIO(out.getvalue(), newline=""))]
+    for text, cell in zip(texts_, cells, strict=True):
+        assert cell[:1] not in {"=", "+", "-", "@", "\t", "\r"}
+        assert cell.removeprefix("'") == text or cell == text
+
+
+def test_a_result_that_names_another_folder_is_not_followed(tmp_path):
+    result = made_runs.make_result("good", [5.0, 6.0])
+    store.write_json(tmp_path / "run" / "good" / "result.json", replace(result, slug="../../outside"))
+    sample = made_runs.make_sample("good", "b01", 0, text="a secret text")
+    store.append_row(tmp_path.parent / "outside" / "samples.jsonl", sample)
+    results, broken = comparison.read_results(tmp_path / "run")
+    assert not results and "'../../outside'" in broken["good"]
+    assert "a secret text" not in report.write_report(tmp_path / "run").read_text()
+
+
+def test_no_name_or_prompt_reaches_a_shell():
+    package = Path(loading.__file__).parent
+    for path in package.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in {"os.system", "os.popen", "subprocess.getoutput", "eval", "exec"}, path
+                assert not any(key.arg == "shell" for key in node.keywords), path
+
+
+def test_the_mlflow_page_listens_on_this_machine_only(monkeypatch):
+    calls = []
+    monkeypatch.setattr(subprocess, "call", lambda command: calls.append(command) or 0)
+    monkeypatch.setattr("nbhelpers.tracking.init_database", lambda: None)
+    for extra in ([], ["--host", "0.0.0.0"]):
+        assert CliRunner().invoke(cli.app, ["ui", *extra]).exit_code == 0
+    hosts = [command[command.index("--host") + 1] for command in calls]
+    assert hosts == ["127.0.0.1", "0.0.0.0"]
+
+
+def test_a_token_is_in_nothing_that_a_run_writes(tmp_path):
+    token = "hf_plantedSecret0123456789abcdef"
+    env = os.environ | {
+        "HF_TOKEN": token,
+        "HUGGING_FACE_HUB_TOKEN": token,
+        "NBHELPERS_OUTPUTS": str(tmp_path),
+    }
+    command = [sys.executable, "-m", "nbhelpers.cli", "run", "lab-gpt2", "no-such-org/x", "--limit", "1"]
+    command += ["--repeats", "1", "--max-new-tokens", "4", "--jobs", "1"]
+    done = subprocess.run(command, capture_output=True, env=env, timeout=600)
+    assert done.returncode == 1, done.stderr  # the second model fails, and its errors are searched too
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    names = {path.name for path in files}
+    assert {"run.json", "worker.log", "06_tracking.ipynb", "mlflow.db", "index.html"} <= names
+    for body in (done.stdout, done.stderr, *(path.read_bytes() for path in files)):
+        assert token.encode() not in body
