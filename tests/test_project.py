@@ -15,7 +15,7 @@ HOUSE = [
     *("records", "store", "sampling", "caches", "decoding", "texts", "forked", "processes", "checkpoints"),
     *("registry", "devices", "roofline", "hub", "downloads"),
     *("shapes", "loading", "chat", "meters", "energy", "inputs", "noise", "generation", "rubrics", "planted"),
-    *("scoring", "estimates", "prices", "costs", "clusters", "paired_tests", "validity", "judge", "stats"),
+    *("scoring", "estimates", "prices", "costs", "clusters", "paired_tests", "validity", "judge", "stats", "same_model"),
     *("pool", "comparison", "routing", "plots", "summary", "tracking"),
     *("labels", "formats", "report", "forkserver", "provisioner", "execute", "worker", "batch", "progress"),
     "cli",
