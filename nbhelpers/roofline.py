@@ -1,7 +1,7 @@
 """The speed of light of this machine: how fast could a model decode here, whatever the program around it?
 
-A decode step must read every weight and every cached key and value once, and multiply with them. So it takes
-at least bytes / bandwidth and at least operations / rate (the roofline model: Williams, Waterman and Patterson
+A decode step must read every weight and every cached key and value once, and multiply with them: it takes at
+least bytes / bandwidth and at least operations / rate (the roofline model: Williams, Waterman and Patterson
 2009, doi 10.1145/1498765.1498785). Both are measured here, in two seconds for each dtype.
 """
 
