@@ -108,7 +108,7 @@ def sample_joules(samples: Sequence[Sample], watts: float) -> list[float]:
 
 
 def cost_summary(
-    samples: list[Sample], report: DeviceReport, prices: Prices | None = None
+    samples: Sequence[Sample], report: DeviceReport, prices: Prices | None = None
 ) -> dict[str, float]:
     """Money and energy per request (attempted) and per piece (finished), under flat names with their unit.
 
@@ -155,7 +155,7 @@ def cost_summary(
     return summary
 
 
-def break_even_of(samples: list[Sample], report: DeviceReport, prices: Prices | None = None) -> BreakEven:
+def break_even_of(samples: Sequence[Sample], report: DeviceReport, prices: Prices | None = None) -> BreakEven:
     """The break-even of a model's samples against the first API of the list, or the reason there is none."""
     prices = prices or load_prices()
     given = prices.assumptions

@@ -16,8 +16,9 @@ All of them count words. None of them understands a sentence, checks a fact or r
 from __future__ import annotations
 
 import math
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from nbhelpers import generation, registry, store, texts
 from nbhelpers.records import Sample, Score, Settings
@@ -229,12 +230,19 @@ def score_samples(samples: Iterable[Sample]) -> list[Score]:
     The values are SCORE_NAMES and, if every prompt has at least two samples, "diversity" among the finished
     samples of the prompt.
     """
-    samples = list(samples)
-    finished: dict[str, list[Sample]] = {}
-    for sample in samples:
-        finished.setdefault(sample.prompt_id, []).extend([] if sample.error is not None else [sample])
-    repeated = all(count > 1 for count in Counter(sample.prompt_id for sample in samples).values())
-    scores = []
+    return list(_scored(list(samples)))
+
+
+def _scored(samples: Sequence[Sample]) -> Iterator[Score]:
+    """Scores one at a time; of the samples, only those of a prompt's trigrams are held at once."""
+    finished: dict[str, array[int]] = {}
+    counts: Counter[str] = Counter()
+    for position, sample in enumerate(samples):
+        counts[sample.prompt_id] += 1
+        where = finished.setdefault(sample.prompt_id, array("l"))
+        where.extend([] if sample.error is not None else [position])
+    repeated = all(count > 1 for count in counts.values())
+    said, prompt_id = Counter[tuple[str, ...]](), None
     for sample in samples:
         failed = sample.error is not None
         values = (
@@ -243,23 +251,33 @@ def score_samples(samples: Iterable[Sample]) -> list[Score]:
             else score_text(sample.text, sample.prompt, sample.content_type)
         )
         if repeated:
-            siblings = [other.text for other in finished[sample.prompt_id] if other is not sample]
-            values["diversity"] = 0.0 if failed else diversity(sample.text, siblings)
+            if sample.prompt_id != prompt_id:
+                prompt_id = sample.prompt_id
+                said = Counter(t for i in finished[prompt_id] for t in _distinct(samples[i].text))
+            own, siblings = _distinct(sample.text), len(finished[prompt_id]) - 1
+            values["diversity"] = 0.0 if failed else _diversity(own, said, siblings)
         words = len(sample.text.split())
-        scores.append(
-            Score(sample.key, sample.prompt_id, sample.repeat, sample.content_type, failed, words, values)
-        )
-    return scores
+        yield Score(sample.key, sample.prompt_id, sample.repeat, sample.content_type, failed, words, values)
 
 
-def scores_for(settings: Settings) -> list[Score]:
-    """Scores of this model's samples, written to scores.jsonl in its folder.
+def _distinct(text: str) -> set[tuple[str, ...]]:
+    return set(texts.trigrams(texts.words(text)))
+
+
+def _diversity(own: set[tuple[str, ...]], said: Counter[tuple[str, ...]], siblings: int) -> float:
+    """:func:`diversity` from how many of the prompt's texts, this one too, hold each trigram: linear time."""
+    if not own or not siblings:
+        return 0.0
+    return 10.0 * sum(siblings + 1 - said[trigram] for trigram in own) / (len(own) * siblings)
+
+
+def scores_for(settings: Settings) -> Sequence[Score]:
+    """Scores of this model's samples, written to scores.jsonl in its folder and read from there as needed.
 
     Always computed anew: it takes milliseconds, and an old file would outlive a change of the rubric.
     """
-    scores = score_samples(generation.samples_for(settings))
     path = registry.model_dir(settings) / "scores.jsonl"
     path.unlink(missing_ok=True)
-    for score in scores:
+    for score in _scored(generation.samples_for(settings)):
         store.append_row(path, score)
-    return scores
+    return store.all_rows(path, Score)

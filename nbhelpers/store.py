@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
+import math
 import os
 import types
 import typing
 import uuid
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from nbhelpers.records import SCHEMA_VERSION, LabError, Settings
 
@@ -61,12 +64,12 @@ def write_json(path: Path, record: Any) -> Path:
 def read_json(path: Path, cls: type[T]) -> T:
     """Read a record written by write_json. Raises LabError for a missing, broken or newer file."""
     try:
-        data = json.loads(path.read_bytes())
+        data = decode(path.read_bytes())
     except FileNotFoundError:
         raise LabError(f"{path} does not exist: run the notebook that writes it first.") from None
     except (ValueError, OSError) as error:  # not JSON, or not text at all
         raise LabError(f"{path} cannot be read as JSON ({error}): delete it and run again.") from None
-    return _checked(data, cls, str(path))
+    return from_plain(data, cls, str(path))
 
 
 def append_row(path: Path, record: Any) -> None:
@@ -82,20 +85,74 @@ def read_rows(path: Path, cls: type[T]) -> Iterator[T]:
 
     A last line without its newline is a write that was cut off: it is not a row.
     """
+    for row, _ in _located_rows(path, cls):
+        yield row
+
+
+def _located_rows(path: Path, cls: type[T]) -> Iterator[tuple[T, int]]:
+    """Each record with the byte where its line starts."""
     if not path.exists():
         return
     with path.open("rb") as lines:
+        offset = 0
         for number, line in enumerate(lines, 1):
             if not line.endswith(b"\n"):
                 return
             if line.strip():
-                try:
-                    data = json.loads(line)
-                except ValueError as error:  # not JSON, or not text at all
-                    raise LabError(
-                        f"{path}, line {number}: not JSON ({error}); delete the line and resume."
-                    ) from None
-                yield _checked(data, cls, f"{path}, line {number}")
+                yield _row(line, cls, f"{path}, line {number}"), offset
+            offset += len(line)
+
+
+def _row(line: bytes, cls: type[T], where: str) -> T:
+    try:
+        data = decode(line)
+    except ValueError as error:  # not JSON, or not text at all
+        raise LabError(f"{where}: not JSON ({error}); delete the line and resume.") from None
+    return from_plain(data, cls, where)
+
+
+class Rows(Sequence[T]):
+    """Rows of a JSONL file by position, read when they are asked for: eight bytes of memory a row."""
+
+    def __init__(self, path: Path, cls: type[T], offsets: Iterable[int]) -> None:
+        self.path, self.cls, self.offsets = path, cls, array("q", offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Rows[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Rows[T]:
+        if isinstance(index, slice):
+            return Rows(self.path, self.cls, self.offsets[index])
+        return next(self._read([self.offsets[index]]))
+
+    def __iter__(self) -> Iterator[T]:
+        return self._read(self.offsets)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _read(self, offsets: Iterable[int]) -> Iterator[T]:
+        with self.path.open("rb") as file:
+            for offset in offsets:
+                file.seek(offset)
+                yield _row(file.readline(), self.cls, f"{self.path}, byte {offset}")
+
+
+def all_rows(path: Path, cls: type[T]) -> Rows[T]:
+    return Rows(path, cls, (offset for _, offset in _located_rows(path, cls)))
+
+
+def index(path: Path, cls: type[Any]) -> dict[str, int]:
+    """Where the row of each key starts, in bytes; of two rows with one key, the later."""
+    return {row.key: offset for row, offset in _located_rows(path, cls)}
 
 
 def repair_tail(path: Path) -> bool:
@@ -123,10 +180,19 @@ def row_key(**parts: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
 
-def _checked(data: Any, cls: type[T], where: str) -> T:
+def decode(body: str | bytes) -> Any:
+    """JSON. Raises ValueError, also for what is nested deeper than can be read."""
+    try:
+        return json.loads(body)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def from_plain(data: Any, cls: type[T], where: str) -> T:
+    """A record from plain JSON or TOML, checked by its annotations. Raises LabError with the place."""
     if not isinstance(data, dict):
         raise LabError(f"{where}: expected a JSON object for {cls.__name__}.")
-    versioned = "schema_version" in typing.get_type_hints(cls)
+    versioned = "schema_version" in _hints(typing.cast(Any, cls))
     version = data.get("schema_version")
     if versioned and version != SCHEMA_VERSION:
         raise LabError(
@@ -139,10 +205,15 @@ def _checked(data: Any, cls: type[T], where: str) -> T:
         raise LabError(f"{where}: not a valid {cls.__name__} ({error}).") from None
 
 
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)  # half of the time of reading a row, if asked each time
+
+
 def _build(kind: Any, value: Any) -> Any:
     """Rebuild nested dataclasses, tuples and dicts from plain JSON, by the field annotations."""
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        hints = typing.get_type_hints(kind)
+        hints = _hints(kind)
         unknown = set(_expect(value, dict)) - set(hints)
         if unknown:
             raise TypeError(f"unknown field {sorted(unknown)[0]!r}")
@@ -163,6 +234,8 @@ def _build(kind: Any, value: Any) -> Any:
     if kind is float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError(f"expected a number, found {value!r}")
+        if not math.isfinite(value):  # JSON has no such numbers, and means of them mean nothing
+            raise ValueError(f"{value!r} is not a finite number")
         return float(value)
     if kind in (int, str, bool):
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):

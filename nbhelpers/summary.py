@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import itertools
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from statistics import fmean
 
 from nbhelpers import costs, devices, generation, loading, noise, registry, scoring, stats, store
-from nbhelpers.records import Estimate, LoadingReport, Result, Sample, Settings, StatsReport
+from nbhelpers.records import Estimate, LoadingReport, Result, Sample, Score, Settings, StatsReport
 
 LATENCY_FIELDS = ("latency_s", "ttft_s", "tpot_s")
 # A bootstrap interval holds its promise for the median; in the tail only order statistics do (notebook 05).
@@ -16,19 +20,15 @@ MIB = 2**20
 
 def stats_for(settings: Settings) -> StatsReport:
     """Estimates over prompts of every score and latency; writes stats.json beside the model's files."""
-    samples = generation.samples_for(settings)
     scores = scoring.scores_for(settings)
-    failed = sum(sample.error is not None for sample in samples)
+    failed, quality = _quality(scores)
     timed = generation.latency_for(settings)
     report = StatsReport(
         model=settings.model,
-        attempted=len(samples),
-        finished=len(samples) - failed,
+        attempted=len(scores),
+        finished=len(scores) - failed,
         failed=failed,
-        quality={
-            name: stats.estimate(list(stats.by_prompt(scores, name).values()), name)
-            for name in (scores[0].values if scores else {})
-        },
+        quality=quality,
         latency=_latency(timed),
         percentiles=_percentiles(timed),
     )
@@ -36,15 +36,27 @@ def stats_for(settings: Settings) -> StatsReport:
     return report
 
 
+def _quality(scores: Iterable[Score]) -> tuple[int, dict[str, Estimate]]:
+    """How many samples failed, and the estimates of every score over prompts; reads the rows once."""
+    failed = 0
+    columns: dict[str, dict[str, array[float]]] = {}
+    for score in scores:
+        failed += score.failed
+        for name, value in score.values.items():
+            columns.setdefault(name, {}).setdefault(score.prompt_id, array("d")).append(value)
+    means = {name: [fmean(sorted(v)) for v in by_id.values()] for name, by_id in columns.items()}
+    return failed, {name: stats.estimate(values, name) for name, values in means.items()}
+
+
 def summarise(settings: Settings) -> Result:
     """Everything about one model in one record; writes result.json, the file other tools read."""
     loaded = loading.report_for(settings)
     device = devices.device_for(settings)
     samples = generation.samples_for(settings)
-    scores = scoring.scores_for(settings)
     report = stats_for(settings)
+    scores = store.all_rows(registry.model_dir(settings) / "scores.jsonl", Score)
     money = costs.cost_summary(samples, device)
-    rows = [*samples, *generation.latency_for(settings)]
+    rows = itertools.chain(samples, generation.latency_for(settings))
     passes = noise.passes(registry.model_dir(settings), (row.key for row in rows))
     result = Result(
         model=settings.model,
@@ -70,7 +82,7 @@ def summarise(settings: Settings) -> Result:
 
 
 def flat_metrics(
-    report: StatsReport, loaded: LoadingReport, samples: list[Sample], money: dict[str, float]
+    report: StatsReport, loaded: LoadingReport, samples: Sequence[Sample], money: dict[str, float]
 ) -> dict[str, float]:
     """Metrics under grouped names: ``quality/…``, ``latency/…``, ``memory/…``, ``cost/…``, ``samples/…``.
 
@@ -85,10 +97,18 @@ def flat_metrics(
     for name, estimate in report.percentiles.items():
         ends = {"": estimate.mean, "_low": estimate.low, "_high": estimate.high}
         metrics |= {f"latency/{name}{end}": value for end, value in ends.items() if value is not None}
-    peaks = [s.peak_memory_bytes for s in samples if s.peak_memory_bytes is not None]
-    finished = [s for s in samples if s.error is None]
+    total = Counter[str]()
+    for sample in samples:
+        total["peak"] = max(total["peak"], sample.peak_memory_bytes or 0)
+        total["eos"] += sample.finish_reason == "eos"
+        total["truncated"] += sample.prompt_truncated
+        total["tokens"] += sample.new_tokens
+        if sample.error is None:
+            total["finished tokens"] += sample.new_tokens
+            total["bytes"] += sample.bytes
+            total["words"] += len(sample.text.split())
     written = {
-        "latency/batch_tokens_per_s": generation.throughput(finished),
+        "latency/batch_tokens_per_s": generation.throughput(s for s in samples if s.error is None),
         "latency/fetch_s": loaded.fetch_s,
         "latency/load_s": loaded.load_s,
         "memory/parameters_mib": loaded.parameter_bytes / MIB,
@@ -96,19 +116,17 @@ def flat_metrics(
         "memory/rss_after_load_mib": loaded.rss_after_load_bytes / MIB,
         "memory/rss_after_forward_mib": loaded.rss_after_forward_bytes / MIB,
         "memory/device_peak_mib": _ratio(loaded.device_peak_bytes, MIB),
-        "memory/generation_peak_mib": max(peaks) / MIB if peaks else None,
+        "memory/generation_peak_mib": total["peak"] / MIB if total["peak"] else None,
         "samples/attempted": len(samples),
         "samples/finished": report.finished,
         "samples/failed": report.failed,
         "samples/success_rate": _ratio(report.finished, len(samples)),
-        "samples/ended_by_itself_rate": _ratio(sum(s.finish_reason == "eos" for s in samples), len(samples)),
-        "samples/truncated_prompts": sum(s.prompt_truncated for s in samples),
-        "samples/new_tokens_total": sum(s.new_tokens for s in samples),
-        "samples/new_tokens_mean": _ratio(sum(s.new_tokens for s in finished), len(finished)),
-        "samples/words_mean": _ratio(sum(len(s.text.split()) for s in finished), len(finished)),
-        "samples/bytes_per_token": _ratio(
-            sum(s.bytes for s in finished), sum(s.new_tokens for s in finished)
-        ),
+        "samples/ended_by_itself_rate": _ratio(total["eos"], len(samples)),
+        "samples/truncated_prompts": total["truncated"],
+        "samples/new_tokens_total": total["tokens"],
+        "samples/new_tokens_mean": _ratio(total["finished tokens"], report.finished),
+        "samples/words_mean": _ratio(total["words"], report.finished),
+        "samples/bytes_per_token": _ratio(total["bytes"], total["finished tokens"]),
         "model/parameters": loaded.parameters,
         "model/context": loaded.context,
         "model/vocabulary": loaded.vocabulary,
