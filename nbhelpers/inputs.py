@@ -115,7 +115,8 @@ def best_batch_size(loaded: Loaded, jobs: Sequence[Job]) -> int:
     """As many rows as fit half of the free memory, at most 128, split evenly where there are more.
 
     A row needs its key-value cache, 2 x layers x key-value heads x head size x tokens x item size, and about
-    24 bytes per vocabulary entry for logits and noise. A model without attention is reckoned as if it had some.
+    24 bytes per vocabulary entry for logits and noise.
+    A model without attention is reckoned as if it had some.
     """
     config = loaded.model.config.get_text_config()
     heads = getattr(config, "num_attention_heads", None) or config.hidden_size
