@@ -70,6 +70,20 @@ def test_the_planted_times_are_recovered(
     assert [s.finish_reason for s in samples] == ["eos", "eos", "length", "eos"]
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_row_that_takes_a_freed_slot_is_timed_from_its_own_prefill(
+    monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Those who are being written meanwhile wait for its prefill: that is their time, not the newcomer's."""
+    loaded = virtual(monkeypatch, 0.5, 0.02)
+    samples = generation.generate_samples(loaded, PROMPTS, SETTINGS, batch_size=size)
+    assert [s.new_tokens for s in samples] == list(LENGTHS)
+    assert [s.ttft_s for s in samples] == pytest.approx([0.5] * 4)
+    for s in samples:
+        waited = ((s.latency_s or 0) - 0.5 - 0.02 * (s.new_tokens - 1)) / 0.5  # prefills of others
+        assert waited == pytest.approx(round(waited)) and waited >= -1e-6
+
+
 @pytest.mark.parametrize("size", [1, 4])
 def test_real_time_is_recovered(size: int, capsys: pytest.CaptureFixture[str]) -> None:
     """In real time a busy machine sleeps longer than asked: the model notes how long each pass really took.
