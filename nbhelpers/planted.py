@@ -15,6 +15,7 @@ from itertools import cycle, islice
 from typing import Any
 
 from nbhelpers import store, texts
+from nbhelpers.records import LabError
 from nbhelpers.rubrics import content_type_named
 
 
@@ -30,8 +31,11 @@ class Strong:
 
 @cache
 def _file() -> dict[str, Any]:
-    with (store.data_dir() / "planted.toml").open("rb") as source:
-        return tomllib.load(source)
+    try:
+        found = tomllib.loads((store.data_dir() / "planted.toml").read_text(encoding="utf-8"))
+        return found | {"levels": {kind: int(level) for kind, level in found["levels"].items()}}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise LabError(f"planted.toml in the data folder is not usable ({error}): restore it.") from None
 
 
 def levels() -> dict[str, int]:
@@ -42,11 +46,14 @@ def levels() -> dict[str, int]:
 def strong_answers() -> list[Strong]:
     """Two of each content type, from data/planted.toml."""
     types = {kind: rows for kind, rows in _file().items() if kind != "levels"}
-    return [
-        Strong(kind, row["prompt"], row["text"].strip(), row["weak"].strip())
-        for kind, rows in types.items()
-        for row in rows
-    ]
+    try:
+        return [
+            Strong(kind, row["prompt"], row["text"].strip(), row["weak"].strip())
+            for kind, rows in types.items()
+            for row in rows
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise LabError(f"planted.toml in the data folder is not usable ({error}): restore it.") from None
 
 
 def answers(strong: Strong) -> dict[str, str]:

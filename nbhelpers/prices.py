@@ -83,11 +83,11 @@ def load_prices() -> Prices:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
         return Prices(
-            assumptions=Assumptions(**data["assumptions"]),
-            api=tuple(ApiPrice(**row) for row in data["api"]),
+            assumptions=store.from_plain(data["assumptions"], Assumptions, "[assumptions]"),
+            api=tuple(store.from_plain(row, ApiPrice, "[[api]]") for row in data["api"]),
             published={name: float(value) for name, value in data["published"].items()},
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, LabError) as error:
         raise LabError(f"{path.name} in the data folder is not usable ({error}): restore it.") from None
 
 

@@ -23,7 +23,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 def _entries(path: Path) -> dict[str, dict[str, Any]]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise LabError(f"The model registry {path.name} is not valid TOML: {error}.") from None
 
 
@@ -33,7 +33,10 @@ def _registry_entries() -> dict[str, dict[str, Any]]:
 
 def load_registry() -> dict[str, ModelSpec]:
     """Every model of data/models.toml by alias, embedded ones first, in file order."""
-    return {alias: _spec(alias, entry) for alias, entry in _registry_entries().items()}
+    try:
+        return {alias: _spec(alias, entry) for alias, entry in _registry_entries().items()}
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise LabError(f"The model registry models.toml is not usable ({error}): restore it.") from None
 
 
 def embedded_models() -> list[str]:
@@ -105,22 +108,11 @@ def _resolve_folder(folder: Path, registry: dict[str, ModelSpec]) -> ModelSpec:
 def _spec(alias: str, entry: dict[str, Any]) -> ModelSpec:
     source = entry["source"]
     embedded = source.startswith("data/")
-    return ModelSpec(
-        alias=alias,
-        source=source,
-        kind="embedded" if embedded else "hub",
-        family=entry["family"],
-        parameters=entry.get("parameters"),
-        context=entry.get("context"),
-        prompt_format=entry["prompt"],
-        licence=entry["licence"],
-        gated=entry.get("gated", False),
-        revision=entry.get("revision"),
-        sha256=_digests(store.project_root() / source) if embedded else {},
-        layers=entry.get("layers"),
-        kv_heads=entry.get("kv_heads"),
-        head_dim=entry.get("head_dim"),
-    )
+    given = {name: value for name, value in entry.items() if name not in ("config", "prompt")}
+    given |= {"alias": alias, "kind": "embedded" if embedded else "hub", "prompt_format": entry["prompt"]}
+    if embedded:
+        given["sha256"] = _digests(store.project_root() / source)
+    return store.from_plain(given, ModelSpec, f"data/models.toml, [{alias}]")
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -184,9 +176,9 @@ def _read_prompts(path: Path) -> list[Prompt]:
 
 def _prompt(line: str, where: str) -> Prompt:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise LabError(f"{where}: not valid JSON ({error.msg}).") from None
+        row = store.decode(line)
+    except ValueError as error:
+        raise LabError(f"{where}: not valid JSON ({error}).") from None
     if not isinstance(row, dict):
         raise LabError(f"{where}: expected a JSON object with id, text and content_type.")
     for name in ("id", "text", "content_type"):

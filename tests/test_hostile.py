@@ -103,7 +103,8 @@ def test_code_of_a_model_never_runs(folder, tmp_path, monkeypatch, file):
 
 def test_the_registry_cannot_ask_for_remote_code():
     entry = {"source": "a/b", "family": "x", "prompt": "plain", "licence": "x", "trust_remote_code": True}
-    assert "trust" not in str(registry._spec("a", entry))
+    with pytest.raises(LabError, match="unknown field 'trust_remote_code'"):
+        registry._spec("a", entry)
     package = Path(loading.__file__).parent
     sources = "".join(path.read_text() for path in package.glob("*.py"))
     assert sources.count("trust_remote_code=") == sources.count("trust_remote_code=False") > 0
