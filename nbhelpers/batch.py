@@ -236,8 +236,13 @@ class _Runner:
 
     def _save(self) -> None:
         with self.lock:
-            seconds = round(time.monotonic() - self.started, 1)
-            self.info = dataclasses.replace(self.info, seconds=seconds)
+            self.info = dataclasses.replace(
+                self.info,
+                seconds=round(time.monotonic() - self.started, 1),
+                jobs=self.jobs,
+                threads=self.children.environment["OMP_NUM_THREADS"],
+                kernels=f"plain: {self.children.plain}" if self.children.plain else "forked",
+            )
             store.write_json(self.plan.run_dir / "run.json", self.info)
 
 

@@ -349,6 +349,9 @@ class RunInfo:
     machine: str
     git_commit: str | None
     notebooks: tuple[NotebookStatus, ...] = ()
+    jobs: int | None = None  # models at a time
+    threads: str | None = None  # of each one's numerical libraries (OMP_NUM_THREADS)
+    kernels: str | None = None  # "forked", or "plain: " and why
     schema_version: int = SCHEMA_VERSION
 
 

@@ -85,12 +85,12 @@ def read_rows(path: Path, cls: type[T]) -> Iterator[T]:
 
     A last line without its newline is a write that was cut off: it is not a row.
     """
-    for row, _ in _located_rows(path, cls):
-        yield row
+    for line, number, _ in _lines(path):
+        yield _row(line, cls, f"{path}, line {number}")
 
 
-def _located_rows(path: Path, cls: type[T]) -> Iterator[tuple[T, int]]:
-    """Each record with the byte where its line starts."""
+def _lines(path: Path) -> Iterator[tuple[bytes, int, int]]:
+    """Each whole line that is not blank, with its number and the byte where it starts."""
     if not path.exists():
         return
     with path.open("rb") as lines:
@@ -99,7 +99,7 @@ def _located_rows(path: Path, cls: type[T]) -> Iterator[tuple[T, int]]:
             if not line.endswith(b"\n"):
                 return
             if line.strip():
-                yield _row(line, cls, f"{path}, line {number}"), offset
+                yield line, number, offset
             offset += len(line)
 
 
@@ -139,7 +139,9 @@ class Rows(Sequence[T]):
 
     __hash__ = None  # type: ignore[assignment]
 
-    def _read(self, offsets: Iterable[int]) -> Iterator[T]:
+    def _read(self, offsets: Sequence[int]) -> Iterator[T]:
+        if not offsets:  # there may be no file
+            return
         with self.path.open("rb") as file:
             for offset in offsets:
                 file.seek(offset)
@@ -147,12 +149,13 @@ class Rows(Sequence[T]):
 
 
 def all_rows(path: Path, cls: type[T]) -> Rows[T]:
-    return Rows(path, cls, (offset for _, offset in _located_rows(path, cls)))
+    return Rows(path, cls, (offset for _, _, offset in _lines(path)))
 
 
 def index(path: Path, cls: type[Any]) -> dict[str, int]:
     """Where the row of each key starts, in bytes; of two rows with one key, the later."""
-    return {row.key: offset for row, offset in _located_rows(path, cls)}
+    lines = _lines(path)
+    return {_row(line, cls, f"{path}, line {number}").key: offset for line, number, offset in lines}
 
 
 def repair_tail(path: Path) -> bool:
@@ -217,12 +220,12 @@ def _build(kind: Any, value: Any) -> Any:
         unknown = set(_expect(value, dict)) - set(hints)
         if unknown:
             raise TypeError(f"unknown field {sorted(unknown)[0]!r}")
-        return kind(**{name: _build(hints[name], item) for name, item in value.items()})
+        return kind(**{name: _of(hints[name], item) for name, item in value.items()})
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple:
         return tuple(_build(args[0], item) for item in _expect(value, list))
     if origin is dict:
-        return {name: _build(args[1], item) for name, item in _expect(value, dict).items()}
+        return {name: _of(args[1], item) for name, item in _expect(value, dict).items()}
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
@@ -242,6 +245,11 @@ def _build(kind: Any, value: Any) -> Any:
             raise TypeError(f"expected {kind.__name__}, found {value!r}")
         return value
     return value
+
+
+def _of(kind: Any, value: Any) -> Any:
+    """A member: most are plain values of exactly their kind, and there are many of them."""
+    return value if type(value) is kind else _build(kind, value)
 
 
 def _expect(value: Any, kind: type) -> Any:

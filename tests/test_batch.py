@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nbhelpers import batch, processes, registry, store
+from nbhelpers import batch, forked, processes, registry, store
 from nbhelpers.records import ComparisonReport, LabError, Result, RunInfo, Settings, TrackingReport
 from nbhelpers.worker import COMPARISON, PIPELINE
 
@@ -82,7 +82,8 @@ def test_every_notebook_of_every_model_then_the_comparison(stand_in):
     assert [(e.model, e.notebook) for e in events if e.status is None] == wanted
     assert [(e.model, e.notebook) for e in events if e.status is not None] == wanted
     assert store.read_json(plan.run_dir / "run.json", RunInfo) == info
-    assert info.seconds > 0
+    assert info.seconds > 0 and info.jobs == 1
+    assert info.threads == processes.Children(processes.usable_cores()).environment["OMP_NUM_THREADS"]
 
 
 def test_a_worker_that_dies_fails_its_notebook_and_not_the_others(stand_in):
@@ -329,6 +330,7 @@ def real_run(tmp_path_factory):
 
 def test_the_working_model_passes_every_notebook(real_run):
     run_dir, _, info = real_run
+    assert info.kernels == ("forked" if forked.possible() else "plain: this system cannot fork safely")
     assert statuses(info, "lab-gpt2") == [("passed", None)] * 6
     assert statuses(info, "") == [("passed", None)]
     assert {s.notebook for s in info.notebooks if s.model == ""} == {COMPARISON}

@@ -1,0 +1,89 @@
+"""What a hundred thousand rows cost: memory that stays flat, and quick formulas equal to the slow ones."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_runs import make_sample
+
+from nbhelpers import scoring, store
+from nbhelpers.records import Sample, Score
+
+BOUND_MB = 50  # what 100,000 rows may take more than 1,000
+SCRIPT = """
+import json, resource, sys
+from dataclasses import asdict
+from pathlib import Path
+from nbhelpers import generation, scoring, stats, store, summary
+from nbhelpers.records import Sample, Score
+folder, count = Path(sys.argv[1]), int(sys.argv[2])
+sample = json.loads(sys.argv[3])
+score = asdict(Score("k", "p", 0, "short_post", False, 2, dict.fromkeys(scoring.SCORE_NAMES, 5.0)))
+for name, row in (("samples", sample), ("scores", score)):
+    with (folder / f"{name}.jsonl").open("w") as out:
+        for i in range(count):
+            row |= {"key": f"{i:032d}", "prompt_id": f"p{i // 100}", "repeat": i % 100}
+            out.write(json.dumps(row) + "\\n")
+samples = store.all_rows(folder / "samples.jsonl", Sample)
+scores = store.all_rows(folder / "scores.jsonl", Score)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+failed, quality = summary._quality(scores)
+generation.throughput(samples)
+positions = sum(1 for _ in scoring._scored(samples[:200]))
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps([len(samples), failed, quality["lab_v1"].n, positions, before / 1024, peak / 1024]))
+"""
+
+
+def measured(folder, count: int) -> list:
+    folder.mkdir()
+    row = json.dumps(asdict(make_sample("m", "p", 0)))
+    command = [sys.executable, "-c", SCRIPT, str(folder), str(count), row]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def test_memory_is_flat_in_the_number_of_rows(tmp_path):
+    few, many = (measured(tmp_path / str(count), count) for count in (1_000, 100_000))
+    assert (few[:4], many[:4]) == ([1_000, 0, 10, 200], [100_000, 0, 1_000, 200])
+    assert many[-1] - few[-1] < BOUND_MB
+
+
+WORDS = st.lists(st.sampled_from(["a", "b", "c", "d"]), max_size=12).map(" ".join)
+
+
+@settings(deadline=None, max_examples=50, derandomize=True)
+@given(st.lists(st.tuples(st.sampled_from("pq"), WORDS, st.booleans()), max_size=10))
+def test_diversity_by_counting_is_diversity_pair_by_pair(rows):
+    samples = [
+        replace(make_sample("m", prompt, i), text=text, error="broken" if failed else None)
+        for i, (prompt, text, failed) in enumerate(rows)
+    ]
+    for sample, score in zip(samples, scoring.score_samples(samples), strict=True):
+        if "diversity" in score.values:
+            others = [
+                s.text
+                for s in samples
+                if s.prompt_id == sample.prompt_id and s.error is None and s is not sample
+            ]
+            slow = 0.0 if sample.error else scoring.diversity(sample.text, others)
+            assert score.values["diversity"] == pytest.approx(slow)
+
+
+def test_rows_by_position_are_the_rows_of_the_file(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    rows = [replace(make_sample("m", f"p{i}", 0), text="ä\n" * i) for i in range(5)]
+    for row in [*rows, replace(rows[2], text="later")]:
+        store.append_row(path, row)
+    found = store.all_rows(path, Sample)
+    assert list(found)[:5] == rows and found[-1].text == "later" and len(found) == 6
+    assert found[1:3] == rows[1:3] and found[:5] != rows[1:]
+    places = store.index(path, Sample)
+    kept = store.Rows(path, Sample, (places[row.key] for row in reversed(rows)))
+    assert [row.text for row in kept][2] == "later" and kept[0] == rows[4]
+    with pytest.raises(IndexError):
+        found[6]
+    assert list(store.all_rows(tmp_path / "none", Score)) == []
