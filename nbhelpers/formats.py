@@ -35,6 +35,11 @@ def dollars(usd: float | None) -> str:
     return f"${usd:,.2f}" if usd >= 1 else f"${Decimal(f'{usd:.2g}'):f}"
 
 
+def basis(energy_measured: float | None) -> str:
+    """What a figure of energy or its cost rests on: "measured", "assumed", or "" where there is none."""
+    return "" if energy_measured is None else "measured" if energy_measured else "assumed"
+
+
 def moment(iso: str) -> str:
     """A date and time as people write it; what is not a date stays as it is."""
     try:

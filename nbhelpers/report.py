@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from nbhelpers import comparison, labels, plots, store
-from nbhelpers.formats import dollars, duration, interval, moment, points, three
+from nbhelpers.formats import basis, dollars, duration, interval, moment, points, three
 from nbhelpers.records import ComparisonReport, Estimate, LabError, Result, RunInfo, Sample, Score
 from nbhelpers.texts import printable
 
@@ -65,7 +65,6 @@ def write_report(run_dir: Path) -> Path:
     if info is None and not results and not broken:
         raise LabError(f"{run_dir.name} holds neither a run.json nor a result.json: it is not a run.")
     report, note = _comparison(run_dir)
-    measured = bool(results) and all(result.metrics.get("cost/energy_measured") for result in results)
     order = [*report.ranking, *report.excluded]
     results.sort(key=lambda r: order.index(r.model) if r.model in order else len(order))
     page = (
@@ -77,7 +76,6 @@ def write_report(run_dir: Path) -> Path:
             report=report,
             note=note,
             results=results,
-            measured=measured,
             pictures=_pictures(results, report),
             failures=[s for s in (info.notebooks if info else ()) if s.status == "failed"],
             failed_samples=[row for r in results for row in _failed_samples(r.model, run_dir / r.slug)],
@@ -251,7 +249,7 @@ def _environment(folder: Path) -> Environment:
         "points": points,
         "dollars": dollars,
     }
-    filters = (interval, moment, duration, comparison.label, comparison.verdict_sentence)
+    filters = (basis, interval, moment, duration, comparison.label, comparison.verdict_sentence)
     environment.filters |= {f.__name__: f for f in filters} | {"counted": plots.counted}
     return environment
 

@@ -23,6 +23,7 @@ METRICS = {
     "latency/tpot_s/mean": 0.005,
     "memory/parameters_mib": 10.0,
     "cost/usd_per_request": 0.0000171,
+    "cost/energy_measured": 0.0,
 }
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -101,6 +102,19 @@ def page(full: Path) -> Page:
     return Page(full / "index.html")
 
 
+def test_every_cost_says_whether_its_energy_was_measured(tmp_path: Path):
+    for name, flag in (("metered", 1.0), ("guessed", 0.0)):
+        result = make_result(name, planted(4, 1))
+        write_model(tmp_path, replace(result, metrics=METRICS | {"cost/energy_measured": flag}))
+    report.write_report(tmp_path)
+    html = (tmp_path / "index.html").read_text()
+    table = html[html.index("Quality, speed, memory, cost") :]
+    rows = re.findall(
+        r'<th scope="row">(\w+)</th>.*?\$0\.000017 <span class="unit">(\w+)</span>', table, re.S
+    )
+    assert dict(rows) == {"metered": "measured", "guessed": "assumed"}
+
+
 # ---- a full run ----------------------------------------------------------------------------------------
 
 
@@ -125,8 +139,8 @@ def test_the_page_needs_nothing_but_itself(page: Page):
 def test_the_table_gives_every_figure_with_its_unit(page: Page):
     row = page.text[page.text.index("lab-llama 4.98M") :][:200]
     assert row.startswith("lab-llama 4.98M 6.00 [")  # 6 is the planted mean
-    # words/s, tokens/s, TTFT ms, TPOT ms, MiB, cost, finished: from METRICS, by hand
-    assert "150 [140, 160] 200 [190, 210] 12.3 5.00 10.0 $0.000017 29 of 30 97%, 1 failed" in row
+    # words/s, tokens/s, TTFT ms, TPOT ms, noise, MiB, cost, finished: from METRICS, by hand
+    assert "150 [140, 160] 200 [190, 210] 12.3 5.00 not recorded 10.0 $0.000017 assumed 29 of 30 97%, 1 failed" in row
     assert "shape:bloom-560m 559M not applicable 150" in page.text
     for unit in ("words/s", "tokens/s", "ms", "weights MiB", "per request", "0 to 10"):
         assert unit in page.text
