@@ -87,3 +87,14 @@ def test_rows_by_position_are_the_rows_of_the_file(tmp_path):
     with pytest.raises(IndexError):
         found[6]
     assert list(store.all_rows(tmp_path / "none", Score)) == []
+
+
+@pytest.mark.parametrize(
+    "notebook", sorted((store.project_root() / "notebooks").glob("0[4-7]*.ipynb")), ids=lambda path: path.stem
+)
+def test_notebooks_after_the_third_start_without_torch(notebook):
+    cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
+    heavy = "{'torch', 'transformers', 'mlflow'}"
+    code = "".join(cells[0]["source"]) + f"\nimport sys; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
