@@ -179,18 +179,6 @@ class DeviceReport:
 
 
 @dataclass(frozen=True)
-class MachineSpeed:
-    """speed_….json of a run: what the machine can do at most (``nbhelpers.roofline``)."""
-
-    device: str
-    dtype: str
-    sizes_bytes: tuple[int, ...]  # working sets, ascending
-    bandwidth_bytes_per_s: tuple[float, ...]  # reading each of them
-    operations_per_s: float  # of matrix products
-    schema_version: int = SCHEMA_VERSION
-
-
-@dataclass(frozen=True)
 class LoadingReport:
     model: str
     slug: str

@@ -9,19 +9,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from nbhelpers import devices, store
-from nbhelpers.records import MachineSpeed, Settings
+from nbhelpers.records import SCHEMA_VERSION, Settings
 
 MIB = 2**20
 SIZES_MIB = (1, 4, 16, 64, 256)  # working sets: from a processor's cache to well beyond it
 COLUMNS = 1024  # of the matrix that is read
 MATRIX = 512  # rows and columns of the product that gives the rate of arithmetic
 SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class MachineSpeed:
+    """speed_….json of a run: what the machine can do at most."""
+
+    device: str
+    dtype: str
+    sizes_bytes: tuple[int, ...]  # working sets, ascending
+    bandwidth_bytes_per_s: tuple[float, ...]  # reading each of them
+    operations_per_s: float  # of matrix products
+    schema_version: int = SCHEMA_VERSION
 
 
 def measure(device: str = "cpu", dtype: str = "float32", seconds: float = SECONDS) -> MachineSpeed:

@@ -9,7 +9,8 @@ import pytest
 from tiny_models import FAMILIES, build
 
 from nbhelpers import roofline, store
-from nbhelpers.records import MachineSpeed, Settings
+from nbhelpers.records import Settings
+from nbhelpers.roofline import MachineSpeed
 
 MIB = 2**20
 # 40 GB/s from the cache up to 1 MiB, 10 GB/s from 4 MiB on; 100 billion operations a second
