@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ class Row:
     """What one row produced; seconds count from the start of its own prefill."""
 
     tokens: tuple[int, ...]  # unpadded, the end token included
-    finish_reason: FinishReason  # "eos" or "length"
+    finish_reason: FinishReason  # "eos", "length" or "time"
     ttft_s: float
     latency_s: float  # until this row's own last token
 
@@ -44,6 +45,7 @@ def decode(
     clock: Callable[[], float] = time.perf_counter,
     slots: int | None = None,
     on_admit: OnAdmit = lambda rows: None,
+    limit_s: float = math.inf,
 ) -> list[Row]:
     """Continue all prompts, at most `slots` of them at a time (None: all), one token each per pass.
 
@@ -51,13 +53,14 @@ def decode(
     least 1. choose: (logits [rows, vocabulary] in float32, indices of the rows, tokens that each has so far)
     -> token ids [rows]. end_tokens: the ids that end a row; only generated tokens are looked at.
     A row that ends leaves; when half of the slots are free, the longest waiting prompts take them.
-    on_admit is called with the rows that start, on_row as they end.
+    on_admit is called with the rows that start, on_row as they end. A row that took more than limit_s seconds
+    ends after the pass it is in ("time"); a pass itself cannot be stopped from within its process.
     """
     import torch
 
     from nbhelpers import caches
 
-    writer = Writer(prompts, limits, end_tokens, on_row, on_admit, clock)
+    writer = Writer(prompts, limits, end_tokens, on_row, on_admit, clock, limit_s)
     slots = slots or len(prompts)
     waiting = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))  # like lengths pad little
     live: list[int] = []
@@ -144,6 +147,7 @@ def decode_by_generate(
     clock: Callable[[], float] = time.perf_counter,
     slots: int | None = None,
     on_admit: OnAdmit = lambda rows: None,
+    limit_s: float = math.inf,
 ) -> list[Row]:
     """The same rows by transformers.generate, for models whose memory is more than keys and values.
 
@@ -152,7 +156,7 @@ def decode_by_generate(
     import torch
     from transformers import GenerationConfig
 
-    writer = Writer(prompts, limits, end_tokens, on_row, on_admit, clock)
+    writer = Writer(prompts, limits, end_tokens, on_row, on_admit, clock, limit_s)
     slots = slots or len(prompts)
     waiting = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), tuple(prompts[row])))
     while waiting:
@@ -185,6 +189,8 @@ def decode_by_generate(
             generation_config=plan,
             logits_processor=[force],
             stopping_criteria=[ended],
+            eos_token_id=None,  # ours end rows, and not in the latency pass
+            repetition_penalty=1.0,
         )
     return writer.done()
 
@@ -200,9 +206,10 @@ class Writer:
         on_row: OnRow,
         on_admit: OnAdmit,
         clock: Callable[[], float],
+        limit_s: float,
     ) -> None:
         self.prompts, self.limits, self.end_tokens = prompts, limits, end_tokens
-        self.on_row, self.on_admit, self.clock = on_row, on_admit, clock
+        self.on_row, self.on_admit, self.clock, self.limit_s = on_row, on_admit, clock, limit_s
         self.tokens: list[list[int]] = [[] for _ in prompts]
         self.started, self.first = [0.0] * len(prompts), [0.0] * len(prompts)
         self.rows: dict[int, Row] = {}
@@ -222,8 +229,14 @@ class Writer:
             tokens.append(token)
             if len(tokens) == 1:
                 self.first[row] = now - self.started[row]
-            if token in self.end_tokens or len(tokens) == self.limits[row]:
-                reason: FinishReason = "eos" if token in self.end_tokens else "length"
+            reason: FinishReason | None = None
+            if token in self.end_tokens:
+                reason = "eos"
+            elif len(tokens) == self.limits[row]:
+                reason = "length"
+            elif now - self.started[row] > self.limit_s:
+                reason = "time"
+            if reason:
                 self.rows[row] = Row(tuple(tokens), reason, self.first[row], now - self.started[row])
                 self.on_row(row, self.rows[row])
             else:

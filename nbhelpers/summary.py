@@ -58,6 +58,8 @@ def summarise(settings: Settings) -> Result:
     money = costs.cost_summary(samples, device)
     rows = itertools.chain(samples, generation.latency_for(settings))
     passes = noise.passes(registry.model_dir(settings), (row.key for row in rows))
+    differ, compared = generation.batch_variants(samples, generation.latency_for(settings))
+    variants = {"samples/batch_variant_rate": differ / compared} if compared else {}
     result = Result(
         model=settings.model,
         slug=registry.resolve(settings.model).slug,
@@ -72,7 +74,7 @@ def summarise(settings: Settings) -> Result:
         primary=scoring.PRIMARY,
         quality_applies=loaded.quality_applies,
         quality=report.quality,
-        metrics=flat_metrics(report, loaded, samples, money) | noise.metrics(passes),
+        metrics=flat_metrics(report, loaded, samples, money) | noise.metrics(passes) | variants,
         per_prompt=stats.by_prompt(scores, scoring.PRIMARY),
         settings=dataclasses.replace(settings, run_dir=""),
         noise=noise.verdict(passes),
