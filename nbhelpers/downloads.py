@@ -11,8 +11,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
-import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from nbhelpers import hub
 from nbhelpers.checkpoints import check_folder
+from nbhelpers.processes import end_with_parent
 from nbhelpers.records import LabError, ModelSpec
 
 if TYPE_CHECKING:
@@ -175,17 +174,11 @@ def seconds_of(retry_after: str | None) -> float:
         return 0.0
 
 
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
-
-
 def main() -> None:
     """``python -m nbhelpers.downloads ORDER`` prints {"folder": path} or {"error": sentence}."""
     from huggingface_hub import constants
 
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    end_with_parent()
     # Write what arrives as it arrives: of the default 10 MB blocks a broken connection loses the last one.
     constants.DOWNLOAD_CHUNK_SIZE = None
     order = json.loads(sys.argv[1])

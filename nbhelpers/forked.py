@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 
 ADDRESS = "NBHELPERS_FORK_SERVER"  # environment variable: the path of the server's socket
 NUMBER = 8  # bytes of the server's two answers, process id and exit status, in decimal
-START_S = 60.0  # the server may still be importing when the first process is asked for
+START_S = 120.0  # the server may still be importing when the first process is asked for
 LOST = -int(signal.SIGKILL)  # the exit status of a process whose server is gone: it went down with it
 
 

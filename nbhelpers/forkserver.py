@@ -1,9 +1,9 @@
-"""The server that forks: ``python -m nbhelpers.forkserver``, with a listening socket as its standard input.
+"""The server that forks: ``python -m nbhelpers.forkserver PARENT``, a listening socket as standard input.
 
 It imports what workers and notebooks import, once, then forks itself for each request of
 :class:`nbhelpers.forked.Forked` and runs the module that was asked for in the child. Only importing happens
 before a fork: no thread is started, no tensor computed and no accelerator touched, because none of these
-survives one. It ends with the process that started it.
+survives one. It ends with the process PARENT that started it.
 """
 
 from __future__ import annotations
@@ -37,11 +37,10 @@ PR_SET_PDEATHSIG = 1  # prctl(2): the signal a process gets when its parent ends
 class Server:
     """One thread, one selector: new requests, ends of children, and clients that are gone."""
 
-    def __init__(self, listener: socket.socket) -> None:
-        self.listener = listener
+    def __init__(self, listener: socket.socket, parent: int) -> None:
+        self.listener, self.parent = listener, parent
         self.selector = selectors.DefaultSelector()
         self.selector.register(listener, selectors.EVENT_READ, self._accept)
-        self.parent = os.getppid()
 
     def serve(self) -> list[str] | None:
         """Fork until the parent is gone (None); in a child, return what the child is to run."""
@@ -131,7 +130,7 @@ def main() -> None:
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # read by matplotlib's import
     listener = socket.socket(fileno=os.dup(0))
     preload()
-    arguments = Server(listener).serve()
+    arguments = Server(listener, int(sys.argv[1])).serve()
     if arguments is None:
         return
     import numpy

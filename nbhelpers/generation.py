@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from nbhelpers import devices, energy, inputs, loading, noise, registry, store
+from nbhelpers import devices, energy, failures, inputs, limits, loading, noise, registry, store
 from nbhelpers.checkpoints import describe
 from nbhelpers.decoding import Row, decode, decode_by_generate, engine_for
 from nbhelpers.inputs import Job, Purpose, Request
@@ -135,72 +136,102 @@ def _complete(
     warm_ups: int = 0,
 ) -> list[Sample]:
     """The wanted samples in order: the finished rows of the file, and the rest made now."""
-    if path is not None:
-        _open(path)
-    have = _finished(path)
+    with store.appending(path) if path else nullcontext() as append:
+        have = _finished(path)
+        tolerated = limits.current().tolerated(len(wanted))
+        failed: list[Sample] = []
 
-    def keep(sample: Sample) -> None:
-        have[sample.key] = sample
-        if path is not None:
-            _append(path, sample)
-        if on_sample is not None:
-            on_sample(sample)
+        def keep(sample: Sample) -> None:
+            have[sample.key] = sample
+            if append is not None:
+                append(sample)
+                failed.extend([sample] if sample.error else [])
+            if on_sample is not None:
+                on_sample(sample)
+            if failed and len(failed) >= tolerated:
+                raise LabError(failures.stopped(len(failed), len(wanted), failed[-1].error))
 
-    jobs = []
-    for request in wanted:
-        if request.key not in have:
-            try:
-                jobs.append(inputs.prepare(loaded, request, settings.max_new_tokens))
-            except Exception as error:
-                keep(_sample(loaded, Job(request, (), 0, False), settings, 1, error=error))
-    if jobs:
-        size = batch_size or inputs.best_batch_size(loaded, jobs)
-        ends = inputs.end_tokens(loaded) if stop else frozenset()
-        with noise.recorded(path, [job.request.key for job in jobs], warm_ups):
-            _run(loaded, jobs, settings, keep, size, ends)
+        jobs = []
+        for request in wanted:
+            if request.key not in have:
+                try:
+                    jobs.append(inputs.prepare(loaded, request, settings.max_new_tokens))
+                except Exception as error:
+                    keep(_sample(loaded, Job(request, (), 0, False), settings, 1, error=error))
+        if jobs:
+            size = batch_size or inputs.best_batch_size(loaded, jobs)
+            ends = inputs.end_tokens(loaded) if stop else frozenset()
+            with noise.recorded(path, [job.request.key for job in jobs], warm_ups):
+                _run(loaded, jobs, settings, keep, size, ends)
     return [have[request.key] for request in wanted]
 
 
 def _run(
     loaded: Loaded, jobs: list[Job], settings: Settings, keep: OnSample, size: int, ends: frozenset[int]
 ) -> None:
-    """Run all jobs, `size` at a time; when memory runs out, halve that and try what is left again."""
+    """Run all jobs, `size` at a time; when memory runs out, halve that and try what is left again.
+
+    After failures in a row one job is tried alone; if it fails too, the rest is recorded as not tried.
+    """
     devices.reset_peak(loaded.device)
-    while jobs:
+    breaker = failures.Breaker()
+
+    def count(sample: Sample) -> None:
+        keep(sample)
+        breaker.record(sample.error is None)
+
+    while jobs and not breaker.given_up:
+        now, later = (jobs[:1], jobs[1:]) if breaker.on_trial() else (jobs, [])
         size = min(size, len(jobs))
-        started, waiting, error = _decode(loaded, jobs, settings, keep, size, ends)
-        if error is not None and size > 1 and _out_of_memory(error):
-            size, jobs = size // 2, started + waiting
-        else:
+        started, waiting, error = _decode(loaded, now, settings, count, min(size, len(now)), ends, breaker)
+        again = isinstance(error, failures.GivenUp)
+        if error is not None and min(size, len(now)) > 1 and _out_of_memory(error):
+            size, again = size // 2, True
+        if not again:
             for job in started:
-                keep(_sample(loaded, job, settings, size, error=error))
-            jobs = waiting
+                count(_sample(loaded, job, settings, min(size, len(now)), error=error))
+        jobs = (started if again else []) + waiting + later
+    for job in jobs:
+        reason = failures.GivenUp(
+            f"{loaded.spec.alias} was given up after {breaker.in_a_row} failures in a row"
+        )
+        keep(_sample(loaded, job, settings, size, error=reason))
 
 
 def _decode(
-    loaded: Loaded, jobs: list[Job], settings: Settings, keep: OnSample, size: int, ends: frozenset[int]
+    loaded: Loaded,
+    jobs: list[Job],
+    settings: Settings,
+    keep: OnSample,
+    size: int,
+    ends: frozenset[int],
+    breaker: failures.Breaker,
 ) -> tuple[list[Job], list[Job], Exception | None]:
     """Decode the jobs. Returns those that had started and did not end, those that never started, and why."""
     waiting, started = dict(enumerate(jobs)), dict[int, Job]()
     paid: dict[int, energy.Share] = {}  # by the rows before it, when a row started
     engine = engine_for(loaded.model)
     run = decode if engine == "loop" else decode_by_generate
+    limit_s = limits.current().batch_s
 
     def on_admit(rows: list[int]) -> None:
+        if breaker.state == "open":
+            raise failures.GivenUp
         paid.update(dict.fromkeys(rows, ledger.charge(max(1, len(started)))))
         started.update((row, waiting.pop(row)) for row in rows)
 
     def on_row(index: int, row: Row) -> None:
         share = ledger.charge(len(started)).since(paid[index])
-        keep(_sample(loaded, started.pop(index), settings, size, row, share=share, engine=engine))
+        late = TimeoutError(f"the limit of {limit_s:g} s passed") if row.finish_reason == "time" else None
+        keep(_sample(loaded, started.pop(index), settings, size, row, late, share, engine))
 
     seeds = [row_seed(settings.seed, job.request.prompt.id, job.request.repeat) for job in jobs]
     choose = sampler(seeds, settings.temperature, settings.top_k, settings.top_p)
-    ids, limits = [job.ids for job in jobs], [job.limit for job in jobs]
+    ids, room = [job.ids for job in jobs], [job.limit for job in jobs]
     try:
         devices.synchronize(loaded.device)
         ledger = energy.Ledger(loaded.device)
-        run(loaded.model, ids, limits, choose, ends, on_row, slots=size, on_admit=on_admit)
+        run(loaded.model, ids, room, choose, ends, on_row, slots=size, on_admit=on_admit, limit_s=limit_s)
     except LabError:  # the file could not be written: nothing that another batch could mend
         raise
     except Exception as error:
@@ -268,26 +299,3 @@ def _stored(path: Path | None) -> dict[str, Sample]:
 
 def _finished(path: Path | None) -> dict[str, Sample]:
     return {key: row for key, row in _stored(path).items() if row.error is None}
-
-
-def _open(path: Path) -> None:
-    """Make sure that rows can be appended, before time is spent on making them."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        store.repair_tail(path)
-    except OSError as error:
-        raise _unwritable(path, error) from None
-
-
-def _append(path: Path, sample: Sample) -> None:
-    try:
-        store.append_row(path, sample)
-    except OSError as error:
-        raise _unwritable(path, error) from None
-
-
-def _unwritable(path: Path, error: OSError) -> LabError:
-    return LabError(
-        f"{path} cannot be written ({error.strerror}): free space or choose another output folder."
-    )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from subprocess import DEVNULL
@@ -92,7 +94,7 @@ class Children:
             with socket.socket(socket.AF_UNIX) as listener:
                 listener.bind(address)
                 listener.listen(64)
-                server = self._popen(SERVER, environment, listener, DEVNULL, log)
+                server = self._popen((*SERVER, str(os.getpid())), environment, listener, DEVNULL, log)
             self.running.add(server)
             self.environment[ADDRESS] = address
 
@@ -128,11 +130,20 @@ def kill_tree(pid: int) -> None:
     except psutil.NoSuchProcess:
         return
     for process in family:
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-        except psutil.NoSuchProcess:
-            continue
     psutil.wait_procs(family, timeout=10)
+
+
+def end_with_parent() -> None:
+    """Have this process, with its descendants, killed when the one that started it ends."""
+
+    def watch(parent: int) -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        kill_tree(os.getpid())
+
+    threading.Thread(target=watch, args=(os.getppid(),), daemon=True).start()
 
 
 def usable_cores() -> int:

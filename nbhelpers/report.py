@@ -259,6 +259,4 @@ def _write(path: Path, page: str) -> Path:
         raise LabError(
             f"{path} was not written by the laboratory: move it away, then write the report again."
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
-    return path
+    return store.write_text(path, [page])

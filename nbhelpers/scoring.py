@@ -277,7 +277,4 @@ def scores_for(settings: Settings) -> Sequence[Score]:
     Always computed anew: it takes milliseconds, and an old file would outlive a change of the rubric.
     """
     path = registry.model_dir(settings) / "scores.jsonl"
-    path.unlink(missing_ok=True)
-    for score in _scored(generation.samples_for(settings)):
-        store.append_row(path, score)
-    return store.all_rows(path, Score)
+    return store.all_rows(store.write_rows(path, _scored(generation.samples_for(settings))), Score)

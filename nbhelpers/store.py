@@ -8,17 +8,22 @@ import hashlib
 import json
 import math
 import os
+import sys
+import time
 import types
 import typing
 import uuid
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from nbhelpers.records import SCHEMA_VERSION, LabError, Settings
 
 T = TypeVar("T")
+SYNC_S = 1.0  # appended rows reach the disk at most this much later: fsync takes 6 ms, rows can be faster
+LOCK_S = 60.0  # wait for another writer: what a killed run left behind ends within seconds
 
 
 def project_root() -> Path:
@@ -49,12 +54,20 @@ def run_dir(settings: Settings) -> Path:
 
 
 def write_json(path: Path, record: Any) -> Path:
-    """Write a dataclass as JSON, atomically: a reader sees the old file or the new one, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a dataclass as JSON, atomically as write_text does."""
     body = json.dumps(dataclasses.asdict(record), indent=2, ensure_ascii=True, allow_nan=False)
+    return write_text(path, [body + "\n"])
+
+
+def write_text(path: Path, parts: Iterable[str]) -> Path:
+    """Write a file atomically: a reader sees the old one or the new one, never half, power loss included."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        unfinished.write_text(body + "\n", encoding="ascii")
+        with unfinished.open("w", encoding="utf-8") as out:
+            out.writelines(parts)
+            out.flush()
+            os.fsync(out.fileno())
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -73,11 +86,68 @@ def read_json(path: Path, cls: type[T]) -> T:
 
 
 def append_row(path: Path, record: Any) -> None:
-    """Append one record as a JSON line and flush it to the operating system."""
+    """Append one record as a JSON line, after a whole one, and flush it to the operating system."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(dataclasses.asdict(record), ensure_ascii=True, allow_nan=False)
+    repair_tail(path)
     with path.open("a", encoding="ascii") as out:
-        out.write(line + "\n")
+        out.write(_line(record))
+
+
+def write_rows(path: Path, records: Iterable[Any]) -> Path:
+    """Write a JSONL file as a whole, atomically as write_text does."""
+    return write_text(path, map(_line, records))
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[Callable[[Any], None]]:
+    """A function that appends a record to a JSONL file which nobody else appends to meanwhile.
+
+    A last line that was cut off is removed first, with a warning. Each row is flushed to the operating system
+    at once and to the disk within SYNC_S: a killed process loses none, a power failure the last ones.
+    Raises LabError where the file cannot be written, or another process writes it for LOCK_S.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=LOCK_S)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        if repair_tail(path):
+            print(f"warning: the last line of {path.name} was cut off and is made again", file=sys.stderr)
+        out = path.open("a", encoding="ascii")
+    except Timeout:
+        raise LabError(f"{path} is being written by another process: wait for it or stop it.") from None
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    synced = time.monotonic()
+
+    def append(record: Any) -> None:
+        nonlocal synced
+        try:
+            out.write(_line(record))
+            out.flush()
+            if time.monotonic() - synced > SYNC_S:
+                os.fsync(out.fileno())
+                synced = time.monotonic()
+        except OSError as error:
+            raise _unwritable(path, error) from None
+
+    try:
+        yield append
+        os.fsync(out.fileno())
+    finally:
+        out.close()
+        lock.release()
+
+
+def _unwritable(path: Path, error: OSError) -> LabError:
+    return LabError(
+        f"{path} cannot be written ({error.strerror}): free space or choose another output folder."
+    )
+
+
+def _line(record: Any) -> str:
+    return json.dumps(dataclasses.asdict(record), ensure_ascii=True, allow_nan=False) + "\n"
 
 
 def read_rows(path: Path, cls: type[T]) -> Iterator[T]:
@@ -161,13 +231,14 @@ def index(path: Path, cls: type[Any]) -> dict[str, int]:
 def repair_tail(path: Path) -> bool:
     """Cut a half-written last line off, so that the next row starts on a line of its own.
 
-    Returns True when something was cut. Call it before appending to a file from an earlier run.
+    Returns True when something was cut.
     """
     if not path.exists():
         return False
     with path.open("rb+") as file:
         size = end = file.seek(0, os.SEEK_END)
-        newline = -1
+        file.seek(max(0, end - 1))
+        newline = 0 if file.read(1) in (b"\n", b"") else -1  # as a rule the file ends well
         while end > 0 and newline < 0:
             start = max(0, end - 65536)
             file.seek(start)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nbhelpers import registry, store
+from nbhelpers.processes import end_with_parent
 from nbhelpers.records import LabError, NotebookStatus, RunInfo, Settings
 
 Say = Callable[[dict[str, object]], None]
@@ -98,6 +99,7 @@ def run_one(
 
 
 def main() -> None:
+    end_with_parent()
     run_dir = Path(sys.argv[1])
     if sys.argv[2] == "report":
         write_pages(run_dir)
