@@ -312,15 +312,16 @@ def planted(repeat: int, **changes) -> Sample:
         "tpot_s": 0.5,
         "peak_memory_bytes": 2**20,
         "energy_j": None,
+        "share_s": 2.0,
     }
     return Sample(**(values | changes))
 
 
 SAMPLES = [
     planted(0),
-    planted(1, finish_reason="length", new_tokens=8, latency_s=4.0, peak_memory_bytes=5 * 2**20),
+    planted(1, finish_reason="length", new_tokens=8, latency_s=4.0, share_s=4.0, peak_memory_bytes=5 * 2**20),
     planted(2, finish_reason="error", error="OutOfMemoryError: no", text="", new_tokens=0, bytes=0,
-            latency_s=None, ttft_s=None, tpot_s=None, peak_memory_bytes=None),
+            latency_s=None, ttft_s=None, tpot_s=None, share_s=None, peak_memory_bytes=None),
 ]  # fmt: skip
 REPORT = StatsReport("m", 3, 2, 1, {"lab_v1": Estimate("lab_v1", 1, 4.0, None, None, None)}, {})
 
