@@ -248,6 +248,9 @@ def _print_outcome(plan: Plan, info: RunInfo, comparison: ComparisonReport | Non
     if comparison:
         if comparison.ranking:
             console.print(_ranking_table(plan, comparison))
+            for result in verdicts.load_results(plan.run_dir):
+                if result.noise != "quiet":
+                    print(f"  timings of {result.model}: {result.noise}")
         for pair in comparison.pairs:
             print(f"  {printable(verdicts.verdict_sentence(pair))}")
         print(printable(f"\n{comparison.pick_reason}\n{comparison.size_hypothesis}"))
@@ -285,7 +288,7 @@ def _ranking_table(plan: Plan, comparison: ComparisonReport):  # type: ignore[no
             f"{1000 * result.metrics.get('latency/ttft_s/mean', float('nan')):,.1f}",
             f"{result.metrics['memory/parameters_mib']:,.1f}",
             f"{result.finished}/{result.attempted}",
-            result.noise,
+            result.noise.partition(":")[0],
         )
     return table
 
