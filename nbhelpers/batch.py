@@ -16,14 +16,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from nbhelpers import devices, registry, store
+from nbhelpers import devices, failures, registry, store
 from nbhelpers.execute import KERNEL_ENVIRONMENT
+from nbhelpers.limits import Limits
 from nbhelpers.processes import Children, kill_tree, usable_cores
 from nbhelpers.records import LabError, ModelSpec, NotebookStatus, RunInfo, Settings
 from nbhelpers.worker import COMPARISON, PIPELINE, notebook_path
@@ -124,28 +126,50 @@ def default_jobs(plan: Plan) -> int:
     return 2 if on_cpu and small and usable_cores() > 1 and len(plan.specs) > 1 else 1
 
 
-def run(plan: Plan, jobs: int = 1, timeout: float = 1800.0, watch: Watcher | None = None) -> RunInfo:
+def run(plan: Plan, jobs: int = 1, limits: Limits | None = None, watch: Watcher | None = None) -> RunInfo:
     """Execute a plan: 01 to 06 for each model, `jobs` models at a time, then 07 and the HTML report.
 
-    timeout: seconds a notebook may take. Returns the run's final RunInfo; a model that fails is in there
-    as failed, never raised. KeyboardInterrupt kills the workers and leaves a run that can be resumed.
+    Returns the run's final RunInfo; a model that fails is in there as failed, never raised.
+    KeyboardInterrupt kills the workers and leaves a run that can be resumed. Raises LabError where another
+    process is at this run.
     """
-    runner = _Runner(plan, jobs, timeout, watch or (lambda event: None))
-    return runner.run()
+    with _alone(plan.run_dir):
+        for rows in plan.run_dir.glob(
+            "*/*.jsonl"
+        ):  # waits for what a killed run left, and mends its last line
+            with store.appending(rows):
+                pass
+        return _Runner(plan, jobs, limits or Limits(), watch or (lambda event: None)).run()
+
+
+@contextmanager
+def _alone(run_dir: Path) -> Iterator[None]:
+    """Be the only runner of a folder. The system frees the lock of a dead process, so none is ever stale."""
+    from filelock import FileLock, Timeout
+
+    run_dir.mkdir(parents=True, exist_ok=True)
+    runner = run_dir / ".runner"
+    try:
+        with FileLock(run_dir / ".lock", timeout=0):
+            store.write_text(runner, [str(os.getpid())])
+            yield
+    except Timeout:
+        pid = runner.read_text() if runner.exists() else "unknown"
+        raise LabError(f"{run_dir} is being run by process {pid}: wait for it, or stop it first.") from None
 
 
 class _Runner:
-    def __init__(self, plan: Plan, jobs: int, timeout: float, watch: Watcher) -> None:
-        self.plan, self.jobs, self.watch = plan, jobs, watch
-        self.timeout = timeout
-        self.patience = timeout + GRACE_S
+    def __init__(self, plan: Plan, jobs: int, limits: Limits, watch: Watcher) -> None:
+        self.plan, self.jobs, self.limits, self.watch = plan, jobs, limits, watch
+        self.patience = limits.cell_s + GRACE_S
+        self.stopped = False  # by --fail-on-error
         self.info = plan.info
         self.lock = threading.Lock()
         self.children = Children(max(1, usable_cores() // jobs), preload=KERNEL_ENVIRONMENT)
+        self.children.environment |= limits.environment()
         self.started = time.monotonic() - (plan.info.seconds or 0.0)
 
     def run(self) -> RunInfo:
-        self.plan.run_dir.mkdir(parents=True, exist_ok=True)
         self._save()
         # Outside the group that is stopped on Ctrl-C: half a migration would spoil the database for good.
         databases = Children(threads=1)
@@ -164,14 +188,18 @@ class _Runner:
         return self.info
 
     def _model(self, model: str, spec: ModelSpec) -> None:
-        folder = self.plan.run_dir / spec.slug
-        self._supervise(model, folder / "worker.log", PIPELINE)
+        log = self.plan.run_dir / spec.slug / "worker.log"
+        if self.stopped:
+            self._close(model, self._pending(model, PIPELINE, set()), "", "")
+        else:
+            self._supervise(model, log, PIPELINE)
 
     def _supervise(self, model: str, log: Path, notebooks: tuple[str, ...]) -> None:
-        """Follow one worker's events; kill it when a notebook passes its limit."""
+        """Follow one worker's events; kill it when a notebook or the whole model passes its limit."""
         log.parent.mkdir(parents=True, exist_ok=True)
-        arguments = [str(self.plan.run_dir), str(self.timeout), *([model] if model else [])]
+        arguments = [str(self.plan.run_dir), str(self.limits.cell_s), *([model] if model else [])]
         said, current, problem = set(), None, f"the worker process died; see {log.parent.name}/{log.name}"
+        end = time.monotonic() + self.limits.model_s
         with log.open("a", encoding="utf-8") as errors:
             reader, writer = os.pipe()
             with os.fdopen(writer, "w") as events:
@@ -179,11 +207,13 @@ class _Runner:
             lines: queue.Queue[str | None] = queue.Queue()
             threading.Thread(target=_pump, args=(reader, lines), daemon=True).start()
             while True:
+                left = min(self.patience, end - time.monotonic())
                 try:
-                    line = lines.get(timeout=self.patience)
+                    line = lines.get(timeout=max(0.0, left))
                 except queue.Empty:
                     kill_tree(child.pid)
-                    problem = f"stopped by the runner after {self.patience:.0f} s"
+                    limit = f"{self.limits.model_s:.0f} s for a model" if left < self.patience else ""
+                    problem = f"stopped by the runner after {limit or f'{self.patience:.0f} s'}"
                     break
                 if line is None:
                     break
@@ -197,11 +227,17 @@ class _Runner:
                     current = None
                     said.add(event["notebook"])
                     self._record(NotebookStatus(**event))
+                if model and self.stopped:
+                    kill_tree(child.pid)
+                    break
             self.children.wait(child, self.patience)
-        passed = {s.notebook for s in self.info.notebooks if s.model == model and s.status == "passed"}
-        unsaid = [name for name in notebooks if name == current or name not in said | passed]
+        unsaid = [n for n in notebooks if n == current or n in self._pending(model, notebooks, said)]
         if unsaid and not self.children.stopping:
             self._close(model, unsaid, current or unsaid[0], problem)
+
+    def _pending(self, model: str, notebooks: tuple[str, ...], said: set[str]) -> list[str]:
+        passed = {s.notebook for s in self.info.notebooks if s.model == model and s.status == "passed"}
+        return [name for name in notebooks if name not in said | passed]
 
     def _report(self) -> None:
         """Write the report once run.json is complete, in a process of its own: plots and MLflow are heavy."""
@@ -220,13 +256,17 @@ class _Runner:
     def _close(self, model: str, unsaid: list[str], failed: str, problem: str) -> None:
         """What the worker left unsaid: one notebook failed, and the rest is skipped."""
         for name in unsaid:
-            if name == failed:
+            if model and self.stopped:
+                self._record(NotebookStatus(name, model, "skipped", 0.0, failures.STOPPED))
+            elif name == failed:
                 self._record(NotebookStatus(name, model, "failed", 0.0, problem))
             else:
                 self._record(NotebookStatus(name, model, "skipped", 0.0, f"{failed} failed"))
 
     def _record(self, status: NotebookStatus) -> None:
         with self.lock:
+            wanted = self.limits.fail_on_error == 1 or failures.STOPPED in (status.error or "")
+            self.stopped |= status.status == "failed" and wanted
             others = [
                 s for s in self.info.notebooks if (s.model, s.notebook) != (status.model, status.notebook)
             ]

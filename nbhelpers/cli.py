@@ -44,13 +44,24 @@ def run(
     jobs: Annotated[int, typer.Option(min=0, help="Models at a time; 0: two small ones on a CPU.")] = 0,
     out: Annotated[str, typer.Option(help="Folder of this run; default: outputs/<date-time>.")] = "",
     resume: Annotated[str, typer.Option(help="Continue a run: its folder, its name, or 'latest'.")] = "",
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds a notebook may take.")] = 1800,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds a notebook's cell may take.")] = 1800,
+    model_timeout: Annotated[float, typer.Option(min=1, help="Seconds for a model's notebooks.")] = 21600,
+    batch_timeout: Annotated[float, typer.Option(min=0, help="Seconds a generation may take.")] = 300,
+    download_timeout: Annotated[float, typer.Option(min=1, help="Seconds for a download.")] = 1800,
+    wait_for_memory: Annotated[float, typer.Option(min=0, help="Seconds to wait for free memory.")] = 0,
+    fail_on_error: Annotated[
+        str, typer.Option(help="Stop at failed samples of a model: true, a share, a count or false.")
+    ] = "false",
     json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
 ) -> None:
     """Evaluate models (default: the embedded ones) and write the report."""
-    from nbhelpers import batch, progress
+    from nbhelpers import batch, limits, progress
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    tolerated = limits.fail_on_error(fail_on_error)
+    allowed = limits.Limits(
+        timeout, model_timeout, batch_timeout, download_timeout, wait_for_memory, tolerated
+    )
     if resume:
         _refuse_with_resume(context)
         plan = batch.plan_resume(resume)
@@ -67,7 +78,7 @@ def run(
         plan = batch.plan_run(models or [], settings, out)
     try:
         with progress.watching(plan, quiet=json) as watch:
-            info = batch.run(plan, jobs or batch.default_jobs(plan), timeout, watch)
+            info = batch.run(plan, jobs or batch.default_jobs(plan), allowed, watch)
     except KeyboardInterrupt:
         raise LabError(
             f"stopped; what was finished is kept. Continue with: nbhelpers run --resume {plan.run_dir}"

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nbhelpers import store
 from nbhelpers.records import LabError, NotebookStatus
 
 KERNEL_ENVIRONMENT = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONWARNINGS": "ignore"}
@@ -80,6 +81,9 @@ def run_notebook(
         except Exception as raised:  # papermill, nbclient and kernel errors have no common base
             problem = raised
     error = _verdict(output, problem, timeout)
+    if output.exists():
+        with output.open("rb+") as written:  # a notebook that counts as passed is on the disk
+            os.fsync(written.fileno())
     seconds = round(time.monotonic() - started, 3)
     return NotebookStatus(notebook.stem, model, "failed" if error else "passed", seconds, error)
 
@@ -112,8 +116,7 @@ def to_html(path: Path) -> Path:
     policy = f'<meta http-equiv="Content-Security-Policy" content="{HTML_POLICY}"/>'
     body = body.replace("<head>", f"<head>{policy}", 1)
     target = path.with_suffix(".html")
-    target.write_text(body, encoding="utf-8")
-    return target
+    return store.write_text(target, [body])
 
 
 def _kernel_config(sockets: str) -> dict[str, Any]:

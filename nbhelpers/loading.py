@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nbhelpers import devices, downloads, registry, store
+from nbhelpers import devices, downloads, limits, registry, store
 from nbhelpers.checkpoints import (
     DEFAULT_CONTEXT,
     TOKENIZER_FILES,
@@ -26,6 +26,8 @@ from nbhelpers.checkpoints import (
 from nbhelpers.records import DeviceReport, LabError, LoadingReport, ModelSpec, Settings
 from nbhelpers.shapes import random_weights, shape_revision
 
+FRAMEWORK_BYTES = 2**28  # assumed: what torch itself takes for a model's first passes
+MEMORY_LOOK_S = 1.0
 SHAPE_TOKENIZER = "lab-gpt2"  # any text becomes ids below 4,096, which every registered architecture has
 CONFIG_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja")
 VOCABULARY_FILES = (*TOKENIZER_FILES, "merges.txt", "special_tokens_map.json", "added_tokens.json")
@@ -44,14 +46,15 @@ class Loaded:
     device: str
 
 
-def fetch(spec: ModelSpec, progress: bool = False, download_timeout: float = downloads.LIMIT_S) -> Path:
-    """The folder of a model's files, downloaded if need be in download_timeout seconds, checked for safety.
+def fetch(spec: ModelSpec, progress: bool = False, download_timeout: float | None = None) -> Path:
+    """The folder of a model's files, downloaded if need be in download_timeout seconds (None: the run's
+    limit), checked for safety.
 
     Embedded files are compared with their recorded sha256. A shape: model has the folder of its tokenizer.
     Raises LabError.
     """
     if spec.kind == "hub":
-        return downloads.download(spec, progress, download_timeout)
+        return downloads.download(spec, progress, download_timeout or limits.current().download_s)
     if spec.kind == "shape":
         return fetch(registry.resolve(SHAPE_TOKENIZER))
     folder = registry.folder_of(spec)
@@ -111,8 +114,8 @@ def load(model: str | ModelSpec, device: str = "auto", dtype: str = "auto") -> L
     folder = fetch(spec)
     fetch_s = time.perf_counter() - started
     spec = spec if spec.kind == "shape" else describe(spec, folder)
-    _check_fit(spec, place)
     release(place.device)
+    _wait_for_room(spec, place)
     devices.reset_peak(place.device)
     rss_before = devices.resident_memory()
     started = time.perf_counter()
@@ -261,14 +264,22 @@ def _check_numbers(folder: Path, name: str) -> None:
         )
 
 
-def _check_fit(spec: ModelSpec, place: DeviceReport) -> None:
-    need = (spec.parameters or 0) * devices.ITEM_BYTES[place.dtype]
-    if need > place.memory_free_bytes:
-        gib = 2**30
-        raise LabError(
-            f"The weights of {spec.alias} take {need / gib:.1f} GiB in {place.dtype} and {place.device} has "
-            f"{place.memory_free_bytes / gib:.1f} GiB free: choose a half dtype or a smaller model."
-        )
+def _wait_for_room(spec: ModelSpec, place: DeviceReport) -> None:
+    """Compare what a model needs with what is free, again while the run's limit allows. Raises LabError."""
+    weights = (spec.parameters or 0) * devices.ITEM_BYTES[place.dtype]
+    tokens = min(spec.context or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    cache = devices.kv_cache_bytes(spec, 1, tokens, place.dtype)
+    until, free = time.monotonic() + limits.current().memory_wait_s, place.memory_free_bytes
+    while weights + cache + FRAMEWORK_BYTES > free:
+        if time.monotonic() >= until:
+            need, cached, base, room = (n / 2**30 for n in (weights, cache, FRAMEWORK_BYTES, free))
+            raise LabError(
+                f"The weights of {spec.alias} take {need:.1f} GiB in {place.dtype}, the cache of one row "
+                f"{cached:.1f} and the framework {base:.1f}, and {place.device} has {room:.1f} GiB free: "
+                "choose a half dtype or a smaller model, or wait with --wait-for-memory."
+            )
+        time.sleep(MEMORY_LOOK_S)
+        free = devices.free_memory(place.device)
 
 
 def _check_vocabulary(spec: ModelSpec, net: Any, tokenizer: Any) -> None:

@@ -113,7 +113,10 @@ def appending(path: Path) -> Iterator[Callable[[Any], None]]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
         if repair_tail(path):
-            print(f"warning: the last line of {path.name} was cut off and is made again", file=sys.stderr)
+            print(
+                f"warning: the last line of {path.parent.name}/{path.name} was cut off and is made again",
+                file=sys.stderr,
+            )
         out = path.open("a", encoding="ascii")
     except Timeout:
         raise LabError(f"{path} is being written by another process: wait for it or stop it.") from None

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from nbhelpers import batch, forked, processes, registry, store
+from nbhelpers.limits import Limits
 from nbhelpers.records import ComparisonReport, LabError, Result, RunInfo, Settings, TrackingReport
 from nbhelpers.worker import COMPARISON, PIPELINE
 
@@ -117,7 +118,7 @@ HANG = "passed(names[0])\nif model:\n    say(start=names[1]); sleeper(); time.sl
 def test_a_worker_that_hangs_is_killed_with_its_descendants(stand_in, monkeypatch):
     monkeypatch.setattr(batch, "GRACE_S", 1.0)
     plan = stand_in(HANG, "lab-gpt2")
-    info = batch.run(plan, timeout=2.0)
+    info = batch.run(plan, limits=Limits(cell_s=2.0))
     assert statuses(info, "lab-gpt2")[:2] == [("passed", None), ("failed", "stopped by the runner after 3 s")]
     assert statuses(info, "") == [("passed", None)]
     [pid] = grandchildren(plan.run_dir)
@@ -324,7 +325,7 @@ def real_run(tmp_path_factory):
         patch.setenv("NBHELPERS_OUTPUTS", str(outputs))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         plan = batch.plan_run(["lab-gpt2", broken], SMALL, str(outputs / PLACE))
-        info = batch.run(plan, jobs=2, timeout=300)
+        info = batch.run(plan, jobs=2, limits=Limits(cell_s=300))
         yield plan.run_dir, broken, info
 
 
@@ -385,7 +386,7 @@ def test_a_resumed_run_executes_only_what_has_not_passed(real_run):
     files = [path for path in (run_dir / "lab-gpt2").iterdir() if path.name != "worker.log"]
     kept = {path: path.read_bytes() for path in files}
     events = []
-    again = batch.run(batch.plan_resume(str(run_dir)), timeout=300, watch=events.append)
+    again = batch.run(batch.plan_resume(str(run_dir)), limits=Limits(cell_s=300), watch=events.append)
     started = [(event.model, event.notebook) for event in events if event.status is None]
     assert started == [(broken, "02_loading"), ("", COMPARISON)]
     assert {path: path.read_bytes() for path in files} == kept

@@ -189,7 +189,7 @@ def test_a_folder_that_contradicts_itself_is_one_clear_sentence(folder, damage, 
 
 def test_a_model_that_cannot_fit_is_refused_before_it_is_built():
     monster = replace(registry.resolve("shape:opt-2.7b"), parameters=10**15)
-    with pytest.raises(LabError, match=r"take 3725290\.3 GiB in float32 and cpu has"):
+    with pytest.raises(LabError, match=r"take 3725290\.3 GiB in float32, .* and cpu has"):
         loading.load(monster, "cpu")
 
 
