@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: run test lint install notebooks clean
+.PHONY: run test chaos lint install notebooks clean
 
 run: install
 	$(BIN)/nbhelpers run $(ARGS)
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest --nbval tests notebooks -n 2 --dist loadfile
+
+# Kill runs at 50 random moments and hold what comes out against an undisturbed one; takes a quarter of an hour.
+chaos: install
+	$(BIN)/python tools/chaos.py $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -254,6 +254,7 @@ def _json(comparison: ComparisonReport | None) -> str:
 
 def _print_outcome(plan: Plan, info: RunInfo, comparison: ComparisonReport | None) -> None:
     from nbhelpers import comparison as verdicts
+    from nbhelpers import failures
 
     console = _console()
     if comparison:
@@ -270,6 +271,8 @@ def _print_outcome(plan: Plan, info: RunInfo, comparison: ComparisonReport | Non
     for status in info.notebooks:
         if status.status == "failed":
             print(printable(f"failed: {status.model or 'comparison'}, {status.notebook}: {status.error}"))
+    if kinds := failures.of_run(plan.run_dir, info):
+        print(f"failures: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}")
     print(f"\nreport  {plan.run_dir / 'index.html'}\nruns    {plan.run_dir.parent / 'index.html'}")
 
 

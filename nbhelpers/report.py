@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from nbhelpers import comparison, labels, plots, store
+from nbhelpers import comparison, failures, labels, plots, store
 from nbhelpers.formats import basis, dollars, duration, interval, moment, points, three
 from nbhelpers.records import ComparisonReport, Estimate, LabError, Result, RunInfo, Sample, Score
 from nbhelpers.texts import printable
@@ -79,6 +79,7 @@ def write_report(run_dir: Path) -> Path:
             pictures=_pictures(results, report),
             failures=[s for s in (info.notebooks if info else ()) if s.status == "failed"],
             failed_samples=[row for r in results for row in _failed_samples(r.model, run_dir / r.slug)],
+            failure_kinds=failures.of_run(run_dir, info),
             raters=_raters(run_dir),
             texts={r.model: excerpts(run_dir / r.slug, r.primary) for r in results if r.quality_applies},
             notebooks=_notebooks(run_dir, info, results),

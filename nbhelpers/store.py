@@ -108,7 +108,7 @@ def appending(path: Path) -> Iterator[Callable[[Any], None]]:
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=LOCK_S)
+    lock = FileLock(path.with_name(f".{path.stem}.lock"), timeout=LOCK_S)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()

@@ -67,11 +67,18 @@ def init_database() -> str:
     """Create or migrate the database and the experiment, once, and return the experiment's id.
 
     Processes that open a fresh SQLite database together break each other's migration, so this holds a lock.
+    One that is killed would leave half a database, so a fresh one is made beside its place and renamed.
     """
     from filelock import FileLock
 
     store.outputs_dir().mkdir(parents=True, exist_ok=True)
     with FileLock(store.outputs_dir() / ".mlflow.lock"), _one_sentence():
+        place = store.outputs_dir() / "mlflow.db"
+        if tracking_uri() == f"sqlite:///{place}" and not place.exists():
+            unfinished = place.with_name(".mlflow.db")
+            unfinished.unlink(missing_ok=True)
+            quiet_mlflow().MlflowClient(f"sqlite:///{unfinished}").search_experiments(max_results=1)
+            unfinished.replace(place)
         client = open_client()
         found = client.get_experiment_by_name(EXPERIMENT)
         if found is None:

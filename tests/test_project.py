@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # From the ground up: a module may import only modules named before it.
 HOUSE = [
-    *("records", "limits", "failures", "store", "sampling", "caches", "decoding", "texts"),
+    *("records", "limits", "store", "failures", "sampling", "caches", "decoding", "texts"),
     *("forked", "processes", "checkpoints"),
     *("registry", "devices", "roofline", "hub", "downloads"),
     *("shapes", "loading", "chat", "meters", "energy", "inputs", "noise", "generation", "rubrics", "planted"),
