@@ -19,10 +19,10 @@ PAUSE_S = 1.0  # before a model that failed so often gets one more try
 KINDS = {  # the first pattern found in an error decides
     "refused": rf"{STOPPED}|given up|never loads|never does|pickle|gated|is a link out of|skipped",
     "download": r"download of|Hub|arrived damaged",
-    "out of memory": r"out of memory|not enough memory|MemoryError|GiB free",
+    "out of memory": r"out of memory|not enough memory|can't allocate memory|MemoryError|GiB free",
     "timeout": r"(?i:timeout)|limit of [\d.]+ s|stopped by the runner after",
     "dead kernel": r"DeadKernelError|kernel stopped early|worker process died",
-    "bad output": r"UnicodeError|UnicodeDecodeError|not finite|no text",
+    "bad output": r"NaN|Unicode",
 }
 
 

@@ -18,6 +18,7 @@ from nbhelpers.sampling import row_seed, sampler
 
 LATENCY_PROMPTS = 5
 LATENCY_TOKENS = 64
+ALLOCATION = ("out of memory", "not enough memory", "can't allocate memory")  # the last is Linux without room
 WARM_UPS, WARM_UP_TOKENS = 1, 8  # generations before the first timed one, in no row
 
 OnSample = Callable[[Sample], None]
@@ -243,7 +244,7 @@ def _decode(
 def _out_of_memory(error: Exception) -> bool:
     """torch raises OutOfMemoryError on CUDA and XPU, plain RuntimeErrors on MPS and the CPU."""
     text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "not enough memory" in text
+    return isinstance(error, MemoryError) or any(said in text for said in ALLOCATION)
 
 
 def _sample(

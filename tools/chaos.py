@@ -181,7 +181,8 @@ class Chaos:
     def _role(self, who: str, runner: int) -> list[psutil.Process]:
         """The fork server, or what it forked: the first of them is a worker, the last a kernel."""
         try:
-            servers = [p for p in psutil.Process(runner).children() if "nbhelpers.forkserver" in p.cmdline()]
+            live = [p for p in psutil.Process(runner).children() if p.status() != psutil.STATUS_ZOMBIE]
+            servers = [p for p in live if "nbhelpers.forkserver" in p.cmdline()]
             forked = sorted((c for p in servers for c in p.children()), key=lambda p: p.create_time())
         except psutil.Error:
             return []

@@ -1,0 +1,323 @@
+"""Limits and failures: a late row, a model given up, a run that stops, memory that really runs out."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_runs import make_result, make_sample, prompt_ids, write_info, write_model
+from test_generation import FEW, PROMPTS, texts
+from tiny_models import tiny, watch
+from typer.testing import CliRunner
+
+from nbhelpers import batch, cli, devices, failures, generation, limits, loading, registry, report, store
+from nbhelpers.records import LabError, RunInfo, Sample, Settings
+
+JOBS = len(PROMPTS) * FEW.repeats
+
+
+@pytest.fixture
+def allow(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def tell(**changes: float) -> None:
+        for name, value in limits.Limits(**changes).environment().items():
+            monkeypatch.setenv(name, value)
+
+    return tell
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(failures.Breaker.__init__, "__defaults__", (3, 0.0, time.sleep))
+    yield
+
+
+def fail_when(model: Any, fails: Any) -> Any:
+    def check(module: Any, args: Any, kwargs: Any) -> None:
+        if fails(kwargs["input_ids"]):
+            raise ValueError("a planted fault")
+
+    return model.register_forward_pre_hook(check, with_kwargs=True)
+
+
+# Limits
+
+
+@pytest.mark.parametrize(
+    ("said", "samples", "tolerated"),
+    [
+        ("false", 60, math.inf),
+        ("true", 60, 1),
+        ("0.1", 60, 6),
+        ("5", 60, 5),
+        ("0", 60, math.inf),
+        ("TRUE", 2, 1),
+    ],
+)
+def test_fail_on_error_counts_as_inspect_ai_does(said: str, samples: int, tolerated: float) -> None:
+    assert limits.Limits(fail_on_error=limits.fail_on_error(said)).tolerated(samples) == tolerated
+
+
+@pytest.mark.parametrize("said", ["", "no", "-1", "1e999", "5x", "nan"])
+def test_another_fail_on_error_is_refused(said: str) -> None:
+    with pytest.raises(LabError, match="give true, false, a share"):
+        limits.fail_on_error(said)
+
+
+def test_the_command_line_hands_its_limits_to_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[limits.Limits] = []
+
+    def run(plan: batch.Plan, jobs: int, allowed: limits.Limits, watch: Any) -> RunInfo:
+        seen.append(allowed)
+        return plan.info
+
+    monkeypatch.setattr(batch, "run", run)
+    flags = "--timeout 1 --model-timeout 2 --batch-timeout 3 --download-timeout 4 --wait-for-memory 5"
+    given = ["run", "lab-gpt2", "--out", str(tmp_path), *flags.split(), "--fail-on-error", "0.5"]
+    assert CliRunner().invoke(cli.app, given).exit_code == 0
+    assert seen == [limits.Limits(1, 2, 3, 4, 5, 0.5)]
+    monkeypatch.setenv(limits.VARIABLE, seen[0].environment()[limits.VARIABLE])
+    assert limits.current() == seen[0]
+
+
+def test_a_row_past_its_limit_keeps_its_text_and_counts_as_failed(tmp_path: Path, allow: Any) -> None:
+    loaded, path = tiny("gpt2"), tmp_path / "samples.jsonl"
+    whole = generation.generate_samples(loaded, PROMPTS, FEW)
+    allow(batch_s=0.0)  # every row is late after its first token
+    late = generation.generate_samples(loaded, PROMPTS, FEW, path)
+    assert {(s.finish_reason, s.new_tokens, s.error) for s in late} == {
+        ("time", 1, "TimeoutError: the limit of 0 s passed")
+    }
+    assert all(w.text.startswith(s.text.rstrip("\ufffd")) for w, s in zip(whole, late, strict=True))
+    allow()
+    assert texts(generation.generate_samples(loaded, PROMPTS, FEW, path)) == texts(whole)  # tried again
+
+
+def test_loading_waits_for_memory_as_long_as_it_may(allow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "MEMORY_LOOK_S", 0.0)
+    spec = replace(registry.resolve("lab-gpt2"), parameters=10**6)
+    place = replace(devices.detect("cpu", "float32"), memory_free_bytes=2**28 + 3 * 10**6)
+    with pytest.raises(LabError, match=r"cache of one row .* and cpu has 0\.3 GiB free: .*--wait-for-memory"):
+        loading._wait_for_room(spec, place)
+    allow(memory_wait_s=60.0)
+    free = iter([2**28, 2**28, 2**40])
+    monkeypatch.setattr(devices, "free_memory", lambda device: next(free))
+    loading._wait_for_room(spec, place)
+    assert list(free) == []
+
+
+SCARCE = """
+import os, resource, sys
+import psutil
+from nbhelpers import generation, loading
+from nbhelpers.records import Prompt, Settings
+loaded = loading.load("lab-gpt2", "cpu", "float32")
+prompt = [Prompt("p", "Write a post about rain:", "short_post")]
+def make(rows):
+    settings = Settings(repeats=rows, max_new_tokens=4)
+    return generation.generate_samples(loaded, prompt, settings, batch_size=rows)
+make(4)
+room = psutil.Process().memory_info().vms + (24 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (room, room))
+rows = make(600)
+print(sum(row.error is None for row in rows), max(row.batch_size for row in rows))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a process to its address space")
+def test_a_process_that_really_runs_out_of_memory_goes_on_with_less() -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", SCARCE], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    finished, size = map(int, done.stdout.split())
+    assert finished == 600 and 1 <= size < 600
+
+
+# The breaker
+
+
+def test_the_breaker_opens_lets_one_through_and_closes_or_gives_up() -> None:
+    slept: list[float] = []
+    breaker = failures.Breaker(3, 7.0, slept.append)
+    for passed in (False, False, True, False, False):
+        breaker.record(passed)
+        assert (breaker.state, breaker.on_trial()) == ("closed", False)
+    breaker.record(False)
+    assert breaker.state == "open" and slept == []
+    assert breaker.on_trial() and breaker.on_trial() and slept == [7.0]
+    breaker.record(True)
+    assert (breaker.state, breaker.given_up) == ("closed", False)
+    for _ in range(3):
+        breaker.record(False)
+    assert breaker.on_trial() and not breaker.given_up
+    breaker.record(False)
+    assert breaker.given_up
+
+
+def test_a_model_that_always_fails_is_given_up_and_every_row_is_counted(tmp_path: Path) -> None:
+    loaded = tiny("gpt2")
+    sizes = watch(loaded.model)
+    fail_when(loaded.model, lambda ids: True)
+    samples = generation.generate_samples(loaded, PROMPTS, FEW, tmp_path / "samples.jsonl", batch_size=3)
+    errors = [s.error for s in samples]
+    assert errors.count("ValueError: a planted fault") == 3 + 1  # a batch of three, then one on trial
+    assert sum("was given up after 4 failures in a row" in str(error) for error in errors) == JOBS - 4
+    assert len(sizes) == 2
+    assert len(list(store.read_rows(tmp_path / "samples.jsonl", Sample))) == JOBS
+
+
+def test_a_model_that_recovers_on_trial_goes_on() -> None:
+    loaded = tiny("gpt2")
+    expected = texts(generation.generate_samples(loaded, PROMPTS, FEW))
+    passes = itertools.count()
+    fail_when(loaded.model, lambda ids: next(passes) == 0)
+    samples = generation.generate_samples(loaded, PROMPTS, FEW, batch_size=3)
+    assert sum(s.error is not None for s in samples) == 3
+    assert all(one in expected for one, s in zip(texts(samples), samples, strict=True) if not s.error)
+
+
+@pytest.mark.parametrize(("policy", "rows"), [(1, 1), (0.5, 5), (5, 5)])
+def test_failed_samples_stop_the_run_at_the_policy(
+    tmp_path: Path, allow: Any, policy: float, rows: int
+) -> None:
+    loaded, path = tiny("gpt2"), tmp_path / "samples.jsonl"
+    fail_when(loaded.model, lambda ids: True)
+    allow(fail_on_error=policy)
+    with pytest.raises(
+        LabError, match=f"stopped by --fail-on-error: {rows} of 9 samples failed, the last with"
+    ):
+        generation.generate_samples(loaded, PROMPTS, FEW, path, batch_size=1)
+    assert len(list(store.read_rows(path, Sample))) == rows
+
+
+# Kinds
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        ("OutOfMemoryError: CUDA out of memory. Tried to allocate", "out of memory"),
+        ("The weights of x take 15.0 GiB in float32, ... has 3.1 GiB free: choose", "out of memory"),
+        ("TimeoutError: the limit of 300 s passed", "timeout"),
+        ("a cell passed the limit of 1800 s", "timeout"),
+        ("stopped by the runner after 1890 s", "timeout"),
+        ("DeadKernelError: Kernel died", "dead kernel"),
+        ("the kernel stopped early: 3 of 9 code cells never ran", "dead kernel"),
+        ("the worker process died; see lab-gpt2/worker.log", "dead kernel"),
+        ("The download of 'org/name' was stopped after 1800 s: check the network", "download"),
+        ("GivenUp: lab-gpt2 was given up after 4 failures in a row", "refused"),
+        ("The model 'x' asks to run Python code from its own repository (auto_map), which the laboratory "
+         "never does: choose", "refused"),
+        ("ValueError: logits hold NaN", "bad output"),
+        ("ValueError: a planted fault", "other"),
+    ],
+)  # fmt: skip
+def test_failures_have_kinds(error: str, kind: str) -> None:
+    assert failures.kind(error) == kind
+
+
+def test_the_report_counts_failures_by_kind(tmp_path: Path) -> None:
+    result = make_result("lab-gpt2", [5.0, 6.0])
+    rows = [make_sample("lab-gpt2", name, 0) for name in prompt_ids(2)]
+    write_info(tmp_path, [result.model])
+    folder = write_model(tmp_path, result, [(row, 5.0) for row in rows])
+    late = [replace(row, error="TimeoutError: the limit of 1 s passed") for row in rows]
+    for row in (*late, rows[1]):  # the second one was tried again and succeeded
+        store.append_row(folder / "samples.jsonl", row)
+    assert failures.of_run(tmp_path, None) == {"timeout": 1}
+    assert "By kind: 1 timeout." in report.write_report(tmp_path).read_text()
+
+
+# Rows on the disk
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from nbhelpers import store
+from nbhelpers.records import Settings
+with store.appending(Path(sys.argv[1])) as append:
+    for n in range(3):
+        append(Settings(seed=n))
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_rows_of_a_killed_writer_are_kept_and_nobody_writes_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE) as writer:
+        assert writer.stdout and writer.stdout.readline() == b"ready\n"
+        monkeypatch.setattr(store, "LOCK_S", 0.1)
+        with pytest.raises(LabError, match="is being written by another process"), store.appending(path):
+            pass
+        writer.send_signal(signal.SIGKILL)
+    assert [row.seed for row in store.read_rows(path, Settings)] == [0, 1, 2]
+    path.write_bytes(path.read_bytes()[:-5])
+    with store.appending(path) as append:
+        append(Settings(seed=9))
+    assert [row.seed for row in store.read_rows(path, Settings)] == [0, 1, 9]
+    assert "warning: the last line of" in capsys.readouterr().err
+
+
+def test_settings_that_differ_are_another_row(tmp_path: Path) -> None:
+    loaded, path = tiny("gpt2"), tmp_path / "samples.jsonl"
+    first = generation.generate_samples(loaded, PROMPTS, FEW, path)
+    for changes in ({"seed": 1}, {"temperature": 0.5}, {"max_new_tokens": 11}, {"top_k": 3}):
+        other = generation.generate_samples(loaded, PROMPTS, replace(FEW, **changes), path)
+        assert not {s.key for s in first} & {s.key for s in other}
+    assert len(path.read_text().splitlines()) == 5 * JOBS
+
+
+# Runs
+
+
+RUN = """
+import sys
+from nbhelpers import batch, registry
+from nbhelpers.records import RunInfo, Settings
+from pathlib import Path
+batch.WORKER = batch.DATABASE = ("-c", "import time; time.sleep(float(%r))")
+batch.Children.__init__.__defaults__ = (None,)
+info = RunInfo("run", ("lab-gpt2",), Settings(), "2026-01-01T00:00:00+00:00", None, {}, "here", None)
+plan = batch.Plan(Path(sys.argv[1]), (registry.resolve("lab-gpt2"),), info, 1)
+batch.run(plan, watch=lambda event: None)
+"""
+
+
+def test_the_second_runner_of_a_folder_is_refused_and_a_dead_one_is_not_in_the_way(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", RUN % "600", str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as first:
+        until = time.monotonic() + 60
+        while not (tmp_path / "run.json").exists() and time.monotonic() < until:
+            time.sleep(0.02)
+        second = subprocess.run(command, capture_output=True, text=True)
+        assert f"is being run by process {first.pid}: wait for it, or stop it first" in second.stderr
+        first.kill()
+    (tmp_path / ".runner").write_text(str(os.getpid()))  # as if the dead one's number were in use again
+    with batch._alone(tmp_path):
+        assert (tmp_path / ".runner").read_text() == str(os.getpid())
+
+
+def test_runs_in_two_folders_do_not_know_each_other(tmp_path: Path) -> None:
+    with batch._alone(tmp_path / "a"), batch._alone(tmp_path / "b"):
+        assert json.loads((tmp_path / "a" / ".runner").read_text()) == os.getpid()
+
+
+def test_resuming_with_a_changed_setting_says_which(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli.app, ["run", "--resume", str(tmp_path), "--seed", "3"])
+    assert isinstance(done.exception, LabError) and "leave out --seed" in str(done.exception)
