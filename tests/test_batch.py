@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nbhelpers import batch, forked, processes, registry, store
+from nbhelpers import batch, failures, forked, processes, registry, store
 from nbhelpers.limits import Limits
 from nbhelpers.records import ComparisonReport, LabError, Result, RunInfo, Settings, TrackingReport
 from nbhelpers.worker import COMPARISON, PIPELINE
@@ -123,6 +123,46 @@ def test_a_worker_that_hangs_is_killed_with_its_descendants(stand_in, monkeypatc
     assert statuses(info, "") == [("passed", None)]
     [pid] = grandchildren(plan.run_dir)
     assert gone(pid)
+
+
+def test_a_model_has_a_limit_for_all_its_notebooks(stand_in):
+    script = "for name in names:\n    if model: time.sleep(1)\n    passed(name)"
+    info = batch.run(stand_in(script, "lab-gpt2"), limits=Limits(model_s=2.5))
+    said = [status for status, _ in statuses(info, "lab-gpt2")]
+    number = said.index("failed")
+    assert number < 3 and said == ["passed"] * number + ["failed"] + ["skipped"] * (5 - number)
+    assert statuses(info, "lab-gpt2")[number][1] == "stopped by the runner after 2 s for a model"
+    assert statuses(info, "") == [("passed", None)]
+
+
+FAIL = """
+for name in names:
+    if model and name == names[2]:
+        say(start=name); say(notebook=name, model=model, status="failed", seconds=0.1, error=%r)
+    elif not model or name < names[2]:
+        passed(name)
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "policy", "goes_on"),
+    [
+        ("ValueError: a fault", 0.0, True),
+        ("ValueError: a fault", 5.0, True),
+        ("ValueError: a fault", 1.0, False),
+        (failures.stopped(5, 9, "a fault"), 5.0, False),
+    ],
+)
+def test_a_failure_policy_stops_the_run_and_the_run_can_go_on(stand_in, error, policy, goes_on):
+    plan = stand_in(FAIL % error, "lab-gpt2", "lab-opt")
+    info = batch.run(plan, limits=Limits(fail_on_error=policy))
+    assert statuses(info, "lab-gpt2")[2] == ("failed", error)
+    second = statuses(info, "lab-opt")
+    assert second[0] == (("passed", None) if goes_on else ("skipped", "stopped by --fail-on-error"))
+    assert statuses(info, "") == [("passed", None)]
+    stand_in(PASS_ALL)
+    again = batch.run(batch.plan_resume(str(plan.run_dir)))
+    assert {s.status for s in again.notebooks} == {"passed"}
 
 
 def test_an_interrupt_stops_everything_at_once_and_the_run_can_go_on(stand_in):

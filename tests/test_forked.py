@@ -136,6 +136,21 @@ def test_notebooks_run_in_forked_kernels(children, tmp_path, monkeypatch):
     assert until(lambda: not server.children())
 
 
+def test_after_the_server_was_killed_everything_starts_plainly(tmp_path, monkeypatch):
+    server = "from nbhelpers import forkserver; forkserver.preload = lambda: None; forkserver.main()"
+    monkeypatch.setattr(processes, "SERVER", ("-c", server))
+    group = processes.Children(threads=1, preload={})
+    first = group.start("-m", "timeit", "-n", "1", "import time; time.sleep(600)")
+    assert isinstance(first, forked.Forked)
+    [running] = [child for child in group.running if child is not first]
+    running.kill()
+    assert group.wait(first, 30) == forked.LOST and until(lambda: gone(first.pid))
+    later = group.start("-m", "this", stdout=subprocess.PIPE)
+    assert isinstance(later, subprocess.Popen) and "Zen" in later.communicate()[0]
+    assert "no answer from the fork server" in group.plain
+    group.stop()
+
+
 def test_without_a_server_everything_starts_plainly(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(processes, "SERVER", ("-c", "raise SystemExit(1)"))
     group = processes.Children(threads=1, preload={})
