@@ -10,10 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from nbhelpers import store
-from nbhelpers.records import Moment, NoisePass
+from nbhelpers.records import SCHEMA_VERSION
 
 MOST_LOAD = 0.10  # of all cores' time used by others; above it a run is called noisy (a choice)
 MOST_DRIFT = 0.10  # change of the time that a fixed work takes, from before a pass to after it (a choice)
@@ -21,6 +22,29 @@ SPIN_TRIES = 10
 FILE = "noise.jsonl"
 
 Times = tuple[float, float, float]  # wall, all cores' busy time, this process's share of it; seconds
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The machine at one moment of a pass: before, at the end of, and after the generation."""
+
+    other_load: float  # 0..1: share of all cores' time used by other processes since the last reading
+    spin_s: float | None  # time of a fixed piece of work; None at the end of the generation
+    frequency_mhz: float | None  # mean of the cores
+    throttled: int | None  # thermal throttling events since boot
+
+
+@dataclass(frozen=True)
+class NoisePass:
+    """A row of noise.jsonl: the conditions under which some rows of a model were made."""
+
+    keys: tuple[str, ...]  # of the rows
+    before: Moment
+    during: Moment
+    after: Moment
+    other_load: float  # 0..1, from the beginning of before to the end of after
+    warm_ups: int  # generations before the first timed one, in no row
+    schema_version: int = SCHEMA_VERSION
 
 
 @contextmanager

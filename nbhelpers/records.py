@@ -164,6 +164,18 @@ class RankInterval:
 
 
 @dataclass(frozen=True)
+class DtypeTrial:
+    """What one dtype does to one model on this machine."""
+
+    dtype: str
+    tokens_per_s: float  # of a batch
+    perplexity: float | None  # None: not finite, or slower than float32 and so not asked for
+    speed_ratio: float  # to float32
+    perplexity_ratio: float | None  # to float32
+    revision: str  # of the model
+
+
+@dataclass(frozen=True)
 class DeviceReport:
     device: str  # "cuda", "mps", "xpu" or "cpu"
     name: str
@@ -175,6 +187,7 @@ class DeviceReport:
     dtype_reason: str
     versions: dict[str, str]
     platform: str
+    dtype_trials: tuple[DtypeTrial, ...] = ()  # float32 first; empty: not measured
     schema_version: int = SCHEMA_VERSION
 
 
@@ -198,29 +211,6 @@ class LoadingReport:
     rss_after_forward_bytes: int
     device_peak_bytes: int | None
     quality_applies: bool = True  # False for random weights (shape:...)
-    schema_version: int = SCHEMA_VERSION
-
-
-@dataclass(frozen=True)
-class Moment:
-    """The machine at one moment of a pass: before, at the end of, and after the generation."""
-
-    other_load: float  # 0..1: share of all cores' time used by other processes since the last reading
-    spin_s: float | None  # time of a fixed piece of work; None at the end of the generation
-    frequency_mhz: float | None  # mean of the cores
-    throttled: int | None  # thermal throttling events since boot
-
-
-@dataclass(frozen=True)
-class NoisePass:
-    """A row of noise.jsonl: the conditions under which some rows of a model were made."""
-
-    keys: tuple[str, ...]  # of the rows
-    before: Moment
-    during: Moment
-    after: Moment
-    other_load: float  # 0..1, from the beginning of before to the end of after
-    warm_ups: int  # generations before the first timed one, in no row
     schema_version: int = SCHEMA_VERSION
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nbhelpers import noise, store
-from nbhelpers.records import Moment, NoisePass
+from nbhelpers.noise import Moment, NoisePass
 
 CALM = Moment(0.01, 0.010, 2400.0, 5)
 QUIET = NoisePass(("a", "b"), CALM, CALM, CALM, 0.02, 1)

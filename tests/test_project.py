@@ -14,8 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 HOUSE = [
     *("records", "limits", "store", "failures", "sampling", "caches", "decoding", "texts"),
     *("forked", "processes", "checkpoints"),
-    *("registry", "devices", "roofline", "hub", "downloads"),
-    *("shapes", "loading", "chat", "meters", "energy", "inputs", "noise", "generation", "rubrics", "planted"),
+    *("registry", "devices", "memory", "roofline", "hub", "downloads"),
+    *("shapes", "loading", "chat", "meters", "energy", "inputs", "noise", "generation"),
+    *("rubrics", "planted", "dtypes"),
     *(
         "scoring",
         "estimates",
@@ -30,7 +31,7 @@ HOUSE = [
     ),
     *("pool", "comparison", "routing", "plots", "summary", "tracking"),
     *("labels", "formats", "report", "forkserver", "provisioner", "execute", "worker", "batch", "progress"),
-    "cli",
+    *("bench", "cli"),
 ]
 
 
