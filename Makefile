@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: run test chaos lint install notebooks clean
+.PHONY: run test chaos bench lint install notebooks clean
 
 run: install
 	$(BIN)/nbhelpers run $(ARGS)
@@ -13,6 +13,10 @@ test: install
 # Kill runs at 50 random moments and hold what comes out against an undisturbed one; takes a quarter of an hour.
 chaos: install
 	$(BIN)/python tools/chaos.py $(ARGS)
+
+# Ours beside its peers and the limit of the machine; about ten minutes on a quiet one.
+bench: install
+	$(BIN)/nbhelpers bench $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .

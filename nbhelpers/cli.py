@@ -1,4 +1,4 @@
-"""The command line: ``nbhelpers run | models | doctor | report | route | label | ui``.
+"""The command line: ``nbhelpers run | models | doctor | report | route | label | bench | ui``.
 
 Exit codes: 0 all is well, 1 some model failed (the others are reported), 2 wrong usage.
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nbhelpers import bench
 from nbhelpers.records import LabError, Settings
 from nbhelpers.texts import printable
 
@@ -25,6 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command("bench")(bench.command)
 RUN_SETTINGS = ("prompts", "limit", "repeats", "max_new_tokens", "seed", "device", "dtype")
 
 

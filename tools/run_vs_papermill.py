@@ -1,9 +1,10 @@
-"""`nbhelpers run` beside the same notebooks by the papermill command line in a shell loop.
+"""`nbhelpers run`, one and two models at a time, beside the same notebooks by papermill in a shell loop.
 
     python tools/run_vs_papermill.py [--rounds 2] [--limit 15] [--repeats 4] [--max-new-tokens 256] [MODEL]
 
-Interleaved (loop, run, loop, run, …), each into a fresh outputs folder. Prints a line per execution and, as
-JSON, wall and processor seconds with the ratio of their medians; exits with 1 if a notebook failed.
+Interleaved (loop, run with --jobs 1, run with --jobs 2, loop, …), each into a fresh outputs folder. Prints a
+line per execution and, as JSON, wall and processor seconds with the ratio of the loop's medians to those of
+the default, --jobs 2; exits with 1 if a notebook failed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -45,9 +47,9 @@ def loop(models: list[str], given: argparse.Namespace, run_dir: Path) -> list[li
     return [["-m", "papermill", "--no-progress-bar", *command] for command in [*commands, last]]
 
 
-def ours(models: list[str], given: argparse.Namespace, run_dir: Path) -> list[list[str]]:
+def ours(models: list[str], given: argparse.Namespace, run_dir: Path, jobs: int) -> list[list[str]]:
     flags = [part for name in LIMITS for part in (f"--{name.replace('_', '-')}", str(getattr(given, name)))]
-    return [["-m", "nbhelpers.cli", "run", *models, *flags, "--out", str(run_dir)]]
+    return [["-m", "nbhelpers.cli", "run", *models, *flags, "--jobs", str(jobs), "--out", str(run_dir)]]
 
 
 def timed(commands: list[list[str]], outputs: Path) -> tuple[float, float]:
@@ -72,16 +74,25 @@ def main() -> None:
     for name, value in zip(LIMITS, (15, 4, 256), strict=True):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
     given = parser.parse_args()
-    found: dict[str, list[tuple[float, float]]] = {"papermill": [], "nbhelpers": []}
+    ways = {"papermill": loop, "jobs 1": partial(ours, jobs=1), "jobs 2": partial(ours, jobs=2)}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for _ in range(given.rounds):
-        for name, make in (("papermill", loop), ("nbhelpers", ours)):
+        for name, make in ways.items():
             with tempfile.TemporaryDirectory() as outputs:
                 seconds = timed(make(given.models, given, Path(outputs) / "run"), Path(outputs))
             found[name].append(seconds)
             print(f"{name:10} {seconds[0]:7.1f} s wall, {seconds[1]:7.1f} s of processor", flush=True)
     middle = {name: [median(column) for column in zip(*rows, strict=True)] for name, rows in found.items()}
-    ratios = [a / b for a, b in zip(middle["papermill"], middle["nbhelpers"], strict=True)]
-    print(json.dumps({"seconds": found, "wall_ratio": ratios[0], "processor_ratio": ratios[1]}))
+    ratios = [a / b for a, b in zip(middle["papermill"], middle["jobs 2"], strict=True)]
+    jobs = middle["jobs 1"][0] / middle["jobs 2"][0]
+    told = {
+        "models": given.models,
+        "limit": given.limit,
+        "repeats": given.repeats,
+        "tokens": given.max_new_tokens,
+    }
+    told |= {"seconds": found, "wall_ratio": ratios[0], "processor_ratio": ratios[1], "jobs_1_to_2": jobs}
+    print(json.dumps(told))
 
 
 if __name__ == "__main__":

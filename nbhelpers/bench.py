@@ -1,0 +1,241 @@
+"""Ours beside its peers and the machine's limit: interleaved rounds, medians and ratios with their spread.
+
+The parts are tools that print JSON: tools/bench_engines.py (engines take turns, each in its own
+process), run_vs_papermill.py and bench_growth.py. A rate is tokens per second of one round; a ratio is taken
+within a round, so that a machine that slows down slows both of its sides.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nbhelpers.records import SCHEMA_VERSION, LabError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PARTS = ("engine", "peers", "run", "growth")
+LOOP, OURS, ALONE = "generate, one prompt at a time", "ours", "ours, one at a time"
+LLAMA_ALONE = "llama.cpp, one at a time"
+TOOLS = Path(__file__).resolve().parent.parent / "tools"
+# Of the parts that are tools of their own: the tool, its flags, and those of a quick try.
+OTHER = {
+    "run": (
+        "run_vs_papermill.py",
+        "--limit 5 --repeats 2 --max-new-tokens 64 lab-gpt2 lab-llama",
+        "--rounds 1 --limit 2 --repeats 1 --max-new-tokens 8 lab-gpt2",
+    ),
+    "growth": ("bench_growth.py", "--rounds 2", "--rounds 1 --base 1 --no-models"),
+}
+
+
+@dataclass(frozen=True)
+class Timing:
+    model: str
+    way: str
+    rows: int
+    tokens: int  # of each row
+    tokens_per_s: tuple[float, ...]  # one for each round
+    bound: float | None = None  # tokens per second that the machine's memory and arithmetic allow; ours only
+
+
+@dataclass(frozen=True)
+class Ratio:
+    model: str
+    name: str
+    goal: float | None  # None: none was set
+    median: float
+    low: float  # of the rounds
+    high: float
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """docs/bench.json."""
+
+    date: str
+    machine: str
+    cores: int
+    versions: dict[str, str]
+    load_average: tuple[float, float]  # of the minute before the start, and before the end
+    timings: tuple[Timing, ...] = ()
+    ratios: tuple[Ratio, ...] = ()
+    start_s: dict[str, float] = field(default_factory=dict)  # "model, engine" -> imports and load
+    same_text: dict[str, float] = field(default_factory=dict)  # greedy texts equal to ours, share
+    not_run: dict[str, str] = field(default_factory=dict)  # what, and why
+    run: dict[str, Any] | None = None  # tools/run_vs_papermill.py
+    growth: dict[str, Any] | None = None  # tools/bench_growth.py
+    seconds: dict[str, float] = field(default_factory=dict)  # of each part
+    schema_version: int = SCHEMA_VERSION
+
+
+def ratios(timings: Sequence[Timing], start_s: dict[str, float]) -> list[Ratio]:
+    """Ours against each rival's best way (highest median), for one model, with the goals set for it."""
+    rates = {t.way: t.tokens_per_s for t in timings}
+    if not timings or OURS not in rates:
+        return []
+    model, large = timings[0].model, timings[0].model.startswith("shape:")
+
+    def best(start: str) -> tuple[float, ...] | None:
+        return max((r for way, r in rates.items() if way.startswith(start)), key=median, default=None)
+
+    loop, lm, alone = rates.get(LOOP), best("lm-eval"), rates.get(ALONE, ())
+    rows: list[tuple[str, Sequence[float], Sequence[float] | None, float | None]] = [
+        ("the one-prompt loop", rates[OURS], loop, 12.0 if large else 15.0),
+        ("batched generate", rates[OURS], best("generate, "), 1.5),
+        ("llama.cpp's best batch", rates[OURS], best("llama.cpp"), 1.5),
+        ("lm-eval's best batch", rates[OURS], lm, 1.5),
+        ("llama.cpp, one at a time", alone, rates.get(LLAMA_ALONE), 1 / 1.5),
+    ]
+    bound = next((t.bound for t in timings if t.way == ALONE), None)
+    if bound and alone:
+        rows.append(("the bound of one at a time", alone, (bound,) * len(alone), 0.6 if large else None))
+    if lm:  # whole processes: start, and the same tokens
+        tokens = next(t.rows * t.tokens for t in timings if t.way == OURS)
+        whole = [
+            tuple(1 / (start_s[f"{model}, {name}"] + tokens / rate) for rate in found)
+            for name, found in (("ours", rates[OURS]), ("lm-eval", lm))
+        ]
+        rows.append(("lm-eval with its start", whole[0], whole[1], 2.0))
+    return [_ratio(model, name, a, b, goal) for name, a, b, goal in rows if a and b]
+
+
+def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, float, float]:
+    """Slope of log(seconds) over log(size) by least squares, and its 95% interval (Student t, n - 2)."""
+    from scipy import stats
+
+    fit = stats.linregress([math.log(x) for x in sizes], [math.log(y) for y in seconds])
+    half = stats.t.ppf(0.975, len(sizes) - 2) * fit.stderr
+    return float(fit.slope), float(fit.slope - half), float(fit.slope + half)
+
+
+def run(
+    parts: Sequence[str] = PARTS,
+    models: Sequence[str] = (),
+    python: str = sys.executable,
+    quick: bool = False,
+) -> BenchReport:
+    """Run the chosen parts, about ten minutes on two quiet cores; progress goes to stderr.
+
+    models: of the engines; none: all three. python: the interpreter that has the peers. quick: tiny work, to
+    see that it works. Raises LabError for an unknown part or model, and when a part fails.
+    """
+    from nbhelpers import devices
+
+    if unknown := set(parts) - set(PARTS):
+        raise LabError(f"There is no part {sorted(unknown)[0]!r} of the bench: use {', '.join(PARTS)}.")
+    machine, before = devices.detect("cpu"), os.getloadavg()[0]
+    found: dict[str, Any] = {"not_run": {}}
+    seconds: dict[str, float] = {}
+    if engines := [part for part in parts if part in ("engine", "peers")]:
+        started = time.perf_counter()
+        flags = ["--only", ",".join(engines), "--python", python, *models, *(["--quick"] if quick else [])]
+        found |= _tool("bench_engines.py", flags)
+        found["timings"] = tuple(
+            Timing(**{**t, "tokens_per_s": tuple(t["tokens_per_s"])}) for t in found["timings"]
+        )
+        found["ratios"] = tuple(ratios(found["timings"], found["start_s"]))
+        seconds["engines"] = time.perf_counter() - started
+    if "cuda" not in devices.available_devices():
+        found["not_run"]["CUDA"] = "no CUDA on this machine"
+    for part, (tool, full, small) in OTHER.items():
+        if part in parts:
+            started = time.perf_counter()
+            found[part] = _tool(tool, (small if quick else full).split())
+            seconds[part] = time.perf_counter() - started
+    return BenchReport(
+        date=time.strftime("%Y-%m-%d"),
+        machine=machine.name,
+        cores=machine.cores,
+        versions=machine.versions,
+        load_average=(before, os.getloadavg()[0]),
+        seconds=seconds,
+        **found,
+    )
+
+
+def command(
+    models: Annotated[list[str] | None, typer.Argument(help="Of its models; default: all three.")] = None,
+    only: Annotated[str, typer.Option(help="Parts, with commas.")] = ",".join(PARTS),
+    python: Annotated[str, typer.Option(help="The Python that has the peers, if not this one.")] = "",
+    out: Annotated[Path, typer.Option(help="Folder for bench.json and bench.png.")] = Path("docs"),
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny work, to see that it works.")] = False,
+) -> None:
+    """Time ours beside its peers and this machine's limit: about ten minutes on a quiet machine."""
+    for line in write(run(only.split(","), models or (), python or sys.executable, quick), out):
+        print(line)
+
+
+def write(report: BenchReport, folder: Path) -> list[str]:
+    """Write bench.json, and bench.png if engines were timed; the lines that tell it in short."""
+    from nbhelpers import store
+
+    store.write_json(folder / "bench.json", report)
+    if report.timings:
+        picture(report).savefig(folder / "bench.png", dpi=110)
+    lines = [f"{report.machine}, {report.cores} cores, load average {report.load_average[0]:.1f} before"]
+    for t in report.timings:
+        bound = f", {median(t.tokens_per_s) / t.bound:.0%} of the bound" if t.bound else ""
+        lines.append(f"{t.model:18} {t.way:32} {median(t.tokens_per_s):9,.1f} tokens/s{bound}")
+    for r in report.ratios:
+        goal = f", goal {r.goal:.2f}: {'met' if r.median >= r.goal else 'missed'}" if r.goal else ""
+        lines.append(f"{r.model:18} against {r.name}: {r.median:.2f} [{r.low:.2f}, {r.high:.2f}]{goal}")
+    lines += [f"same greedy text as ours, {name}: {share:.0%}" for name, share in report.same_text.items()]
+    lines += [f"start, {name}: {seconds:.1f} s" for name, seconds in report.start_s.items()]
+    if report.run:
+        run, jobs = report.run["wall_ratio"], report.run["jobs_1_to_2"]
+        lines.append(
+            f"run: {run:.2f} times as fast as papermill in a loop, --jobs 2 {jobs:.2f} times as --jobs 1"
+        )
+    for name, fit in (report.growth or {}).items():
+        lines.append(
+            f"growth with {name}: exponent {fit['exponent']:.2f} [{fit['low']:.2f}, {fit['high']:.2f}]"
+        )
+    lines += [f"not run: {name}: {why}" for name, why in report.not_run.items()]
+    return [*lines, f"{folder / 'bench.json'}"]
+
+
+def picture(report: BenchReport) -> Figure:
+    """How many tokens per second does each way write? Medians, with the slowest and the fastest round."""
+    from matplotlib import pyplot
+
+    models = list(dict.fromkeys(t.model for t in report.timings))
+    figure, panels = pyplot.subplots(1, len(models), figsize=(5.2 * len(models), 4), squeeze=False)
+    for axes, model in zip(panels[0], models, strict=True):
+        rows = sorted((t for t in report.timings if t.model == model), key=lambda t: median(t.tokens_per_s))
+        middle = [median(t.tokens_per_s) for t in rows]
+        below = [m - min(t.tokens_per_s) for m, t in zip(middle, rows, strict=True)]
+        above = [max(t.tokens_per_s) - m for m, t in zip(middle, rows, strict=True)]
+        colours = ["#c05621" if t.way.startswith("ours") else "#718096" for t in rows]
+        axes.barh([t.way for t in rows], middle, xerr=[below, above], color=colours)
+        axes.set(title=model, xlabel="tokens per second")
+    figure.suptitle(f"{report.machine}, {report.cores} cores, float32: median, slowest and fastest round")
+    figure.tight_layout()
+    return figure
+
+
+def _ratio(
+    model: str, name: str, ours: Sequence[float], theirs: Sequence[float], goal: float | None
+) -> Ratio:
+    each = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return Ratio(model, name, goal, median(each), min(each), max(each))
+
+
+def _tool(name: str, flags: Sequence[str]) -> dict[str, Any]:
+    """What a tool prints as JSON on its last line."""
+    done = subprocess.run([sys.executable, str(TOOLS / name), *flags], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise LabError(f"tools/{name} failed: its last lines above say why.")
+    return dict(json.loads(done.stdout.splitlines()[-1]))

@@ -1,0 +1,228 @@
+"""Time the engines on equal work, in turns: the part of `nbhelpers bench` that compares them.
+
+    python tools/bench_engines.py [--only engine,peers] [--python PYTHON] [--quick] [MODEL ...]
+
+Every engine runs in a process of its own (tools/bench_worker.py), is started once, and then all take turns:
+A B C, A B C, … They ignore end tokens, so that equal rows are equal work. Prints progress on stderr and the
+fields of a BenchReport as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nbhelpers import roofline, store
+from nbhelpers.bench import ALONE, LLAMA_ALONE, LOOP, OURS, TOOLS, Timing
+from nbhelpers.records import LabError
+
+PEERS = {"lm-eval": "lm-evaluation-harness", "llama.cpp": "llama-cpp-python and gguf"}
+TEMPERATURE = 0.8
+
+
+@dataclass(frozen=True)
+class Way:
+    """How texts are written. batch: rows at a time; negative: prompts, all repeats returned; 0: auto."""
+
+    name: str
+    engine: str
+    batch: int
+    alone: bool = False  # one row at a time: fewer rows give its rate as well
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is written with one model: tokens for each row, rows = prompts x repeats."""
+
+    model: str
+    repeats: int
+    tokens: int
+    rounds: int
+    ways: tuple[Way, ...]
+    prompts: int = 15
+    alone: int = 15  # prompts of the ways that write one row at a time, without repeats
+
+
+SMALL = (
+    Way(LOOP, "generate", 1, alone=True),
+    Way("generate, batch 15", "generate", 15),
+    Way("generate, batch 60", "generate", 60),
+    Way("generate, batch 120", "generate", 120),
+    Way("generate, 15 prompts x 8 returned", "generate", -15),
+    Way(OURS, "ours", 120),
+    Way(ALONE, "ours", 1, alone=True),
+    Way("lm-eval, batch 1", "lm-eval", 1, alone=True),
+    Way("lm-eval, batch auto", "lm-eval", 0),
+    Way(LLAMA_ALONE, "llama.cpp", 1, alone=True),
+    Way("llama.cpp, batch 15", "llama.cpp", 15),
+    Way("llama.cpp, batch 60", "llama.cpp", 60),
+)
+# auto is left out: it reads 64 x 2,048 tokens, whose logits take 131 GB with a vocabulary of 250,880
+LARGE = (
+    *(way for way in SMALL if way.batch in (1, 15)),
+    Way("lm-eval, batch 15", "lm-eval", 15),
+    Way(OURS, "ours", 30),
+)
+CASES = (
+    Case("lab-gpt2", 8, 100, 3, SMALL),
+    Case("lab-llama", 8, 100, 3, SMALL),
+    Case("shape:bloom-560m", 2, 24, 2, LARGE, alone=2),
+)
+
+
+class Worker:
+    """An engine's process. Raises LabError with its last words when it ends early."""
+
+    def __init__(self, python: str, engine: str, model: str, gguf: Path | None = None) -> None:
+        self.name, self.log = f"{engine} with {model}", tempfile.TemporaryFile("w+")  # noqa: SIM115
+        given = {"engine": engine, "model": model, "dtype": "float32", "gguf": str(gguf) if gguf else None}
+        quiet = {**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+        started = time.perf_counter()
+        self.process = subprocess.Popen(
+            [python, str(TOOLS / "bench_worker.py"), json.dumps(given)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=quiet,
+        )
+        self.facts = self._answer()
+        self.start_s = time.perf_counter() - started
+
+    def ask(self, **what: Any) -> dict[str, Any]:
+        assert self.process.stdin
+        with suppress(BrokenPipeError):  # its last words say why
+            print(json.dumps(what), file=self.process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout
+        if line := self.process.stdout.readline():
+            return dict(json.loads(line))
+        self.process.wait()
+        self.log.seek(0)
+        last = (self.log.read().strip().splitlines() or ["no reason given"])[-1]
+        raise LabError(f"The bench of {self.name} ended early: {last}")
+
+    def close(self) -> None:
+        with suppress(BrokenPipeError):
+            self.process.communicate()  # closes its stdin, which ends it
+        self.log.close()
+
+
+def engines(case: Case, parts: Sequence[str], python: str) -> dict[str, Any]:
+    """Time the ways of one model: fields of a BenchReport."""
+    own = {way.engine for way in case.ways} - set(PEERS)
+    wanted = [name for name in (*sorted(own), *PEERS) if "peers" in parts or name in own]
+    found: dict[str, Any] = {"start_s": {}, "same_text": {}, "not_run": {}}
+    workers: dict[str, Worker] = {}
+    with ExitStack() as stack:
+        for name in wanted:
+            try:
+                worker = _start(stack, name, case.model, python if name in PEERS else sys.executable)
+            except LabError as error:
+                if name not in PEERS:
+                    raise
+                found["not_run"][f"{case.model}, {name}"] = str(error)
+                continue
+            workers[name] = worker
+            found["start_s"][f"{case.model}, {name}"] = worker.start_s
+        ways = [way for way in case.ways if way.engine in workers]
+        texts = {
+            name: workers[name].ask(do="write", **_work(case, Way("", name, case.prompts), 0.0))["texts"]
+            for name in workers
+        }
+        for name in workers:
+            same = [a == b for a, b in zip(texts[name], texts["ours"], strict=True)]
+            found["same_text"][f"{case.model}, {name}"] = sum(same) / len(same)
+        if any(way.batch == 0 for way in ways):
+            search = workers["lm-eval"].ask(do="search")
+            found["start_s"][f"{case.model}, lm-eval auto search"] = search["seconds"]
+        for way in ways:  # warm-up; llama.cpp makes its contexts
+            workers[way.engine].ask(do="write", **{**_work(case, way), "tokens": min(4, case.tokens)})
+        rates: dict[str, list[float]] = {way.name: [] for way in ways}
+        for turn in range(case.rounds):
+            for way in ways:
+                done = workers[way.engine].ask(do="write", **_work(case, way))
+                rates[way.name].append(done["tokens"] / done["seconds"])
+            print(f"{case.model}, round {turn + 1} of {case.rounds}", file=sys.stderr)
+        speed = workers["ours"].ask(do="speed", dtype="float32")
+        facts = workers["ours"].facts
+    machine = store.from_plain(speed, roofline.MachineSpeed, "bench")
+    found["timings"] = [_timing(case, way, rates[way.name], machine, facts) for way in ways]
+    return found
+
+
+def _start(stack: ExitStack, engine: str, model: str, python: str) -> Worker:
+    gguf = None
+    if engine == "llama.cpp":
+        gguf = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "model.gguf"
+        command = [python, str(TOOLS / "bench_gguf.py"), model, str(gguf)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise LabError(f"{PEERS[engine]}: {reason}")
+    worker = Worker(python, engine, model, gguf)
+    stack.callback(worker.close)
+    if "missing" in worker.facts:
+        raise LabError(f"{PEERS[engine]} is not installed ({worker.facts['missing']})")
+    return worker
+
+
+def _work(case: Case, way: Way, temperature: float = TEMPERATURE) -> dict[str, Any]:
+    prompts, repeats = (case.alone, 1) if way.alone else (case.prompts, case.repeats if temperature else 1)
+    work = {"prompts": prompts, "repeats": repeats, "tokens": case.tokens, "batch": way.batch}
+    return {**work, "temperature": temperature}
+
+
+def _timing(
+    case: Case, way: Way, rates: list[float], machine: roofline.MachineSpeed, facts: dict[str, Any]
+) -> Timing:
+    work, bound = _work(case, way), None
+    rows = work["prompts"] * work["repeats"]
+    if way.engine == "ours":
+        asked = facts["prompt_tokens"][: work["prompts"]]
+        columns = sum(asked) / len(asked) + case.tokens / 2  # held on average while a row is written
+        cache = int(columns * facts["cache_bytes_per_token"])
+        bound = roofline.decode_bound(machine, facts["weight_bytes"], cache, min(way.batch, rows))
+    return Timing(case.model, way.name, rows, case.tokens, tuple(rates), bound)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", default=[case.model for case in CASES])
+    parser.add_argument("--only", default="engine,peers")
+    parser.add_argument("--python", default=sys.executable)
+    parser.add_argument("--quick", action="store_true")
+    given = parser.parse_args()
+    cases = {case.model: case for case in CASES}
+    if unknown := set(given.models) - set(cases):
+        sys.exit(f"The bench has no case for {unknown.pop()}: it has {', '.join(cases)}.")
+    found: dict[str, Any] = {"timings": [], "start_s": {}, "same_text": {}, "not_run": {}}
+    for model in given.models:
+        case = cases[model]
+        if given.quick:
+            ways = tuple(way for way in case.ways if way.batch)  # the search for auto is not quick
+            case = replace(case, ways=ways, prompts=2, alone=1, repeats=2, tokens=4, rounds=2)
+        part = engines(case, given.only.split(","), given.python)
+        found["timings"] += [asdict(timing) for timing in part.pop("timings")]
+        for name, value in part.items():
+            found[name] |= value
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except LabError as error:
+        sys.exit(str(error))

@@ -1,0 +1,98 @@
+"""How time grows with prompts, repeats, tokens and models, over 16-fold ranges.
+
+    python tools/bench_growth.py [--rounds 3] [--base 8] [--no-models]
+
+Generation and scoring in this process; models by `nbhelpers run` with copies of one model. Prints, as JSON,
+the seconds of every round and the exponent of the fastest (disturbances only slow down) with its interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from bench_worker import load
+
+from nbhelpers import bench, generation, loading, registry, scoring
+from nbhelpers.records import Prompt, Settings
+
+MODEL = "lab-gpt2"
+FACTORS = (1, 2, 4, 8, 16)
+
+
+def prompts(count: int) -> list[Prompt]:
+    """Different texts, so that none shares another's prefill."""
+    return [
+        replace(one, id=f"g{i:04d}", text=f"{i}. {one.text}")
+        for i, one in zip(range(count), itertools.cycle(registry.load_prompts()), strict=False)
+    ]
+
+
+def written(loaded: loading.Loaded, count: int, repeats: int, tokens: int) -> float:
+    """Seconds to generate and score; the batch is the same for every size, so that only the work grows."""
+    started = time.perf_counter()
+    settings = Settings(MODEL, repeats=repeats, max_new_tokens=tokens)
+    rows = generation.generate_samples(loaded, prompts(count), settings, batch_size=16)
+    scoring.score_samples(rows)
+    return time.perf_counter() - started
+
+
+def ran(models: int) -> float:
+    """Seconds of a small run over that many copies of the model."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = loading.fetch(registry.resolve(MODEL))
+        copies = [shutil.copytree(source, Path(folder) / f"copy{i:02d}") for i in range(models)]
+        small = [
+            "--limit",
+            "2",
+            "--repeats",
+            "1",
+            "--max-new-tokens",
+            "8",
+            "--out",
+            str(Path(folder) / "run"),
+        ]
+        command = [sys.executable, "-m", "nbhelpers.cli", "run", *map(str, copies), *small]
+        environment = {**os.environ, "NBHELPERS_OUTPUTS": folder, "HF_HUB_OFFLINE": "1"}
+        started = time.perf_counter()
+        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--base", type=int, default=8, help="prompts of the smallest size; the rest in proportion"
+    )
+    parser.add_argument("--no-models", action="store_true")
+    given = parser.parse_args()
+    loaded, base = load(MODEL, "float32"), given.base
+    written(loaded, base, 1, 8)  # warm-up
+    sweeps = {
+        "prompts": lambda factor: written(loaded, base * factor, 2, 4 * base),
+        "repeats": lambda factor: written(loaded, base, 2 * factor, 4 * base),
+        "tokens": lambda factor: written(loaded, 2 * base, 1, 2 * base * factor),
+        "models": ran,
+    }
+    result = {}
+    for name, measure in sweeps.items():
+        if name == "models" and given.no_models:
+            continue
+        turns = [[measure(f) for f in FACTORS] for _ in range(1 if name == "models" else given.rounds)]
+        slope, low, high = bench.exponent(FACTORS, [min(each) for each in zip(*turns, strict=True)])
+        result[name] = {"factors": FACTORS, "seconds": turns, "exponent": slope, "low": low, "high": high}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""One engine in a process of its own: `nbhelpers bench` starts it once and then asks it for texts.
+
+    python tools/bench_worker.py '{"engine": "ours", "model": "lab-llama", "dtype": "float32", "gguf": null}'
+
+Protocol, JSON lines: it says what it is when it is ready; each line on stdin is a `Work` and is answered with
+its seconds, tokens and, for greedy work, texts. Every engine ignores end tokens, so that all write the same
+number of tokens; all but lm-evaluation-harness and llama.cpp are called as a user of the library would.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import itertools
+import json
+import os
+import sys
+import time
+from typing import Any
+
+from nbhelpers import loading, registry
+from nbhelpers.records import Prompt, Settings
+
+Texts = tuple[list[str], int]  # in order of the rows, and how many tokens were written
+
+
+def load(model: str, dtype: str) -> loading.Loaded:
+    """A model whose texts never end by themselves."""
+    loaded = loading.load(model, dtype=dtype)
+    for owner in (loaded.model.generation_config, loaded.model.config, loaded.tokenizer):
+        owner.eos_token_id = None
+    return loaded
+
+
+class Ours:
+    """generation.generate_samples, as a run calls it: ids, texts and records included."""
+
+    def __init__(self, model: str, dtype: str, gguf: str | None) -> None:
+        from nbhelpers import roofline
+
+        self.loaded, self.model = load(model, dtype), model
+        config = self.loaded.model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        layers, item = config.num_hidden_layers, self.loaded.model.dtype.itemsize
+        self.facts = {
+            "weight_bytes": roofline.bytes_per_step(self.loaded.model),
+            "cache_bytes_per_token": 2 * layers * heads * size * item,
+            "device": self.loaded.device,
+            "prompt_tokens": [
+                len(self.loaded.tokenizer(p.text)["input_ids"]) for p in registry.load_prompts()
+            ],
+        }
+
+    def write(
+        self, prompts: list[Prompt], repeats: int, tokens: int, batch: int, temperature: float
+    ) -> Texts:
+        from nbhelpers import generation
+
+        settings = Settings(self.model, repeats=repeats, max_new_tokens=tokens, temperature=temperature)
+        rows = generation.generate_samples(self.loaded, prompts, settings, batch_size=batch)
+        if failed := [row.error for row in rows if row.error]:
+            raise RuntimeError(failed[0])
+        return [row.text for row in rows], sum(row.new_tokens for row in rows)
+
+
+class Generate:
+    """transformers.generate. A negative batch: that many prompts, each returned `repeats` times."""
+
+    def __init__(self, model: str, dtype: str, gguf: str | None) -> None:
+        self.loaded = load(model, dtype)
+        self.facts: dict[str, Any] = {}
+
+    def write(
+        self, prompts: list[Prompt], repeats: int, tokens: int, batch: int, temperature: float
+    ) -> Texts:
+        model, tokenizer = self.loaded.model, self.loaded.tokenizer
+        returned = repeats if batch < 0 else 1
+        rows = [prompt.text for prompt in prompts for _ in range(repeats // returned)]
+        how = (
+            {"do_sample": True, "temperature": temperature, "top_k": 0}
+            if temperature
+            else {"do_sample": False}
+        )
+        texts, written = [], 0
+        for start in range(0, len(rows), abs(batch)):
+            given = tokenizer(rows[start : start + abs(batch)], padding=True, return_tensors="pt").to(
+                model.device
+            )
+            ids, mask = given["input_ids"], given["attention_mask"]
+            found = model.generate(
+                ids, attention_mask=mask, max_new_tokens=tokens, num_return_sequences=returned, **how
+            )[:, ids.shape[1] :]
+            texts += tokenizer.batch_decode(found, skip_special_tokens=True)
+            written += found.numel()
+        return [text.strip() for text in texts], written
+
+
+class LmEval:
+    """lm-evaluation-harness, generate_until. Batch 0 is its "auto": searched once, when it is first asked."""
+
+    def __init__(self, model: str, dtype: str, gguf: str | None) -> None:
+        from lm_eval.models.huggingface import HFLM
+
+        spec = registry.resolve(model)
+        common = {"device": "cpu", "add_bos_token": True}
+        if spec.kind == "shape":  # random weights have no folder that it could load
+            loaded = load(model, dtype)
+            self.lm = HFLM(pretrained=loaded.model, tokenizer=load("lab-gpt2", dtype).tokenizer, **common)
+        else:
+            self.lm = HFLM(pretrained=str(loading.fetch(spec)), dtype=dtype, **common)
+        for owner in (self.lm.model.generation_config, self.lm.model.config):
+            owner.eos_token_id = None
+        self.facts = {"version": importlib.metadata.version("lm_eval")}
+        self.found, self.written = 0, 0
+        inner = self.lm._model_generate
+
+        def counted(context: Any, **given: Any) -> Any:
+            out = inner(context, **given)
+            self.written += out[:, context.shape[1] :].numel()
+            return out
+
+        self.lm._model_generate = counted
+
+    def search(self) -> int:
+        """The batch size that `auto` finds, once a process."""
+        self.found = self.found or self.lm._detect_batch_size()
+        return self.found
+
+    def write(
+        self, prompts: list[Prompt], repeats: int, tokens: int, batch: int, temperature: float
+    ) -> Texts:
+        from lm_eval.api.instance import Instance
+
+        how: dict[str, Any] = {"until": [], "max_gen_toks": tokens, "do_sample": temperature > 0}
+        how |= {"temperature": temperature, "top_k": 0} if temperature else {}
+        rows = [prompt.text for prompt in prompts for _ in range(repeats)]
+        asked = [Instance("generate_until", {}, (row, dict(how)), i) for i, row in enumerate(rows)]
+        self.lm.batch_size_per_gpu, self.written = batch or self.search(), 0
+        texts = self.lm.generate_until(asked, disable_tqdm=True)
+        return [text.strip() for text in texts], self.written
+
+
+class LlamaCpp:
+    """llama.cpp by its C interface, many sequences at a time; a prompt is read once for its repeats.
+
+    The ids come from our tokenizer and the cache is float32, so that only the engine differs.
+    """
+
+    def __init__(self, model: str, dtype: str, gguf: str | None) -> None:
+        from llama_cpp import llama_cpp as api
+        from tokenizers import Tokenizer
+
+        self.api, folder = api, loading.fetch(registry.resolve(model))
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        api.llama_backend_init()
+        self.quiet = api.llama_log_callback(lambda level, text, user: None)
+        api.llama_log_set(self.quiet, None)
+        self.model = api.llama_model_load_from_file(str(gguf).encode(), api.llama_model_default_params())
+        if not self.model:
+            raise RuntimeError(f"llama.cpp cannot read {gguf}")
+        self.contexts: dict[tuple[int, int], Any] = {}
+        self.facts = {"version": importlib.import_module("llama_cpp").__version__}
+
+    def context(self, batch: int, columns: int) -> Any:
+        """A context of `batch` sequences, made once and not timed: the work before the timed one makes it."""
+        if (batch, columns) not in self.contexts:
+            given = self.api.llama_context_default_params()
+            given.n_ctx, given.n_seq_max, given.n_batch = batch * columns, batch, max(2048, batch)
+            given.n_threads = given.n_threads_batch = os.cpu_count() or 1
+            given.type_k = given.type_v = 0  # float32
+            self.contexts[batch, columns] = self.api.llama_init_from_model(self.model, given)
+        return self.contexts[batch, columns]
+
+    def write(
+        self, prompts: list[Prompt], repeats: int, tokens: int, batch: int, temperature: float
+    ) -> Texts:
+        rows = [self.tokenizer.encode(p.text).ids for p in prompts for _ in range(repeats)]
+        longest = max(map(len, rows)) + tokens
+        context = self.context(min(batch, len(rows)), -(-longest // 256) * 256)
+        found = []
+        for start in range(0, len(rows), batch):
+            found += self.group(context, rows[start : start + batch], tokens, temperature, start)
+        texts = [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in found]
+        return texts, sum(map(len, found))
+
+    def group(
+        self, context: Any, rows: list[list[int]], tokens: int, temperature: float, seed: int
+    ) -> list[list[int]]:
+        api, memory = self.api, self.api.llama_get_memory(context)
+        api.llama_memory_clear(memory, False)
+        samplers = [self.sampler(temperature, seed + row) for row in range(len(rows))]
+        places: list[int] = []  # where each row's logits are
+        first: dict[tuple[int, ...], int] = {}
+        entries: list[tuple[int, int, int, bool]] = []  # token, position, sequence, whether logits are wanted
+        for row, ids in enumerate(rows):
+            if tuple(ids) not in first:
+                first[tuple(ids)] = row
+                entries += [(token, at, row, at == len(ids) - 1) for at, token in enumerate(ids)]
+            places.append(len(entries) - 1)
+        self.forward(context, entries)
+        for row, ids in enumerate(rows):
+            if (source := first[tuple(ids)]) != row:
+                api.llama_memory_seq_cp(memory, source, row, -1, -1)
+        written: list[list[int]] = [[] for _ in rows]
+        for step in itertools.count(1):
+            for row, (sampler, place) in enumerate(zip(samplers, places, strict=True)):
+                written[row].append(api.llama_sampler_sample(sampler, context, place))
+            if step == tokens:
+                break
+            ends = enumerate(zip(rows, written, strict=True))
+            self.forward(context, [(new[-1], len(ids) + step - 1, row, True) for row, (ids, new) in ends])
+            places = list(range(len(rows)))
+        for sampler in samplers:
+            api.llama_sampler_free(sampler)
+        return written
+
+    def forward(self, context: Any, entries: list[tuple[int, int, int, bool]]) -> None:
+        batch = self.api.llama_batch_init(len(entries), 0, 1)
+        batch.n_tokens = len(entries)
+        for i, (token, position, sequence, wanted) in enumerate(entries):
+            batch.token[i], batch.pos[i], batch.logits[i] = token, position, wanted
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence
+        code = self.api.llama_decode(context, batch)
+        self.api.llama_batch_free(batch)
+        if code:
+            raise RuntimeError(f"llama_decode returned {code}")
+
+    def sampler(self, temperature: float, seed: int) -> Any:
+        api = self.api
+        chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
+        if temperature:
+            api.llama_sampler_chain_add(chain, api.llama_sampler_init_temp(temperature))
+        last = api.llama_sampler_init_dist(seed) if temperature else api.llama_sampler_init_greedy()
+        api.llama_sampler_chain_add(chain, last)
+        return chain
+
+
+ENGINES = {"ours": Ours, "generate": Generate, "lm-eval": LmEval, "llama.cpp": LlamaCpp}
+
+
+def answer(engine: Any, asked: dict[str, Any]) -> dict[str, Any]:
+    """What one line asks for: texts, lm-eval's search for a batch size, or the machine's speed."""
+    started = time.perf_counter()
+    if asked["do"] == "search":
+        batch = engine.search()
+        return {"batch": batch, "seconds": time.perf_counter() - started}
+    if asked["do"] == "speed":
+        from dataclasses import asdict
+
+        from nbhelpers import roofline
+
+        return asdict(roofline.measure(engine.facts["device"], asked["dtype"]))
+    prompts = registry.load_prompts(limit=asked["prompts"])
+    how = asked["repeats"], asked["tokens"], asked["batch"], asked["temperature"]
+    texts, tokens = engine.write(prompts, *how)
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "tokens": tokens, "texts": texts if asked["temperature"] == 0 else None}
+
+
+def main() -> None:
+    given = json.loads(sys.argv[1])
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what the libraries print goes to stderr
+    try:
+        engine = ENGINES[given.pop("engine")](**given)
+    except ImportError as error:
+        replies.write(json.dumps({"missing": error.name}) + "\n")
+        return
+    replies.write(json.dumps(engine.facts) + "\n")
+    for line in sys.stdin:
+        replies.write(json.dumps(answer(engine, json.loads(line))) + "\n")
+
+
+if __name__ == "__main__":
+    main()
