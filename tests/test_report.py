@@ -115,6 +115,16 @@ def test_every_cost_says_whether_its_energy_was_measured(tmp_path: Path):
     assert dict(rows) == {"metered": "measured", "guessed": "assumed"}
 
 
+def test_texts_that_depend_on_the_batch_are_told(tmp_path: Path):
+    for name, rate in (("steady", 0.0), ("swayed", 0.2)):
+        result = make_result(name, planted(4, 1))
+        write_model(tmp_path, replace(result, metrics=METRICS | {"samples/batch_variant_rate": rate}))
+    report.write_report(tmp_path)
+    text = Page(tmp_path / "index.html").text
+    assert "swayed wrote another text in the batch than alone for 20% of the prompts" in text
+    assert "steady wrote" not in text
+
+
 # ---- a full run ----------------------------------------------------------------------------------------
 
 
