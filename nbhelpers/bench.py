@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PARTS = ("engine", "peers", "run", "growth")
-LOOP, OURS, ALONE = "generate, one prompt at a time", "ours", "ours, one at a time"
-LLAMA_ALONE = "llama.cpp, one at a time"
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
 # Of the parts that are tools of their own: the tool, its flags, and those of a quick try.
 OTHER = {
@@ -81,37 +79,6 @@ class BenchReport:
     schema_version: int = SCHEMA_VERSION
 
 
-def ratios(timings: Sequence[Timing], start_s: dict[str, float]) -> list[Ratio]:
-    """Ours against each rival's best way (highest median), for one model, with the goals set for it."""
-    rates = {t.way: t.tokens_per_s for t in timings}
-    if not timings or OURS not in rates:
-        return []
-    model, large = timings[0].model, timings[0].model.startswith("shape:")
-
-    def best(start: str) -> tuple[float, ...] | None:
-        return max((r for way, r in rates.items() if way.startswith(start)), key=median, default=None)
-
-    loop, lm, alone = rates.get(LOOP), best("lm-eval"), rates.get(ALONE, ())
-    rows: list[tuple[str, Sequence[float], Sequence[float] | None, float | None]] = [
-        ("the one-prompt loop", rates[OURS], loop, 12.0 if large else 15.0),
-        ("batched generate", rates[OURS], best("generate, "), 1.5),
-        ("llama.cpp's best batch", rates[OURS], best("llama.cpp"), 1.5),
-        ("lm-eval's best batch", rates[OURS], lm, 1.5),
-        ("llama.cpp, one at a time", alone, rates.get(LLAMA_ALONE), 1 / 1.5),
-    ]
-    bound = next((t.bound for t in timings if t.way == ALONE), None)
-    if bound and alone:
-        rows.append(("the bound of one at a time", alone, (bound,) * len(alone), 0.6 if large else None))
-    if lm:  # whole processes: start, and the same tokens
-        tokens = next(t.rows * t.tokens for t in timings if t.way == OURS)
-        whole = [
-            tuple(1 / (start_s[f"{model}, {name}"] + tokens / rate) for rate in found)
-            for name, found in (("ours", rates[OURS]), ("lm-eval", lm))
-        ]
-        rows.append(("lm-eval with its start", whole[0], whole[1], 2.0))
-    return [_ratio(model, name, a, b, goal) for name, a, b, goal in rows if a and b]
-
-
 def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, float, float]:
     """Slope of log(seconds) over log(size) by least squares, and its 95% interval (Student t, n - 2)."""
     from scipy import stats
@@ -146,7 +113,7 @@ def run(
         found["timings"] = tuple(
             Timing(**{**t, "tokens_per_s": tuple(t["tokens_per_s"])}) for t in found["timings"]
         )
-        found["ratios"] = tuple(ratios(found["timings"], found["start_s"]))
+        found["ratios"] = tuple(Ratio(**r) for r in found["ratios"])
         seconds["engines"] = time.perf_counter() - started
     if "cuda" not in devices.available_devices():
         found["not_run"]["CUDA"] = "no CUDA on this machine"
@@ -224,13 +191,6 @@ def picture(report: BenchReport) -> Figure:
     figure.suptitle(f"{report.machine}, {report.cores} cores, float32: median, slowest and fastest round")
     figure.tight_layout()
     return figure
-
-
-def _ratio(
-    model: str, name: str, ours: Sequence[float], theirs: Sequence[float], goal: float | None
-) -> Ratio:
-    each = [a / b for a, b in zip(ours, theirs, strict=True)]
-    return Ratio(model, name, goal, median(each), min(each), max(each))
 
 
 def _tool(name: str, flags: Sequence[str]) -> dict[str, Any]:

@@ -20,13 +20,16 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from nbhelpers import roofline, store
-from nbhelpers.bench import ALONE, LLAMA_ALONE, LOOP, OURS, TOOLS, Timing
+from nbhelpers.bench import TOOLS, Ratio, Timing
 from nbhelpers.records import LabError
 
 PEERS = {"lm-eval": "lm-evaluation-harness", "llama.cpp": "llama-cpp-python and gguf"}
+LOOP, OURS, ALONE = "generate, one prompt at a time", "ours", "ours, one at a time"
+LLAMA_ALONE = "llama.cpp, one at a time"
 TEMPERATURE = 0.8
 
 
@@ -198,6 +201,44 @@ def _timing(
     return Timing(case.model, way.name, rows, case.tokens, tuple(rates), bound)
 
 
+def ratios(timings: Sequence[Timing], start_s: dict[str, float]) -> list[Ratio]:
+    """Ours against each rival's best way (highest median), for one model, with the goals set for it."""
+    rates = {t.way: t.tokens_per_s for t in timings}
+    if not timings or OURS not in rates:
+        return []
+    model, large = timings[0].model, timings[0].model.startswith("shape:")
+
+    def best(start: str) -> tuple[float, ...] | None:
+        return max((r for way, r in rates.items() if way.startswith(start)), key=median, default=None)
+
+    loop, lm, alone = rates.get(LOOP), best("lm-eval"), rates.get(ALONE, ())
+    rows: list[tuple[str, Sequence[float], Sequence[float] | None, float | None]] = [
+        ("the one-prompt loop", rates[OURS], loop, 12.0 if large else 15.0),
+        ("batched generate", rates[OURS], best("generate, "), 1.5),
+        ("llama.cpp's best batch", rates[OURS], best("llama.cpp"), 1.5),
+        ("lm-eval's best batch", rates[OURS], lm, 1.5),
+        ("llama.cpp, one at a time", alone, rates.get(LLAMA_ALONE), 1 / 1.5),
+    ]
+    bound = next((t.bound for t in timings if t.way == ALONE), None)
+    if bound and alone:
+        rows.append(("the bound of one at a time", alone, (bound,) * len(alone), 0.6 if large else None))
+    if lm:  # whole processes: start, and the same tokens
+        tokens = next(t.rows * t.tokens for t in timings if t.way == OURS)
+        whole = [
+            tuple(1 / (start_s[f"{model}, {name}"] + tokens / rate) for rate in found)
+            for name, found in (("ours", rates[OURS]), ("lm-eval", lm))
+        ]
+        rows.append(("lm-eval with its start", whole[0], whole[1], 2.0))
+    return [_ratio(model, name, a, b, goal) for name, a, b, goal in rows if a and b]
+
+
+def _ratio(
+    model: str, name: str, ours: Sequence[float], theirs: Sequence[float], goal: float | None
+) -> Ratio:
+    each = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return Ratio(model, name, goal, median(each), min(each), max(each))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", default=[case.model for case in CASES])
@@ -208,14 +249,16 @@ def main() -> None:
     cases = {case.model: case for case in CASES}
     if unknown := set(given.models) - set(cases):
         sys.exit(f"The bench has no case for {unknown.pop()}: it has {', '.join(cases)}.")
-    found: dict[str, Any] = {"timings": [], "start_s": {}, "same_text": {}, "not_run": {}}
+    found: dict[str, Any] = {"timings": [], "ratios": [], "start_s": {}, "same_text": {}, "not_run": {}}
     for model in given.models:
         case = cases[model]
         if given.quick:
             ways = tuple(way for way in case.ways if way.batch)  # the search for auto is not quick
             case = replace(case, ways=ways, prompts=2, alone=1, repeats=2, tokens=4, rounds=2)
         part = engines(case, given.only.split(","), given.python)
-        found["timings"] += [asdict(timing) for timing in part.pop("timings")]
+        timings = part.pop("timings")
+        found["timings"] += [asdict(timing) for timing in timings]
+        found["ratios"] += [asdict(ratio) for ratio in ratios(timings, part["start_s"])]
         for name, value in part.items():
             found[name] |= value
     print(json.dumps(found))
