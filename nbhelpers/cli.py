@@ -1,4 +1,4 @@
-"""The command line: ``nbhelpers run | models | doctor | report | route | label | bench | ui``.
+"""The command line: ``nbhelpers run | models | doctor | memory | report | route | label | bench | ui``.
 
 Exit codes: 0 all is well, 1 some model failed (the others are reported), 2 wrong usage.
 """
@@ -137,6 +137,21 @@ def doctor() -> None:
     print("ready" if not problems else f"{len(problems)} problems")
     if problems:
         raise typer.Exit(1)
+
+
+@app.command()
+def memory(
+    model: str,
+    train: Annotated[bool, typer.Option("--train", help="Train all parameters with AdamW.")] = False,
+    batch: Annotated[int, typer.Option(help="Rows at a time.")] = 1,
+    tokens: Annotated[int, typer.Option(help="Tokens of a row.")] = 512,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16; mixed to train.")] = "float32",
+    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Recompute activations.")] = False,
+) -> None:
+    """Say what a model needs to generate or to train, and whether it fits, before any download."""
+    from nbhelpers import memory as needs
+
+    print(needs.answer(model, train, batch, tokens, dtype, checkpointing))
 
 
 @app.command()
