@@ -348,6 +348,7 @@ def test_finding_a_run(tmp_path, monkeypatch):
 
 SMALL = Settings(limit=2, repeats=1, max_new_tokens=16)
 PLACE = Path("run")
+TOKEN = "hf_plantedSecret0123456789abcdef"
 
 
 def broken_model(folder: Path) -> Path:
@@ -363,6 +364,8 @@ def real_run(tmp_path_factory):
     broken = str(broken_model(tmp_path_factory.mktemp("models") / "broken"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NBHELPERS_OUTPUTS", str(outputs))
+        patch.setenv("HF_TOKEN", TOKEN)
+        patch.setenv("HUGGING_FACE_HUB_TOKEN", TOKEN)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         plan = batch.plan_run(["lab-gpt2", broken], SMALL, str(outputs / PLACE))
         info = batch.run(plan, jobs=2, limits=Limits(cell_s=300))
@@ -413,6 +416,14 @@ def test_mlflow_holds_the_run_with_its_late_notebooks(real_run):
     assert late == (run_dir / "lab-gpt2" / "06_tracking.ipynb").read_bytes()
     assert (folder / "files" / "comparison.json").exists()
     assert "Traceback" not in (run_dir / "worker.log").read_text()
+
+
+def test_a_token_is_in_nothing_that_a_run_writes(real_run):
+    run_dir, _, _ = real_run
+    files = [path for path in run_dir.parent.rglob("*") if path.is_file()]
+    names = {path.name for path in files}
+    assert {"run.json", "worker.log", "06_tracking.ipynb", "mlflow.db", "index.html"} <= names
+    assert not [path for path in files if TOKEN.encode() in path.read_bytes()]
 
 
 def tracking_runs(run_dir: Path) -> list[tuple[str, str]]:

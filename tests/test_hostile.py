@@ -5,7 +5,6 @@ import csv
 import io
 import json
 import multiprocessing
-import os
 import pickle
 import re
 import shutil
@@ -389,21 +388,3 @@ def test_the_mlflow_page_listens_on_this_machine_only(monkeypatch):
         assert CliRunner().invoke(cli.app, ["ui", *extra]).exit_code == 0
     hosts = [command[command.index("--host") + 1] for command in calls]
     assert hosts == ["127.0.0.1", "0.0.0.0"]
-
-
-def test_a_token_is_in_nothing_that_a_run_writes(tmp_path):
-    token = "hf_plantedSecret0123456789abcdef"
-    env = os.environ | {
-        "HF_TOKEN": token,
-        "HUGGING_FACE_HUB_TOKEN": token,
-        "NBHELPERS_OUTPUTS": str(tmp_path),
-    }
-    command = [sys.executable, "-m", "nbhelpers.cli", "run", "lab-gpt2", "--limit", "1"]
-    command += ["--repeats", "1", "--max-new-tokens", "4", "--jobs", "1"]
-    done = subprocess.run(command, capture_output=True, env=env, timeout=600)
-    assert done.returncode == 0, done.stdout
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    names = {path.name for path in files}
-    assert {"run.json", "worker.log", "06_tracking.ipynb", "mlflow.db", "index.html"} <= names
-    for body in (done.stdout, done.stderr, *(path.read_bytes() for path in files)):
-        assert token.encode() not in body
