@@ -30,7 +30,8 @@ def convert(model: str, path: str) -> None:
     for name, tensor in net.state_dict().items():
         if name == "lm_head.weight" and tied:
             continue
-        target = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        known = name.removeprefix("transformer.") if family == "bloom" else name
+        target = names.get_name(known, try_suffixes=(".weight", ".bias"))
         if target is None:
             raise SystemExit(f"{model}: no place in a GGUF for {name}")
         writer.add_tensor(target, _arranged(name, tensor, config).contiguous().numpy())
