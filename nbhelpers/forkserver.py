@@ -115,6 +115,8 @@ def preload() -> None:
     """Import what is installed of PRELOAD. Raises RuntimeError if a fork would no longer be safe."""
     quiet_mlflow()
     for name in PRELOAD:
+        if os.getppid() != int(sys.argv[1]):
+            sys.exit("whoever started the fork server is gone")
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     import torch

@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 from statistics import mean
 
@@ -267,6 +268,24 @@ def test_three_processes_start_on_a_fresh_database_at_once_in_silence(tmp_path):
     query = "select count(*) from experiments where name = ?"
     assert rows(database, query, tracking.EXPERIMENT) == [(1,)]
     assert list((tmp_path / "cwd").iterdir()) == []
+
+
+def test_a_kill_while_the_database_is_made_spoils_nothing(tmp_path):
+    environment = {**os.environ, "NBHELPERS_OUTPUTS": str(tmp_path)}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    made = "from nbhelpers import tracking; print(tracking.init_database())"
+    unfinished = tmp_path / ".mlflow.db"
+    with subprocess.Popen([sys.executable, "-c", made], env=environment) as first:
+        while not (unfinished.exists() and unfinished.stat().st_size) and first.poll() is None:
+            time.sleep(0.002)
+        first.kill()
+    assert unfinished.exists() and not (tmp_path / "mlflow.db").exists()
+    again = subprocess.run([sys.executable, "-c", made], env=environment, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert rows(
+        tmp_path / "mlflow.db", "select count(*) from experiments where name = ?", tracking.EXPERIMENT
+    )
+    assert not unfinished.exists()
 
 
 LOADED = LoadingReport(

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODELS = ("lab-gpt2", "lab-opt")
 SETTINGS = ("--limit", "3", "--repeats", "2", "--max-new-tokens", "16", "--device", "cpu", "--jobs", "1")
 TARGETS = ("runner KILL", "runner TERM", "runner INT", "worker", "kernel", "server", "power")
-ENDS_S = 30.0  # what a dead runner leaves must be gone by then
+ENDS_S = 120.0  # what a dead runner leaves must be gone by then: imports are not interrupted
 LONGEST_S = 20.0  # before the next kill; a resumed run goes on where the last one was
 PARAMETERS = """model = "lab-gpt2"
 run_dir = ""
@@ -212,7 +212,7 @@ class Chaos:
             time.sleep(0.1)
         self.tally.orphans += len(left)
         for process in left:
-            print(f"orphan: {process}", file=sys.stderr, flush=True)
+            print(f"orphan: {process} {process.cmdline()}", file=sys.stderr, flush=True)
             _quietly(process.kill)
         for path in [*run_dir.glob("*.json"), *run_dir.glob("*/*.json")]:
             try:
