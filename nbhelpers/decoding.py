@@ -19,7 +19,10 @@ from nbhelpers.sampling import Chooser
 if TYPE_CHECKING:
     from torch import Tensor
 
-REFILL = 0.5  # share of the slots that must be free before waiting rows are admitted
+# Share of the slots that must be free before waiting rows are admitted. Steps and prefills together, counted
+# for 150 texts of about 210 tokens in 16 slots with lab-gpt2 and lab-llama: 2,232 and 2,392 at a quarter,
+# 2,317 and 2,516 at half, 2,459 and 2,450 when all must be free. A small gain, as these texts end alike.
+REFILL = 0.25
 
 OnRow = Callable[[int, "Row"], None]
 OnAdmit = Callable[[list[int]], None]
@@ -52,7 +55,7 @@ def decode(
     prompts: lists of token ids, none empty; equal ones share one prefill. limits: most new tokens per row, at
     least 1. choose: (logits [rows, vocabulary] in float32, indices of the rows, tokens that each has so far)
     -> token ids [rows]. end_tokens: the ids that end a row; only generated tokens are looked at.
-    A row that ends leaves; when half of the slots are free, the longest waiting prompts take them.
+    A row that ends leaves; when a quarter of the slots are free, the longest waiting prompts take them.
     on_admit is called with the rows that start, on_row as they end. A row that took more than limit_s seconds
     ends after the pass it is in ("time"); a pass itself cannot be stopped from within its process.
     """
