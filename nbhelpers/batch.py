@@ -134,12 +134,20 @@ def run(plan: Plan, jobs: int = 1, limits: Limits | None = None, watch: Watcher 
     process is at this run.
     """
     with _alone(plan.run_dir):
-        for rows in plan.run_dir.glob(
-            "*/*.jsonl"
-        ):  # waits for what a killed run left, and mends its last line
-            with store.appending(rows):
-                pass
-        return _Runner(plan, jobs, limits or Limits(), watch or (lambda event: None)).run()
+        mended = dataclasses.replace(plan, info=_mended(plan))
+        return _Runner(mended, jobs, limits or Limits(), watch or (lambda event: None)).run()
+
+
+def _mended(plan: Plan) -> RunInfo:
+    """Wait for what a killed run left, and cut half rows off; a model that lost one has passed nothing."""
+    torn = set()
+    for rows in plan.run_dir.glob("*/*.jsonl"):
+        size = rows.stat().st_size
+        with store.appending(rows):
+            torn |= {rows.parent.name} if rows.stat().st_size < size else set()
+    again = {m for m, spec in zip(plan.info.models, plan.specs, strict=True) if spec.slug in torn}
+    kept = tuple(s for s in plan.info.notebooks if s.model not in again)
+    return dataclasses.replace(plan.info, notebooks=kept)
 
 
 @contextmanager

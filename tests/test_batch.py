@@ -125,6 +125,19 @@ def test_a_worker_that_hangs_is_killed_with_its_descendants(stand_in, monkeypatc
     assert gone(pid)
 
 
+def test_a_model_that_lost_a_row_is_executed_again(stand_in, capsys):
+    plan = stand_in(PASS_ALL, "lab-gpt2", "lab-opt")
+    batch.run(plan)
+    whole = '{"whole": 1}\n'
+    (plan.run_dir / "lab-gpt2" / "samples.jsonl").write_text(whole + '{"to')
+    (plan.run_dir / "lab-opt" / "samples.jsonl").write_text(whole)
+    kept = batch._mended(batch.plan_resume(str(plan.run_dir))).notebooks
+    assert {status.model for status in kept} == {"lab-opt", ""}
+    assert (plan.run_dir / "lab-gpt2" / "samples.jsonl").read_text() == whole
+    assert "the last line of lab-gpt2/samples.jsonl was cut off" in capsys.readouterr().err
+    assert len(batch._mended(batch.plan_resume(str(plan.run_dir))).notebooks) == 2 * len(PIPELINE) + 1
+
+
 def test_a_model_has_a_limit_for_all_its_notebooks(stand_in):
     script = "for name in names:\n    if model: time.sleep(1)\n    passed(name)"
     info = batch.run(stand_in(script, "lab-gpt2"), limits=Limits(model_s=2.5))
