@@ -9,30 +9,11 @@ from pathlib import Path
 
 import pytest
 
+import nbhelpers
+
 ROOT = Path(__file__).resolve().parent.parent
-# From the ground up: a module may import only modules named before it.
-HOUSE = [
-    *("records", "limits", "store", "failures", "sampling", "caches", "decoding", "texts"),
-    *("forked", "processes", "checkpoints"),
-    *("registry", "devices", "memory", "roofline", "hub", "downloads"),
-    *("shapes", "loading", "chat", "meters", "energy", "inputs", "noise", "generation"),
-    *("rubrics", "planted", "dtypes"),
-    *(
-        "scoring",
-        "estimates",
-        "prices",
-        "costs",
-        "clusters",
-        "paired_tests",
-        "validity",
-        "judge",
-        "stats",
-        "same_model",
-    ),
-    *("pool", "comparison", "routing", "plots", "summary", "tracking"),
-    *("labels", "formats", "report", "forkserver", "provisioner", "execute", "worker", "batch", "progress"),
-    *("bench", "cli"),
-]
+# From the ground up, as the package's docstring lists them.
+HOUSE = re.findall(r"^    (\w+) ", nbhelpers.__doc__, re.MULTILINE)
 
 
 def pyproject() -> dict:
@@ -88,8 +69,9 @@ def imports_of(path: Path) -> set[str]:
 
 
 def test_imports_point_down():
-    for path in sorted((ROOT / "nbhelpers").glob("[!_]*.py")):
-        assert path.stem in HOUSE, f"give {path.name} its place in the house"
+    modules = sorted((ROOT / "nbhelpers").glob("[!_]*.py"))
+    assert sorted(HOUSE) == [path.stem for path in modules], "give every module its place in the house"
+    for path in modules:
         below = HOUSE[: HOUSE.index(path.stem)]
         for imported in imports_of(path):
             assert imported in below, f"{path.name} imports {imported}, which is not below it"
