@@ -279,7 +279,7 @@ def _print_outcome(plan: Plan, info: RunInfo, comparison: ComparisonReport | Non
             console.print(_ranking_table(plan, comparison))
             for result in verdicts.load_results(plan.run_dir):
                 if result.noise != "quiet":
-                    print(f"  timings of {result.model}: {result.noise}")
+                    print(printable(f"  timings of {result.model}: {result.noise}"))
         for pair in comparison.pairs:
             print(f"  {printable(verdicts.verdict_sentence(pair))}")
         print(printable(f"\n{comparison.pick_reason}\n{comparison.size_hypothesis}"))
@@ -289,7 +289,7 @@ def _print_outcome(plan: Plan, info: RunInfo, comparison: ComparisonReport | Non
         if status.status == "failed":
             print(printable(f"failed: {status.model or 'comparison'}, {status.notebook}: {status.error}"))
     if kinds := failures.of_run(plan.run_dir, info):
-        print(f"failures: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}")
+        print(printable(f"failures: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}"))
     print(f"\nreport  {plan.run_dir / 'index.html'}\nruns    {plan.run_dir.parent / 'index.html'}")
 
 
