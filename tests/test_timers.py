@@ -232,3 +232,13 @@ def test_no_latency_interval_goes_below_zero() -> None:
     assert (stats.estimate(times).low or 0) < 0
     found = summary._latency(rows)["latency_s"]
     assert found.method == "bootstrap-t" and found.low is not None and found.low >= 0
+
+
+def test_one_odd_row_does_not_promise_speed() -> None:
+    """Four rows at 100 tokens per second and one three times as fast: the interval stays in their reach."""
+    rows = generation.measure_latency(planted(0.0, 0.0), PROMPTS[:1] * 5, SETTINGS)
+    speeds = (100.0, 99.0, 101.0, 98.0, 300.0)
+    rows = [replace(rows[0], new_tokens=10, latency_s=10 / speed) for speed in speeds]
+    found = summary._latency(rows)["tokens_per_s"]
+    assert 0 <= found.low < found.mean < found.high < max(speeds)
+    assert stats.estimate(speeds, method="bootstrap-t").high > 2 * max(speeds)
