@@ -64,6 +64,7 @@ Ground floor
 
 Top floor
     labels      ratings by people
+    quiz        the question bank in the terminal
     report      the HTML report
     forkserver  the warm server
     provisioner kernels from it

@@ -1,4 +1,4 @@
-"""The command line: ``nbhelpers run | models | doctor | memory | report | route | label | bench | ui``.
+"""The command line: ``nbhelpers run | models | doctor | memory | report | route | label | bench | quiz | ui``.
 
 Exit codes: 0 all is well, 1 some model failed (the others are reported), 2 wrong usage.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nbhelpers import bench
+from nbhelpers import bench, quiz
 from nbhelpers.records import LabError, Settings
 from nbhelpers.texts import printable
 
@@ -27,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("bench")(bench.command)
+app.command("quiz")(quiz.command)
 RUN_SETTINGS = ("prompts", "limit", "repeats", "max_new_tokens", "seed", "device", "dtype")
 
 
