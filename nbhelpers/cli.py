@@ -1,4 +1,4 @@
-"""The command line: ``nbhelpers run | models | doctor | memory | report | route | label | bench | quiz | ui``.
+"""The commands ``nbhelpers run | models | doctor | memory | report | route | label | bench | quiz | ui``.
 
 Exit codes: 0 all is well, 1 some model failed (the others are reported), 2 wrong usage.
 """
