@@ -2,12 +2,12 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: run test chaos bench lint install notebooks clean
+.PHONY: run test chaos bench lint install concepts notebooks clean
 
 run: install
 	$(BIN)/nbhelpers run $(ARGS)
 
-test: install
+test: concepts
 	OMP_NUM_THREADS=1 $(BIN)/pytest --nbval tests notebooks -n 2 --dist loadfile
 
 # Kill runs at 50 random moments and hold what comes out against an undisturbed one; takes a quarter of an hour.
@@ -30,8 +30,15 @@ install: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
+# What notebooks 12 to 17 try besides.
+concepts: .venv/concepts
+
+.venv/concepts: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,concepts]"
+	touch $@
+
 # Execute every notebook again and write it back normalised.
-notebooks: install
+notebooks: concepts
 	$(BIN)/python tools/execute_notebooks.py
 
 clean:

@@ -23,7 +23,7 @@ def pyproject() -> dict:
 def test_conda_and_pip_users_get_the_same_packages():
     lines = (ROOT / "environment.yml").read_text().splitlines()
     listed = [line.strip()[2:] for line in lines if line.startswith("      - ")]
-    assert listed[:2] == ["-c constraints.txt", "-e .[dev]"]
+    assert listed[:2] == ["-c constraints.txt", "-e .[dev,concepts]"]
     assert listed[2:] == pyproject()["project"]["dependencies"]
     python = pyproject()["project"]["requires-python"]
     assert f"  - python{python}" in lines
@@ -38,7 +38,8 @@ def test_every_dependency_is_pinned_and_the_pin_is_in_range():
         if line and not line.startswith("#")
     )
     project = pyproject()["project"]
-    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    extras = project["optional-dependencies"]
+    wanted = project["dependencies"] + extras["dev"] + extras["concepts"]
     for requirement in map(Requirement, wanted):
         assert requirement.name in pins, f"{requirement.name} has no pin"
         assert pins[requirement.name] in requirement.specifier

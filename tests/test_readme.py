@@ -17,7 +17,7 @@ COMMANDS = [
 BY_MAKE = {
     "make test": "pytest --nbval tests notebooks",
     "python3 -m venv .venv && . .venv/bin/activate": "-m venv .venv",
-    'pip install -c constraints.txt -e ".[dev]"': '-c constraints.txt -e ".[dev]"',
+    'pip install -c constraints.txt -e ".[dev,concepts]"': '-c constraints.txt -e ".[dev,concepts]"',
     "pytest --nbval tests notebooks": "pytest --nbval tests notebooks",
 }
 SMALL = "--limit 2 --repeats 1 --max-new-tokens 16"
