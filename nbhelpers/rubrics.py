@@ -8,7 +8,7 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from nbhelpers import store, texts
 from nbhelpers.records import LabError
@@ -24,7 +24,7 @@ class ContentType:
     """What data/content_types.toml says of one kind of text."""
 
     name: str
-    unit: str  # "words" or "characters"
+    unit: Literal["words", "characters"]
     low: int
     high: int
     source: str  # "notes" or "ours"
@@ -44,27 +44,59 @@ class ContentType:
         return len(text.split()) if self.unit == "words" else len(text.strip())
 
 
-@cache
-def _file() -> dict[str, Any]:
-    with (store.data_dir() / "content_types.toml").open("rb") as source:
-        return tomllib.load(source)
+@dataclass(frozen=True)
+class Factor:
+    """How an engagement factor shows in a sentence."""
+
+    words: tuple[str, ...] = ()
+    ends_with: str = ""
+    numbers: bool = False
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """data/content_types.toml."""
+
+    types: dict[str, ContentType]
+    stems: dict[str, frozenset[str]]
+    factors: dict[str, Factor]
 
 
 @cache
+def _tables() -> _Tables:
+    path = store.data_dir() / "content_types.toml"
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        lists, rules = data.pop("vocabulary"), data.pop("factors")
+        stems = {name: frozenset(texts.stem(word) for word in words) for name, words in lists.items()}
+        factors = {name: store.from_plain(rule, Factor, f"[factors.{name}]") for name, rule in rules.items()}
+        types = {name: _content_type(name, row, stems, factors) for name, row in data.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, LabError) as error:
+        raise LabError(f"{path.name} in the data folder is not usable ({error}): restore it.") from None
+    return _Tables(types, stems, factors)
+
+
+def _content_type(
+    name: str, row: dict[str, Any], stems: dict[str, frozenset[str]], factors: dict[str, Factor]
+) -> ContentType:
+    values = {**row, "name": name, "vocabulary": stems[row["vocabulary"]]}
+    kind = store.from_plain(values, ContentType, f"[{name}]")
+    wanted = {*kind.engagement_factors, *kind.authority_indicators}
+    if not wanted or wanted - set(factors):
+        raise ValueError(f"[{name}]: its factors are not those of [factors]")
+    if not 0 < kind.low <= kind.high or min(kind.terms_wanted, kind.sentences, kind.paragraphs) < 1:
+        raise ValueError(f"[{name}]: a bound or a count below 1, or low above high")
+    return kind
+
+
 def vocabulary_stems(vocabulary: str) -> frozenset[str]:
     """Stems of the list of that name, "professional" or "technical"."""
-    return frozenset(texts.stem(word) for word in _file()["vocabulary"][vocabulary])
+    return _tables().stems[vocabulary]
 
 
 def load_content_types() -> dict[str, ContentType]:
-    """The content types by name, from data/content_types.toml."""
-    return {name: _content_type(name, row) for name, row in _file().items() if "unit" in row}
-
-
-def _content_type(name: str, row: dict[str, Any]) -> ContentType:
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
-    values |= {"name": name, "vocabulary": vocabulary_stems(row["vocabulary"])}
-    return ContentType(**values)
+    """The content types by name, from data/content_types.toml; LabError if the file does not hold them."""
+    return dict(_tables().types)
 
 
 def content_type_named(name: str) -> ContentType:
@@ -181,10 +213,10 @@ def engagement(text: str, kind: ContentType) -> float:
 
 
 def _shows(sentence: str, factor: str) -> bool:
-    rule = _file()["factors"][factor]
+    rule = _tables().factors[factor]
     plain = f" {' '.join(texts.words(sentence))} "
     return (
-        any(f" {word} " in plain for word in rule.get("words", ()))
-        or ("ends_with" in rule and sentence.rstrip("\"'”’) ").endswith(rule["ends_with"]))
-        or (rule.get("numbers", False) and texts.figures(sentence) > 0)
+        any(f" {word} " in plain for word in rule.words)
+        or (rule.ends_with != "" and sentence.rstrip("\"'”’) ").endswith(rule.ends_with))
+        or (rule.numbers and texts.figures(sentence) > 0)
     )

@@ -22,6 +22,7 @@ from nbhelpers import (
     records,
     registry,
     report,
+    rubrics,
     store,
 )
 from nbhelpers.records import LabError
@@ -144,6 +145,7 @@ def test_prompts(folder, draw):
 
 TOML = {
     "models.toml": (registry.load_registry, registry._entries.cache_clear),
+    "content_types.toml": (rubrics.load_content_types, rubrics._tables.cache_clear),
     "prices.toml": (prices.load_prices, lambda: None),
     "planted.toml": (lambda: (planted.levels(), planted.strong_answers()), planted._file.cache_clear),
 }
