@@ -187,7 +187,10 @@ def picture(report: BenchReport) -> Figure:
         above = [max(t.tokens_per_s) - m for m, t in zip(middle, rows, strict=True)]
         colours = ["#c05621" if t.way.startswith("ours") else "#718096" for t in rows]
         axes.barh([t.way for t in rows], middle, xerr=[below, above], color=colours)
-        axes.set(title=model, xlabel="tokens per second")
+        for place, row in enumerate(rows):
+            if row.bound:  # what the machine's memory and arithmetic allow this way
+                axes.plot([row.bound] * 2, [place - 0.45, place + 0.45], color="black", linewidth=2)
+        axes.set(title=model, xlabel="tokens per second (black: the machine's bound for ours)")
     figure.suptitle(f"{report.machine}, {report.cores} cores, float32: median, slowest and fastest round")
     figure.tight_layout()
     return figure

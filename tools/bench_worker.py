@@ -105,8 +105,10 @@ class LmEval:
         spec = registry.resolve(model)
         common = {"device": "cpu", "add_bos_token": True}
         if spec.kind == "shape":  # random weights have no folder that it could load
-            loaded = load(model, dtype)
-            self.lm = HFLM(pretrained=loaded.model, tokenizer=load("lab-gpt2", dtype).tokenizer, **common)
+            folder = str(
+                loading.fetch(registry.resolve("lab-gpt2"))
+            )  # as it stands: it asks for the end token
+            self.lm = HFLM(pretrained=load(model, dtype).model, tokenizer=folder, **common)
         else:
             self.lm = HFLM(pretrained=str(loading.fetch(spec)), dtype=dtype, **common)
         for owner in (self.lm.model.generation_config, self.lm.model.config):
