@@ -126,7 +126,7 @@ def run(
         date=time.strftime("%Y-%m-%d"),
         machine=machine.name,
         cores=machine.cores,
-        versions=machine.versions,
+        versions={**machine.versions, **found.pop("versions", {})},
         load_average=(before, os.getloadavg()[0]),
         seconds=seconds,
         **found,

@@ -127,7 +127,7 @@ def engines(case: Case, parts: Sequence[str], python: str) -> dict[str, Any]:
     """Time the ways of one model: fields of a BenchReport."""
     own = {way.engine for way in case.ways} - set(PEERS)
     wanted = [name for name in (*sorted(own), *PEERS) if "peers" in parts or name in own]
-    found: dict[str, Any] = {"start_s": {}, "same_text": {}, "not_run": {}}
+    found: dict[str, Any] = {"start_s": {}, "same_text": {}, "not_run": {}, "versions": {}}
     workers: dict[str, Worker] = {}
     with ExitStack() as stack:
         for name in wanted:
@@ -140,6 +140,8 @@ def engines(case: Case, parts: Sequence[str], python: str) -> dict[str, Any]:
                 continue
             workers[name] = worker
             found["start_s"][f"{case.model}, {name}"] = worker.start_s
+            if name in PEERS:
+                found["versions"][name] = worker.facts["version"]
         texts = {}
         for name, worker in list(workers.items()):
             try:
@@ -254,7 +256,7 @@ def main() -> None:
     cases = {case.model: case for case in CASES}
     if unknown := set(given.models) - set(cases):
         sys.exit(f"The bench has no case for {unknown.pop()}: it has {', '.join(cases)}.")
-    found: dict[str, Any] = {"timings": [], "ratios": [], "start_s": {}, "same_text": {}, "not_run": {}}
+    found: dict[str, Any] = {"timings": [], "ratios": []}
     for model in given.models:
         case = cases[model]
         if given.quick:
@@ -265,7 +267,7 @@ def main() -> None:
         found["timings"] += [asdict(timing) for timing in timings]
         found["ratios"] += [asdict(ratio) for ratio in ratios(timings, part["start_s"])]
         for name, value in part.items():
-            found[name] |= value
+            found[name] = found.get(name, {}) | value
     print(json.dumps(found))
 
 
