@@ -27,7 +27,7 @@ from nbhelpers import devices, failures, registry, store
 from nbhelpers.execute import KERNEL_ENVIRONMENT
 from nbhelpers.limits import Limits
 from nbhelpers.processes import Children, kill_tree, usable_cores
-from nbhelpers.records import LabError, ModelSpec, NotebookStatus, RunInfo, Settings
+from nbhelpers.records import LabError, ModelSpec, NotebookStatus, Result, RunInfo, Settings
 from nbhelpers.worker import COMPARISON, PIPELINE, notebook_path
 
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
@@ -139,8 +139,8 @@ def run(plan: Plan, jobs: int = 1, limits: Limits | None = None, watch: Watcher 
 
 
 def _mended(plan: Plan) -> RunInfo:
-    """Wait for what a killed run left, and cut half rows off; a model that lost one has passed nothing."""
-    torn = set()
+    """Wait for what a killed run left, cut half rows off; a model that lost or failed one passed nothing."""
+    torn = {path.parent.name for path in plan.run_dir.glob("*/result.json") if _samples_failed(path)}
     for rows in plan.run_dir.glob("*/*.jsonl"):
         size = rows.stat().st_size
         with store.appending(rows):
@@ -148,6 +148,13 @@ def _mended(plan: Plan) -> RunInfo:
     again = {m for m, spec in zip(plan.info.models, plan.specs, strict=True) if spec.slug in torn}
     kept = tuple(s for s in plan.info.notebooks if s.model not in again)
     return dataclasses.replace(plan.info, notebooks=kept)
+
+
+def _samples_failed(path: Path) -> bool:
+    try:
+        return store.read_json(path, Result).failed > 0
+    except LabError:  # 06 did not come to its end
+        return False
 
 
 @contextmanager

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import made_runs
 import psutil
 import pytest
 
@@ -136,6 +138,16 @@ def test_a_model_that_lost_a_row_is_executed_again(stand_in, capsys):
     assert (plan.run_dir / "lab-gpt2" / "samples.jsonl").read_text() == whole
     assert "the last line of lab-gpt2/samples.jsonl was cut off" in capsys.readouterr().err
     assert len(batch._mended(batch.plan_resume(str(plan.run_dir))).notebooks) == 2 * len(PIPELINE) + 1
+
+
+def test_a_model_whose_samples_failed_is_executed_again(stand_in):
+    plan = stand_in(PASS_ALL, "lab-gpt2", "lab-opt")
+    batch.run(plan)
+    for name, failed in (("lab-gpt2", 1), ("lab-opt", 0)):
+        result = made_runs.make_result(name, made_runs.planted(4, 1))
+        store.write_json(plan.run_dir / name / "result.json", replace(result, failed=failed))
+    kept = batch._mended(batch.plan_resume(str(plan.run_dir))).notebooks
+    assert {status.model for status in kept} == {"lab-opt", ""}
 
 
 def test_a_model_has_a_limit_for_all_its_notebooks(stand_in):
