@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from nbhelpers import generation, registry, store, texts
 from nbhelpers.records import Sample, Score, Settings
-from nbhelpers.rubrics import (
+from nbhelpers.rubrics import (  # noqa: F401  # some only offered here as well
     ContentType,
     attainable_business_v1,
     band,
@@ -38,27 +38,6 @@ from nbhelpers.rubrics import (
     structure,
     technical,
 )
-
-__all__ = [
-    "LAB_V1_WEIGHTS",
-    "PRIMARY",
-    "RUBRICS",
-    "SCORE_NAMES",
-    "attainable_business_v1",
-    "business_v1",
-    "business_v2",
-    "combine",
-    "diversity",
-    "lab_components",
-    "lab_v1",
-    "load_content_types",
-    "parts_of",
-    "reachable",
-    "score_samples",
-    "score_text",
-    "scores_for",
-    "total",
-]
 
 PRIMARY = "lab_v1"
 # Weights of lab_v1's geometric mean; they add up to 1.
