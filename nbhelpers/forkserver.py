@@ -21,6 +21,7 @@ import socket
 import sys
 from typing import Any
 
+from nbhelpers.loading import quiet_torchao
 from nbhelpers.processes import kill_tree
 from nbhelpers.tracking import quiet_mlflow
 
@@ -114,6 +115,7 @@ def _reap(pid: int) -> int:
 def preload() -> None:
     """Import what is installed of PRELOAD. Raises RuntimeError if a fork would no longer be safe."""
     quiet_mlflow()
+    quiet_torchao()
     for name in PRELOAD:
         if os.getppid() != int(sys.argv[1]):
             sys.exit("whoever started the fork server is gone")

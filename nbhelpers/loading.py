@@ -6,6 +6,7 @@ import ctypes
 import functools
 import gc
 import hashlib
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -106,6 +107,7 @@ def load(model: str | ModelSpec, device: str = "auto", dtype: str = "auto") -> L
     for a model that does not fit, cannot be read, is no causal language model, or contradicts itself.
     """
     spec = registry.resolve(model) if isinstance(model, str) else model
+    quiet_torchao()
     # Imports are no part of the timing.
     from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerFast  # noqa: F401
 
@@ -316,6 +318,14 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+def quiet_torchao() -> None:
+    """No advice from torchao, which transformers imports wherever it is installed, used or not."""
+    import torch  # noqa: F401  # sets levels of its own
+
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @contextmanager
