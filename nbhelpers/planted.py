@@ -7,7 +7,6 @@ does the weighing.
 from __future__ import annotations
 
 import random
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -15,7 +14,6 @@ from itertools import cycle, islice
 from typing import Any
 
 from nbhelpers import store, texts
-from nbhelpers.records import LabError
 from nbhelpers.rubrics import content_type_named
 
 
@@ -29,31 +27,37 @@ class Strong:
     weak: str = ""  # a fluent answer to the same prompt that says nothing
 
 
+@dataclass(frozen=True)
+class _Planted:
+    """data/planted.toml."""
+
+    levels: dict[str, int]
+    strong: tuple[Strong, ...]
+
+
 @cache
-def _file() -> dict[str, Any]:
-    try:
-        found = tomllib.loads((store.data_dir() / "planted.toml").read_text(encoding="utf-8"))
-        return found | {"levels": {kind: int(level) for kind, level in found["levels"].items()}}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise LabError(f"planted.toml in the data folder is not usable ({error}): restore it.") from None
+def _planted() -> _Planted:
+    return store.read_table("planted.toml", _checked)
+
+
+def _checked(data: dict[str, Any]) -> _Planted:
+    levels = {kind: int(level) for kind, level in data.pop("levels").items()}
+    strong = (
+        Strong(kind, row["prompt"], row["text"].strip(), row["weak"].strip())
+        for kind, rows in data.items()
+        for row in rows
+    )
+    return _Planted(levels, tuple(strong))
 
 
 def levels() -> dict[str, int]:
     """The expected order: kind of answer -> level, higher is better, equal where nothing is expected."""
-    return dict(_file()["levels"])
+    return dict(_planted().levels)
 
 
 def strong_answers() -> list[Strong]:
     """Two of each content type, from data/planted.toml."""
-    types = {kind: rows for kind, rows in _file().items() if kind != "levels"}
-    try:
-        return [
-            Strong(kind, row["prompt"], row["text"].strip(), row["weak"].strip())
-            for kind, rows in types.items()
-            for row in rows
-        ]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise LabError(f"planted.toml in the data folder is not usable ({error}): restore it.") from None
+    return list(_planted().strong)
 
 
 def answers(strong: Strong) -> dict[str, str]:

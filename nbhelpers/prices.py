@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from nbhelpers import store
-from nbhelpers.records import LabError, Sample
+from nbhelpers.records import Sample
 
 DAYS_PER_YEAR = 365
 SECONDS_PER_DAY = 86_400
@@ -79,16 +79,15 @@ class Prices:
 
 def load_prices() -> Prices:
     """Prices and assumptions of data/prices.toml. Raises LabError for a file that does not hold them."""
-    path = store.data_dir() / "prices.toml"
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-        return Prices(
-            assumptions=store.from_plain(data["assumptions"], Assumptions, "[assumptions]"),
-            api=tuple(store.from_plain(row, ApiPrice, "[[api]]") for row in data["api"]),
-            published={name: float(value) for name, value in data["published"].items()},
-        )
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, LabError) as error:
-        raise LabError(f"{path.name} in the data folder is not usable ({error}): restore it.") from None
+    return store.read_table("prices.toml", _prices)
+
+
+def _prices(data: dict[str, Any]) -> Prices:
+    return Prices(
+        assumptions=store.from_plain(data["assumptions"], Assumptions, "[assumptions]"),
+        api=tuple(store.from_plain(row, ApiPrice, "[[api]]") for row in data["api"]),
+        published={name: float(value) for name, value in data["published"].items()},
+    )
 
 
 def token_counter(api: ApiPrice, characters_per_token: float) -> tuple[Callable[[str], float], str]:

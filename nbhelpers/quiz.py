@@ -11,12 +11,11 @@ import html
 import io
 import math
 import textwrap
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -72,14 +71,20 @@ class Progress:
 def choose(topic: str = "", level: int | None = None) -> list[Question]:
     """The questions of a topic and a level, easier ones first.
 
-    Raises LabError for an unknown topic and for a broken entry of data/questions.toml.
+    Raises LabError for an unknown topic and for a broken data/questions.toml.
     """
-    bank = tomllib.loads((store.data_dir() / "questions.toml").read_text(encoding="utf-8"))
-    if topic and topic not in bank["topics"]:
-        raise LabError(f"There is no topic {topic!r}: choose one of {', '.join(bank['topics'])}.")
-    every = [store.from_plain(entry, Question, "data/questions.toml") for entry in bank["question"]]
+    topics, every = store.read_table("questions.toml", _bank)
+    if topic and topic not in topics:
+        raise LabError(f"There is no topic {topic!r}: choose one of {', '.join(topics)}.")
     found = [q for q in every if topic in ("", q.topic) and level in (None, q.level)]
     return sorted(found, key=lambda q: q.level)
+
+
+def _bank(data: dict[str, Any]) -> tuple[list[str], list[Question]]:
+    every = [
+        store.from_plain(entry, Question, f"question {n}") for n, entry in enumerate(data["question"], 1)
+    ]
+    return list(map(str, data["topics"])), every
 
 
 def review(card: Card | None, mark: str, today: date) -> Card:

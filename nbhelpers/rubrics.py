@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -64,15 +63,14 @@ class _Tables:
 
 @cache
 def _tables() -> _Tables:
-    path = store.data_dir() / "content_types.toml"
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-        lists, rules = data.pop("vocabulary"), data.pop("factors")
-        stems = {name: frozenset(texts.stem(word) for word in words) for name, words in lists.items()}
-        factors = {name: store.from_plain(rule, Factor, f"[factors.{name}]") for name, rule in rules.items()}
-        types = {name: _content_type(name, row, stems, factors) for name, row in data.items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, LabError) as error:
-        raise LabError(f"{path.name} in the data folder is not usable ({error}): restore it.") from None
+    return store.read_table("content_types.toml", _checked)
+
+
+def _checked(data: dict[str, Any]) -> _Tables:
+    lists, rules = data.pop("vocabulary"), data.pop("factors")
+    stems = {name: frozenset(texts.stem(word) for word in words) for name, words in lists.items()}
+    factors = {name: store.from_plain(rule, Factor, f"[factors.{name}]") for name, rule in rules.items()}
+    types = {name: _content_type(name, row, stems, factors) for name, row in data.items()}
     return _Tables(types, stems, factors)
 
 

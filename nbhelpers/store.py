@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import time
+import tomllib
 import types
 import typing
 import uuid
@@ -41,6 +42,14 @@ def project_root() -> Path:
 
 def data_dir() -> Path:
     return project_root() / "data"
+
+
+def read_table(name: str, build: Callable[[Any], T]) -> T:
+    """What ``build`` makes of a TOML file of the data folder. Raises LabError for a file it cannot use."""
+    try:
+        return build(tomllib.loads((data_dir() / name).read_text(encoding="utf-8")))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, LabError) as error:
+        raise LabError(f"{name} in the data folder is not usable ({error}): restore it.") from None
 
 
 def outputs_dir() -> Path:

@@ -19,6 +19,7 @@ from nbhelpers import (
     labels,
     planted,
     prices,
+    quiz,
     records,
     registry,
     report,
@@ -147,7 +148,8 @@ TOML = {
     "models.toml": (registry.load_registry, registry._entries.cache_clear),
     "content_types.toml": (rubrics.load_content_types, rubrics._tables.cache_clear),
     "prices.toml": (prices.load_prices, lambda: None),
-    "planted.toml": (lambda: (planted.levels(), planted.strong_answers()), planted._file.cache_clear),
+    "questions.toml": (quiz.choose, lambda: None),
+    "planted.toml": (lambda: (planted.levels(), planted.strong_answers()), planted._planted.cache_clear),
 }
 
 
