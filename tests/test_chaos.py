@@ -1,5 +1,6 @@
 """A run that is killed and resumed ends as if nobody had disturbed it; `make chaos` does it 50 times."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ def test_nothing_is_lost_repeated_or_left_behind(tmp_path: Path) -> None:
     tally = chaos.Chaos(tmp_path, seed=0, models=("lab-gpt2",)).run(3, ("runner KILL", "kernel", "power"))
     assert dict(tally.kills) == {"runner KILL": 1, "kernel": 1, "power": 1}
     assert tally.harm() == 0, tally
+    assert json.loads(tally.line())["kills"] == dict(tally.kills)
 
 
 def test_the_check_notices_what_it_is_there_for(tmp_path: Path) -> None:

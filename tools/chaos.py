@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import nbformat
@@ -82,6 +82,9 @@ class Tally:
 
     def harm(self) -> int:
         return self.lost + self.repeated + self.changed + self.half_written + self.orphans + self.unfinished
+
+    def line(self) -> str:
+        return json.dumps(vars(self))  # before Python 3.12, asdict takes a Counter to pieces
 
 
 class Chaos:
@@ -279,7 +282,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="chaos") as folder:
         tally = Chaos(Path(folder), given.seed, MODELS).run(given.kills)
-    print(json.dumps(asdict(tally)))
+    print(tally.line())
     sys.exit(tally.harm() > 0)
 
 
