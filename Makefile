@@ -30,7 +30,7 @@ install: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
-# What notebooks 12 to 17 try besides.
+# What notebooks 14 and 15 try besides.
 concepts: .venv/concepts
 
 .venv/concepts: .venv/installed
