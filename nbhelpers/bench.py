@@ -94,7 +94,7 @@ def run(
     python: str = sys.executable,
     quick: bool = False,
 ) -> BenchReport:
-    """Run the chosen parts, about ten minutes on two quiet cores; progress goes to stderr.
+    """Run the chosen parts, about half an hour on two quiet cores; progress goes to stderr.
 
     models: of the engines; none: all three. python: the interpreter that has the peers. quick: tiny work, to
     see that it works. Raises LabError for an unknown part or model, and when a part fails.
@@ -140,7 +140,7 @@ def command(
     out: Annotated[Path, typer.Option(help="Folder for bench.json and bench.png.")] = Path("docs"),
     quick: Annotated[bool, typer.Option("--quick", help="Tiny work, to see that it works.")] = False,
 ) -> None:
-    """Time ours beside its peers and this machine's limit: about ten minutes on a quiet machine."""
+    """Time ours beside its peers and this machine's limit: about half an hour on a quiet machine."""
     for line in write(run(only.split(","), models or (), python or sys.executable, quick), out):
         print(line)
 
@@ -175,23 +175,25 @@ def write(report: BenchReport, folder: Path) -> list[str]:
 
 
 def picture(report: BenchReport) -> Figure:
-    """How many tokens per second does each way write? Medians, with the slowest and the fastest round."""
+    """How many tokens per second does each way write? Log scale; medians, slowest and fastest round."""
     from matplotlib import pyplot
 
     models = list(dict.fromkeys(t.model for t in report.timings))
     figure, panels = pyplot.subplots(1, len(models), figsize=(5.2 * len(models), 4), squeeze=False)
     for axes, model in zip(panels[0], models, strict=True):
         rows = sorted((t for t in report.timings if t.model == model), key=lambda t: median(t.tokens_per_s))
-        middle = [median(t.tokens_per_s) for t in rows]
+        places, middle = range(len(rows)), [median(t.tokens_per_s) for t in rows]
         below = [m - min(t.tokens_per_s) for m, t in zip(middle, rows, strict=True)]
         above = [max(t.tokens_per_s) - m for m, t in zip(middle, rows, strict=True)]
-        colours = ["#c05621" if t.way.startswith("ours") else "#718096" for t in rows]
-        axes.barh([t.way for t in rows], middle, xerr=[below, above], color=colours)
-        for place, row in enumerate(rows):
-            if row.bound:  # what the machine's memory and arithmetic allow this way
-                axes.plot([row.bound] * 2, [place - 0.45, place + 0.45], color="black", linewidth=2)
-        axes.set(title=model, xlabel="tokens per second (black: the machine's bound for ours)")
-    figure.suptitle(f"{report.machine}, {report.cores} cores, float32: median, slowest and fastest round")
+        axes.errorbar(middle, places, xerr=[below, above], fmt="none", ecolor="#718096")
+        axes.scatter(middle, places, c=["#c05621" if t.way.startswith("ours") else "#718096" for t in rows])
+        bounds = [(t.bound, place) for place, t in enumerate(rows) if t.bound]
+        axes.scatter(*zip(*bounds, strict=True), marker="|", s=250, color="black")
+        axes.set(title=model, xlabel="tokens per second", xscale="log", yticks=places)
+        axes.set_yticklabels([t.way for t in rows])
+        axes.grid(axis="x", alpha=0.3)
+    machine = f"{report.machine}, {report.cores} cores, float32"
+    figure.suptitle(f"{machine}: median, slowest and fastest round; bar: the most this machine allows ours")
     figure.tight_layout()
     return figure
 

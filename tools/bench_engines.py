@@ -231,11 +231,13 @@ def ratios(timings: Sequence[Timing], start_s: dict[str, float]) -> list[Ratio]:
         rows.append(("the bound of one at a time", alone, (bound,) * len(alone), 0.6 if large else None))
     if lm:  # whole processes: start, and the same tokens
         tokens = next(t.rows * t.tokens for t in timings if t.way == OURS)
-        whole = [
-            tuple(1 / (start_s[f"{model}, {name}"] + tokens / rate) for rate in found)
-            for name, found in (("ours", rates[OURS]), ("lm-eval", lm))
-        ]
-        rows.append(("lm-eval with its start", whole[0], whole[1], 2.0))
+        searched = start_s.get(f"{model}, lm-eval auto search", 0.0)
+        for name, search in (("lm-eval with its start", 0.0), ("lm-eval with start and search", searched)):
+            starts = start_s[f"{model}, ours"], start_s[f"{model}, lm-eval"] + search
+            pairs = zip(starts, (rates[OURS], lm), strict=True)
+            whole = [tuple(1 / (start + tokens / rate) for rate in found) for start, found in pairs]
+            if name.endswith("start") or search:
+                rows.append((name, whole[0], whole[1], 2.0))
     return [_ratio(model, name, a, b, goal) for name, a, b, goal in rows if a and b]
 
 
