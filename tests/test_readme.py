@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from nbhelpers import bench, store
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [
@@ -62,3 +64,14 @@ def test_the_python_example_works():
 def test_links_and_picture_exist():
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_the_table_of_speeds_is_that_of_the_bench():
+    report = store.read_json(ROOT / "docs" / "bench.json", bench.BenchReport)
+    table = README[README.index("| times as fast as |") :].split("\n\n")[0].splitlines()
+    models = [cell.strip() for cell in table[0].split("|")[2:-1]]
+    found = {(r.model, r.name): f"{r.median:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in report.ratios}
+    for line in table[2:]:
+        name, *cells = (cell.strip() for cell in line.split("|")[1:-1])
+        assert cells == [found[model, name] for model in models]
+    assert len(table) == 7
