@@ -116,8 +116,9 @@ def find_run(run: str) -> Path:
 def default_jobs(plan: Plan) -> int:
     """Two models at a time where all are small and run on a CPU with several cores, otherwise one.
 
-    Much of a small model's run is kernel start and imports, which a second core can share; large models
-    and accelerators would fight over memory. Every worker gets its share of the cores.
+    Much of a small model's run is kernel start and imports, which a second core can share: two at a time were
+    1.4 times as fast as one with all threads (``run`` in docs/bench.json). Large models and accelerators
+    would fight over memory. Every worker gets its share of the cores.
     """
     device = plan.info.settings.device
     accelerator = sys.platform == "darwin" or shutil.which("nvidia-smi") is not None
