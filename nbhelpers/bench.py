@@ -187,8 +187,8 @@ def picture(report: BenchReport) -> Figure:
         above = [max(t.tokens_per_s) - m for m, t in zip(middle, rows, strict=True)]
         axes.errorbar(middle, places, xerr=[below, above], fmt="none", ecolor="#718096")
         axes.scatter(middle, places, c=["#c05621" if t.way.startswith("ours") else "#718096" for t in rows])
-        bounds = [(t.bound, place) for place, t in enumerate(rows) if t.bound]
-        axes.scatter(*zip(*bounds, strict=True), marker="|", s=250, color="black")
+        bounds = {place: t.bound for place, t in enumerate(rows) if t.bound}
+        axes.scatter(list(bounds.values()), list(bounds), marker="|", s=250, color="black")
         axes.set(title=model, xlabel="tokens per second", xscale="log", yticks=places)
         axes.set_yticklabels([t.way for t in rows])
         axes.grid(axis="x", alpha=0.3)

@@ -44,7 +44,7 @@ def run(
     seed: Annotated[int, typer.Option(help="Seed of all sampling.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps or xpu.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
-    jobs: Annotated[int, typer.Option(min=0, help="Models at a time; 0: 2 small on CPU, 1.4x as fast.")] = 0,
+    jobs: Annotated[int, typer.Option(min=0, help="Models at a time; 0: two small ones on a CPU.")] = 0,
     out: Annotated[str, typer.Option(help="Folder of this run; default: outputs/<date-time>.")] = "",
     resume: Annotated[str, typer.Option(help="Continue a run: its folder, its name, or 'latest'.")] = "",
     timeout: Annotated[float, typer.Option(min=1, help="Seconds a notebook's cell may take.")] = 1800,

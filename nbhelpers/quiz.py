@@ -166,10 +166,8 @@ def command(
     today: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Another date.")] = None,
 ) -> None:
     """Ask interview questions, show answers and their evidence, and repeat what was not known."""
-    questions, path = (
-        choose(topic, level),
-        export or progress or Path(typer.get_app_dir("nbhelpers"), "quiz.json"),
-    )
+    questions = choose(topic, level)
+    path = export or progress or Path(typer.get_app_dir("nbhelpers"), "quiz.json")
     try:
         if export:
             store.write_text(path, [anki(questions)])

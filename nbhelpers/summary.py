@@ -144,11 +144,11 @@ def _latency(rows: Iterable[Sample]) -> dict[str, Estimate]:
     Times are skewed: bootstrap-t, which covers them best (notebook 05). Speeds, their inverses, have t:
     of five rows with one unlike the rest, bootstrap-t puts an end far out of reach. No end is below 0.
     """
-    good = [row for row in rows if row.error is None and row.latency_s]
+    timed = [(row, row.latency_s) for row in rows if row.error is None and row.latency_s]
     speeds = {
-        "tokens_per_s": [row.new_tokens / (row.latency_s or 1) for row in good],
-        "bytes_per_s": [row.bytes / (row.latency_s or 1) for row in good],
-        "words_per_s": [len(row.text.split()) / (row.latency_s or 1) for row in good],
+        "tokens_per_s": [row.new_tokens / seconds for row, seconds in timed],
+        "bytes_per_s": [row.bytes / seconds for row, seconds in timed],
+        "words_per_s": [len(row.text.split()) / seconds for row, seconds in timed],
     }
     found = {name: stats.estimate(v, name, method="bootstrap-t") for name, v in _columns(rows).items()}
     found |= {name: stats.estimate(values, name) for name, values in speeds.items()}
