@@ -63,12 +63,13 @@ def test_greedy_equals_transformers_with_left_padding(family: str, ends: list[in
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_text_does_not_depend_on_its_batch(family: str) -> None:
     loaded = tiny(family, eos=MANY_ENDS)
-    alone = generation.generate_samples(loaded, PROMPTS, FEW, batch_size=1)
+    settings = replace(FEW, repeats=6)
+    alone = generation.generate_samples(loaded, PROMPTS, settings, batch_size=1)
     assert "eos" in {s.finish_reason for s in alone}  # rows leave early, and not all at once
     assert len({s.new_tokens for s in alone}) > 2 and len({s.text for s in alone}) > 6
     for size in (2, 7, 9):
-        assert texts(generation.generate_samples(loaded, PROMPTS, FEW, batch_size=size)) == texts(alone)
-    backwards = generation.generate_samples(loaded, PROMPTS[::-1], FEW)
+        assert texts(generation.generate_samples(loaded, PROMPTS, settings, batch_size=size)) == texts(alone)
+    backwards = generation.generate_samples(loaded, PROMPTS[::-1], settings)
     assert sorted(texts(backwards)) == sorted(texts(alone))
 
 
@@ -116,7 +117,7 @@ def splitmix64(state: int) -> int:
 
 def test_noise_is_splitmix64_made_gumbel() -> None:
     gamma = 0x9E3779B97F4A7C15
-    noise = sampling.gumbel_noise([7, 2**63 - 1], [5, 5], 50)
+    noise = sampling.gumbel_noise([7, 2**63 - 1], [5, 5], torch.arange(50).expand(2, -1))
     for row, seed in enumerate((7, 2**63 - 1)):
         base = splitmix64((seed + 6 * gamma) % 2**64)
         for token in range(50):
@@ -129,11 +130,12 @@ def test_noise_is_splitmix64_made_gumbel() -> None:
 def test_noise_is_standard_gumbel_and_independent_along_every_axis(axis: str) -> None:
     n = 3_000 if axis == "steps" else 20_000
     if axis == "tokens":
-        noise = sampling.gumbel_noise([3], [0], n)[0]
+        noise = sampling.gumbel_noise([3], [0], torch.arange(n)[None])[0]
     elif axis == "steps":
-        noise = sampling.gumbel_noise([3] * n, range(n), 1)[:, 0]
+        noise = sampling.gumbel_noise([3] * n, range(n), torch.zeros(n, 1, dtype=torch.long))[:, 0]
     else:
-        noise = sampling.gumbel_noise([sampling.row_seed(0, "b01", r) for r in range(n)], [0] * n, 1)[:, 0]
+        seeds = [sampling.row_seed(0, "b01", r) for r in range(n)]
+        noise = sampling.gumbel_noise(seeds, [0] * n, torch.zeros(n, 1, dtype=torch.long))[:, 0]
     values = noise.double().numpy()
     assert np.isfinite(values).all()
     assert stats.kstest(values, "gumbel_r").pvalue > 1e-3
@@ -156,6 +158,28 @@ def test_samples_follow_the_softmax(temperature: float, top_k: int, top_p: float
         inside = expected > 0
         assert counts[~inside].sum() == 0
         assert stats.chisquare(counts[inside], draws * expected[inside]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("size", [64, 65, 200, 4_096])
+def test_samples_over_many_blocks_follow_the_softmax(size: int) -> None:
+    rng = np.random.default_rng(size)
+    logits = torch.tensor(rng.normal(0, 2.5, size), dtype=torch.float32)
+    logits[rng.integers(0, size, size // 8)] = float("-inf")
+    expected = brute_force(logits.tolist(), 0.9, 0, 1.0)
+    draws = 40_000
+    choose = sampling.sampler([sampling.row_seed(1, "p", r) for r in range(draws)], 0.9)
+    chosen = torch.cat(
+        [
+            choose(logits.expand(1_000, -1), list(range(start, start + 1_000)), [7] * 1_000)
+            for start in range(0, draws, 1_000)
+        ]
+    )
+    counts = np.bincount(chosen.numpy(), minlength=size)
+    assert counts[expected == 0].sum() == 0
+    often = draws * expected >= 10  # chi-square wants expected counts; the rest is one cell
+    seen = np.append(counts[often], counts[~often].sum())
+    wanted = np.append(draws * expected[often], draws * expected[~often].sum())
+    assert stats.chisquare(seen[wanted > 0], wanted[wanted > 0]).pvalue > 1e-3
 
 
 def brute_force(logits: list[float], temperature: float, top_k: int, top_p: float) -> Any:
