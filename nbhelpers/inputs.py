@@ -13,7 +13,7 @@ from nbhelpers.records import LabError, ModelSpec, Prompt, Settings
 if TYPE_CHECKING:
     from nbhelpers.loading import Loaded
 
-ENGINE = 1  # raise it when the same settings would give another text: older rows are then made again
+ENGINE = 2  # raise it when the same settings would give another text: older rows are then made again
 BATCH_CAP = 128  # rows
 Purpose = Literal["sample", "latency"]
 
