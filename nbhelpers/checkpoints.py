@@ -21,7 +21,6 @@ TOKENIZER_FILES = (
 )
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 LARGEST_TEXT_FILE = 64 * 2**20  # bytes; the largest tokenizer.json in use has about 35 MB
-LARGEST_HEADER = 100_000_000  # bytes, the safetensors library's own limit
 _READ = (".json", ".jinja", ".txt", ".model", ".safetensors")
 _BUFFERS = (".attn.bias", ".masked_bias", ".inv_freq")  # stored by old checkpoints, not parameters
 
@@ -34,7 +33,7 @@ def check_folder(folder: Path, name: str) -> None:
     tokenizer_config = folder / "tokenizer_config.json"
     if tokenizer_config.is_file():
         check_no_remote_code(read_json_file(tokenizer_config, name), name)
-    _check_layers(config, sum(len(_header(path, name)) for path in weight_files(folder, name)), name)
+    _check_layers(config, len(_tensor_shapes(folder, name)), name)
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise LabError(
             f"The model folder {name!r} has no tokenizer ({TOKENIZER_FILES[0]} or another vocabulary file): "
@@ -188,31 +187,26 @@ def context_of(config: dict[str, Any], tokenizer_limit: Any = None) -> int:
 def count_parameters(folder: Path, name: str) -> int:
     """Parameters in the safetensors headers, without reading the weights.
 
-    Format: 8 bytes little-endian header length, then JSON (huggingface.co/docs/safetensors).
     A tied output layer that was stored all the same is not counted twice.
     """
-    shapes: dict[str, list[int]] = {}
-    for path in weight_files(folder, name):
-        shapes |= {key: item["shape"] for key, item in _header(path, name).items() if key != "__metadata__"}
+    shapes = _tensor_shapes(folder, name)
     if read_json_file(folder / "config.json", name).get("tie_word_embeddings") and len(shapes) > 1:
         shapes.pop("lm_head.weight", None)
     return sum(math.prod(shape) for key, shape in shapes.items() if not key.endswith(_BUFFERS))
 
 
-def _header(path: Path, name: str) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(path.stat().st_size - 8, LARGEST_HEADER):
-                raise ValueError("no header")
-            header: dict[str, Any] = json.loads(file.read(length))
-        tensors = [item for key, item in header.items() if key != "__metadata__"]
-        ends = [int(item["data_offsets"][1]) for item in tensors if math.prod(item["shape"]) >= 0]
-        if path.stat().st_size != 8 + length + max(ends, default=0):
-            raise ValueError("wrong length")
-    except (ValueError, OSError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise LabError(
-            f"The file {path.name} of the model {name!r} is not a complete safetensors file ({error}): "
-            "download it again."
-        ) from None
-    return header
+def _tensor_shapes(folder: Path, name: str) -> dict[str, list[int]]:
+    """The shape of every tensor in a folder's weight files, whose headers and lengths are checked."""
+    from safetensors import SafetensorError, safe_open
+
+    shapes: dict[str, list[int]] = {}
+    for path in weight_files(folder, name):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                shapes |= {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise LabError(
+                f"The file {path.name} of the model {name!r} is not a complete safetensors file ({error}): "
+                "download it again."
+            ) from None
+    return shapes

@@ -151,7 +151,7 @@ HARM = [
     (_sparse("chat_template.jinja"), "chat_template.jinja .* 2,048 MiB"),
     (_headed, "not a complete safetensors file"),
     (lambda f: (f / "config.json").write_text('{"a":' * 100_000), "config.json .* cannot be read"),
-    (lambda f: edit_json(f / "config.json", n_layer=10**6), "n_layer = 1000000 and its weights have 29 ten"),
+    (lambda f: edit_json(f / "config.json", n_layer=10**6), "n_layer = 1000000 and its weights have 28 ten"),
     (lambda f: edit_json(f / "config.json", text_config={"num_experts": 10**9}), "num_experts = 1000000000"),
     (lambda f: edit_json(f / "config.json", attn_implementation="evil/kernels"), "evil/kernels"),
     (lambda f: (f / "adapter_config.json").write_text("{}"), "is an adapter"),
