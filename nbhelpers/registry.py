@@ -6,7 +6,6 @@ import difflib
 import functools
 import json
 import re
-import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,23 +19,19 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @functools.cache
-def _entries(path: Path) -> dict[str, dict[str, Any]]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise LabError(f"The model registry {path.name} is not valid TOML: {error}.") from None
+def _tables() -> tuple[dict[str, ModelSpec], dict[str, dict[str, Any]]]:
+    """data/models.toml: models by alias, and the configurations of those that have one."""
+    return store.read_table("models.toml", _checked)
 
 
-def _registry_entries() -> dict[str, dict[str, Any]]:
-    return _entries(store.data_dir() / "models.toml")
+def _checked(data: dict[str, Any]) -> tuple[dict[str, ModelSpec], dict[str, dict[str, Any]]]:
+    specs = {alias: _spec(alias, entry) for alias, entry in data.items()}
+    return specs, {alias: dict(entry["config"]) for alias, entry in data.items() if "config" in entry}
 
 
 def load_registry() -> dict[str, ModelSpec]:
     """Every model of data/models.toml by alias, embedded ones first, in file order."""
-    try:
-        return {alias: _spec(alias, entry) for alias, entry in _registry_entries().items()}
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise LabError(f"The model registry models.toml is not usable ({error}): restore it.") from None
+    return dict(_tables()[0])
 
 
 def embedded_models() -> list[str]:
@@ -84,14 +79,11 @@ def nearest(name: str, known: list[str]) -> str:
 
 
 def _resolve_shape(name: str, registry: dict[str, ModelSpec]) -> ModelSpec:
-    alias = name.removeprefix(SHAPE)
-    shapes = [key for key, entry in _registry_entries().items() if "config" in entry]
-    if alias not in shapes:
-        match = next((shape for shape in shapes if registry[shape].source == alias), None)
-        if match is None:
-            known = [SHAPE + shape for shape in shapes]
-            raise LabError(f"There is no architecture {name!r}: {nearest(name, known)}")
-        alias = match
+    asked, shapes = name.removeprefix(SHAPE), _tables()[1]
+    alias = next((shape for shape in shapes if asked in (shape, registry[shape].source)), None)
+    if alias is None:
+        known = [SHAPE + shape for shape in shapes]
+        raise LabError(f"There is no architecture {name!r}: {nearest(name, known)}")
     return replace(registry[alias], alias=SHAPE + alias, source=SHAPE + alias, kind="shape")
 
 
@@ -112,7 +104,7 @@ def _spec(alias: str, entry: dict[str, Any]) -> ModelSpec:
     given |= {"alias": alias, "kind": "embedded" if embedded else "hub", "prompt_format": entry["prompt"]}
     if embedded:
         given["sha256"] = _digests(store.project_root() / source)
-    return store.from_plain(given, ModelSpec, f"data/models.toml, [{alias}]")
+    return store.from_plain(given, ModelSpec, f"[{alias}]")
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -123,7 +115,7 @@ def _digests(folder: Path) -> dict[str, str]:
 
 def shape_config(spec: ModelSpec) -> dict[str, Any]:
     """The configuration of a registered Hub or shape: model, ready for AutoConfig.for_model(**config)."""
-    return dict(_registry_entries()[spec.alias.removeprefix(SHAPE)]["config"])
+    return dict(_tables()[1][spec.alias.removeprefix(SHAPE)])
 
 
 def folder_of(spec: ModelSpec) -> Path | None:

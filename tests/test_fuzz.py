@@ -145,7 +145,7 @@ def test_prompts(folder, draw):
 
 
 TOML = {
-    "models.toml": (registry.load_registry, registry._entries.cache_clear),
+    "models.toml": (registry.load_registry, registry._tables.cache_clear),
     "content_types.toml": (rubrics.load_content_types, rubrics._tables.cache_clear),
     "prices.toml": (prices.load_prices, lambda: None),
     "questions.toml": (quiz.choose, lambda: None),
