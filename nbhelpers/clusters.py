@@ -32,6 +32,11 @@ class VarianceSplit:
             return None
         return math.sqrt(self.between / prompts + self.within / (prompts * repeats))
 
+    def half_width(self, prompts: int, repeats: int, level: float = 0.95) -> float | None:
+        """Half the t interval that the design would give: with few prompts its quantile is large."""
+        error = self.standard_error(prompts, repeats)
+        return None if error is None else float(sps.t.isf((1 - level) / 2, prompts - 1)) * error
+
 
 @dataclass(frozen=True)
 class Design:
@@ -39,7 +44,7 @@ class Design:
 
     prompts: int
     repeats: int
-    standard_error: float
+    half_width: float  # of the 95% interval of the mean
     cost: float  # in the unit of the budget
 
 
@@ -71,12 +76,13 @@ def best_design(
     repeat_cost: float = 1.0,
     most_prompts: int | None = None,
 ) -> Design | None:
-    """The prompts x repeats with the smallest standard error that ``budget`` buys.
+    """The prompts x repeats with the narrowest 95% interval that ``budget`` buys.
 
     Cost of a design: prompts * (prompt_cost + repeats * repeat_cost). The defaults make ``budget`` a number
     of generations; ``prompt_cost`` is the making of one prompt, in the same unit, ``most_prompts``
     the prompts that exist. Every number of repeats is tried with the most prompts it leaves money for, which
-    is near repeats = sqrt(within / between * prompt_cost / repeat_cost) (Cochran 1977, section 10.6).
+    is near repeats = sqrt(within / between * prompt_cost / repeat_cost) (Cochran 1977, section 10.6); with few
+    prompts the t quantile asks for more of them, also where the split says that prompts do not differ.
     None for a split without variances. Raises LabError when not even 2 prompts x 1 fit, or a cost is
     impossible.
     """
@@ -86,7 +92,7 @@ def best_design(
         )
     if most_prompts is not None and most_prompts < 2:
         raise LabError(f"With {most_prompts} prompts there is no error bar: give at least 2.")
-    if split.between is None or split.within is None:
+    if split.between is None:
         return None
     found = []
     for repeats in range(1, MOST_REPEATS + 1):
@@ -95,13 +101,13 @@ def best_design(
         prompts = min(prompts, most_prompts or prompts)
         if prompts < 2:
             break
-        error = math.sqrt(split.between / prompts + split.within / (prompts * repeats))
-        found.append(Design(prompts, repeats, error, prompts * each))
+        if half := split.half_width(prompts, repeats):
+            found.append(Design(prompts, repeats, half, prompts * each))
     if not found:
         raise LabError(
             f"A budget of {budget:g} buys no two prompts: give at least {2 * (prompt_cost + repeat_cost):g}."
         )
-    return min(found, key=lambda design: (design.standard_error, design.cost))
+    return min(found, key=lambda design: (design.half_width, design.cost))
 
 
 def clustered_se(values: Sequence[float], clusters: Sequence[Hashable]) -> float | None:

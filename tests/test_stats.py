@@ -735,7 +735,7 @@ def test_clustered_interval_with_too_little_data(groups, mean, reason):
 def test_best_design_is_the_best_of_all(between, within, budget, prompt_cost, most):
     split = stats.VarianceSplit(5, 10, between, within, between / (between + within))
     fits = [
-        split.standard_error(p, r)
+        sps.t.ppf(0.975, p - 1) * math.sqrt(between / p + within / (p * r))
         for p in range(2, min(budget, most or budget) + 1)
         for r in range(1, budget + 1)
         if p * (prompt_cost + r) <= budget
@@ -745,8 +745,8 @@ def test_best_design_is_the_best_of_all(between, within, budget, prompt_cost, mo
             stats.best_design(split, budget, prompt_cost, 1.0, most)
         return
     found = stats.best_design(split, budget, prompt_cost, 1.0, most)
-    assert found.standard_error == pytest.approx(min(fits), abs=1e-9)
-    assert found.standard_error == pytest.approx(split.standard_error(found.prompts, found.repeats), abs=1e-9)
+    assert found.half_width == pytest.approx(min(fits), abs=1e-9)
+    assert found.half_width == pytest.approx(split.half_width(found.prompts, found.repeats), abs=1e-9)
     assert found.cost == found.prompts * (prompt_cost + found.repeats) <= budget + 1e-9
 
 
@@ -755,12 +755,10 @@ def test_best_design_by_hand():
     even = stats.VarianceSplit(15, 60, 1.0, 1.0, 0.5)
     assert astuple(stats.best_design(even, 60))[:2] == (60, 1)
     assert astuple(stats.best_design(even, 60, most_prompts=15))[:2] == (15, 4)
-    assert astuple(stats.best_design(even, 1200, prompt_cost=9)) == (
-        100,
-        3,
-        math.sqrt(1 / 100 + 1 / 300),
-        1200,
-    )
+    half = sps.t.ppf(0.975, 99) * math.sqrt(1 / 100 + 1 / 300)
+    assert astuple(stats.best_design(even, 1200, prompt_cost=9)) == (100, 3, pytest.approx(half), 1200)
+    alike = stats.VarianceSplit(5, 10, 0.0, 1.0, 0.0)  # few prompts may look alike: still not two of them
+    assert stats.best_design(alike, 600, prompt_cost=9).prompts > 10
     assert stats.best_design(replace(even, between=None), 60) is None
     for bad in ({"repeat_cost": 0}, {"prompt_cost": -1}, {"most_prompts": 1}, {"repeat_cost": 40}):
         with pytest.raises(LabError):
