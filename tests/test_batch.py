@@ -14,6 +14,7 @@ from pathlib import Path
 import made_runs
 import psutil
 import pytest
+from test_readme import COMMANDS
 
 from nbhelpers import batch, failures, forked, processes, registry, store
 from nbhelpers.limits import Limits
@@ -371,7 +372,6 @@ def test_finding_a_run(tmp_path, monkeypatch):
 
 # One real run, shared by the tests below: one model that works and one whose weights do not fit its config.
 
-SMALL = Settings(limit=2, repeats=1, max_new_tokens=16)
 PLACE = Path("run")
 TOKEN = "hf_plantedSecret0123456789abcdef"
 
@@ -383,18 +383,44 @@ def broken_model(folder: Path) -> Path:
     return folder
 
 
+def command(line: str, *more: str) -> subprocess.CompletedProcess:
+    """A command of the README, with more arguments at its end."""
+    program, *arguments = line.split()
+    whole = [Path(sys.executable).with_name(program), *arguments, *more]
+    return subprocess.run(whole, capture_output=True, text=True, timeout=600)
+
+
 @pytest.fixture(scope="module")
-def real_run(tmp_path_factory):
+def commanded(tmp_path_factory):
+    """The README's run, with a broken model beside: its folder, that model's, and how the command ended."""
     outputs = tmp_path_factory.mktemp("outputs")
     broken = str(broken_model(tmp_path_factory.mktemp("models") / "broken"))
+    [line] = [line for line in COMMANDS if line.startswith("nbhelpers run ")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NBHELPERS_OUTPUTS", str(outputs))
         patch.setenv("HF_TOKEN", TOKEN)
         patch.setenv("HUGGING_FACE_HUB_TOKEN", TOKEN)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        plan = batch.plan_run(["lab-gpt2", broken], SMALL, str(outputs / PLACE))
-        info = batch.run(plan, jobs=2, limits=Limits(cell_s=300))
-        yield plan.run_dir, broken, info
+        run_dir = outputs / PLACE
+        more = (broken, "--jobs", "2", "--timeout", "300", "--out", str(run_dir))
+        yield run_dir, broken, command(line, *more)
+
+
+@pytest.fixture(scope="module")
+def real_run(commanded):
+    run_dir, broken, _ = commanded
+    return run_dir, broken, store.read_json(run_dir / "run.json", RunInfo)
+
+
+def test_the_commands_of_the_readme_report_both_models_and_exit_1_for_the_broken_one(commanded):
+    run_dir, broken, done = commanded
+    assert done.returncode == 1, done.stderr
+    assert "\nlab-gpt2 " in done.stdout and "\nnot compared: broken: " in done.stdout
+    assert f"\nfailed: {broken}, 02_loading: " in done.stdout
+    reports = [line for line in COMMANDS if line.startswith("nbhelpers report")]
+    for again in (done, *map(command, reports)):
+        assert again.stdout.count("index.html") == 2 and str(run_dir / "index.html") in again.stdout
+    assert reports and again.returncode == 0
 
 
 def test_the_working_model_passes_every_notebook(real_run):
@@ -457,14 +483,23 @@ def tracking_runs(run_dir: Path) -> list[tuple[str, str]]:
         return database.execute("select name, status from runs where lifecycle_stage = 'active'").fetchall()
 
 
+def executed(run_dir: Path) -> dict[str, int]:
+    """When each notebook was written."""
+    return {str(p.relative_to(run_dir)): p.stat().st_mtime_ns for p in run_dir.glob("**/*.ipynb")}
+
+
 def test_a_resumed_run_executes_only_what_has_not_passed(real_run):
     run_dir, broken, info = real_run
     files = [path for path in (run_dir / "lab-gpt2").iterdir() if path.name != "worker.log"]
     kept = {path: path.read_bytes() for path in files}
-    events = []
-    again = batch.run(batch.plan_resume(str(run_dir)), limits=Limits(cell_s=300), watch=events.append)
-    started = [(event.model, event.notebook) for event in events if event.status is None]
-    assert started == [(broken, "02_loading"), ("", COMPARISON)]
+    before = executed(run_dir)
+    done = command("nbhelpers run --resume latest --json")
+    assert done.returncode == 1 and list(json.loads(done.stdout)["ranking"]) == ["lab-gpt2"], done.stderr
+    again, after = store.read_json(run_dir / "run.json", RunInfo), executed(run_dir)
+    assert {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)} == {
+        "broken/02_loading.ipynb",
+        f"{COMPARISON}.ipynb",
+    }
     assert {path: path.read_bytes() for path in files} == kept
     assert statuses(again, "lab-gpt2") == statuses(info, "lab-gpt2")
     assert statuses(again, broken)[1][0] == "failed"
