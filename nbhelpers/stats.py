@@ -1,4 +1,4 @@
-"""The statistics of the laboratory in one place: everything in ``__all__`` works on plain numbers.
+"""The statistics of the laboratory in one place: all of them work on plain numbers.
 
 Estimates of one model are in ``estimates``, repeats of prompts in ``clusters``, tests and effect sizes of two
 and more models in ``paired_tests``; here they become comparisons with a verdict.
@@ -10,6 +10,7 @@ Models are compared on the same prompts. Differences are signed: first model min
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -19,7 +20,7 @@ from scipy import special
 from scipy import stats as sps
 
 from nbhelpers import estimates
-from nbhelpers.clusters import (
+from nbhelpers.clusters import (  # noqa: F401  # offered here as well
     Design,
     VarianceSplit,
     best_design,
@@ -27,8 +28,15 @@ from nbhelpers.clusters import (
     clustered_se,
     variance_split,
 )
-from nbhelpers.estimates import ClaimTest, by_prompt, estimate, percentile_estimate, test_claim, wilson
-from nbhelpers.paired_tests import (
+from nbhelpers.estimates import (  # noqa: F401
+    ClaimTest,
+    by_prompt,
+    estimate,
+    percentile_estimate,
+    test_claim,
+    wilson,
+)
+from nbhelpers.paired_tests import (  # noqa: F401
     TestResult,
     equivalence,
     hedges_g,
@@ -40,36 +48,8 @@ from nbhelpers.paired_tests import (
 )
 from nbhelpers.records import Comparison, LabError, Verdict
 
-__all__ = [
-    "ClaimTest",
-    "Design",
-    "TestResult",
-    "VarianceSplit",
-    "best_design",
-    "by_prompt",
-    "clustered_estimate",
-    "clustered_se",
-    "compare_all",
-    "equivalence",
-    "estimate",
-    "hedges_g",
-    "holm",
-    "paired",
-    "percentile_estimate",
-    "power",
-    "prompts_needed",
-    "prompts_to_tie",
-    "rank_intervals",
-    "resample_counts",
-    "sign_flip_p",
-    "superiority",
-    "test_claim",
-    "variance_split",
-    "wilcoxon",
-    "wilson",
-]
-
 MOST_PROMPTS = 100_000  # more prompts than this is the same as "never"
+POWER = 0.8  # that a needed number of prompts is figured for
 
 
 def paired(
@@ -143,22 +123,18 @@ def power(difference: float, sd: float, n: int, alpha: float = 0.05) -> float:
     return float(near + np.nan_to_num(far))  # NaN where it is too small to matter
 
 
-def prompts_needed(
-    difference: float, sd: float, alpha: float = 0.05, target: float = 0.8, limit: int = MOST_PROMPTS
-) -> int | None:
-    """Smallest n >= 2 at which a paired t test of this difference and sd has the target power.
+def prompts_needed(difference: float, sd: float, alpha: float = 0.05) -> int | None:
+    """Smallest n >= 2 at which a paired t test of this difference and sd has 80% power.
 
-    None when the difference or the sd is 0 or when more than ``limit`` prompts would be needed.
+    None when the difference or the sd is 0 or when more than ``MOST_PROMPTS`` would be needed.
     """
     if difference == 0 or sd <= 0:
         return None
-    return _smallest(lambda n: power(difference, sd, n, alpha) >= target, limit)
+    return _smallest(lambda n: power(difference, sd, n, alpha) >= POWER)
 
 
-def prompts_to_tie(
-    difference: float, sd: float, margin: float, alpha: float = 0.05, target: float = 0.8
-) -> int | None:
-    """Smallest n >= 2 at which a 1 - alpha t interval lies inside +-margin with the target power.
+def prompts_to_tie(difference: float, sd: float, margin: float, alpha: float = 0.05) -> int | None:
+    """Smallest n >= 2 at which a 1 - alpha t interval lies inside +-margin with 80% power.
 
     Power is bounded from below: 1 minus the chances (noncentral t) that the interval crosses either border.
     None when the difference is not inside the margin, when sd is 0, or beyond ``MOST_PROMPTS``.
@@ -172,18 +148,14 @@ def prompts_to_tie(
 
     if rooms[0] <= 0 or sd <= 0:
         return None
-    return _smallest(lambda n: 1 - crossing(n) >= target, MOST_PROMPTS)
+    return _smallest(lambda n: 1 - crossing(n) >= POWER)
 
 
-def _smallest(enough: Callable[[int], bool], limit: int) -> int | None:
-    """The smallest n from 2 to limit that is enough, for a condition that stays true once it is."""
-    if not enough(limit):
-        return None
-    low, high = 1, limit
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
+def _smallest(enough: Callable[[int], bool]) -> int | None:
+    """The smallest n from 2 to MOST_PROMPTS that is enough, for a condition that stays true once it is."""
+    counts = range(2, MOST_PROMPTS + 1)
+    place = bisect_left(counts, True, key=enough)
+    return counts[place] if place < len(counts) else None
 
 
 def _measured(
