@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import sys
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nbhelpers import registry, store
+from nbhelpers.processes import usable_cores
 from nbhelpers.records import DeviceReport, DtypeTrial, LabError, ModelSpec, Settings
 
 DEVICES = ("cuda", "mps", "xpu", "cpu")  # in order of preference
@@ -46,7 +46,7 @@ def detect(device: str = "auto", dtype: str = "auto") -> DeviceReport:
     return DeviceReport(
         device=chosen,
         name=_device_name(chosen),
-        cores=_cores(),
+        cores=usable_cores(),
         memory_total_bytes=total,
         memory_free_bytes=free,
         dtypes=supported,
@@ -228,12 +228,6 @@ def resident_memory() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _device_name(device: str) -> str:
     if device in ("cuda", "xpu"):
         return str(_torch_module(device).get_device_name())
@@ -254,7 +248,6 @@ class FitRow:
     tokens: int  # of the workload, or the model's context where that is shorter
     weights_bytes: dict[str, int]  # dtype -> bytes
     kv_bytes: dict[str, int]
-    free_bytes: int
     fits: tuple[str, ...]
 
     def need_bytes(self, dtype: str) -> int:
@@ -287,7 +280,7 @@ def _fit_row(spec: ModelSpec, report: DeviceReport, batch: int, tokens: int) -> 
     cache = {dtype: kv_cache_bytes(spec, batch, held, dtype) for dtype in weights}
     room = HEADROOM * report.memory_free_bytes
     fits = tuple(dtype for dtype in weights if weights[dtype] + cache[dtype] <= room)
-    return FitRow(spec.alias, count, held, weights, cache, report.memory_free_bytes, fits)
+    return FitRow(spec.alias, count, held, weights, cache, fits)
 
 
 def device_for(settings: Settings) -> DeviceReport:

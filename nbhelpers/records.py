@@ -7,7 +7,7 @@ Units are in the names: ``_s`` seconds, ``_bytes`` bytes, ``_j`` joules, ``_usd`
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 SCHEMA_VERSION = 1
 
@@ -331,6 +331,3 @@ class RunInfo:
     threads: str | None = None  # of each one's numerical libraries (OMP_NUM_THREADS)
     kernels: str | None = None  # "forked", or "plain: " and why
     schema_version: int = SCHEMA_VERSION
-
-
-Record = Any  # any dataclass of this module
