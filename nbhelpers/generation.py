@@ -293,10 +293,7 @@ def _identity(loaded: Loaded) -> dict[str, str]:
     return inputs.identity(loaded.spec, loaded.revision, loaded.device, loaded.report.dtype)
 
 
-def _stored(path: Path | None) -> dict[str, Sample]:
-    """Key -> row of a samples file; of two rows with one key, the later."""
-    return {row.key: row for row in store.read_rows(path, Sample)} if path else {}
-
-
 def _finished(path: Path | None) -> dict[str, Sample]:
-    return {key: row for key, row in _stored(path).items() if row.error is None}
+    """Key -> row of a samples file; of two rows with one key the later counts, if it did not fail."""
+    last = {row.key: row for row in store.read_rows(path, Sample)} if path else {}
+    return {key: row for key, row in last.items() if row.error is None}
