@@ -50,23 +50,9 @@ class Children:
         with self._lock:
             if self.stopping:  # the server is dead, and what it forked with it
                 raise Stopping
-            child = forked or self._popen(arguments, self.environment, DEVNULL, stdout, stderr)
+            child = forked or _popen(arguments, self.environment, DEVNULL, stdout, stderr)
             self.running.add(child)
         return child
-
-    def _popen(
-        self, arguments: Sequence[str], environment: Mapping[str, str], *streams: Any
-    ) -> subprocess.Popen[str]:
-        stdin, stdout, stderr = streams
-        return subprocess.Popen(
-            [sys.executable, *arguments],
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            text=True,
-            env=environment,
-            start_new_session=True,
-        )
 
     def _fork(self, arguments: Sequence[str], stdout: Stream, stderr: Stream) -> Forked | None:
         """The same process from the fork server; None, and the reason in `plain`, where that fails."""
@@ -94,7 +80,7 @@ class Children:
             with socket.socket(socket.AF_UNIX) as listener:
                 listener.bind(address)
                 listener.listen(64)
-                server = self._popen((*SERVER, str(os.getpid())), environment, listener, DEVNULL, log)
+                server = _popen((*SERVER, str(os.getpid())), environment, listener, DEVNULL, log)
             self.running.add(server)
             self.environment[ADDRESS] = address
 
@@ -118,6 +104,14 @@ class Children:
             kill_tree(child.pid)
         if self._folder:
             self._folder.cleanup()
+
+
+def _popen(
+    arguments: Sequence[str], environment: Mapping[str, str], stdin: Any, stdout: Any, stderr: Any
+) -> subprocess.Popen[str]:
+    streams = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
+    command = [sys.executable, *arguments]
+    return subprocess.Popen(command, **streams, text=True, env=environment, start_new_session=True)
 
 
 def kill_tree(pid: int) -> None:
