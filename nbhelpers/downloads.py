@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from dataclasses import asdict
@@ -25,12 +24,11 @@ from nbhelpers.records import LabError, ModelSpec
 if TYPE_CHECKING:
     from tenacity import RetryCallState
 
-LIMIT_S = 1800.0
 ATTEMPTS = 6
 PASSING = frozenset((408, 425, 429, 500, 502, 503, 504))  # HTTP answers that may be better next time
 
 
-def download(spec: ModelSpec, progress: bool = False, limit_s: float = LIMIT_S) -> Path:
+def download(spec: ModelSpec, limit_s: float) -> Path:
     """The snapshot folder of a Hub model, named by its commit; what is already in the cache is not fetched.
 
     A connection that breaks is taken up where it broke, and after a stop the files that were complete are
@@ -38,7 +36,7 @@ def download(spec: ModelSpec, progress: bool = False, limit_s: float = LIMIT_S) 
     network a complete cached copy is used. Raises LabError for a Hub that cannot be reached, an unknown,
     private or gated repository, remote code, pickles, damaged files and a download above limit_s seconds.
     """
-    folder = _cached(spec) or _fetched(spec, progress, limit_s)
+    folder = _cached(spec) or _fetched(spec, limit_s)
     check_folder(folder, spec.alias)
     return folder
 
@@ -55,16 +53,14 @@ def _cached(spec: ModelSpec) -> Path | None:
     return folder if any(folder.glob("*.safetensors")) else None
 
 
-def _fetched(spec: ModelSpec, progress: bool, limit_s: float) -> Path:
+def _fetched(spec: ModelSpec, limit_s: float) -> Path:
     order = json.dumps({"spec": asdict(spec), "limit_s": limit_s})
-    bars = {} if progress else {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     child = subprocess.Popen(
         [sys.executable, "-m", "nbhelpers.downloads", order],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=None if progress else subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,  # progress bars
         text=True,
-        env={**os.environ, **bars},
     )
     try:
         said, _ = child.communicate(timeout=limit_s)
@@ -109,10 +105,8 @@ def verify(repository: str, folder: Path) -> None:
     except hf.errors.CachedRepoTreeNotFoundError:
         return
     files = {folder / entry.path: entry for entry in tree if (folder / entry.path).is_file()}
-    note, names = (
-        folder.parent.parent / "verified" / folder.name,
-        "\n".join(sorted(e.path for e in files.values())),
-    )
+    note = folder.parent.parent / "verified" / folder.name
+    names = "\n".join(sorted(entry.path for entry in files.values()))
     if note.is_file() and note.read_text(encoding="utf-8") == names:
         return
     for path, entry in files.items():

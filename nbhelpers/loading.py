@@ -47,7 +47,7 @@ class Loaded:
     device: str
 
 
-def fetch(spec: ModelSpec, progress: bool = False, download_timeout: float | None = None) -> Path:
+def fetch(spec: ModelSpec, download_timeout: float | None = None) -> Path:
     """The folder of a model's files, downloaded if need be in download_timeout seconds (None: the run's
     limit), checked for safety.
 
@@ -55,7 +55,7 @@ def fetch(spec: ModelSpec, progress: bool = False, download_timeout: float | Non
     Raises LabError.
     """
     if spec.kind == "hub":
-        return downloads.download(spec, progress, download_timeout or limits.current().download_s)
+        return downloads.download(spec, download_timeout or limits.current().download_s)
     if spec.kind == "shape":
         return fetch(registry.resolve(SHAPE_TOKENIZER))
     folder = registry.folder_of(spec)
