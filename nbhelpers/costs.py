@@ -92,11 +92,6 @@ def break_even(saving: Estimate, seconds_per_request: float, given: Assumptions)
     return BreakEven(requests, low, high, requests / given.requests_per_day / DAYS_PER_YEAR, busy, reason)
 
 
-def return_per_piece(value_usd: float, cost_usd: float) -> float:
-    """What a piece leaves after its cost. The value is an assumption of its owner, never a measurement."""
-    return value_usd - cost_usd
-
-
 def sample_joules(samples: Sequence[Sample], watts: float) -> list[float]:
     """Energy of each sample: as measured where the row has it, otherwise watts x its share of the time.
 
@@ -107,9 +102,7 @@ def sample_joules(samples: Sequence[Sample], watts: float) -> list[float]:
     ]
 
 
-def cost_summary(
-    samples: Sequence[Sample], report: DeviceReport, prices: Prices | None = None
-) -> dict[str, float]:
+def cost_summary(samples: Sequence[Sample], report: DeviceReport) -> dict[str, float]:
     """Money and energy per request (attempted) and per piece (finished), under flat names with their unit.
 
     A request is charged its share of the machine's time. ``energy_measured`` is 1.0 only if every timed row
@@ -117,7 +110,7 @@ def cost_summary(
     ``_high`` are 95% intervals over prompts (bootstrap-t), to which assumed figures add nothing. What cannot
     be computed is absent: no samples, nothing timed, nothing finished, a break-even that never comes.
     """
-    prices = prices or load_prices()
+    prices = load_prices()
     given = prices.assumptions
     watts = given.watts_of(report.device)
     summary = {
@@ -197,7 +190,7 @@ def _per_piece(
         "usd_per_piece_machine": machine,
         "usd_per_piece_review": given.review_usd_per_piece,
         "usd_per_piece": cost,
-        "return_usd_per_piece": return_per_piece(given.value_usd_per_piece, cost),
+        "return_usd_per_piece": given.value_usd_per_piece - cost,  # the value is assumed by its owner
     }
 
 
@@ -216,9 +209,9 @@ def _against_api(samples: Sequence[Sample], local: float, prices: Prices) -> dic
     }
 
 
-def published_claims(prices: Prices | None = None) -> list[Claim]:
+def published_claims() -> list[Claim]:
     """The published cost statement, each figure recomputed from the others it was published with."""
-    prices = prices or load_prices()
+    prices = load_prices()
     said, given, api = prices.published, prices.assumptions, prices.api[0]
     local, bought = said["local_usd_per_request"], said["api_usd_per_request"]
     daily = said["requests_per_day"]
