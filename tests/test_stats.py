@@ -3,8 +3,6 @@
 import itertools
 import json
 import math
-import subprocess
-import sys
 from dataclasses import astuple, replace
 
 import numpy as np
@@ -897,10 +895,3 @@ def test_rank_intervals_edges():
 def test_results_survive_a_round_trip_through_json(tmp_path):
     for record, kind in ((stats.estimate(BLOOM), Estimate), (compared(planted(0.6, 2.0, 15)), Comparison)):
         assert store.read_json(store.write_json(tmp_path / "x.json", record), kind) == record
-
-
-def test_statistics_start_without_torch():
-    heavy = ("torch", "transformers", "mlflow", "matplotlib")
-    code = f"import sys, nbhelpers.stats; print([m for m in {heavy} if m in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "[]"
