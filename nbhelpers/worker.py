@@ -30,17 +30,7 @@ PIPELINE = (
     "06_tracking",
 )
 COMPARISON = "07_comparison"
-PARAMETERS = (
-    "model",
-    "run_dir",
-    "prompts",
-    "limit",
-    "repeats",
-    "max_new_tokens",
-    "seed",
-    "device",
-    "dtype",
-)
+PARAMETERS = ("model", "run_dir", "prompts", "limit", "repeats", "max_new_tokens", "seed", "device", "dtype")
 
 
 def notebook_path(name: str) -> Path:
@@ -67,10 +57,6 @@ def run_model(run_dir: Path, model: str, timeout: float, say: Say) -> None:
             say(dataclasses.asdict(NotebookStatus(name, model, "skipped", 0.0, f"{failed} failed")))
         elif not run_one(name, output, parameters_of(settings), timeout, model, say):
             failed = name
-
-
-def run_comparison(run_dir: Path, timeout: float, say: Say) -> None:
-    run_one(COMPARISON, run_dir / f"{COMPARISON}.ipynb", {"run_dir": str(run_dir)}, timeout, "", say)
 
 
 def write_pages(run_dir: Path) -> None:
@@ -116,7 +102,8 @@ def main() -> None:
         if len(sys.argv) > 3:
             run_model(run_dir, sys.argv[3], timeout, say)
         else:
-            run_comparison(run_dir, timeout, say)
+            output = run_dir / f"{COMPARISON}.ipynb"
+            run_one(COMPARISON, output, {"run_dir": str(run_dir)}, timeout, "", say)
     except LabError as error:
         say({"problem": str(error)})
 
