@@ -18,7 +18,7 @@ from nbhelpers.texts import printable
 
 if TYPE_CHECKING:
     from nbhelpers.batch import Plan
-    from nbhelpers.records import ComparisonReport, RunInfo
+    from nbhelpers.records import ComparisonReport, Result, RunInfo
 
 app = typer.Typer(
     help="Judge local language models: quality with error bars, speed, memory and cost.",
@@ -69,15 +69,7 @@ def run(
         _refuse_with_resume(context)
         plan = batch.plan_resume(resume)
     else:
-        settings = Settings(
-            prompts=prompts,
-            limit=limit,
-            repeats=repeats,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            device=device,
-            dtype=dtype,
-        )
+        settings = Settings(**{name: context.params[name] for name in RUN_SETTINGS})
         plan = batch.plan_run(models or [], settings, out)
     try:
         with progress.watching(plan, quiet=json) as watch:
@@ -104,17 +96,10 @@ def models() -> None:
 
     table = Table("model", "kind", "family", "parameters", "context", "format", "licence", "gated", box=None)
     for spec in registry.load_registry().values():
-        count = f"{spec.parameters / 1e6:,.1f} M" if spec.parameters else "?"
-        gated = "yes" if spec.gated else ""
+        size = f"{spec.parameters / 1e6:,.1f} M" if spec.parameters else "?"
+        context, gated = str(spec.context or "?"), "yes" if spec.gated else ""
         table.add_row(
-            spec.alias,
-            spec.kind,
-            spec.family,
-            count,
-            str(spec.context or "?"),
-            spec.prompt_format,
-            spec.licence,
-            gated,
+            spec.alias, spec.kind, spec.family, size, context, spec.prompt_format, spec.licence, gated
         )
     _console().print(table)
     print("Any other Hub repository (org/name), local folder or shape:<alias> works too.")
@@ -277,8 +262,9 @@ def _print_outcome(plan: Plan, info: RunInfo, comparison: ComparisonReport | Non
     console = _console()
     if comparison:
         if comparison.ranking:
-            console.print(_ranking_table(plan, comparison))
-            for result in verdicts.load_results(plan.run_dir):
+            results = verdicts.load_results(plan.run_dir)
+            console.print(_ranking_table(results, comparison))
+            for result in results:
                 if result.noise != "quiet":
                     print(printable(f"  timings of {result.model}: {result.noise}"))
         for pair in comparison.pairs:
@@ -294,13 +280,11 @@ def _print_outcome(plan: Plan, info: RunInfo, comparison: ComparisonReport | Non
     print(f"\nreport  {plan.run_dir / 'index.html'}\nruns    {plan.run_dir.parent / 'index.html'}")
 
 
-def _ranking_table(plan: Plan, comparison: ComparisonReport):  # type: ignore[no-untyped-def]
+def _ranking_table(results: list[Result], comparison: ComparisonReport):  # type: ignore[no-untyped-def]
     from rich.markup import escape
     from rich.table import Table
 
-    from nbhelpers.comparison import load_results
-
-    results = {result.model: result for result in load_results(plan.run_dir)}
+    by_model = {result.model: result for result in results}
     table = Table(
         "model", box=None, title=f"{comparison.primary}, 0 to 10, over {len(comparison.prompts)} prompts"
     )
@@ -308,7 +292,7 @@ def _ranking_table(plan: Plan, comparison: ComparisonReport):  # type: ignore[no
         table.add_column(column, justify="right")
     table.add_column("timing")
     for model, estimate in comparison.ranking.items():
-        result = results[model]
+        result = by_model[model]
         interval = (
             f"[{estimate.low:.2f}, {estimate.high:.2f}]" if estimate.low is not None else estimate.reason
         )
