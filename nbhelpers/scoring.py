@@ -189,20 +189,6 @@ def score_text(text: str, prompt: str, content_type: str) -> dict[str, float]:
     return {name: values[name] for name in SCORE_NAMES}
 
 
-def diversity(text: str, others: Sequence[str]) -> float:
-    """How much of a text its siblings, other answers to the same prompt, do not say: 0 to 10.
-
-    The share of its distinct three-word sequences that a sibling lacks, averaged over the siblings, so that
-    more repeats do not change the scale. 0 for a text without such a sequence and where there is no sibling.
-    High for good variety and for noise alike: read it beside the rubric, not in it.
-    """
-    own = set(texts.trigrams(texts.words(text)))
-    if not own or not others:
-        return 0.0
-    lacking = (len(own - set(texts.trigrams(texts.words(other)))) / len(own) for other in others)
-    return 10.0 * sum(lacking) / len(others)
-
-
 def score_samples(samples: Iterable[Sample]) -> list[Score]:
     """One Score a sample, in order. A failed sample scores 0 everywhere and stays in the denominator.
 
@@ -244,7 +230,13 @@ def _distinct(text: str) -> set[tuple[str, ...]]:
 
 
 def _diversity(own: set[tuple[str, ...]], said: Counter[tuple[str, ...]], siblings: int) -> float:
-    """:func:`diversity` from how many of the prompt's texts, this one too, hold each trigram: linear time."""
+    """How much of a text its siblings, other answers to the same prompt, do not say: 0 to 10.
+
+    The share of its distinct three-word sequences that a sibling lacks, averaged over the siblings, so that
+    more repeats do not change the scale. 0 for a text without such a sequence and where there is no sibling.
+    High for good variety and for noise alike: read it beside the rubric, not in it.
+    ``said``: in how many of the prompt's texts, this one too, each sequence stands; so it takes linear time.
+    """
     if not own or not siblings:
         return 0.0
     return 10.0 * sum(siblings + 1 - said[trigram] for trigram in own) / (len(own) * siblings)

@@ -4,13 +4,14 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from statistics import fmean
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_runs import make_sample
 
-from nbhelpers import scoring, store
+from nbhelpers import scoring, store, texts
 from nbhelpers.records import Sample, Score
 
 BOUND_MB = 20  # what 40,000 rows may take more than 1,000: half a kilobyte each
@@ -63,13 +64,18 @@ def test_diversity_by_counting_is_diversity_pair_by_pair(rows):
     ]
     for sample, score in zip(samples, scoring.score_samples(samples), strict=True):
         if "diversity" in score.values:
+            own = trigrams(sample.text)
             others = [
-                s.text
+                trigrams(s.text)
                 for s in samples
                 if s.prompt_id == sample.prompt_id and s.error is None and s is not sample
             ]
-            slow = 0.0 if sample.error else scoring.diversity(sample.text, others)
-            assert score.values["diversity"] == pytest.approx(slow)
+            lacking = [len(own - other) / len(own) for other in others if own and not sample.error]
+            assert score.values["diversity"] == pytest.approx(10 * fmean(lacking) if lacking else 0)
+
+
+def trigrams(text: str) -> set[tuple[str, ...]]:
+    return set(texts.trigrams(texts.words(text)))
 
 
 def test_rows_by_position_are_the_rows_of_the_file(tmp_path):

@@ -369,13 +369,19 @@ def test_without_a_part_the_other_weights_are_scaled_up() -> None:
     assert scoring.combine({"length": 10.0, "prose": 2.5}) == pytest.approx(5.0)  # equal weights
 
 
+def diversity(*said: str) -> float:
+    """Of the first of these answers to one prompt."""
+    made = [sample(key=str(i), repeat=i, text=text) for i, text in enumerate(said)]
+    return scoring.score_samples(made)[0].values["diversity"]
+
+
 def test_diversity_hand_worked() -> None:
     text = "one two three four five"  # three sequences of three words
-    assert scoring.diversity(text, [text]) == 0.0
-    assert scoring.diversity(text, ["six seven eight"]) == 10.0
-    assert scoring.diversity(text, ["two three four"]) == pytest.approx(20 / 3)
-    assert scoring.diversity(text, [text, "six seven eight"]) == 5.0
-    assert scoring.diversity(text, []) == scoring.diversity("too short", [text]) == 0.0
+    assert diversity(text, text) == 0.0
+    assert diversity(text, "six seven eight") == 10.0
+    assert diversity(text, "two three four") == pytest.approx(20 / 3)
+    assert diversity(text, text, "six seven eight") == 5.0
+    assert diversity("too short", text) == 0.0
 
 
 def test_diversity_compares_the_finished_repeats_of_one_prompt_only() -> None:
