@@ -1,8 +1,9 @@
 """Ours beside its peers and the machine's limit: interleaved rounds, medians and ratios with their spread.
 
-The parts are tools that print JSON: tools/bench_engines.py (engines take turns, each in its own
-process), run_vs_papermill.py and bench_growth.py. A rate is tokens per second of one round; a ratio is taken
-within a round, so that a machine that slows down slows both of its sides.
+The parts are tools that print JSON: tools/bench_engines.py (engines with one model take turns, each in its
+own process), run_vs_papermill.py and bench_growth.py (of a process, and of a run by its models). A rate is
+tokens per second of one round; a ratio is taken within a round, so that a machine that slows down slows both
+of its sides.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,7 +27,8 @@ from nbhelpers.records import SCHEMA_VERSION, LabError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PARTS = ("engine", "peers", "run", "growth")
+PARTS = ("engine", "peers", "run", "growth", "models")
+MODELS = ("lab-gpt2", "lab-llama", "shape:bloom-560m")  # of the engines
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
 # Of the parts that are tools of their own: the tool, its flags, and those of a quick try.
 OTHER = {
@@ -35,7 +37,8 @@ OTHER = {
         "--limit 5 --repeats 2 --max-new-tokens 64 lab-gpt2 lab-llama",
         "--rounds 1 --limit 2 --repeats 1 --max-new-tokens 8 lab-gpt2",
     ),
-    "growth": ("bench_growth.py", "--rounds 2", "--rounds 1 --base 1 --no-models"),
+    "growth": ("bench_growth.py", "--rounds 2", "--rounds 1 --base 1"),
+    "models": ("bench_growth.py", "--rounds 1 models", "--rounds 1 models"),
 }
 
 
@@ -63,19 +66,23 @@ class Ratio:
 class BenchReport:
     """docs/bench.json."""
 
-    date: str
+    date: str  # of the part that was measured last
     machine: str
     cores: int
     versions: dict[str, str]
-    load_average: tuple[float, float]  # of the minute before the start, and before the end
+    load_average: tuple[float, float]  # of the minute before that part began, and before it ended
     timings: tuple[Timing, ...] = ()
     ratios: tuple[Ratio, ...] = ()
     start_s: dict[str, float] = field(default_factory=dict)  # "model, engine" -> imports and load
+    compile_s: dict[str, float] = field(default_factory=dict)  # "model, threads" -> compiling, in no rate
     same_text: dict[str, float] = field(default_factory=dict)  # greedy texts equal to ours, share
     not_run: dict[str, str] = field(default_factory=dict)  # what, and why
     run: dict[str, Any] | None = None  # tools/run_vs_papermill.py
     growth: dict[str, Any] | None = None  # tools/bench_growth.py
     seconds: dict[str, float] = field(default_factory=dict)  # of each part
+    dates: dict[str, str] = field(default_factory=dict)  # of each part
+    loads: dict[str, tuple[float, ...]] = field(default_factory=dict)  # load_average of each part
+    quick: bool = False
     schema_version: int = SCHEMA_VERSION
 
 
@@ -90,46 +97,82 @@ def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, f
 
 def run(
     parts: Sequence[str] = PARTS,
-    models: Sequence[str] = (),
+    models: Sequence[str] = MODELS,
     python: str = sys.executable,
     quick: bool = False,
+    folder: Path | None = None,
 ) -> BenchReport:
-    """Run the chosen parts, about half an hour on two quiet cores; progress goes to stderr.
+    """Run the chosen parts, about an hour on two quiet cores; progress goes to stderr.
 
-    models: of the engines; none: all three. python: the interpreter that has the peers. quick: tiny work, to
-    see that it works. Raises LabError for an unknown part or model, and when a part fails.
+    models: of the engines. python: the interpreter that has the peers. quick: tiny work, to try it.
+    folder: each part is saved there when it ends, in place of the same part of a bench.json of this machine.
+    Raises LabError for an unknown part or model, for a quick one over a full one, and when a part fails.
     """
-    from nbhelpers import devices
-
-    if unknown := set(parts) - set(PARTS):
-        raise LabError(f"There is no part {sorted(unknown)[0]!r} of the bench: use {', '.join(PARTS)}.")
-    machine, before = devices.detect("cpu"), os.getloadavg()[0]
-    found: dict[str, Any] = {"not_run": {}}
-    seconds: dict[str, float] = {}
-    if engines := [part for part in parts if part in ("engine", "peers")]:
-        started = time.perf_counter()
-        flags = ["--only", ",".join(engines), "--python", python, *models, *(["--quick"] if quick else [])]
-        found |= _tool("bench_engines.py", flags)
-        found["timings"] = tuple(
-            Timing(**{**t, "tokens_per_s": tuple(t["tokens_per_s"])}) for t in found["timings"]
-        )
-        found["ratios"] = tuple(Ratio(**r) for r in found["ratios"])
-        seconds["engines"] = time.perf_counter() - started
-    if "cuda" not in devices.available_devices():
-        found["not_run"]["CUDA"] = "no CUDA on this machine"
+    for kind, known, asked in (("part", PARTS, parts), ("model", MODELS, models)):
+        if unknown := set(asked) - set(known):
+            raise LabError(f"There is no {kind} {sorted(unknown)[0]!r} of the bench: use {', '.join(known)}.")
+    report = _before(folder, quick)
+    engines = ",".join(part for part in parts if part in ("engine", "peers"))
+    flags = ["--only", engines, "--python", python, *(["--quick"] if quick else [])]
+    steps = [(model, "bench_engines.py", [model, *flags]) for model in models if engines]
     for part, (tool, full, small) in OTHER.items():
-        if part in parts:
-            started = time.perf_counter()
-            found[part] = _tool(tool, (small if quick else full).split())
-            seconds[part] = time.perf_counter() - started
-    return BenchReport(
-        date=time.strftime("%Y-%m-%d"),
-        machine=machine.name,
-        cores=machine.cores,
-        versions={**machine.versions, **found.pop("versions", {})},
-        load_average=(before, os.getloadavg()[0]),
-        seconds=seconds,
-        **found,
+        steps += [(part, tool, (small if quick else full).split())] if part in parts else []
+    for part, tool, flags in steps:
+        started, before = time.perf_counter(), os.getloadavg()[0]
+        found = _tool(tool, flags)
+        report = _with(report, part, found, time.perf_counter() - started, (before, os.getloadavg()[0]))
+        if folder:
+            write(report, folder)
+    return report
+
+
+def _before(folder: Path | None, quick: bool) -> BenchReport:
+    """The report that the parts join: the folder's, if it is of this machine, or an empty one."""
+    from nbhelpers import devices, store
+
+    here = devices.detect("cpu")
+    without = {} if "cuda" in devices.available_devices() else {"CUDA": "no CUDA on this machine"}
+    new = BenchReport("", here.name, here.cores, here.versions, (0.0, 0.0), not_run=without, quick=quick)
+    path = folder / "bench.json" if folder else None
+    if not path or not path.exists():
+        return new
+    old = store.read_json(path, BenchReport)
+    if quick and not old.quick:
+        raise LabError(f"{path} holds a full bench, which a quick one would spoil: choose another --out.")
+    same = (old.machine, old.cores, old.quick) == (here.name, here.cores, quick)
+    return replace(old, versions=old.versions | here.versions) if same else new
+
+
+def _with(
+    report: BenchReport, part: str, found: dict[str, Any], seconds: float, load: tuple[float, float]
+) -> BenchReport:
+    """The report with this part (a model of the engines, or a part of its own) in place of the one it had."""
+    date = time.strftime("%Y-%m-%d")
+    report = replace(
+        report,
+        date=date,
+        load_average=load,
+        dates=report.dates | {part: date},
+        seconds=report.seconds | {part: seconds},
+        loads=report.loads | {part: load},
+    )
+    if part == "run":
+        return replace(report, run=found)
+    if part not in MODELS:  # growth, and its models
+        return replace(report, growth=(report.growth or {}) | found)
+    news = [Timing(**t | {"tokens_per_s": tuple(t["tokens_per_s"])}) for t in found["timings"]]
+    timings = [*(t for t in report.timings if t.model != part), *news]
+    ratios = [*(r for r in report.ratios if r.model != part), *(Ratio(**r) for r in found["ratios"])]
+    tables: dict[str, Any] = {}
+    for name in ("start_s", "compile_s", "same_text", "not_run"):
+        others = {k: v for k, v in getattr(report, name).items() if not k.startswith(f"{part}, ")}
+        tables[name] = others | found[name]
+    return replace(
+        report,
+        versions=report.versions | found["versions"],
+        timings=tuple(sorted(timings, key=lambda t: MODELS.index(t.model))),
+        ratios=tuple(sorted(ratios, key=lambda r: MODELS.index(r.model))),
+        **tables,
     )
 
 
@@ -140,18 +183,23 @@ def command(
     out: Annotated[Path, typer.Option(help="Folder for bench.json and bench.png.")] = Path("docs"),
     quick: Annotated[bool, typer.Option("--quick", help="Tiny work, to see that it works.")] = False,
 ) -> None:
-    """Time ours beside its peers and this machine's limit: about half an hour on a quiet machine."""
-    for line in write(run(only.split(","), models or (), python or sys.executable, quick), out):
+    """Time ours beside its peers and this machine's limit: about an hour on a quiet machine, or in parts."""
+    for line in told(run(only.split(","), models or MODELS, python or sys.executable, quick, out)):
         print(line)
+    print(out / "bench.json")
 
 
-def write(report: BenchReport, folder: Path) -> list[str]:
-    """Write bench.json, and bench.png if engines were timed; the lines that tell it in short."""
+def write(report: BenchReport, folder: Path) -> None:
+    """Write bench.json, and bench.png if engines were timed."""
     from nbhelpers import store
 
     store.write_json(folder / "bench.json", report)
     if report.timings:
         picture(report).savefig(folder / "bench.png", dpi=110)
+
+
+def told(report: BenchReport) -> list[str]:
+    """The lines that tell it in short."""
     lines = [f"{report.machine}, {report.cores} cores, load average {report.load_average[0]:.1f} before"]
     for t in report.timings:
         bound = f", {median(t.tokens_per_s) / t.bound:.0%} of the bound" if t.bound else ""
@@ -161,6 +209,7 @@ def write(report: BenchReport, folder: Path) -> list[str]:
         lines.append(f"{r.model:18} against {r.name}: {r.median:.2f} [{r.low:.2f}, {r.high:.2f}]{goal}")
     lines += [f"same greedy text as ours, {name}: {share:.0%}" for name, share in report.same_text.items()]
     lines += [f"start, {name}: {seconds:.1f} s" for name, seconds in report.start_s.items()]
+    lines += [f"compiling, {name}: {seconds:.1f} s, in no rate" for name, seconds in report.compile_s.items()]
     if report.run:
         run, jobs = report.run["wall_ratio"], report.run["jobs_1_to_2"]
         lines.append(
@@ -170,8 +219,7 @@ def write(report: BenchReport, folder: Path) -> list[str]:
         lines.append(
             f"growth with {name}: exponent {fit['exponent']:.2f} [{fit['low']:.2f}, {fit['high']:.2f}]"
         )
-    lines += [f"not run: {name}: {why}" for name, why in report.not_run.items()]
-    return [*lines, f"{folder / 'bench.json'}"]
+    return [*lines, *(f"not run: {name}: {why}" for name, why in report.not_run.items())]
 
 
 def picture(report: BenchReport) -> Figure:

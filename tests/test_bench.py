@@ -4,16 +4,18 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 
-from nbhelpers import bench, store
+from nbhelpers import bench, registry, roofline, store
 from nbhelpers.bench import Timing
 from nbhelpers.records import LabError
 
 sys.path.insert(0, str(bench.TOOLS))
 import bench_engines
-from bench_engines import ALONE, LOOP, OURS
+from bench_engines import ALONE, COMPILED, LOOP, OURS, Case, Way
 
 
 def timing(way: str, *rates: float, bound: float | None = None) -> Timing:
@@ -28,16 +30,21 @@ def test_ratios_are_taken_within_a_round_against_the_best_rival():
         timing("generate, batch 60", 1000.0, 500.0, 1000.0),
         timing("lm-eval, batch 15", 1000.0, 1000.0, 1000.0),
         timing(ALONE, 30.0, 60.0, 90.0, bound=300.0),
+        timing(COMPILED, 300.0, 600.0, 900.0, bound=300.0),
+        timing("llama.cpp, one at a time", 150.0, 200.0, 300.0),
     ]
     start = {"lab-llama, ours": 2.0, "lab-llama, lm-eval": 8.0}
     found = {r.name: (r.median, r.low, r.high) for r in bench_engines.ratios(rows, start)}
     assert found["the one-prompt loop"] == (20.0, 10.0, 20.0)
     assert found["batched generate"] == (2.0, 2.0, 4.0)
     assert found["lm-eval's best batch"] == (2.0, 1.0, 4.0)
-    assert found["the bound of one at a time"] == pytest.approx((0.2, 0.1, 0.3))
+    assert found["the bound of one at a time"] == pytest.approx((2, 1, 3))
+    assert found["llama.cpp, one at a time"] == (3.0, 2.0, 3.0)  # the best of ours
+    assert found["llama.cpp, one at a time, not compiled"] == pytest.approx((0.3, 0.2, 0.3))
     # 12,000 tokens: 12 + 8 s against 6, 12 and 3 s + 2 s
     assert found["lm-eval with its start"] == pytest.approx((20 / 8, 20 / 14, 20 / 5))
-    assert not any("llama.cpp" in name for name in found)  # was not timed
+    alone = [row for row in rows if "llama.cpp" not in row.way]
+    assert not any("llama.cpp" in r.name for r in bench_engines.ratios(alone, start))
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
@@ -59,7 +66,7 @@ def test_the_interval_of_an_exponent_is_that_of_the_regression():
 
 
 def test_a_quick_bench_with_real_engines(tmp_path):
-    report = bench.run(["engine"], ["lab-gpt2"], quick=True)
+    report = bench.run(["engine"], ["lab-gpt2"], quick=True, folder=tmp_path)
     rows = {t.way: (t.rows, len(t.tokens_per_s)) for t in report.timings}
     assert rows[OURS] == rows["generate, 15 prompts x 8 returned"] == (4, 2)
     assert rows[LOOP] == rows[ALONE] == (1, 2)
@@ -68,9 +75,107 @@ def test_a_quick_bench_with_real_engines(tmp_path):
     assert report.same_text == {"lab-gpt2, ours": 1.0, "lab-gpt2, generate": 1.0}
     bounds = {t.way: t.bound for t in report.timings if t.bound}
     assert set(bounds) == {OURS, ALONE} and bounds[OURS] > bounds[ALONE]
-    path = store.write_json(tmp_path / "bench.json", report)
-    assert store.read_json(path, bench.BenchReport) == report
-    bench.picture(report).savefig(tmp_path / "bench.png")
+    assert store.read_json(tmp_path / "bench.json", bench.BenchReport) == report
+    assert (tmp_path / "bench.png").exists() and set(report.dates) == set(report.loads) == {"lab-gpt2"}
+
+
+PLAIN = {"start_s": {}, "same_text": {}, "compile_s": {}, "not_run": {}, "versions": {}, "ratios": []}
+
+
+def part(model: str, rate: float, **more: object) -> dict:
+    row = {"model": model, "way": OURS, "rows": 1, "tokens": 1, "tokens_per_s": [rate], "bound": None}
+    return PLAIN | {"timings": [row]} | more
+
+
+def test_a_part_takes_the_place_of_its_own_only(tmp_path, monkeypatch):
+    answers = {
+        "bench_engines.py": [
+            part("lab-llama", 1.0, not_run={"lab-llama, lm-eval": "x"}, start_s={"lab-llama, ours": 1.0}),
+            part("lab-gpt2", 2.0, not_run={"lab-gpt2, lm-eval": "y"}),
+            part("lab-llama", 3.0),
+        ],
+        "run_vs_papermill.py": [{"wall_ratio": 2.0}],
+        "bench_growth.py": [{"prompts": {"exponent": 1.0}}, {"models": {"exponent": 0.9}}],
+    }
+
+    def tool(name: str, flags: object) -> dict:
+        if not answers[name]:
+            raise LabError(f"tools/{name} failed")
+        return answers[name].pop(0)
+
+    monkeypatch.setattr(bench, "_tool", tool)
+    monkeypatch.setattr(bench, "picture", lambda report: SimpleNamespace(savefig=lambda path, dpi: None))
+    bench.run(["engine"], ["lab-llama"], folder=tmp_path)
+    bench.run(["run", "growth"], folder=tmp_path)
+    with pytest.raises(LabError, match="run_vs_papermill"):  # nothing that was saved is lost
+        bench.run(["run"], folder=tmp_path)
+    bench.run(["engine"], ["lab-gpt2"], folder=tmp_path)
+    bench.run(["models"], folder=tmp_path)
+    bench.run(["engine"], ["lab-llama"], folder=tmp_path)
+    found = store.read_json(tmp_path / "bench.json", bench.BenchReport)
+    assert [(t.model, t.tokens_per_s) for t in found.timings] == [("lab-gpt2", (2.0,)), ("lab-llama", (3.0,))]
+    assert found.run == {"wall_ratio": 2.0}
+    assert found.growth == {"prompts": {"exponent": 1.0}, "models": {"exponent": 0.9}}
+    assert {k for k in found.not_run if k != "CUDA"} == {"lab-gpt2, lm-eval"} and not found.start_s
+    assert set(found.dates) == set(found.seconds) == {"lab-gpt2", "lab-llama", "run", "growth", "models"}
+    with pytest.raises(LabError, match="choose another --out"):
+        bench.run(["run"], quick=True, folder=tmp_path)
+
+
+class Stub:
+    """A worker that answers so many times and then fails as a real one does."""
+
+    def __init__(self, engine: str, answers: int) -> None:
+        self.engine, self.answers, self.start_s = engine, answers, 1.0
+        self.facts = {"version": "1", "weight_bytes": 8, "cache_bytes_per_token": 2, "prompt_tokens": [4, 4]}
+
+    def ask(self, do: str, **what: object) -> dict:
+        self.answers -= 1
+        if self.answers < 0:
+            raise LabError(f"The bench of {self.engine} ended early: out of memory")
+        if do == "speed":
+            return json.loads(
+                json.dumps(asdict(roofline.MachineSpeed("cpu", "float32", (1, 2), (1.0, 1.0), 1.0)))
+            )
+        return {"seconds": 1.0, "tokens": 10, "texts": ["a", "b"]}
+
+
+@pytest.mark.parametrize("answers", [0, 1, 2, 3, 4])  # greedy texts, warm-up, three rounds
+def test_a_peer_that_fails_in_any_round_leaves_and_the_others_go_on(answers, monkeypatch):
+    def start(stack: object, engine: str, model: str, python: str) -> Stub:
+        return Stub(engine, answers if engine == "llama.cpp" else 99)
+
+    monkeypatch.setattr(bench_engines, "_start", start)
+    ways = tuple(Way(name, name, 2) for name in ("ours", "generate", "lm-eval", "llama.cpp"))
+    found = bench_engines.engines(Case("lab-gpt2", 1, 8, 3, ways, prompts=2), ["engine", "peers"], "")
+    assert found["not_run"] == {"lab-gpt2, llama.cpp": "The bench of llama.cpp ended early: out of memory"}
+    timed = {t.way: t.tokens_per_s for t in found["timings"]}
+    assert timed == dict.fromkeys(("ours", "generate", "lm-eval"), (10.0, 10.0, 10.0))
+
+
+def test_an_engine_of_ours_that_fails_ends_the_bench(monkeypatch):
+    monkeypatch.setattr(bench_engines, "_start", lambda stack, engine, model, python: Stub(engine, 3))
+    case = Case("lab-gpt2", 1, 8, 3, (Way("ours", "ours", 2), Way("generate", "generate", 2)), prompts=2)
+    with pytest.raises(LabError, match="ended early"):
+        bench_engines.engines(case, ["engine"], "")
+
+
+def test_the_step_that_is_compiled_writes_what_the_loop_writes(monkeypatch):
+    """As Python here: compiling takes 40 s of processor, and every bench checks its texts."""
+    import bench_compiled
+    import bench_worker
+
+    def uncompiled(self: bench_compiled.Compiled, threads: int) -> tuple:
+        return 0.0, 0.0, threads, bench_compiled.Step(self.loaded.model)
+
+    monkeypatch.setattr(bench_compiled.Compiled, "compiled", uncompiled)
+    compiled = bench_worker.ENGINES["compiled"]("lab-llama", "float32", None)
+    ours = bench_worker.Ours("lab-llama", "float32", None)
+    prompts = registry.load_prompts(limit=2)
+    for temperature in (0.0, 0.8):
+        assert compiled.write(prompts, 2, 24, 1, temperature) == ours.write(prompts, 2, 24, 4, temperature)
+    with pytest.raises(RuntimeError, match="room for 128"):
+        compiled.write(prompts, 1, 128, 1, 0.0)
 
 
 def test_a_peer_that_is_not_installed_is_named(tmp_path, monkeypatch):
@@ -82,9 +187,8 @@ def test_a_peer_that_is_not_installed_is_named(tmp_path, monkeypatch):
     assert json.loads(done.stdout) == {"missing": "lm_eval"}
 
 
-def test_mistakes_are_one_sentence(capfd):
+def test_mistakes_are_one_sentence():
     with pytest.raises(LabError, match="no part 'speed'"):
         bench.run(["speed"])
-    with pytest.raises(LabError, match=r"bench_engines\.py failed"):
+    with pytest.raises(LabError, match="no model 'nope'"):
         bench.run(["engine"], ["nope"])
-    assert "The bench has no case for nope" in capfd.readouterr().err

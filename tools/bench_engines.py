@@ -1,6 +1,6 @@
 """Time the engines on equal work, in turns: the part of `nbhelpers bench` that compares them.
 
-    python tools/bench_engines.py [--only engine,peers] [--python PYTHON] [--quick] [MODEL ...]
+    python tools/bench_engines.py [--only engine,peers] [--python PYTHON] [--quick] MODEL
 
 Every engine runs in a process of its own (tools/bench_worker.py), is started once, and then all take turns:
 A B C, A B C, … They ignore end tokens, so that equal rows are equal work. Prints progress on stderr and the
@@ -16,8 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -29,7 +29,8 @@ from nbhelpers.records import LabError
 
 PEERS = {"lm-eval": "lm-evaluation-harness", "llama.cpp": "llama-cpp-python and gguf"}
 LOOP, OURS, ALONE = "generate, one prompt at a time", "ours", "ours, one at a time"
-LLAMA_ALONE = "llama.cpp, one at a time"
+COMPILED, LLAMA_ALONE = "ours, one at a time, compiled", "llama.cpp, one at a time"
+OPTIONAL = (*PEERS, "compiled")  # whose failure the others survive; compiling needs a C++ compiler
 TEMPERATURE = 0.8
 
 
@@ -64,6 +65,7 @@ SMALL = (
     Way("generate, 15 prompts x 8 returned", "generate", -15),
     Way(OURS, "ours", 120),
     Way(ALONE, "ours", 1, alone=True),
+    Way(COMPILED, "compiled", 1, alone=True),
     Way("lm-eval, batch 1", "lm-eval", 1, alone=True),
     Way("lm-eval, batch auto", "lm-eval", 0),
     Way(LLAMA_ALONE, "llama.cpp", 1, alone=True),
@@ -72,7 +74,7 @@ SMALL = (
 )
 # auto is left out: it reads 64 x 2,048 tokens, whose logits take 131 GB with a vocabulary of 250,880
 LARGE = (
-    *(way for way in SMALL if way.batch in (1, 15)),
+    *(way for way in SMALL if way.batch in (1, 15) and way.engine != "compiled"),  # arithmetic, not Python
     Way("lm-eval, batch 15", "lm-eval", 15),
     Way(OURS, "ours", 60),
 )
@@ -123,54 +125,79 @@ class Worker:
         self.log.close()
 
 
+class Field:
+    """The engines of one model that are still in the race, and why the others are not."""
+
+    def __init__(self, case: Case, stack: ExitStack) -> None:
+        self.case, self.stack, self.workers = case, stack, dict[str, Worker]()
+        self.not_run: dict[str, str] = {}
+
+    def enter(self, engine: str, python: str) -> None:
+        with self.or_without(engine):
+            self.workers[engine] = _start(self.stack, engine, self.case.model, python)
+
+    def ask(self, engine: str, **what: Any) -> dict[str, Any] | None:
+        """The engine's answer; None from one that has left, or leaves by failing now."""
+        with self.or_without(engine):
+            return self.workers[engine].ask(**what) if engine in self.workers else None
+        return None
+
+    @contextmanager
+    def or_without(self, engine: str) -> Iterator[None]:
+        try:
+            yield
+        except LabError as error:
+            if engine not in OPTIONAL:
+                raise
+            self.not_run[f"{self.case.model}, {engine}"] = str(error)
+            self.workers.pop(engine, None)
+
+
 def engines(case: Case, parts: Sequence[str], python: str) -> dict[str, Any]:
     """Time the ways of one model: fields of a BenchReport."""
     own = {way.engine for way in case.ways} - set(PEERS)
-    wanted = [name for name in (*sorted(own), *PEERS) if "peers" in parts or name in own]
-    found: dict[str, Any] = {"start_s": {}, "same_text": {}, "not_run": {}, "versions": {}}
-    workers: dict[str, Worker] = {}
+    texts, rates = {}, {way.name: list[float]() for way in case.ways}
     with ExitStack() as stack:
-        for name in wanted:
-            try:
-                worker = _start(stack, name, case.model, python if name in PEERS else sys.executable)
-            except LabError as error:
-                if name not in PEERS:
-                    raise
-                found["not_run"][f"{case.model}, {name}"] = str(error)
-                continue
-            workers[name] = worker
-            found["start_s"][f"{case.model}, {name}"] = worker.start_s
-            if name in PEERS:
-                found["versions"][name] = worker.facts["version"]
-        texts = {}
-        for name, worker in list(workers.items()):
-            try:
-                texts[name] = worker.ask(do="write", **_work(case, Way("", name, case.prompts), 0.0))["texts"]
-            except LabError as error:  # a peer that cannot write loses its own place only
-                if name not in PEERS:
-                    raise
-                found["not_run"][f"{case.model}, {name}"] = str(error)
-                del workers[name]
-        ways = [way for way in case.ways if way.engine in workers]
+        field = Field(case, stack)
+        for name in (*sorted(own), *(PEERS if "peers" in parts else ())):
+            field.enter(name, python if name in PEERS else sys.executable)
+        workers = dict(field.workers)
         for name in workers:
-            same = [a == b for a, b in zip(texts[name], texts["ours"], strict=True)]
-            found["same_text"][f"{case.model}, {name}"] = sum(same) / len(same)
-        if any(way.batch == 0 for way in ways):
-            search = workers["lm-eval"].ask(do="search")
-            found["start_s"][f"{case.model}, lm-eval auto search"] = search["seconds"]
-        for way in ways:  # warm-up; llama.cpp makes its contexts
-            workers[way.engine].ask(do="write", **{**_work(case, way), "tokens": min(4, case.tokens)})
-        rates: dict[str, list[float]] = {way.name: [] for way in ways}
+            if done := field.ask(name, do="write", **_work(case, Way("", name, case.prompts), 0.0)):
+                texts[name] = done["texts"]
+        starts = {name: worker.start_s for name, worker in workers.items()}
+        if any(way.batch == 0 for way in case.ways) and (done := field.ask("lm-eval", do="search")):
+            starts["lm-eval auto search"] = done["seconds"]
+        for way in case.ways:  # warm-up; llama.cpp makes its contexts
+            field.ask(way.engine, do="write", **{**_work(case, way), "tokens": min(4, case.tokens)})
         for turn in range(case.rounds):
-            for way in ways:
-                done = workers[way.engine].ask(do="write", **_work(case, way))
-                rates[way.name].append(done["tokens"] / done["seconds"])
+            for way in case.ways:
+                if done := field.ask(way.engine, do="write", **_work(case, way)):
+                    rates[way.name].append(done["tokens"] / done["seconds"])
             print(f"{case.model}, round {turn + 1} of {case.rounds}", file=sys.stderr)
-        speed = workers["ours"].ask(do="speed", dtype="float32")
-        facts = workers["ours"].facts
+        speed = field.ask("ours", do="speed", dtype="float32")
     machine = store.from_plain(speed, roofline.MachineSpeed, "bench")
-    found["timings"] = [_timing(case, way, rates[way.name], machine, facts) for way in ways]
-    return found
+    facts, left = {name: worker.facts for name, worker in workers.items()}, field.workers
+    found: dict[str, Any] = {
+        "timings": [
+            _timing(case, way, rates[way.name], machine, facts["ours"])
+            for way in case.ways
+            if way.engine in left
+        ],
+        "start_s": starts,
+        "same_text": {name: _share(found, texts["ours"]) for name, found in texts.items()},
+        "compile_s": {
+            f"{n}, threads {f['threads']}": f["compile_s"] for n, f in facts.items() if "threads" in f
+        },
+    }
+    for group in ("start_s", "same_text", "compile_s"):
+        found[group] = {f"{case.model}, {name}": value for name, value in found[group].items()}
+    versions = {name: facts[name]["version"] for name in facts if name in PEERS}
+    return {**found, "not_run": field.not_run, "versions": versions}
+
+
+def _share(texts: list[str], ours: list[str]) -> float:
+    return sum(a == b for a, b in zip(texts, ours, strict=True)) / len(ours)
 
 
 def _start(stack: ExitStack, engine: str, model: str, python: str) -> Worker:
@@ -200,7 +227,7 @@ def _timing(
 ) -> Timing:
     work, bound = _work(case, way), None
     rows = work["prompts"] * work["repeats"]
-    if way.engine == "ours":
+    if way.engine in ("ours", "compiled"):
         asked = facts["prompt_tokens"][: work["prompts"]]
         columns = sum(asked) / len(asked) + case.tokens / 2  # held on average while a row is written
         cache = int(columns * facts["cache_bytes_per_token"])
@@ -218,13 +245,14 @@ def ratios(timings: Sequence[Timing], start_s: dict[str, float]) -> list[Ratio]:
     def best(start: str) -> tuple[float, ...] | None:
         return max((r for way, r in rates.items() if way.startswith(start)), key=median, default=None)
 
-    loop, lm, alone = rates.get(LOOP), best("lm-eval"), rates.get(ALONE, ())
+    loop, lm, alone = rates.get(LOOP), best("lm-eval"), best(ALONE) or ()
     rows: list[tuple[str, Sequence[float], Sequence[float] | None, float | None]] = [
         ("the one-prompt loop", rates[OURS], loop, 12.0 if large else 15.0),
         ("batched generate", rates[OURS], best("generate, "), 1.5),
         ("llama.cpp's best batch", rates[OURS], best("llama.cpp"), 1.5),
         ("lm-eval's best batch", rates[OURS], lm, 1.5),
         ("llama.cpp, one at a time", alone, rates.get(LLAMA_ALONE), 1 / 1.5),
+        ("llama.cpp, one at a time, not compiled", rates.get(ALONE, ()), rates.get(LLAMA_ALONE), None),
     ]
     bound = next((t.bound for t in timings if t.way == ALONE), None)
     if bound and alone:
@@ -250,27 +278,23 @@ def _ratio(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", default=[case.model for case in CASES])
+    parser.add_argument("model", choices=[case.model for case in CASES])
     parser.add_argument("--only", default="engine,peers")
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
-    cases = {case.model: case for case in CASES}
-    if unknown := set(given.models) - set(cases):
-        sys.exit(f"The bench has no case for {unknown.pop()}: it has {', '.join(cases)}.")
-    found: dict[str, Any] = {"timings": [], "ratios": []}
-    for model in given.models:
-        case = cases[model]
-        if given.quick:
-            ways = tuple(way for way in case.ways if way.batch)  # the search for auto is not quick
-            case = replace(case, ways=ways, prompts=2, alone=1, repeats=2, tokens=4, rounds=2)
-        part = engines(case, given.only.split(","), given.python)
-        timings = part.pop("timings")
-        found["timings"] += [asdict(timing) for timing in timings]
-        found["ratios"] += [asdict(ratio) for ratio in ratios(timings, part["start_s"])]
-        for name, value in part.items():
-            found[name] = found.get(name, {}) | value
-    print(json.dumps(found))
+    case = next(case for case in CASES if case.model == given.model)
+    if given.quick:
+        # neither the search for auto nor compiling is quick
+        ways = tuple(way for way in case.ways if way.batch and way.engine != "compiled")
+        case = replace(case, ways=ways, prompts=2, alone=1, repeats=2, tokens=4, rounds=2)
+    found = engines(case, given.only.split(","), given.python)
+    timings = found["timings"]
+    told = {
+        "timings": list(map(asdict, timings)),
+        "ratios": list(map(asdict, ratios(timings, found["start_s"]))),
+    }
+    print(json.dumps(found | told))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """How time grows with prompts, repeats, tokens and models, over 16-fold ranges.
 
-    python tools/bench_growth.py [--rounds 3] [--base 8] [--no-models]
+    python tools/bench_growth.py [--rounds 3] [--base 8] [prompts repeats tokens | models]
 
-Generation and scoring in this process; models by `nbhelpers run` with copies of one model. Prints, as JSON,
-the seconds of every round and the exponent of the fastest (disturbances only slow down) with its interval.
+Generation and scoring in this process; models by `nbhelpers run --jobs 1` with 1, 4 and 16 copies of one
+model and the least work that shows how a run grows: most of it is what the notebooks cost anyway. Prints, as
+JSON, the seconds of every round and the exponent of the fastest (disturbances only slow) with its interval.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from nbhelpers import bench, generation, loading, registry, scoring
 from nbhelpers.records import Prompt, Settings
 
 MODEL = "lab-gpt2"
-FACTORS = (1, 2, 4, 8, 16)
+FACTORS, COPIES = (1, 2, 4, 8, 16), (1, 4, 16)
+SMALL = ("--limit", "2", "--repeats", "1", "--max-new-tokens", "8", "--jobs", "1")
 
 
 def prompts(count: int) -> list[Prompt]:
@@ -51,17 +53,8 @@ def ran(models: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         source = loading.fetch(registry.resolve(MODEL))
         copies = [shutil.copytree(source, Path(folder) / f"copy{i:02d}") for i in range(models)]
-        small = [
-            "--limit",
-            "2",
-            "--repeats",
-            "1",
-            "--max-new-tokens",
-            "8",
-            "--out",
-            str(Path(folder) / "run"),
-        ]
-        command = [sys.executable, "-m", "nbhelpers.cli", "run", *map(str, copies), *small]
+        out = ["--out", str(Path(folder) / "run")]
+        command = [sys.executable, "-m", "nbhelpers.cli", "run", *map(str, copies), *SMALL, *out]
         environment = {**os.environ, "NBHELPERS_OUTPUTS": folder, "HF_HUB_OFFLINE": "1"}
         started = time.perf_counter()
         subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
@@ -74,23 +67,22 @@ def main() -> None:
     parser.add_argument(
         "--base", type=int, default=8, help="prompts of the smallest size; the rest in proportion"
     )
-    parser.add_argument("--no-models", action="store_true")
+    parser.add_argument("names", nargs="*", default=["prompts", "repeats", "tokens"])
     given = parser.parse_args()
-    loaded, base = load(MODEL, "float32"), given.base
+    base, result = given.base, {}
+    loaded = load(MODEL, "float32")
     written(loaded, base, 1, 8)  # warm-up
     sweeps = {
-        "prompts": lambda factor: written(loaded, base * factor, 2, 4 * base),
-        "repeats": lambda factor: written(loaded, base, 2 * factor, 4 * base),
-        "tokens": lambda factor: written(loaded, 2 * base, 1, 2 * base * factor),
-        "models": ran,
+        "prompts": (FACTORS, lambda factor: written(loaded, base * factor, 2, 4 * base)),
+        "repeats": (FACTORS, lambda factor: written(loaded, base, 2 * factor, 4 * base)),
+        "tokens": (FACTORS, lambda factor: written(loaded, 2 * base, 1, 2 * base * factor)),
+        "models": (COPIES, ran),
     }
-    result = {}
-    for name, measure in sweeps.items():
-        if name == "models" and given.no_models:
-            continue
-        turns = [[measure(f) for f in FACTORS] for _ in range(1 if name == "models" else given.rounds)]
-        slope, low, high = bench.exponent(FACTORS, [min(each) for each in zip(*turns, strict=True)])
-        result[name] = {"factors": FACTORS, "seconds": turns, "exponent": slope, "low": low, "high": high}
+    for name in given.names:
+        factors, measure = sweeps[name]
+        turns = [[measure(f) for f in factors] for _ in range(given.rounds)]
+        slope, low, high = bench.exponent(factors, [min(each) for each in zip(*turns, strict=True)])
+        result[name] = {"factors": factors, "seconds": turns, "exponent": slope, "low": low, "high": high}
     print(json.dumps(result))
 
 

@@ -238,7 +238,20 @@ class LlamaCpp:
         return chain
 
 
-ENGINES = {"ours": Ours, "generate": Generate, "lm-eval": LmEval, "llama.cpp": LlamaCpp}
+def compiled(model: str, dtype: str, gguf: str | None) -> Any:
+    """bench_compiled.Compiled, which imports torch."""
+    from bench_compiled import Compiled
+
+    return Compiled(model, dtype, gguf)
+
+
+ENGINES = {
+    "ours": Ours,
+    "generate": Generate,
+    "compiled": compiled,
+    "lm-eval": LmEval,
+    "llama.cpp": LlamaCpp,
+}
 
 
 def answer(engine: Any, asked: dict[str, Any]) -> dict[str, Any]:
