@@ -156,7 +156,7 @@ def _pair_matrix(report: ComparisonReport) -> Figure:
             verdict = pair.verdict if sign > 0 else OPPOSITE.get(pair.verdict, pair.verdict)
             x, y = names.index(column), names.index(row)
             colour = VERDICT_COLOURS[verdict]
-            axes.add_patch(_square(x, y, colour))
+            axes.bar(x, 0.94, 0.94, y - 0.47, color=colour, alpha=0.16, lw=0)
             points = "" if pair.difference is None else f"{round(sign * pair.difference, 1) + 0.0:+.1f}"
             text = {"tied": f"≈ {points}", "cannot tell": f"{points} ?"}.get(verdict, points)
             axes.text(x, y, text, ha="center", va="center", fontsize=9, color=colour)
@@ -170,12 +170,6 @@ def _pair_matrix(report: ComparisonReport) -> Figure:
     axes.set_xlabel("row minus column, points; green: row is better, red: worse, ≈ tied, ? cannot tell")
     axes.set_title("Which differences are real?")
     return figure
-
-
-def _square(x: int, y: int, colour: str):  # type: ignore[no-untyped-def]
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((x - 0.47, y - 0.47), 0.94, 0.94, facecolor=colour, alpha=0.16, lw=0)
 
 
 def counted(number: float) -> str:
