@@ -53,7 +53,8 @@ def measure(device: str = "cpu", dtype: str = "float32", seconds: float = SECOND
         vector = torch.ones(COLUMNS, dtype=kind, device=device)
         bandwidth.append(weights.nbytes / _best(partial(torch.mv, weights, vector), each, device))
     square = torch.ones(MATRIX, MATRIX, dtype=kind, device=device)
-    rate = 2 * MATRIX**3 / _best(partial(torch.mm, square, square), each, device)
+    # A linear layer multiplies by a transposed matrix: CPUs may have no fast routine for the other layout.
+    rate = 2 * MATRIX**3 / _best(partial(torch.mm, square, square.T), each, device)
     envelope = np.maximum.accumulate(bandwidth[::-1])[::-1]
     sizes = tuple(size * MIB for size in SIZES_MIB)
     return MachineSpeed(device, dtype, sizes, tuple(float(b) for b in envelope), rate)
