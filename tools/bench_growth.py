@@ -1,9 +1,9 @@
 """How time grows with prompts, repeats, tokens and models, over 16-fold ranges.
 
-    python tools/bench_growth.py [--rounds 3] [--base 8] [prompts repeats tokens | models]
+    python tools/bench_growth.py [--rounds 3] [--base 8] [--copies 1,4,16] [prompts repeats tokens | models]
 
-Generation and scoring in this process; models by `nbhelpers run --jobs 1` with 1, 4 and 16 copies of one
-model and the least work that shows how a run grows: most of it is what the notebooks cost anyway. Prints, as
+Generation and scoring in this process; models by `nbhelpers run --jobs 1` with so many copies of one model
+and the least work that shows how a run grows: most of it is what the notebooks cost anyway. Prints, as
 JSON, the seconds of every round and the exponent of the fastest (disturbances only slow) with its interval.
 """
 
@@ -27,7 +27,7 @@ from nbhelpers import bench, generation, loading, registry, scoring
 from nbhelpers.records import Prompt, Settings
 
 MODEL = "lab-gpt2"
-FACTORS, COPIES = (1, 2, 4, 8, 16), (1, 4, 16)
+FACTORS = (1, 2, 4, 8, 16)
 SMALL = ("--limit", "2", "--repeats", "1", "--max-new-tokens", "8", "--jobs", "1")
 
 
@@ -67,6 +67,7 @@ def main() -> None:
     parser.add_argument(
         "--base", type=int, default=8, help="prompts of the smallest size; the rest in proportion"
     )
+    parser.add_argument("--copies", default="1,4,16", help="numbers of models, at least three")
     parser.add_argument("names", nargs="*", default=["prompts", "repeats", "tokens"])
     given = parser.parse_args()
     base, result = given.base, {}
@@ -76,7 +77,7 @@ def main() -> None:
         "prompts": (FACTORS, lambda factor: written(loaded, base * factor, 2, 4 * base)),
         "repeats": (FACTORS, lambda factor: written(loaded, base, 2 * factor, 4 * base)),
         "tokens": (FACTORS, lambda factor: written(loaded, 2 * base, 1, 2 * base * factor)),
-        "models": (COPIES, ran),
+        "models": (tuple(map(int, given.copies.split(","))), ran),
     }
     for name in given.names:
         factors, measure = sweeps[name]
