@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from statistics import median
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ class Compiled:
         self.facts = {"compile_s": seconds, "threads": threads}
 
     def compiled(self, threads: int) -> tuple[float, float, int, Any]:
-        """Seconds of a step (the fastest of 200), of the compilation, the threads and the step."""
+        """Seconds of a step (the median of 200), of the compilation, the threads and the step."""
         torch.set_num_threads(threads)
         given = torch.tensor([0]), torch.tensor(1), torch.tensor(1.0), torch.zeros(1, self.numbers), self.held
         started, times = time.perf_counter(), []
@@ -78,7 +79,7 @@ class Compiled:
             begun = time.perf_counter()
             step(*given)
             times.append(time.perf_counter() - begun)
-        return min(times), ended - started, threads, step
+        return median(times), ended - started, threads, step
 
     def write(
         self, prompts: list[Prompt], repeats: int, tokens: int, batch: int, temperature: float
