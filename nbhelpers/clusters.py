@@ -81,8 +81,8 @@ def best_design(
     Cost of a design: prompts * (prompt_cost + repeats * repeat_cost). The defaults make ``budget`` a number
     of generations; ``prompt_cost`` is the making of one prompt, in the same unit, ``most_prompts``
     the prompts that exist. Every number of repeats is tried with the most prompts it leaves money for, which
-    is near repeats = sqrt(within / between * prompt_cost / repeat_cost) (Cochran 1977, section 10.6); with few
-    prompts the t quantile asks for more of them, also where the split says that prompts do not differ.
+    is near repeats = sqrt(within / between * prompt_cost / repeat_cost) (Cochran 1977, section 10.6); with
+    few prompts the t quantile asks for more of them, also where the split says that prompts do not differ.
     None for a split without variances. Raises LabError when not even 2 prompts x 1 fit, or a cost is
     impossible.
     """
