@@ -28,5 +28,16 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
         collector.skip_compare += ("stderr",)
 
 
+# The files that take longest are given out first, so that no worker is left alone with one of them.
+FIRST = ("15_", "14_", "test_batch", "12_", "test_chaos", "test_hub", "test_tracking", "08_", "07_", "17_")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        return next((n for n, name in enumerate(FIRST) if item.path.name.startswith(name)), len(FIRST))
+
+    items.sort(key=place)
+
+
 def pytest_unconfigure() -> None:
     _scratch.cleanup()
