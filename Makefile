@@ -15,7 +15,7 @@ test: concepts
 chaos: install
 	$(BIN)/python tools/chaos.py $(ARGS)
 
-# Ours beside its peers and the limit of the machine; about half an hour on a quiet one.
+# Ours beside its peers and the limit of the machine; about an hour on a quiet one.
 bench: install
 	$(BIN)/nbhelpers bench $(ARGS)
 
