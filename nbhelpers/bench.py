@@ -224,7 +224,7 @@ def told(report: BenchReport) -> list[str]:
 
 def picture(report: BenchReport) -> Figure:
     """How many tokens per second does each way write? Log scale; medians, slowest and fastest round."""
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     models = list(dict.fromkeys(t.model for t in report.timings))
     figure, panels = pyplot.subplots(1, len(models), figsize=(5.2 * len(models), 4), squeeze=False)
@@ -239,6 +239,9 @@ def picture(report: BenchReport) -> Figure:
         axes.scatter(list(bounds.values()), list(bounds), marker="|", s=250, color="black")
         axes.set(title=model, xlabel="tokens per second", xscale="log", yticks=places)
         axes.set_yticklabels([t.way for t in rows])
+        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 3)))
+        axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+        axes.xaxis.set_minor_formatter(ticker.NullFormatter())
         axes.grid(axis="x", alpha=0.3)
     machine = f"{report.machine}, {report.cores} cores, float32"
     figure.suptitle(f"{machine}: median, slowest and fastest round; bar: the most this machine allows ours")
