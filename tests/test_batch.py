@@ -191,6 +191,15 @@ def test_a_failure_policy_stops_the_run_and_the_run_can_go_on(stand_in, error, p
     assert {s.status for s in again.notebooks} == {"passed"}
 
 
+@pytest.fixture
+def interruptible():
+    """A test run in the background may have been started with interrupts ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_stops_everything_at_once_and_the_run_can_go_on(stand_in):
     plan = stand_in(HANG, "lab-gpt2", "lab-opt")
     started = time.monotonic()
