@@ -1,4 +1,4 @@
-"""What many rows cost: memory that stays flat, and quick formulas equal to the slow ones."""
+"""What a hundred thousand rows cost: memory that stays flat, and quick formulas equal to the slow ones."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ from made_runs import make_sample
 from nbhelpers import scoring, store, texts
 from nbhelpers.records import Sample, Score
 
-BOUND_MB = 20  # what 40,000 rows may take more than 1,000: half a kilobyte each
+BOUND_MB = 50  # what 100,000 rows may take more than 1,000: half a kilobyte each
 SCRIPT = """
 import json, sys
 from dataclasses import asdict
@@ -47,8 +47,8 @@ def measured(folder, count: int) -> list:
 
 
 def test_memory_is_flat_in_the_number_of_rows(tmp_path):
-    few, many = (measured(tmp_path / str(count), count) for count in (1_000, 40_000))
-    assert (few[:4], many[:4]) == ([1_000, 0, 10, 200], [40_000, 0, 400, 200])
+    few, many = (measured(tmp_path / str(count), count) for count in (1_000, 100_000))
+    assert (few[:4], many[:4]) == ([1_000, 0, 10, 200], [100_000, 0, 1_000, 200])
     assert many[-1] - few[-1] < BOUND_MB
 
 
@@ -94,13 +94,12 @@ def test_rows_by_position_are_the_rows_of_the_file(tmp_path):
     assert list(store.all_rows(tmp_path / "none", Score)) == []
 
 
-def test_notebooks_after_the_third_start_without_torch():
-    """Their first cells one after the other, and after each what is loaded by then."""
-    code, notebooks = "import sys\n", sorted((store.project_root() / "notebooks").glob("0[4-7]*.ipynb"))
-    for path in notebooks:
-        cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
-        heavy = "{'torch', 'transformers', 'mlflow'}"
-        code += "".join(cells[0]["source"]) + f"\nprint({path.stem!r}, {heavy} & set(sys.modules))\n"
+@pytest.mark.parametrize(
+    "notebook", sorted((store.project_root() / "notebooks").glob("0[4-7]*.ipynb")), ids=lambda path: path.stem
+)
+def test_notebooks_after_the_third_start_without_torch(notebook):
+    cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
+    heavy = "{'torch', 'transformers', 'mlflow'}"
+    code = "".join(cells[0]["source"]) + f"\nimport sys; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    said = [line for line in done.stdout.splitlines() if line[:2] in ("04", "05", "06", "07")]
-    assert said == [f"{path.stem} set()" for path in notebooks] and len(said) == 4
+    assert done.stdout.splitlines()[-1] == "set()"
