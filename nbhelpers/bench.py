@@ -66,11 +66,9 @@ class Ratio:
 class BenchReport:
     """docs/bench.json."""
 
-    date: str  # of the part that was measured last
     machine: str
     cores: int
     versions: dict[str, str]
-    load_average: tuple[float, float]  # of the minute before that part began, and before it ended
     timings: tuple[Timing, ...] = ()
     ratios: tuple[Ratio, ...] = ()
     start_s: dict[str, float] = field(default_factory=dict)  # "model, engine" -> imports and load
@@ -81,7 +79,7 @@ class BenchReport:
     growth: dict[str, Any] | None = None  # tools/bench_growth.py
     seconds: dict[str, float] = field(default_factory=dict)  # of each part
     dates: dict[str, str] = field(default_factory=dict)  # of each part
-    loads: dict[str, tuple[float, ...]] = field(default_factory=dict)  # load_average of each part
+    loads: dict[str, tuple[float, ...]] = field(default_factory=dict)  # load average before and after each
     quick: bool = False
     schema_version: int = SCHEMA_VERSION
 
@@ -132,7 +130,7 @@ def _before(folder: Path | None, quick: bool) -> BenchReport:
 
     here = devices.detect("cpu")
     without = {} if "cuda" in devices.available_devices() else {"CUDA": "no CUDA on this machine"}
-    new = BenchReport("", here.name, here.cores, here.versions, (0.0, 0.0), not_run=without, quick=quick)
+    new = BenchReport(here.name, here.cores, here.versions, not_run=without, quick=quick)
     path = folder / "bench.json" if folder else None
     if not path or not path.exists():
         return new
@@ -147,12 +145,9 @@ def _with(
     report: BenchReport, part: str, found: dict[str, Any], seconds: float, load: tuple[float, float]
 ) -> BenchReport:
     """The report with this part (a model of the engines, or a part of its own) in place of the one it had."""
-    date = time.strftime("%Y-%m-%d")
     report = replace(
         report,
-        date=date,
-        load_average=load,
-        dates=report.dates | {part: date},
+        dates=report.dates | {part: time.strftime("%Y-%m-%d")},
         seconds=report.seconds | {part: seconds},
         loads=report.loads | {part: load},
     )
@@ -200,7 +195,8 @@ def write(report: BenchReport, folder: Path) -> None:
 
 def told(report: BenchReport) -> list[str]:
     """The lines that tell it in short."""
-    lines = [f"{report.machine}, {report.cores} cores, load average {report.load_average[0]:.1f} before"]
+    lines = [f"{report.machine}, {report.cores} cores"]
+    lines += [f"load average before {part}: {load[0]:.1f}" for part, load in report.loads.items()]
     for t in report.timings:
         bound = f", {median(t.tokens_per_s) / t.bound:.0%} of the bound" if t.bound else ""
         lines.append(f"{t.model:18} {t.way:32} {median(t.tokens_per_s):9,.1f} tokens/s{bound}")

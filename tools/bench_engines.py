@@ -36,12 +36,14 @@ TEMPERATURE = 0.8
 
 @dataclass(frozen=True)
 class Way:
-    """How texts are written. batch: rows at a time; negative: prompts, all repeats returned; 0: auto."""
+    """How texts are written. batch: rows at a time; negative: prompts, all repeats returned; 0: auto.
+
+    One row at a time needs few rows for its rate: Case.alone prompts, without repeats.
+    """
 
     name: str
     engine: str
     batch: int
-    alone: bool = False  # one row at a time: fewer rows give its rate as well
     prompts: int | None = None  # of the case's prompts, where they fill the batch; None: all
 
 
@@ -59,24 +61,24 @@ class Case:
 
 
 SMALL = (
-    Way(LOOP, "generate", 1, alone=True),
+    Way(LOOP, "generate", 1),
     Way("generate, batch 15", "generate", 15),
     Way("generate, batch 60", "generate", 60),
     Way("generate, batch 120", "generate", 120),
     Way("generate, 15 prompts x 8 returned", "generate", -15),
     Way(OURS, "ours", 120),
-    Way(ALONE, "ours", 1, alone=True),
-    Way(COMPILED, "compiled", 1, alone=True),
-    Way("lm-eval, batch 1", "lm-eval", 1, alone=True),
+    Way(ALONE, "ours", 1),
+    Way(COMPILED, "compiled", 1),
+    Way("lm-eval, batch 1", "lm-eval", 1),
     Way("lm-eval, batch auto", "lm-eval", 0),
-    Way(LLAMA_ALONE, "llama.cpp", 1, alone=True),
+    Way(LLAMA_ALONE, "llama.cpp", 1),
     Way("llama.cpp, batch 15", "llama.cpp", 15),
     Way("llama.cpp, batch 60", "llama.cpp", 60),
 )
 # auto is left out: it reads 64 x 2,048 tokens, whose logits take 131 GB with a vocabulary of 250,880. So is
 # compiling: a step of this model is arithmetic, not Python.
 LARGE = (
-    *(way for way in SMALL if way.alone and way.engine != "compiled"),
+    *(way for way in SMALL if way.batch == 1 and way.engine != "compiled"),
     Way("generate, batch 64", "generate", 64, prompts=8),
     Way("lm-eval, batch 64", "lm-eval", 64, prompts=8),
     Way("llama.cpp, batch 16", "llama.cpp", 16, prompts=2),
@@ -223,7 +225,7 @@ def _start(stack: ExitStack, engine: str, model: str, python: str) -> Worker:
 
 def _work(case: Case, way: Way, temperature: float = TEMPERATURE) -> dict[str, Any]:
     prompts, repeats = min(way.prompts or case.prompts, case.prompts), case.repeats if temperature else 1
-    if way.alone:
+    if way.batch == 1:
         prompts, repeats = case.alone, 1
     work = {"prompts": prompts, "repeats": repeats, "tokens": case.tokens, "batch": way.batch}
     return {**work, "temperature": temperature}
@@ -297,11 +299,9 @@ def main() -> None:
         case = replace(case, ways=ways, prompts=2, alone=1, repeats=2, tokens=4, rounds=2)
     found = engines(case, given.only.split(","), given.python)
     timings = found["timings"]
-    told = {
-        "timings": list(map(asdict, timings)),
-        "ratios": list(map(asdict, ratios(timings, found["start_s"]))),
-    }
-    print(json.dumps(found | told))
+    found["ratios"] = list(map(asdict, ratios(timings, found["start_s"])))
+    found["timings"] = list(map(asdict, timings))
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
