@@ -22,7 +22,7 @@ from nbhelpers import decoding, sampling
 from nbhelpers.records import Prompt
 
 # Weights packed at compile time and products by inductor's own kernels: ATen's product of one row runs on one
-# thread, which made lab-llama's step 2.5 times as long.
+# thread: lab-llama's step took 2.8 ms instead of 1.2, on two threads.
 OPTIONS = {"freezing": True, "max_autotune": True}
 COLUMNS = 128  # of the cache: prompt and new tokens; every step reads them all
 
