@@ -126,7 +126,8 @@ def run(
 
 def _before(folder: Path | None, quick: bool) -> BenchReport:
     """The report that the parts join: the folder's, if it is of this machine, or an empty one."""
-    from nbhelpers import devices, store
+    from nbhelpers import store
+    from nbhelpers.devices import device as devices
 
     here = devices.detect("cpu")
     without = {} if "cuda" in devices.available_devices() else {"CUDA": "no CUDA on this machine"}

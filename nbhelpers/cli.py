@@ -14,11 +14,11 @@ import typer
 
 from nbhelpers import bench, quiz
 from nbhelpers.records import LabError, Settings
-from nbhelpers.texts import printable
+from nbhelpers.scoring.texts import printable
 
 if TYPE_CHECKING:
-    from nbhelpers.batch import Plan
     from nbhelpers.records import ComparisonReport, Result, RunInfo
+    from nbhelpers.runner.run import Plan
 
 app = typer.Typer(
     help="Judge local language models: quality with error bars, speed, memory and cost.",
@@ -58,7 +58,8 @@ def run(
     json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
 ) -> None:
     """Evaluate models (default: the embedded ones) and write the report."""
-    from nbhelpers import batch, limits, progress
+    from nbhelpers.runner import limits, progress
+    from nbhelpers.runner import run as batch
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     tolerated = limits.fail_on_error(fail_on_error)
@@ -108,7 +109,8 @@ def models() -> None:
 @app.command()
 def doctor() -> None:
     """Show what this machine is, which dtype suits it, and whether the laboratory can run here."""
-    from nbhelpers import devices, registry, store
+    from nbhelpers import registry, store
+    from nbhelpers.devices import device as devices
 
     report = devices.detect()
     gib = 2**30
@@ -135,7 +137,7 @@ def memory(
     checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Recompute activations.")] = False,
 ) -> None:
     """Say what a model needs to generate or to train, and whether it fits, before any download."""
-    from nbhelpers import memory as needs
+    from nbhelpers.devices import fit as needs
 
     print(needs.answer(model, train, batch, tokens, dtype, checkpointing))
 
@@ -145,8 +147,8 @@ def report(
     run: Annotated[str, typer.Argument(help="A run's folder or name, or 'latest'.")] = "latest",
 ) -> None:
     """Write a run's HTML report again, and the index of all runs."""
-    from nbhelpers import batch
-    from nbhelpers import report as reports
+    from nbhelpers.report import html as reports
+    from nbhelpers.runner import run as batch
 
     folder = batch.find_run(run)
     print(reports.write_report(folder))
@@ -158,7 +160,8 @@ def route(
     run: Annotated[str, typer.Argument(help="A run's folder or name, or 'latest'.")] = "latest",
 ) -> None:
     """Choose a model for each content type of a finished run, and say why."""
-    from nbhelpers import batch, routing
+    from nbhelpers.comparison import routing
+    from nbhelpers.runner import run as batch
 
     found = routing.route_run(batch.find_run(run))
     for row in found.routes:
@@ -177,7 +180,8 @@ def label(
     seed: Annotated[int, typer.Option(help="Seed of the choice and order of the texts.")] = 0,
 ) -> None:
     """Have people rate a run's texts: write a blind sheet, read it back, tell how far raters agree."""
-    from nbhelpers import batch, labels
+    from nbhelpers.comparison import labels
+    from nbhelpers.runner import run as batch
 
     folder = batch.find_run(run)
     try:
@@ -209,7 +213,7 @@ def ui(
     """Open the MLflow page over the laboratory's database."""
     import subprocess
 
-    from nbhelpers import tracking
+    from nbhelpers.tracking import mlflow_run as tracking
 
     tracking.init_database()
     print(f"MLflow on http://{host}:{port} (Ctrl-C stops it)")
@@ -256,8 +260,8 @@ def _json(comparison: ComparisonReport | None) -> str:
 
 
 def _print_outcome(plan: Plan, info: RunInfo, comparison: ComparisonReport | None) -> None:
-    from nbhelpers import comparison as verdicts
-    from nbhelpers import failures
+    from nbhelpers.comparison import compare as verdicts
+    from nbhelpers.generation import failures
 
     console = _console()
     if comparison:
@@ -310,8 +314,9 @@ def _ranking_table(results: list[Result], comparison: ComparisonReport):  # type
 
 
 def _problems(embedded: list[str]):  # type: ignore[no-untyped-def]
-    from nbhelpers import loading, registry
-    from nbhelpers.worker import COMPARISON, PIPELINE, notebook_path
+    from nbhelpers import registry
+    from nbhelpers.loading import load as loading
+    from nbhelpers.runner.worker import COMPARISON, PIPELINE, notebook_path
 
     for alias in embedded:
         try:

@@ -13,7 +13,9 @@ SCHEMA_VERSION = 1
 
 CONTENT_TYPES = ("short_post", "linkedin_post", "technical_article", "business_note")
 FinishReason = Literal["eos", "length", "time", "error"]
-Engine = Literal["loop", "generate"]  # nbhelpers.decoding, or transformers.generate where that cannot serve
+Engine = Literal[
+    "loop", "generate"
+]  # nbhelpers.generation.decode, or transformers.generate where that cannot serve
 Verdict = Literal["better", "worse", "tied", "cannot tell"]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nbhelpers import store
-from nbhelpers.checkpoints import check_folder, describe
+from nbhelpers.loading.folder import check_folder, describe
 from nbhelpers.records import CONTENT_TYPES, LabError, ModelSpec, Prompt, Settings
 
 SHAPE = "shape:"

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from nbhelpers import stats, store
+from nbhelpers import store
 from nbhelpers.records import ModelSpec, NotebookStatus, Result, RunInfo, Sample, Score, Settings
-from nbhelpers.worker import PIPELINE
+from nbhelpers.runner.worker import PIPELINE
+from nbhelpers.stats import verdicts as stats
 
 METRICS = {
     "latency/tokens_per_s/mean": 200.0,

@@ -12,7 +12,7 @@ from tiny_models import BOS, EOS, PAD, byte_tokenizer, tiny
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from nbhelpers.loading import Loaded
+from nbhelpers.loading.load import Loaded
 
 ORDINARY = 50  # the token it writes until a row's end
 

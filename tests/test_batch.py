@@ -16,10 +16,13 @@ import psutil
 import pytest
 from test_readme import COMMANDS
 
-from nbhelpers import batch, failures, forked, processes, registry, store
-from nbhelpers.limits import Limits
+from nbhelpers import registry, store
+from nbhelpers.generation import failures
 from nbhelpers.records import ComparisonReport, LabError, Result, RunInfo, Settings, TrackingReport
-from nbhelpers.worker import COMPARISON, PIPELINE
+from nbhelpers.runner import forked, processes
+from nbhelpers.runner import run as batch
+from nbhelpers.runner.limits import Limits
+from nbhelpers.runner.worker import COMPARISON, PIPELINE
 
 # What a worker is to the runner, without notebooks: argv is RUN_DIR TIMEOUT [MODEL], or RUN_DIR "report".
 STAND_IN = """
@@ -287,7 +290,7 @@ def test_kill_tree_reaches_every_generation():
 
 def test_the_runner_itself_stays_light():
     heavy = ("torch", "transformers", "papermill", "mlflow", "matplotlib", "pandas", "numpy")
-    code = f"import nbhelpers.batch, sys; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import nbhelpers.runner.run, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from nbhelpers import bench, registry, roofline, store
+from nbhelpers import bench, registry, store
 from nbhelpers.bench import Timing
+from nbhelpers.devices import roofline
 from nbhelpers.records import LabError
 
 sys.path.insert(0, str(bench.TOOLS))

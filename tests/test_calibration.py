@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats as sps
 
-from nbhelpers import stats
 from nbhelpers.records import Score
+from nbhelpers.stats import verdicts as stats
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tools"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nbhelpers import forked
+from nbhelpers.runner import forked
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 import chaos

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_runs import make_result, planted, write_info, write_model
 
-from nbhelpers import comparison, plots, store
+from nbhelpers import store
+from nbhelpers.comparison import compare as comparison
+from nbhelpers.comparison import plots
 from nbhelpers.records import Comparison, ComparisonReport, LabError
 
 

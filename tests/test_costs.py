@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbhelpers import costs, prices
 from nbhelpers.records import DeviceReport, Estimate, LabError, Sample
+from nbhelpers.scoring import costs, prices
 
 PRICES = costs.load_prices()
 GIVEN = PRICES.assumptions

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbhelpers import devices, registry, store
+from nbhelpers import registry, store
+from nbhelpers.devices import device as devices
 from nbhelpers.records import DeviceReport, LabError, ModelSpec, Settings
 
 MIB = 2**20

@@ -15,8 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import tiny
 
-from nbhelpers import devices, dtypes, loading, registry, store
-from nbhelpers.loading import Loaded
+from nbhelpers import registry, store
+from nbhelpers.devices import device as devices
+from nbhelpers.generation import dtypes
+from nbhelpers.loading import load as loading
+from nbhelpers.loading.load import Loaded
 from nbhelpers.records import DeviceReport, DtypeTrial, Settings
 
 SPEEDS = {"float32": 100.0, "bfloat16": 300.0, "float16": 200.0}

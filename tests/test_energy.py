@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbhelpers import energy
-from nbhelpers.energy import Ledger, Reading, Share
+from nbhelpers.devices import energy
+from nbhelpers.devices.energy import Ledger, Reading, Share
 
 
 def plant(tree: Path, zone: str, name: str, microjoules: int, around: int = 1_000_000_000) -> None:

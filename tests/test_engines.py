@@ -25,8 +25,11 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from nbhelpers import decoding, generation, inputs, loading, sampling
-from nbhelpers.loading import Loaded
+from nbhelpers.generation import decode as decoding
+from nbhelpers.generation import generate as generation
+from nbhelpers.generation import inputs, sampling
+from nbhelpers.loading import load as loading
+from nbhelpers.loading.load import Loaded
 from nbhelpers.records import LabError, Prompt, Sample, Settings
 
 SIZES: dict[str, Any] = {

@@ -10,8 +10,8 @@ import nbformat
 import numpy as np
 import pytest
 
-from nbhelpers import execute
 from nbhelpers.records import LabError
+from nbhelpers.runner import notebook as execute
 
 DEFAULTS = 'name = "a"\ncount = 1\nrate = 0.5\nquick = False\nlimit = None\nitems = [1]'
 

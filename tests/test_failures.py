@@ -21,8 +21,15 @@ from test_generation import FEW, PROMPTS, texts
 from tiny_models import tiny, watch
 from typer.testing import CliRunner
 
-from nbhelpers import batch, cli, devices, failures, generation, limits, loading, registry, report, store
+from nbhelpers import cli, registry, store
+from nbhelpers.devices import device as devices
+from nbhelpers.generation import failures
+from nbhelpers.generation import generate as generation
+from nbhelpers.loading import load as loading
 from nbhelpers.records import LabError, RunInfo, Sample, Settings
+from nbhelpers.report import html as report
+from nbhelpers.runner import limits
+from nbhelpers.runner import run as batch
 
 JOBS = len(PROMPTS) * FEW.repeats
 
@@ -121,7 +128,8 @@ def test_loading_waits_for_memory_as_long_as_it_may(allow: Any, monkeypatch: pyt
 SCARCE = """
 import os, resource, sys
 import psutil
-from nbhelpers import generation, loading
+from nbhelpers.generation import generate as generation
+from nbhelpers.loading import load as loading
 from nbhelpers.records import Prompt, Settings
 loaded = loading.load("lab-gpt2", "cpu", "float32")
 prompt = [Prompt("p", "Write a post about rain:", "short_post")]
@@ -288,7 +296,8 @@ def test_settings_that_differ_are_another_row(tmp_path: Path) -> None:
 
 RUN = """
 import sys
-from nbhelpers import batch, registry
+from nbhelpers import registry
+from nbhelpers.runner import run as batch
 from nbhelpers.records import RunInfo, Settings
 from pathlib import Path
 batch.WORKER = batch.DATABASE = ("-c", "import time; time.sleep(float(%r))")

@@ -11,7 +11,8 @@ import psutil
 import pytest
 from test_execute import run, texts
 
-from nbhelpers import execute, forked, processes
+from nbhelpers.runner import forked, processes
+from nbhelpers.runner import notebook as execute
 
 pytestmark = pytest.mark.skipif(not forked.possible(), reason="forking after imports is safe on Linux only")
 
@@ -99,7 +100,7 @@ def test_killing_reaches_what_a_forked_process_started(children, tmp_path):
 
 ASK = """
 import os, sys
-from nbhelpers.forked import Forked
+from nbhelpers.runner.forked import Forked
 child = Forked(["said", "family"], os.environ, (0, 1, 2), os.getcwd())
 print(child.pid, flush=True)
 os.kill(os.getpid(), 9)

@@ -13,20 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from saved_models import make_model
 
-from nbhelpers import (
-    checkpoints,
-    comparison,
-    labels,
-    planted,
-    prices,
-    quiz,
-    records,
-    registry,
-    report,
-    rubrics,
-    store,
-)
+from nbhelpers import quiz, records, registry, store
+from nbhelpers.comparison import compare as comparison
+from nbhelpers.comparison import labels
+from nbhelpers.loading import folder as checkpoints
 from nbhelpers.records import LabError
+from nbhelpers.report import html as report
+from nbhelpers.scoring import planted, prices
+from nbhelpers.scoring import published as rubrics
 
 MANY = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 DATA = store.data_dir()

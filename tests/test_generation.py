@@ -21,7 +21,11 @@ from scipy import stats
 from tiny_models import BOS, EOS, FAMILIES, break_above, byte_tokenizer, tiny, watch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from nbhelpers import decoding, energy, generation, inputs, sampling, store
+from nbhelpers import store
+from nbhelpers.devices import energy
+from nbhelpers.generation import decode as decoding
+from nbhelpers.generation import generate as generation
+from nbhelpers.generation import inputs, sampling
 from nbhelpers.records import LabError, Prompt, Sample, Settings
 
 PROMPTS = [

@@ -11,15 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_runs import make_sample
 
-from nbhelpers import scoring, store, texts
+from nbhelpers import store
 from nbhelpers.records import Sample, Score
+from nbhelpers.scoring import rubric as scoring
+from nbhelpers.scoring import texts
 
 BOUND_MB = 50  # what 100,000 rows may take more than 1,000: half a kilobyte each
 SCRIPT = """
 import json, sys
 from dataclasses import asdict
 from pathlib import Path
-from nbhelpers import devices, generation, scoring, stats, store, summary
+from nbhelpers import store
+from nbhelpers.devices import device as devices
+from nbhelpers.generation import generate as generation
+from nbhelpers.scoring import rubric as scoring
+from nbhelpers.stats import verdicts as stats
+from nbhelpers.tracking import result as summary
 from nbhelpers.records import Sample, Score
 folder, count = Path(sys.argv[1]), int(sys.argv[2])
 sample = json.loads(sys.argv[3])

@@ -24,22 +24,18 @@ from safetensors.torch import load_file, save_file
 from saved_models import edit_json, make_model
 from typer.testing import CliRunner
 
-from nbhelpers import (
-    batch,
-    chat,
-    checkpoints,
-    cli,
-    comparison,
-    execute,
-    labels,
-    loading,
-    progress,
-    registry,
-    report,
-    store,
-    texts,
-)
+from nbhelpers import cli, registry, store
+from nbhelpers.comparison import compare as comparison
+from nbhelpers.comparison import labels
+from nbhelpers.loading import folder as checkpoints
+from nbhelpers.loading import load as loading
+from nbhelpers.loading import tokenizer as chat
 from nbhelpers.records import LabError, ModelSpec, NotebookStatus, RunInfo
+from nbhelpers.report import html as report
+from nbhelpers.runner import notebook as execute
+from nbhelpers.runner import progress
+from nbhelpers.runner import run as batch
+from nbhelpers.scoring import texts
 
 
 @pytest.fixture(scope="module")
@@ -383,7 +379,7 @@ def test_no_name_or_prompt_reaches_a_shell():
 def test_the_mlflow_page_listens_on_this_machine_only(monkeypatch):
     calls = []
     monkeypatch.setattr(subprocess, "call", lambda command: calls.append(command) or 0)
-    monkeypatch.setattr("nbhelpers.tracking.init_database", lambda: None)
+    monkeypatch.setattr("nbhelpers.tracking.mlflow_run.init_database", lambda: None)
     for extra in ([], ["--host", "0.0.0.0"]):
         assert CliRunner().invoke(cli.app, ["ui", *extra]).exit_code == 0
     hosts = [command[command.index("--host") + 1] for command in calls]

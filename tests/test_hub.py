@@ -21,12 +21,13 @@ from hub_server import Fault, Repository, proposal, serve
 from huggingface_hub.errors import HfHubHTTPError
 from saved_models import edit_json, make_model
 
-from nbhelpers import downloads
+from nbhelpers.loading import downloads
 
 # Fetches each name given, or name@revision, and prints what came of it, one JSON line per name.
 FETCH = """
 import dataclasses, json, os, sys
-from nbhelpers import loading, registry
+from nbhelpers import registry
+from nbhelpers.loading import load as loading
 from nbhelpers.records import LabError
 for name in sys.argv[1:]:
     try:
@@ -40,7 +41,7 @@ for name in sys.argv[1:]:
 """
 LOAD = """
 import json, sys
-from nbhelpers import loading
+from nbhelpers.loading import load as loading
 loaded = loading.load(sys.argv[1])
 ids = loaded.tokenizer("Write a note", return_tensors="pt")
 out = loaded.model.generate(**ids, max_new_tokens=3, do_sample=False)

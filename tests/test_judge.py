@@ -11,9 +11,9 @@ from saved_models import make_tokenizer
 from tiny_models import PAD, byte_tokenizer, tiny
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from nbhelpers import judge, planted
-from nbhelpers.loading import Loaded
+from nbhelpers.loading.load import Loaded
 from nbhelpers.records import LabError
+from nbhelpers.scoring import judge, planted
 
 PROMPT, TEXT = "Write a short post about rain:", "It rained for a week, and nobody measured it."
 

@@ -11,8 +11,11 @@ import pytest
 from made_runs import make_result, make_sample, write_info, write_model
 from typer.testing import CliRunner
 
-from nbhelpers import cli, labels, report, store, validity
+from nbhelpers import cli, store
+from nbhelpers.comparison import labels
 from nbhelpers.records import LabError
+from nbhelpers.report import html as report
+from nbhelpers.scoring import validity
 
 MODELS = ("lab-gpt2", "lab-llama")
 HOSTILE = ('=HYPERLINK("x")', "+1", "-1 idea", "@SUM(A1)", "\t=1", "＝1")

@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from saved_models import WORDS, edit_json, make_model, make_tokenizer
 
-from nbhelpers import devices, loading, registry, store
+from nbhelpers import registry, store
+from nbhelpers.devices import device as devices
+from nbhelpers.loading import load as loading
 from nbhelpers.records import LabError, LoadingReport, ModelSpec, Settings
 
 MIB = 2**20

@@ -6,7 +6,10 @@ import sys
 import pytest
 import torch
 
-from nbhelpers import cli, devices, loading, memory, registry
+from nbhelpers import cli, registry
+from nbhelpers.devices import device as devices
+from nbhelpers.devices import fit as memory
+from nbhelpers.loading import load as loading
 from nbhelpers.records import LabError
 
 
@@ -94,7 +97,8 @@ METER = """
 import ctypes, sys
 ctypes.CDLL(None).mallopt(-3, 2**16)  # glibc hands freed tensors back at once
 import torch
-from nbhelpers import devices, loading, memory, meters
+from nbhelpers.devices import device as devices, fit as memory, meters
+from nbhelpers.loading import load as loading
 torch.set_num_threads(1)
 model = loading.load("lab-llama", "cpu", "float32").model.train()
 optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbhelpers import devices, meters
+from nbhelpers.devices import device as devices
+from nbhelpers.devices import meters
 
 PLANTED = 256 * 2**20
 PLANTED_LEAK = 102_400
@@ -96,7 +97,7 @@ import sys
 from dataclasses import asdict
 sys.path.insert(0, "tests")
 from tiny_models import tiny
-from nbhelpers import generation
+from nbhelpers.generation import generate as generation
 from nbhelpers.records import Prompt, Settings
 loaded, kept = tiny(), []
 prompt, few = Prompt("p", "Tell me of ships:", "short_post"), Settings(repeats=1, max_new_tokens=4)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from nbhelpers import noise, store
-from nbhelpers.noise import Moment, NoisePass
+from nbhelpers import store
+from nbhelpers.devices import noise
+from nbhelpers.devices.noise import Moment, NoisePass
 
 CALM = Moment(0.01, 0.010, 2400.0, 5)
 QUIET = NoisePass(("a", "b"), CALM, CALM, CALM, 0.02, 1)

@@ -6,7 +6,7 @@ from statistics import median
 
 import pytest
 
-from nbhelpers.worker import COMPARISON, PARAMETERS, PIPELINE
+from nbhelpers.runner.worker import COMPARISON, PARAMETERS, PIPELINE
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("[0-9]*.ipynb"))
 

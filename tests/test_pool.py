@@ -15,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from saved_models import make_model
 
-from nbhelpers import loading, pool, registry
-from nbhelpers.pool import ModelPool
+from nbhelpers import registry
+from nbhelpers.loading import load as loading
+from nbhelpers.loading import pool
+from nbhelpers.loading.pool import ModelPool
 from nbhelpers.records import LabError
 
 NAMES = ("lab/a", "lab/b", "lab/c", "lab/d")  # named like Hub repositories: nothing is looked up
@@ -283,8 +285,8 @@ def test_evicted_memory_goes_back_to_the_system(tmp_path):
     folder = make_model(tmp_path / "large", n_embd=1024, n_layer=4, n_head=8)
     script = f"""
         import psutil
-        from nbhelpers import devices
-        from nbhelpers.pool import MIB, ModelPool
+        from nbhelpers.devices import device as devices
+        from nbhelpers.loading.pool import MIB, ModelPool
 
         def private():
             return psutil.Process().memory_full_info().uss / MIB

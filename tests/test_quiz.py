@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbhelpers import labels, quiz, store
+from nbhelpers import quiz, store
+from nbhelpers.comparison import labels
 from nbhelpers.records import LabError
 
 NBHELPERS = Path(sys.executable).with_name("nbhelpers")

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from saved_models import edit_json, make_model
 
-from nbhelpers import checkpoints, registry
+from nbhelpers import registry
+from nbhelpers.loading import folder as checkpoints
 from nbhelpers.records import CONTENT_TYPES, LabError, ModelSpec, Settings
 
 ALL = registry.load_registry()

@@ -18,8 +18,10 @@ from made_runs import (
     write_model,
 )
 
-from nbhelpers import comparison, formats, report
+from nbhelpers.comparison import compare as comparison
 from nbhelpers.records import LabError, Sample
+from nbhelpers.report import formats
+from nbhelpers.report import html as report
 
 VOID = {"meta", "img", "wbr", "br", "link"}
 EVIL = "<script>alert(1)</script>"

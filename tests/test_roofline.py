@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from tiny_models import FAMILIES, build
 
-from nbhelpers import roofline, store
+from nbhelpers import store
+from nbhelpers.devices import roofline
+from nbhelpers.devices.roofline import MachineSpeed
 from nbhelpers.records import Settings
-from nbhelpers.roofline import MachineSpeed
 
 MIB = 2**20
 # 40 GB/s from the cache up to 1 MiB, 10 GB/s from 4 MiB on; 100 billion operations a second

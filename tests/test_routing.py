@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_runs import METRICS, make_result, make_sample, planted, prompt_ids, write_info, write_model
 
-from nbhelpers import routing, stats, store
+from nbhelpers import store
+from nbhelpers.comparison import routing
 from nbhelpers.records import CONTENT_TYPES, LabError, RoutingReport
+from nbhelpers.stats import verdicts as stats
 
 EACH = 12  # prompts of a type
 NOTE = "business_note"

@@ -7,8 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
-from nbhelpers import same_model, stats
 from nbhelpers.records import LabError
+from nbhelpers.stats import same_model
+from nbhelpers.stats import verdicts as stats
 
 
 def test_every_split_of_a_small_table_by_brute_force() -> None:

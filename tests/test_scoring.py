@@ -13,8 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbhelpers import inputs, loading, planted, registry, rubrics, scoring, store, texts
+from nbhelpers import registry, store
+from nbhelpers.generation import inputs
+from nbhelpers.loading import load as loading
 from nbhelpers.records import CONTENT_TYPES, DeviceReport, LabError, Sample, Score, Settings
+from nbhelpers.scoring import planted, texts
+from nbhelpers.scoring import published as rubrics
+from nbhelpers.scoring import rubric as scoring
 
 STRONG = planted.strong_answers()
 PUBLISHED_LIST = (7.9, 4.2, 6.3, 7.5, 7.5, 7.5, 7.5, 7.2, 7.0, 4.8, 5.8, 5.8, 7.5, 7.6, 5.8)
@@ -469,7 +474,7 @@ def _write_samples(chosen: Settings) -> list[Sample]:
 
 def test_scoring_and_costs_start_without_heavy_libraries() -> None:
     code = (
-        "import sys, nbhelpers.scoring, nbhelpers.costs; "
+        "import sys, nbhelpers.scoring.rubric, nbhelpers.scoring.costs; "
         "print([m for m in ('torch', 'transformers', 'mlflow', 'matplotlib') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -17,8 +17,12 @@ import scipy
 import torch
 from planted_clock import VirtualClock, planted
 
-from nbhelpers import decoding, generation, stats, store, summary
+from nbhelpers import store
+from nbhelpers.generation import decode as decoding
+from nbhelpers.generation import generate as generation
 from nbhelpers.records import LabError, Prompt, Sample, Settings
+from nbhelpers.stats import verdicts as stats
+from nbhelpers.tracking import result as summary
 
 # The last letter is the plan: c ends after 3 tokens, e after 5, z would after 26 but meets the limit.
 PROMPTS = [Prompt("p1", "Hi c", "short_post"), Prompt("p2", "A longer one e", "short_post")]

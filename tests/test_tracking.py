@@ -14,7 +14,8 @@ from statistics import mean
 
 import pytest
 
-from nbhelpers import generation, registry, scoring, store, summary, tracking
+from nbhelpers import registry, store
+from nbhelpers.generation import generate as generation
 from nbhelpers.records import (
     Estimate,
     LabError,
@@ -27,6 +28,9 @@ from nbhelpers.records import (
     StatsReport,
     TrackingReport,
 )
+from nbhelpers.scoring import rubric as scoring
+from nbhelpers.tracking import mlflow_run as tracking
+from nbhelpers.tracking import result as summary
 
 SETTINGS = Settings(model="lab-gpt2", limit=2, repeats=2, max_new_tokens=16)
 GROUPS = {"quality", "latency", "memory", "cost", "samples", "model", "noise"}
@@ -227,7 +231,7 @@ def test_a_store_that_cannot_be_used_is_one_sentence_without_passwords(tmp_path,
 
 FRESH = """
 import os
-from nbhelpers import tracking
+from nbhelpers.tracking import mlflow_run as tracking
 experiment = tracking.init_database()
 client = tracking.open_client()
 run_id = client.create_run(experiment, run_name=str(os.getpid())).info.run_id

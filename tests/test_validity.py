@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbhelpers import planted, scoring, validity
 from nbhelpers.records import Score
+from nbhelpers.scoring import planted, validity
+from nbhelpers.scoring import rubric as scoring
 
 # Krippendorff 2011, Computing Krippendorff's Alpha-Reliability, section C: four observers, twelve units.
 PUBLISHED = (

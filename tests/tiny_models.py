@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from nbhelpers.loading import Loaded
+from nbhelpers.loading.load import Loaded
 from nbhelpers.records import LoadingReport, ModelSpec
 
 FAMILIES = ("gpt2", "bloom", "opt", "llama")

@@ -18,7 +18,8 @@ from torch._inductor import config as inductor
 from torch._inductor.utils import fresh_cache
 from transformers import StaticCache
 
-from nbhelpers import decoding, sampling
+from nbhelpers.generation import decode as decoding
+from nbhelpers.generation import sampling
 from nbhelpers.records import Prompt
 
 # Weights packed at compile time and products by inductor's own kernels: ATen's product of one row runs on one

@@ -23,8 +23,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from nbhelpers import roofline, store
+from nbhelpers import store
 from nbhelpers.bench import TOOLS, Ratio, Timing
+from nbhelpers.devices import roofline
 from nbhelpers.records import LabError
 
 PEERS = {"lm-eval": "lm-evaluation-harness", "llama.cpp": "llama-cpp-python and gguf"}

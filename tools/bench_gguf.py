@@ -14,7 +14,7 @@ from typing import Any
 
 import gguf
 
-from nbhelpers import loading
+from nbhelpers.loading import load as loading
 
 FAMILIES = {"gpt2": gguf.MODEL_ARCH.GPT2, "llama": gguf.MODEL_ARCH.LLAMA, "bloom": gguf.MODEL_ARCH.BLOOM}
 

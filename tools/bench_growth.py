@@ -23,8 +23,11 @@ from pathlib import Path
 
 from bench_worker import load
 
-from nbhelpers import bench, generation, loading, registry, scoring
+from nbhelpers import bench, registry
+from nbhelpers.generation import generate as generation
+from nbhelpers.loading import load as loading
 from nbhelpers.records import Prompt, Settings
+from nbhelpers.scoring import rubric as scoring
 
 MODEL = "lab-gpt2"
 FACTORS = (1, 2, 4, 8, 16)

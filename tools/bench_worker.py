@@ -18,7 +18,8 @@ import sys
 import time
 from typing import Any
 
-from nbhelpers import loading, registry
+from nbhelpers import registry
+from nbhelpers.loading import load as loading
 from nbhelpers.records import Prompt, Settings
 
 Texts = tuple[list[str], int]  # in order of the rows, and how many tokens were written
@@ -36,7 +37,7 @@ class Ours:
     """generation.generate_samples, as a run calls it: ids, texts and records included."""
 
     def __init__(self, model: str, dtype: str, gguf: str | None) -> None:
-        from nbhelpers import roofline
+        from nbhelpers.devices import roofline
 
         self.loaded, self.model = load(model, dtype), model
         config = self.loaded.model.config.get_text_config()
@@ -55,7 +56,7 @@ class Ours:
     def write(
         self, prompts: list[Prompt], repeats: int, tokens: int, batch: int, temperature: float
     ) -> Texts:
-        from nbhelpers import generation
+        from nbhelpers.generation import generate as generation
 
         settings = Settings(self.model, repeats=repeats, max_new_tokens=tokens, temperature=temperature)
         rows = generation.generate_samples(self.loaded, prompts, settings, batch_size=batch)
@@ -263,7 +264,7 @@ def answer(engine: Any, asked: dict[str, Any]) -> dict[str, Any]:
     if asked["do"] == "speed":
         from dataclasses import asdict
 
-        from nbhelpers import roofline
+        from nbhelpers.devices import roofline
 
         return asdict(roofline.measure(engine.facts["device"], asked["dtype"]))
     prompts = registry.load_prompts(limit=asked["prompts"])

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from scipy import special
 from scipy import stats as sps
 
-from nbhelpers import stats
-from nbhelpers.rubrics import attainable_business_v1
+from nbhelpers.scoring.published import attainable_business_v1
+from nbhelpers.stats import verdicts as stats
 
 Array = NDArray[np.float64]
 Ends = tuple[Array, Array]  # lower and upper ends of many intervals; NaN where there is none

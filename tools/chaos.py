@@ -185,7 +185,7 @@ class Chaos:
         """The fork server, or what it forked: the first of them is a worker, the last a kernel."""
         try:
             live = [p for p in psutil.Process(runner).children() if p.status() != psutil.STATUS_ZOMBIE]
-            servers = [p for p in live if "nbhelpers.forkserver" in p.cmdline()]
+            servers = [p for p in live if "nbhelpers.runner.forkserver" in p.cmdline()]
             forked = sorted((c for p in servers for c in p.children()), key=lambda p: p.create_time())
         except psutil.Error:
             return []

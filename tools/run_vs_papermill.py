@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 
 from nbhelpers import registry
-from nbhelpers.worker import COMPARISON, PIPELINE, notebook_path
+from nbhelpers.runner.worker import COMPARISON, PIPELINE, notebook_path
 
 LIMITS = ("limit", "repeats", "max_new_tokens")
 

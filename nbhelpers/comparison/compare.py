@@ -1,0 +1,271 @@
+"""All models of a run on the same prompts: ranking, paired verdicts, what to pick, and whether size helps."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from nbhelpers import store
+from nbhelpers.records import Comparison, ComparisonReport, Estimate, LabError, ModelSpec, Result, RunInfo
+from nbhelpers.stats import verdicts as stats
+
+MARGIN = 0.5  # points on the 0..10 scale below which a difference does not matter to us (a choice)
+# What must be equal for two models' scores to be comparable; repeats and seed only change the precision.
+CONDITIONS = ("prompts", "max_new_tokens", "temperature", "top_k", "top_p")
+
+
+def compare_run(run_dir: Path, margin: float = MARGIN) -> ComparisonReport:
+    """Compare a run's models on its primary score; writes comparison.json. LabError as `assemble`."""
+    report = assemble(run_dir, margin)
+    store.write_json(run_dir / "comparison.json", report)
+    return report
+
+
+def assemble(run_dir: Path, margin: float = MARGIN) -> ComparisonReport:
+    """The comparison of a run's folder, without writing it.
+
+    A run whose models all failed has a comparison that says so. LabError for a folder with neither a
+    run.json nor a result.json.
+    """
+    results, broken = read_results(run_dir)
+    if not (results or broken or (run_dir / "run.json").exists()):
+        raise LabError(f"no model in {run_dir.name} has a result.json: run the notebooks 01 to 06 first.")
+    excluded = {**_without_result(run_dir, results, broken), **_without_quality(results)}
+    usable = [result for result in results if result.model not in excluded]
+    excluded |= _under_other_conditions(usable)
+    return compare([result for result in usable if result.model not in excluded], excluded, margin)
+
+
+def load_results(run_dir: Path) -> list[Result]:
+    """Every readable result.json of a run, in the order of the folders' names."""
+    return read_results(run_dir)[0]
+
+
+def read_results(run_dir: Path) -> tuple[list[Result], dict[str, str]]:
+    """Every result.json of a run, and the model folders whose file cannot be used, with the reason."""
+    results, broken = [], {}
+    for path in sorted(run_dir.glob("*/result.json")):
+        try:
+            result = store.read_json(path, Result)
+            if result.slug != path.parent.name:  # paths are made from it
+                raise LabError(f"result.json is of the folder {result.slug!r}: run the model again.")
+            results.append(replace(result, model=label(result.model)))
+        except LabError as error:
+            broken[path.parent.name] = str(error).replace(f"{path}", path.name)
+    return results, broken
+
+
+def label(model: str) -> str:
+    """A model's name as people read it: a folder by its last part, so that no report shows local paths."""
+    is_path = Path(model).is_absolute() or model.startswith((".", "~"))
+    return (Path(model).name if is_path else model) or model
+
+
+def folder_name(model: str) -> str:
+    """The folder of a model inside its run, from the name alone: no registry, no model needed."""
+    return ModelSpec(label(model), source="", kind="local").slug
+
+
+def compare(results: Sequence[Result], excluded: dict[str, str], margin: float = MARGIN) -> ComparisonReport:
+    """Compare results of the same score, on the prompts that all of them have. Pure: no files."""
+    shared = sorted(set.intersection(*(set(result.per_prompt) for result in results))) if results else []
+    if not shared:
+        excluded = excluded | {result.model: "it shares no prompt with the others" for result in results}
+        results = []
+    results = [replace(r, per_prompt={prompt: r.per_prompt[prompt] for prompt in shared}) for r in results]
+    ranking = _ranking(results)
+    per_model = {result.model: result.per_prompt for result in results}
+    pairs = stats.compare_all({model: per_model[model] for model in ranking}, margin=margin)
+    pick, reason = choose(ranking, pairs, {result.model: result for result in results})
+    slope = size_slope(results)
+    return ComparisonReport(
+        primary=results[0].primary if results else "",
+        prompts=tuple(shared),
+        ranking=ranking,
+        pairs=pairs,
+        pick=pick,
+        pick_reason=reason,
+        size_slope=slope,
+        size_hypothesis=size_sentence(slope, results),
+        excluded=excluded,
+        ranks=stats.rank_intervals({model: per_model[model] for model in ranking}),
+    )
+
+
+def choose(
+    ranking: dict[str, Estimate], pairs: Sequence[Comparison], results: dict[str, Result]
+) -> tuple[str | None, str]:
+    """Which model to take, and why, in plain words.
+
+    The model with the highest mean leads. Among the models tied with it the fastest is taken. A lead that
+    cannot be told from chance is said to be one: the leader is then the best guess, not the winner.
+    """
+    if not ranking:
+        return None, "No model could be compared on quality."
+    leader = next(iter(ranking))
+    if len(ranking) == 1:
+        return (
+            leader,
+            f"{leader} is the only model with comparable results: there is nothing to prefer it to.",
+        )
+    # compare_all lists pairs in ranking order, so the leader is always the first of its pairs.
+    rivals = [pair for pair in pairs if pair.a == leader]
+    tied = [pair.b for pair in rivals if pair.verdict == "tied"]
+    unclear = [pair for pair in rivals if pair.verdict == "cannot tell"]
+    pick = max([leader, *tied], key=lambda model: words_per_s(results[model]))
+    if unclear:
+        return pick, _unclear_words(leader, pick, unclear)
+    if tied:
+        return pick, (
+            f"{leader} has the highest mean, but {_list(tied)} {'is' if len(tied) == 1 else 'are'} tied with "
+            f"it within {pairs[0].margin:g} points; of these {pick} writes the most words per second."
+        )
+    return leader, (
+        f"{leader} writes better than every other model here: ahead of the next one, {rivals[0].b}, by "
+        f"{_points(rivals[0])}."
+    )
+
+
+def size_slope(results: Sequence[Result]) -> Estimate | None:
+    """Points gained per doubling of the parameters: one least-squares slope a prompt, then their mean.
+
+    Prompts are the units, so the interval speaks about other prompts for these models, not about other
+    models. All results have the same prompts. None for fewer than two sizes.
+    """
+    sizes = [math.log2(result.parameters) for result in results if result.parameters > 0]
+    if len(sizes) < len(results) or len(set(sizes)) < 2:
+        return None
+    centre = sum(sizes) / len(sizes)
+    weights = [(size - centre) / sum((other - centre) ** 2 for other in sizes) for size in sizes]
+    slopes = [
+        sum(weight * result.per_prompt[prompt] for weight, result in zip(weights, results, strict=True))
+        for prompt in sorted(results[0].per_prompt)
+    ]
+    return stats.estimate(slopes, "points per doubling of parameters")
+
+
+def size_sentence(slope: Estimate | None, results: Sequence[Result]) -> str:
+    """What the data say about "larger models write better content"."""
+    if slope is None or slope.mean is None:
+        return "Whether larger models write better cannot be tested: it needs two sizes on the same prompts."
+    if slope.low is None or slope.high is None:
+        return f"Whether larger models write better stays open ({slope.reason})."
+    figures = f"{slope.mean:+.2f} points per doubling of the parameters [{slope.low:+.2f}, {slope.high:+.2f}]"
+    differ = ", which also differ in architecture" if len({r.family for r in results}) > 1 else ""
+    limits = f"over {slope.n} prompts, for these {len(results)} models only{differ}"
+    if slope.low > 0:
+        means = {r.model: sum(r.per_prompt.values()) / len(r.per_prompt) for r in results}
+        best, largest = max(means, key=lambda m: means[m]), max(results, key=lambda r: r.parameters).model
+        but = "" if best == largest else f" Size alone does not decide: the best is {best}, not {largest}."
+        return f"On average the larger models here write better: {figures} {limits}.{but}"
+    if slope.high < 0:
+        return f"Among these models the larger ones write worse: {figures} {limits}."
+    return f"These data do not show that larger models write better: {figures} {limits}."
+
+
+def verdict_sentence(pair: Comparison) -> str:
+    """One comparison as a sentence with its figures."""
+    if pair.difference is None or pair.low is None:
+        return f"{pair.a} and {pair.b}: cannot tell ({pair.reason})."
+    words = {
+        "better": f"{pair.a} writes better than {pair.b}",
+        "worse": f"{pair.a} writes worse than {pair.b}",
+        "tied": f"{pair.a} and {pair.b} are tied within {pair.margin:g} points",
+        "cannot tell": f"{pair.a} and {pair.b}: cannot tell",
+    }[pair.verdict]
+    return f"{words}: {_points(pair)}{_needed(pair)}."
+
+
+def words_per_s(result: Result) -> float:
+    """Speed at batch 1 in words per second, which tokenizers do not distort; 0 if it was not measured."""
+    return result.metrics.get("latency/words_per_s/mean", 0.0)
+
+
+def _ranking(results: Sequence[Result]) -> dict[str, Estimate]:
+    estimates = {r.model: stats.estimate(list(r.per_prompt.values()), r.primary) for r in results}
+    return dict(sorted(estimates.items(), key=lambda item: -(item[1].mean or 0.0)))
+
+
+def _without_result(run_dir: Path, results: Sequence[Result], broken: dict[str, str]) -> dict[str, str]:
+    """Models that were asked for and left no usable result, with the reason."""
+    if not (run_dir / "run.json").exists():
+        return dict(broken)
+    info = store.read_json(run_dir / "run.json", RunInfo)
+    done = {result.settings.model for result in results} | {result.model for result in results}
+    excluded, left = {}, dict(broken)
+    for model in info.models:
+        if model in done or label(model) in done:
+            continue
+        failures = [s for s in info.notebooks if s.model == model and s.status == "failed"]
+        reason = f"{failures[0].notebook}: {failures[0].error}" if failures else "its notebooks have not run"
+        excluded[label(model)] = left.pop(folder_name(model), reason)
+    return {**excluded, **left}
+
+
+def _without_quality(results: Sequence[Result]) -> dict[str, str]:
+    excluded = {}
+    for result in results:
+        if not result.quality_applies:
+            excluded[result.model] = "random weights: quality is not applicable, speed and memory are real"
+        elif not result.finished:
+            excluded[result.model] = f"all {result.attempted} generations failed"
+    return excluded
+
+
+def _under_other_conditions(results: Sequence[Result]) -> dict[str, str]:
+    """Results made under other conditions than most: their scores cannot be compared with the rest."""
+    conditions = {
+        r.model: {"score": r.primary} | {c: getattr(r.settings, c) for c in CONDITIONS} for r in results
+    }
+    counts = Counter(tuple(values.items()) for values in conditions.values())
+    if len(counts) < 2:
+        return {}
+    usual = dict(counts.most_common(1)[0][0])
+    differing = {
+        model: [
+            f"{name} {_short(value)}, not {_short(usual[name])}"
+            for name, value in values.items()
+            if value != usual[name]
+        ]
+        for model, values in conditions.items()
+    }
+    return {m: f"made under other conditions: {'; '.join(found)}" for m, found in differing.items() if found}
+
+
+def _short(value: object) -> str:
+    return Path(value).name or "the benchmark" if isinstance(value, str) else str(value)
+
+
+def _unclear_words(leader: str, pick: str, unclear: Sequence[Comparison]) -> str:
+    closest = min(unclear, key=lambda pair: abs(pair.difference or 0.0))
+    others = _list([pair.b for pair in unclear])
+    if closest.difference == 0:
+        lead = f"{leader} and {closest.b} have the same mean"
+    else:
+        lead = f"{leader} has the highest mean, but its lead over {others} cannot be told from chance"
+    detail = _points(closest) if closest.difference is not None else closest.reason
+    against = f"against {closest.b}: " if len(unclear) > 1 else ""
+    tied = f" {pick} is tied with it and writes more words per second." if pick != leader else ""
+    return f"{lead} ({against}{detail}{_needed(closest)}).{tied}"
+
+
+def _needed(pair: Comparison) -> str:
+    """How many prompts would settle an open comparison."""
+    if pair.verdict != "cannot tell" or pair.low is None:
+        return ""
+    if pair.prompts_needed is None:
+        return f"; not even {stats.MOST_PROMPTS:,} prompts would tell a difference this small from chance"
+    return f"; about {pair.prompts_needed:,} prompts would be needed"
+
+
+def _points(pair: Comparison) -> str:
+    if pair.low is None or pair.high is None:
+        return f"{pair.difference:+.2f} points, {pair.reason}"
+    return f"{pair.difference:+.2f} points [{pair.low:+.2f}, {pair.high:+.2f}] over {pair.n} prompts"
+
+
+def _list(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

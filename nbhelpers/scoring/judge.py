@@ -1,0 +1,128 @@
+"""A model as judge: it rates a text from 1 to 10, and its calibration says whether to listen. Off by default.
+
+The rating is the expected value over the probabilities of the ten answers (the weighting of G-Eval, Liu et
+al. 2023), from one forward pass: nothing is sampled or parsed. A judge that puts hardly any probability on a
+rating has not rated: the score is then None, with the mass, and never a default.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING
+
+from nbhelpers.loading import tokenizer as chat
+from nbhelpers.records import Estimate, LabError
+from nbhelpers.scoring import planted, validity
+
+if TYPE_CHECKING:
+    from nbhelpers.loading.load import Loaded
+
+LEAST_MASS = 0.1  # ours: below it at least nine tenths of what the model would say is no rating
+QUESTION = """Rate the text below as an answer to its instruction, from 1 (worthless) to 10 (excellent).
+
+Instruction: {prompt}
+
+Text:
+{text}
+
+Answer with the number only. Rating:"""
+
+
+@dataclass(frozen=True)
+class JudgeScore:
+    """One rating. ``expected`` is kept even where it means nothing, to show what it would have been."""
+
+    score: float | None  # 1 to 10; None with a reason
+    expected: float | None  # mean rating given that there is one, however unlikely
+    mass: float  # probability that the answer is a rating at all
+    probabilities: tuple[float, ...] = ()  # of the answers 1 to 10
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class JudgeReport:
+    """A judge on the planted answers."""
+
+    model: str
+    attempted: int
+    rated: int
+    median_mass: float
+    agreement: Estimate  # tau-b with the expected order, of the scores
+    unguarded: Estimate  # the same of ``expected``, whatever its mass: what a silent fall-back would report
+
+
+def judge(loaded: Loaded, prompt: str, text: str) -> JudgeScore:
+    """Rate one text; no score where less than LEAST_MASS is on 1 to 10 or the text exceeds the context.
+
+    The probability of an answer is that of all its tokens, as the tokenizer writes it after the question.
+    Where "10" begins with the token of "1", its probability is taken off that of 1; what else may follow a
+    number ("7.5", "50") is not looked at. Raises LabError when the tokenizer cannot tell the numbers apart.
+    """
+    import torch
+
+    question, answers = _tokens(loaded, QUESTION.format(prompt=prompt, text=text))
+    before = {answer[:-1] for answer in answers}  # what has to be read to know the next token
+    rows = [row for row in before if not any(row == other[: len(row)] for other in before - {row})]
+    width = max(map(len, rows))
+    if len(question) + width >= loaded.report.context:
+        said = f"{len(question) + width} tokens do not fit in the context of {loaded.report.context}"
+        return JudgeScore(None, None, 0.0, (), said)
+    ids = [[*question, *row, *[0] * (width - len(row))] for row in rows]  # padding on the right is never seen
+    keeps = "logits_to_keep" in inspect.signature(loaded.model.forward).parameters
+    extra = {"logits_to_keep": width + 1} if keeps else {}
+    with torch.inference_mode():
+        logits = loaded.model(input_ids=torch.tensor(ids, device=loaded.device), **extra).logits
+    steps = logits[:, -width - 1 :].float().softmax(-1).cpu()
+
+    def probability(answer: tuple[int, ...]) -> float:
+        row = next(i for i, row in enumerate(rows) if row[: len(answer) - 1] == answer[:-1])
+        return math.prod(float(steps[row, place, token]) for place, token in enumerate(answer))
+
+    found = [probability(answer) for answer in answers]
+    if answers[9][: len(answers[0])] == answers[0]:
+        found[0] -= found[9]
+    mass = sum(found)
+    expected = sum(rating * p for rating, p in enumerate(found, 1)) / mass if mass > 0 else None
+    if mass >= LEAST_MASS:  # false for NaN too
+        return JudgeScore(expected, expected, mass, tuple(found))
+    return JudgeScore(None, expected, mass, tuple(found), f"{mass:.1%} of the probability is on a rating")
+
+
+def calibrate(loaded: Loaded) -> JudgeReport:
+    """The judge's agreement with the expected order of the planted answers, and how often it rated at all."""
+    found = {
+        (text, strong.prompt): judge(loaded, strong.prompt, text)
+        for strong in planted.strong_answers()
+        for text in planted.answers(strong).values()
+    }
+    return JudgeReport(
+        loaded.spec.alias,
+        len(found),
+        sum(rating.score is not None for rating in found.values()),
+        median(rating.mass for rating in found.values()),
+        validity.agreement(lambda text, prompt, _: found[text, prompt].score, "scores"),
+        validity.agreement(lambda text, prompt, _: found[text, prompt].expected, "expected values"),
+    )
+
+
+def _tokens(loaded: Loaded, question: str) -> tuple[list[int], list[tuple[int, ...]]]:
+    """Ids of the question, and of each of the answers 1 to 10 as they follow it."""
+    tokenizer = loaded.tokenizer
+    templated = loaded.spec.prompt_format == "chat" and getattr(tokenizer, "chat_template", None)
+    if templated:
+        question = chat.render(tokenizer, question)
+    lead = question if templated else f"{question}\n"
+    whole = [
+        tuple(tokenizer(f"{lead}{rating}", add_special_tokens=not templated, verbose=False)["input_ids"])
+        for rating in range(1, 11)
+    ]
+    shared = next((i for i, column in enumerate(zip(*whole, strict=False)) if len(set(column)) > 1), 0)
+    answers = [ids[shared:] for ids in whole]
+    if len(set(answers)) < 10 or not all(answers):
+        raise LabError(
+            f"The tokenizer of {loaded.spec.alias} cannot tell 1 to 10 apart: choose another judge."
+        )
+    return list(whole[0][:shared]), answers

@@ -1,0 +1,214 @@
+"""Two and more models on the same prompts: tests, effect sizes and rank intervals on paired scores.
+
+Differences are first model minus second, one a prompt. Nothing here gives a verdict (``nbhelpers.stats.verdicts``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+from scipy import stats as sps
+
+from nbhelpers.records import Estimate, LabError, RankInterval
+from nbhelpers.stats import estimate as estimates
+from nbhelpers.stats.estimate import Array
+
+EXACT_FLIPS = 20  # sign patterns are enumerated up to here: 2**19 sums, 4 MB
+FLIPS = 99_999  # random sign patterns above EXACT_FLIPS
+EXACT_RANKS = 200  # the signed-rank distribution is counted up to here, in about 10 ms
+RANK_RESAMPLES = 9999
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """A test of paired differences; without a ``p`` there is a ``reason``."""
+
+    name: str
+    n: int  # differences that count (for signed ranks: those that are not 0)
+    statistic: float | None
+    p: float | None
+    reason: str | None = None
+
+    __test__ = False  # the name is not a test for pytest to collect
+
+
+def sign_flip_p(differences: Iterable[float], seed: int = 0) -> float:
+    """Two-sided p of the sign-flip permutation test (Fisher 1935): is |mean| large if signs are coin tosses?
+
+    Exact over all 2^n sign patterns up to 20 differences that are not 0 (a 0 has no sign to flip);
+    above, (hits + 1) / (B + 1) over B = 99,999 random patterns (Phipson & Smyth 2010).
+    Raises LabError when there is no difference or one is not finite.
+    """
+    x = estimates.sorted_array(differences)
+    if refused := estimates.unusable(x):
+        raise LabError(f"No sign-flip test: {refused}.")
+    size = np.sort(np.abs(x[x != 0]))  # the null distribution depends on the magnitudes only
+    if not len(size):
+        return 1.0
+    threshold = abs(math.fsum(x)) - 1e-9 * math.fsum(size)  # a tie must not be lost to rounding
+    if len(size) <= EXACT_FLIPS:
+        sums = size[:1]  # one sign stays fixed: the other half of the patterns mirrors this half
+        for step in size[1:]:
+            sums = np.concatenate([sums + step, sums - step])
+        return float(np.mean(np.abs(sums) >= threshold))
+    rng, hits, left = np.random.default_rng(seed), 0, FLIPS
+    block = max(1, 2**20 // len(size))
+    while left:
+        rows = min(block, left)
+        signs = rng.integers(0, 2, size=(rows, len(size)), dtype=np.int8) * 2 - 1
+        hits += int(np.sum(np.abs(signs @ size) >= threshold))
+        left -= rows
+    return (hits + 1) / (FLIPS + 1)
+
+
+def wilcoxon(differences: Iterable[float]) -> TestResult:
+    """Wilcoxon's signed-rank test (1945), two-sided; ``statistic`` is the positive rank sum.
+
+    Differences of 0 are dropped, equal sizes share their mean rank, and the null distribution is counted
+    exactly with those ties up to 200 differences; above, ``scipy.stats.wilcoxon`` approximates it.
+    It asks whether the differences are symmetric about 0, which is not quite a question about means.
+    """
+    x = estimates.sorted_array(differences)
+    if refused := estimates.unusable(x, "differences"):
+        return TestResult("wilcoxon", len(x), None, None, refused)
+    x = x[np.abs(x) > estimates.noise(x)]
+    if not len(x):
+        return TestResult("wilcoxon", 0, None, None, "all differences are 0: nothing to rank")
+    ranks = sps.rankdata(np.round(np.abs(x), 12))
+    positive = float(ranks[x > 0].sum())
+    if len(x) > EXACT_RANKS:
+        p = float(sps.wilcoxon(np.sign(x) * ranks, method="approx").pvalue)
+    else:
+        p = _signed_rank_p(np.rint(2 * ranks).astype(int), round(2 * positive))
+    return TestResult("wilcoxon", len(x), positive, p)
+
+
+def _signed_rank_p(doubled: NDArray[np.int_], positive: int) -> float:
+    """P of a rank sum at least this far from its centre; ranks are doubled, so that ties stay integers."""
+    share = np.zeros(doubled.sum() + 1)  # share[s]: probability that the positive ranks add up to s
+    share[0] = 1.0
+    for rank in doubled:
+        share /= 2
+        share[rank:] += share[:-rank].copy()
+    lower = min(positive, len(share) - 1 - positive)
+    return float(min(1.0, 2 * share[: lower + 1].sum()))
+
+
+def equivalence(differences: Iterable[float], margin: float = 0.5) -> TestResult:
+    """Two one-sided t tests (Schuirmann 1987): p that the mean difference lies outside +-``margin``.
+
+    p < 0.05 says "equivalent", as does a 90% t interval inside the margin. The verdict "tied" of
+    ``nbhelpers.stats.verdicts.paired`` asks for p < 0.025. ``statistic`` is the t of the nearer border. One value or
+    equal values give a ``reason``. Raises LabError for a margin that is not above 0.
+    """
+    if not (margin > 0 and math.isfinite(margin)):
+        raise LabError(f"The equivalence margin is {margin}: give a number of points above 0.")
+    x = estimates.sorted_array(differences)
+    reason = estimates.unusable(x, "differences") or estimates.no_interval(x, "differences")
+    if reason:
+        return TestResult("equivalence", len(x), None, None, reason)
+    mean, sd = estimates.mean_sd(x)
+    t = (margin - abs(mean)) / ((sd or math.nan) / math.sqrt(len(x)))
+    return TestResult("equivalence", len(x), t, float(sps.t.sf(t, len(x) - 1)))
+
+
+def superiority(differences: Iterable[float], level: float = 0.95, name: str = "") -> Estimate:
+    """Probability (``mean``, 0..1) that the first model beats the second on a prompt; a tie counts half.
+
+    The paired form of the "common language" effect size (McGraw & Wong 1992). Interval: Wilson's formula
+    with the ties as half wins, which is too wide rather than too narrow when there are ties. One prompt
+    gives no interval.
+    """
+    estimates.check_level(level)
+    x = estimates.sorted_array(differences)
+    n = len(x)
+    if refused := estimates.unusable(x, "differences"):
+        return Estimate(name, n, None, None, None, None, level, "superiority", refused)
+    near = estimates.noise(x)
+    share = float(np.mean(x > near) + np.mean(np.abs(x) <= near) / 2)
+    if n == 1:
+        return Estimate(name, n, share, None, None, None, level, "superiority", "n = 1: no interval")
+    z = float(special.ndtri(0.5 + level / 2))
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    low, high = max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))  # rounding
+    return Estimate(name, n, share, None, low, high, level, "superiority")
+
+
+def hedges_g(mean: float, sd: float, n: int) -> float | None:
+    """Hedges' g of n paired differences: J(n-1) * mean / sd, the standardised mean difference d_z.
+
+    J(m) = Gamma(m/2) / (sqrt(m/2) Gamma((m-1)/2)) removes the small-sample bias exactly (Hedges 1981;
+    about 1 - 3/(4m - 1)). None below n = 3, where d_z has no expectation, and for sd = 0.
+    """
+    if n < 3 or sd == 0:
+        return None
+    m = n - 1
+    log_j = special.gammaln(m / 2) - special.gammaln((m - 1) / 2) - math.log(m / 2) / 2
+    return float(math.exp(log_j) * mean / sd)
+
+
+def resample_counts(n: int, resamples: int = RANK_RESAMPLES, seed: int = 0) -> NDArray[np.int_]:
+    """How often each of n prompts is drawn in each bootstrap resample, (resamples, n); rows add up to n.
+
+    Made once and given to every metric, it makes the same prompts meet in all of them. Raises LabError for
+    n < 1 or resamples < 1.
+    """
+    if n < 1 or resamples < 1:
+        raise LabError(f"Cannot draw {resamples} resamples of {n} prompts: both must be at least 1.")
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+
+
+def rank_intervals(
+    per_model: dict[str, dict[str, float]],
+    level: float = 0.95,
+    seed: int = 0,
+    counts: NDArray[np.int_] | None = None,
+) -> tuple[RankInterval, ...]:
+    """Every model's rank by mean score with a percentile bootstrap interval over prompts, best first.
+
+    ``per_model``: model -> prompt id -> score. Rank is 1 + the number of models with a higher mean, so equal
+    models share the better rank. A rank is a whole number, so the interval covers more than its level: the
+    true rank of a best model with a lead of a quarter deviation in 97.8% at n = 5, 99.8% at 15
+    (``data/calibration.csv``). ``counts`` (prompts in sorted order) from ``resample_counts`` shares the
+    resamples between metrics; without it they are drawn from ``seed``. Different prompts, unusable scores or
+    fewer than ``estimates.BOOTSTRAP_MIN`` prompts: no interval and a ``reason``.
+    Raises LabError for counts of another number of prompts.
+    """
+    estimates.check_level(level)
+    models = list(per_model)
+    prompts = sorted(set().union(*per_model.values()))
+    n = len(prompts)
+    if any(len(scores) != n for scores in per_model.values()):
+        return tuple(
+            RankInterval(m, len(per_model[m]), None, None, None, level, "prompt sets differ") for m in models
+        )
+    table = np.array([[per_model[m][p] for p in prompts] for m in models], dtype=float).reshape(
+        len(models), n
+    )
+    if refused := estimates.unusable(table.ravel(), "scores"):
+        return tuple(RankInterval(m, n, None, None, None, level, refused) for m in models)
+    ranks = _ranks(table.mean(axis=1)[None])[0]
+    order = np.argsort(ranks, kind="stable")
+    if n < estimates.BOOTSTRAP_MIN:
+        reason = f"n = {n}: too few prompts to resample (the bootstrap starts at {estimates.BOOTSTRAP_MIN})"
+        return tuple(RankInterval(models[i], n, int(ranks[i]), None, None, level, reason) for i in order)
+    drawn = resample_counts(n, seed=seed) if counts is None else counts
+    if drawn.shape[1:] != (n,):
+        raise LabError(
+            f"The resamples have shape {drawn.shape}, but there are {n} prompts: give (resamples, {n})."
+        )
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    low, high = np.quantile(_ranks(drawn @ table.T / n), tails, axis=0, method="inverted_cdf").astype(int)
+    return tuple(RankInterval(models[i], n, int(ranks[i]), int(low[i]), int(high[i]), level) for i in order)
+
+
+def _ranks(means: Array) -> NDArray[np.int_]:
+    """Ranks along the last axis, 1 for the highest; sums that differ by rounding only are equal."""
+    means = np.round(means, 12)
+    return 1 + np.sum(means[..., None, :] > means[..., :, None], axis=-1)
