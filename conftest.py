@@ -29,7 +29,7 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
 
 
 # The files that take longest are given out first, so that no worker is left alone with one of them.
-FIRST = ("15_", "14_", "test_batch", "12_", "test_chaos", "test_hub", "test_tracking", "08_", "07_", "17_")
+FIRST = ("15_", "14_", "test_run", "12_", "test_chaos", "test_hub", "test_tracking", "08_", "07_", "17_")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

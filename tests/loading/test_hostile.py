@@ -100,8 +100,8 @@ def test_the_registry_cannot_ask_for_remote_code():
     entry = {"source": "a/b", "family": "x", "prompt": "plain", "licence": "x", "trust_remote_code": True}
     with pytest.raises(LabError, match="unknown field 'trust_remote_code'"):
         registry._spec("a", entry)
-    package = Path(loading.__file__).parent
-    sources = "".join(path.read_text() for path in package.glob("*.py"))
+    package = Path(loading.__file__).parents[1]
+    sources = "".join(path.read_text() for path in package.rglob("*.py"))
     assert sources.count("trust_remote_code=") == sources.count("trust_remote_code=False") > 0
 
 
@@ -367,8 +367,8 @@ def test_a_result_that_names_another_folder_is_not_followed(tmp_path):
 
 
 def test_no_name_or_prompt_reaches_a_shell():
-    package = Path(loading.__file__).parent
-    for path in package.glob("*.py"):
+    package = Path(loading.__file__).parents[1]
+    for path in package.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)

@@ -11,7 +11,7 @@ from scipy import stats as sps
 from nbhelpers.records import Score
 from nbhelpers.stats import verdicts as stats
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tools"))
 import calibrate  # noqa: E402
 

@@ -8,7 +8,7 @@ import pytest
 
 from nbhelpers.runner import forked
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 import chaos
 
 

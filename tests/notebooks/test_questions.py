@@ -15,7 +15,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DATA = tomllib.loads((ROOT / "data" / "questions.toml").read_text(encoding="utf-8"))
 QUESTIONS = {question["id"]: question for question in DATA["question"]}
 CELLS = {

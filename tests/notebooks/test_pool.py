@@ -310,7 +310,7 @@ def test_evicted_memory_goes_back_to_the_system(tmp_path):
         capture_output=True,
         text=True,
         check=True,
-        cwd=Path(pool.__file__).parent.parent,
+        cwd=Path(pool.__file__).parents[2],
     )
     reset, *figures = done.stdout.split()
     first, second, third, after, peak = map(float, figures)
