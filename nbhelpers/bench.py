@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nbhelpers.records import SCHEMA_VERSION, LabError
+from nbhelpers.records import SCHEMA_VERSION, LabError, Record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,7 +43,7 @@ OTHER = {
 
 
 @dataclass(frozen=True)
-class Timing:
+class Timing(Record):
     model: str
     way: str
     rows: int
@@ -53,7 +53,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Ratio:
+class Ratio(Record):
     model: str
     name: str
     goal: float | None  # None: none was set
@@ -63,7 +63,7 @@ class Ratio:
 
 
 @dataclass(frozen=True)
-class BenchReport:
+class BenchReport(Record):
     """docs/bench.json."""
 
     machine: str

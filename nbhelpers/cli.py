@@ -17,7 +17,8 @@ from nbhelpers.records import LabError, Settings
 from nbhelpers.scoring.texts import printable
 
 if TYPE_CHECKING:
-    from nbhelpers.records import ComparisonReport, Result, RunInfo
+    from nbhelpers.comparison.compare import ComparisonReport
+    from nbhelpers.records import Result, RunInfo
     from nbhelpers.runner.run import Plan
 
 app = typer.Typer(
@@ -246,7 +247,7 @@ def _refuse_with_resume(context: typer.Context) -> None:
 
 def _comparison(plan: Plan) -> ComparisonReport | None:
     from nbhelpers import store
-    from nbhelpers.records import ComparisonReport
+    from nbhelpers.comparison.compare import ComparisonReport
 
     path = plan.run_dir / "comparison.json"
     return store.read_json(path, ComparisonReport) if path.exists() else None

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from nbhelpers import store
-from nbhelpers.records import SCHEMA_VERSION, LabError
+from nbhelpers.records import SCHEMA_VERSION, LabError, Record
 
 GRADES = {"0": 0, "1": 3, "2": 4, "3": 5}  # our mark -> quality of SM-2
 LONGEST = 36_500  # days; calendars end
@@ -29,7 +29,7 @@ HEADERS = "#separator:Comma\n#html:true\n#columns:Front,Back,Tags\n#tags column:
 
 
 @dataclass(frozen=True)
-class Question:
+class Question(Record):
     """An entry of data/questions.toml; its fields are explained in data/README.md."""
 
     id: str
@@ -46,7 +46,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Card:
+class Card(Record):
     """When one question is asked again."""
 
     due: str  # ISO date
@@ -61,7 +61,7 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Progress:
+class Progress(Record):
     """The progress file: question id -> card."""
 
     cards: dict[str, Card] = field(default_factory=dict)

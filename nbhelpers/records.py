@@ -6,12 +6,18 @@ Units are in the names: ``_s`` seconds, ``_bytes`` bytes, ``_j`` joules, ``_usd`
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import Literal
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 SCHEMA_VERSION = 1
 
 CONTENT_TYPES = ("short_post", "linkedin_post", "technical_article", "business_note")
+DEVICES = ("cuda", "mps", "xpu", "cpu")  # in order of preference
+DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of one number
+SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 FinishReason = Literal["eos", "length", "time", "error"]
 Engine = Literal[
     "loop", "generate"
@@ -19,12 +25,44 @@ Engine = Literal[
 Verdict = Literal["better", "worse", "tied", "cannot tell"]
 
 
+class Failure(StrEnum):
+    """What kind of thing went wrong: what the report counts and what decides the exit code."""
+
+    USAGE = "usage"  # a user's mistake
+    REFUSED = "refused"  # by us: unsafe, gated, given up after failures in a row
+    DOWNLOAD = "download"
+    OUT_OF_MEMORY = "out of memory"
+    TIMEOUT = "timeout"
+    DEAD_KERNEL = "dead kernel"
+    BAD_OUTPUT = "bad output"  # NaN, or text that is none
+    STOPPED = "stopped"  # by the user, or by --fail-on-error
+    OTHER = "other"
+
+
 class LabError(Exception):
     """A mistake or a condition the user can act on: one sentence with what, where and what to do."""
 
+    def __init__(self, sentence: str, kind: Failure = Failure.USAGE) -> None:
+        super().__init__(sentence)
+        self.kind = kind
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows (IPython asks): the sentence without a traceback, and the kind for the runner."""
+        return [f"LabError: {self}", self.kind.value]
+
+
+class Record:
+    """Base of what is written to files: read back strictly, without unknown fields or NaN (``store``)."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {
+        "strict": True,
+        "extra": "forbid",
+        "allow_inf_nan": False,
+    }
+
 
 @dataclass(frozen=True)
-class ModelSpec:
+class ModelSpec(Record):
     """Where a model comes from and what is known about it before it is loaded."""
 
     alias: str
@@ -50,32 +88,89 @@ class ModelSpec:
 
 
 @dataclass(frozen=True)
-class Prompt:
+class Prompt(Record):
     id: str
     text: str
     content_type: str  # one of CONTENT_TYPES
 
 
+def _setting(default: Any, text: str) -> Any:
+    """A field of Settings; the text is the command line's help."""
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass(frozen=True)
-class Settings:
-    """Everything a run can be told. The notebooks' ``parameters`` cells hold the same names."""
+class Settings(Record):
+    """Everything that decides what a run computes, and the only list of it.
+
+    These are the names of the command line's options and of the notebooks' ``parameters``. Raises LabError
+    for a value that makes no sense.
+    """
 
     model: str = "lab-llama"
     run_dir: str = ""  # "" is outputs/standalone
-    prompts: str = ""  # "" is the 15 benchmark prompts; otherwise a .jsonl file
-    limit: int | None = None  # first N prompts
-    repeats: int = 4
-    max_new_tokens: int = 256
-    temperature: float = 0.8
-    top_k: int = 0  # 0 switches the filter off
-    top_p: float = 1.0  # 1.0 switches the filter off
-    seed: int = 0
-    device: str = "auto"
-    dtype: str = "auto"
+    prompts: str = _setting("", "JSONL file of prompts; default: 15 benchmark prompts.")
+    limit: int | None = _setting(None, "Only the first N prompts.")
+    repeats: int = _setting(4, "Generations per prompt.")
+    max_new_tokens: int = _setting(256, "Longest answer, in tokens.")
+    temperature: float = _setting(0.8, "0 always takes the likeliest token.")
+    top_k: int = _setting(0, "Draw from the k likeliest tokens; 0: from all.")
+    top_p: float = _setting(1.0, "Draw from the likeliest tokens that reach this probability; 1: from all.")
+    seed: int = _setting(0, "Seed of all sampling.")
+    device: str = _setting("auto", "auto, cpu, cuda, mps or xpu.")
+    dtype: str = _setting("auto", "auto, float32, float16 or bfloat16.")
+
+    def __post_init__(self) -> None:
+        for name, least in (("limit", 1), ("repeats", 1), ("max_new_tokens", 1), ("top_k", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise LabError(f"{name} is {value}: it must be at least {least}.")
+        if not 0 <= self.temperature < math.inf:
+            raise LabError(f"temperature is {self.temperature}: give 0 (greedy) or more.")
+        if not 0 < self.top_p <= 1:
+            raise LabError(f"top_p is {self.top_p}: give more than 0 and at most 1 (off).")
+        for name, known in (("device", DEVICES), ("dtype", (*DTYPES, *SHORT_DTYPES))):
+            if (value := getattr(self, name)) not in ("auto", *known):
+                raise LabError(f"{name} is {value!r}: choose one of auto, {', '.join(known)}.")
 
 
 @dataclass(frozen=True)
-class Sample:
+class FailOnError(Record):
+    """How many failed samples of a model stop the run; both None: none do. (inspect_ai's fail_on_error)"""
+
+    count: int | None = None
+    share: float | None = None  # of the model's samples, between 0 and 1
+
+    def reached(self, failed: int, attempted: int) -> bool:
+        if self.count is not None:
+            return failed >= self.count
+        return self.share is not None and failed > 0 and failed >= self.share * attempted
+
+
+@dataclass(frozen=True)
+class Limits(Record):
+    """How long things may take and how much may fail: how far a run comes, never what a text says."""
+
+    cell_s: float = 1800.0  # one cell of a notebook
+    model_s: float = 21_600.0  # all notebooks of one model
+    generation_s: float = 300.0  # one row, from its prefill on
+    download_s: float = 1800.0  # fetching one model
+    memory_wait_s: float = 0.0  # until enough memory is free to load a model
+    fail_on_error: FailOnError = FailOnError()
+
+
+@dataclass(frozen=True)
+class ModelRun:
+    """One model's part of a run: what notebooks and steps work on."""
+
+    settings: Settings
+    spec: ModelSpec
+    folder: Path  # <run>/<slug>, where its files are
+    limits: Limits = Limits()
+
+
+@dataclass(frozen=True)
+class Sample(Record):
     """One generation: what was asked, what came back, and what it took."""
 
     key: str  # hash of everything that decides the text (store.row_key)
@@ -102,10 +197,11 @@ class Sample:
     share_s: float | None = None  # this row's share of the machine's time: rows alive together pay equally
     engine: Engine = "loop"
     schema_version: int = SCHEMA_VERSION
+    failure: Failure | None = None  # the kind of ``error``; left out of the file where there is none
 
 
 @dataclass(frozen=True)
-class Score:
+class Score(Record):
     """All scores of one sample. A failed sample scores 0 on quality, never disappears."""
 
     key: str
@@ -119,7 +215,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Estimate(Record):
     """A mean with its uncertainty. ``reason`` says why low/high are missing."""
 
     name: str
@@ -134,7 +230,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Record):
     """Two models on the same prompts; difference is mean(a) - mean(b)."""
 
     a: str
@@ -153,71 +249,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class RankInterval:
-    """A model's rank by mean score (1 is best) and the ranks that other prompts could have given it."""
-
-    model: str
-    n: int  # prompts
-    rank: int | None
-    low: int | None
-    high: int | None
-    level: float = 0.95
-    reason: str | None = None
-
-
-@dataclass(frozen=True)
-class DtypeTrial:
-    """What one dtype does to one model on this machine."""
-
-    dtype: str
-    tokens_per_s: float  # of a batch
-    perplexity: float | None  # None: not finite, or slower than float32 and so not asked for
-    speed_ratio: float  # to float32
-    perplexity_ratio: float | None  # to float32
-    revision: str  # of the model
-
-
-@dataclass(frozen=True)
-class DeviceReport:
-    device: str  # "cuda", "mps", "xpu" or "cpu"
-    name: str
-    cores: int
-    memory_total_bytes: int
-    memory_free_bytes: int
-    dtypes: tuple[str, ...]
-    dtype: str
-    dtype_reason: str
-    versions: dict[str, str]
-    platform: str
-    dtype_trials: tuple[DtypeTrial, ...] = ()  # float32 first; empty: not measured
-    schema_version: int = SCHEMA_VERSION
-
-
-@dataclass(frozen=True)
-class LoadingReport:
-    model: str
-    slug: str
-    revision: str
-    source: str
-    family: str
-    parameters: int
-    context: int
-    vocabulary: int
-    device: str
-    dtype: str
-    fetch_s: float
-    load_s: float
-    parameter_bytes: int  # sum of numel x itemsize, tied weights once
-    rss_before_bytes: int
-    rss_after_load_bytes: int
-    rss_after_forward_bytes: int
-    device_peak_bytes: int | None
-    quality_applies: bool = True  # False for random weights (shape:...)
-    schema_version: int = SCHEMA_VERSION
-
-
-@dataclass(frozen=True)
-class StatsReport:
+class StatsReport(Record):
     """stats.json of one model: estimates over prompts, one for each score."""
 
     model: str
@@ -231,7 +263,7 @@ class StatsReport:
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(Record):
     """result.json: one model's summary, the file other tools read."""
 
     model: str
@@ -255,69 +287,17 @@ class Result:
 
 
 @dataclass(frozen=True)
-class TrackingReport:
-    tracking_uri: str
-    experiment: str
-    run_id: str
-    metrics_logged: int
-    artifacts: tuple[str, ...]
-    schema_version: int = SCHEMA_VERSION
-
-
-@dataclass(frozen=True)
-class ComparisonReport:
-    """comparison.json: all models of a run side by side."""
-
-    primary: str
-    prompts: tuple[str, ...]
-    ranking: dict[str, Estimate]  # model -> primary score, best first
-    pairs: tuple[Comparison, ...]
-    pick: str | None
-    pick_reason: str
-    size_slope: Estimate | None  # points per doubling of parameters, over prompts
-    size_hypothesis: str  # the sentence on "larger models write better content"
-    excluded: dict[str, str]  # model -> why it takes no part
-    ranks: tuple[RankInterval, ...] = ()  # best first
-    schema_version: int = SCHEMA_VERSION
-
-
-@dataclass(frozen=True)
-class Route:
-    """Which model should write one content type, and why."""
-
-    content_type: str
-    model: str | None  # None: too few prompts to choose by
-    basis: Literal["better", "tied", "cannot tell", "only model", "no data"]
-    prompts: int
-    quality: dict[str, Estimate]  # model -> primary score on these prompts, best first
-    candidates: tuple[str, ...]  # the leader and the models not shown to be worse
-    prompts_needed: int | None  # to settle every open comparison with the leader
-    reason: str
-
-
-@dataclass(frozen=True)
-class RoutingReport:
-    """routing.json: a model for each content type of a run."""
-
-    primary: str
-    routes: tuple[Route, ...]
-    default: str | None  # the pick over all prompts, for what has no route
-    default_reason: str
-    excluded: dict[str, str]  # model -> why it takes no part
-    schema_version: int = SCHEMA_VERSION
-
-
-@dataclass(frozen=True)
-class NotebookStatus:
+class NotebookStatus(Record):
     notebook: str
     model: str  # "" for the comparison
     status: Literal["passed", "failed", "skipped"]
     seconds: float
     error: str | None = None
+    failure: Failure | None = None  # the kind of ``error``
 
 
 @dataclass(frozen=True)
-class RunInfo:
+class RunInfo(Record):
     """run.json: what was asked of a run and how it went."""
 
     run: str
@@ -332,4 +312,6 @@ class RunInfo:
     jobs: int | None = None  # models at a time
     threads: str | None = None  # of each one's numerical libraries (OMP_NUM_THREADS)
     kernels: str | None = None  # "forked", or "plain: " and why
+    specs: tuple[ModelSpec, ...] = ()  # what each name of ``models`` meant, in the same order
+    limits: Limits = Limits()  # of the latest start or resume
     schema_version: int = SCHEMA_VERSION

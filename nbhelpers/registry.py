@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from nbhelpers import store
-from nbhelpers.loading.folder import check_folder, describe
 from nbhelpers.records import CONTENT_TYPES, LabError, ModelSpec, Prompt, Settings
 
 SHAPE = "shape:"
@@ -42,8 +41,8 @@ def embedded_models() -> list[str]:
 def resolve(name: str) -> ModelSpec:
     """What a user's name means: an alias, a registered or other Hub repository, a folder, or shape:<alias>.
 
-    A folder is checked here (weights, tokenizer, no remote code); a Hub repository when it is fetched.
-    Raises LabError for anything else, with the nearest names.
+    Only the name is looked at: ``loading.folder.inspect`` checks and describes what is on this disk, a Hub
+    repository is checked when it is fetched. Raises LabError for anything else, with the nearest names.
     """
     registry = load_registry()
     if name in registry:
@@ -93,8 +92,7 @@ def _resolve_folder(folder: Path, registry: dict[str, ModelSpec]) -> ModelSpec:
             return spec
     if not folder.name.isprintable():
         raise LabError(f"The folder {folder.name!r} has characters that cannot be printed: rename it.")
-    check_folder(folder, folder.name)
-    return describe(ModelSpec(alias=folder.name, source=str(folder), kind="local"), folder)
+    return ModelSpec(alias=folder.name, source=str(folder), kind="local")
 
 
 def _spec(alias: str, entry: dict[str, Any]) -> ModelSpec:
@@ -168,8 +166,8 @@ def _read_prompts(path: Path) -> list[Prompt]:
 
 def _prompt(line: str, where: str) -> Prompt:
     try:
-        row = store.decode(line)
-    except ValueError as error:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
         raise LabError(f"{where}: not valid JSON ({error}).") from None
     if not isinstance(row, dict):
         raise LabError(f"{where}: expected a JSON object with id, text and content_type.")

@@ -6,21 +6,21 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
 import os
 import sys
 import time
 import tomllib
-import types
-import typing
 import uuid
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from nbhelpers.records import SCHEMA_VERSION, LabError, Settings
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 T = TypeVar("T")
 SYNC_S = 1.0  # appended rows reach the disk at most this much later: fsync takes 6 ms, rows can be faster
@@ -86,12 +86,12 @@ def write_text(path: Path, parts: Iterable[str]) -> Path:
 def read_json(path: Path, cls: type[T]) -> T:
     """Read a record written by write_json. Raises LabError for a missing, broken or newer file."""
     try:
-        data = decode(path.read_bytes())
+        body = path.read_bytes()
     except FileNotFoundError:
         raise LabError(f"{path} does not exist: run the notebook that writes it first.") from None
-    except (ValueError, OSError) as error:  # not JSON, or not text at all
-        raise LabError(f"{path} cannot be read as JSON ({error}): delete it and run again.") from None
-    return from_plain(data, cls, str(path))
+    except OSError as error:
+        raise LabError(f"{path} cannot be read ({error.strerror}): delete it and run again.") from None
+    return _record(body, cls, str(path))
 
 
 def append_row(path: Path, record: Any) -> None:
@@ -159,7 +159,10 @@ def _unwritable(path: Path, error: OSError) -> LabError:
 
 
 def _line(record: Any) -> str:
-    return json.dumps(dataclasses.asdict(record), ensure_ascii=True, allow_nan=False) + "\n"
+    row = dataclasses.asdict(record)
+    if row.get("failure", "") is None:  # most rows have none
+        del row["failure"]
+    return json.dumps(row, ensure_ascii=True, allow_nan=False) + "\n"
 
 
 def read_rows(path: Path, cls: type[T]) -> Iterator[T]:
@@ -168,7 +171,7 @@ def read_rows(path: Path, cls: type[T]) -> Iterator[T]:
     A last line without its newline is a write that was cut off: it is not a row.
     """
     for line, number, _ in _lines(path):
-        yield _row(line, cls, f"{path}, line {number}")
+        yield _record(line, cls, f"{path}, line {number}")
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, int, int]]:
@@ -183,14 +186,6 @@ def _lines(path: Path) -> Iterator[tuple[bytes, int, int]]:
             if line.strip():
                 yield line, number, offset
             offset += len(line)
-
-
-def _row(line: bytes, cls: type[T], where: str) -> T:
-    try:
-        data = decode(line)
-    except ValueError as error:  # not JSON, or not text at all
-        raise LabError(f"{where}: not JSON ({error}); delete the line and resume.") from None
-    return from_plain(data, cls, where)
 
 
 class Rows(Sequence[T]):
@@ -227,7 +222,7 @@ class Rows(Sequence[T]):
         with self.path.open("rb") as file:
             for offset in offsets:
                 file.seek(offset)
-                yield _row(file.readline(), self.cls, f"{self.path}, byte {offset}")
+                yield _record(file.readline(), self.cls, f"{self.path}, byte {offset}")
 
 
 def all_rows(path: Path, cls: type[T]) -> Rows[T]:
@@ -237,7 +232,7 @@ def all_rows(path: Path, cls: type[T]) -> Rows[T]:
 def index(path: Path, cls: type[Any]) -> dict[str, int]:
     """Where the row of each key starts, in bytes; of two rows with one key, the later."""
     lines = _lines(path)
-    return {_row(line, cls, f"{path}, line {number}").key: offset for line, number, offset in lines}
+    return {_record(line, cls, f"{path}, line {number}").key: offset for line, number, offset in lines}
 
 
 def repair_tail(path: Path) -> bool:
@@ -266,76 +261,59 @@ def row_key(**parts: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
 
-def decode(body: str | bytes) -> Any:
-    """JSON. Raises ValueError, also for what is nested deeper than can be read."""
-    try:
-        return json.loads(body)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
 def from_plain(data: Any, cls: type[T], where: str) -> T:
-    """A record from plain JSON or TOML, checked by its annotations. Raises LabError with the place."""
-    if not isinstance(data, dict):
-        raise LabError(f"{where}: expected a JSON object for {cls.__name__}.")
-    versioned = "schema_version" in _hints(typing.cast(Any, cls))
-    version = data.get("schema_version")
-    if versioned and version != SCHEMA_VERSION:
+    """A record from plain JSON or TOML values, checked by its annotations. Raises LabError with the place."""
+    try:
+        body = json.dumps(data, default=list).encode()  # sets too
+    except (TypeError, ValueError, RecursionError) as error:
+        raise LabError(f"{where}: not a valid {cls.__name__} ({error}).") from None
+    return _record(body, cls, where)
+
+
+def _record(body: bytes, cls: type[T], where: str) -> T:
+    """A record from JSON, read strictly by pydantic. Raises LabError with the place."""
+    from pydantic import ValidationError
+
+    try:
+        record: T = _reader(cast(Any, cls)).validate_json(
+            body if b"\\ud" not in body.lower() else _without_halves(body)
+        )
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        if problem["type"] == "json_invalid":
+            raise LabError(f"{where}: not JSON ({problem['msg']}); delete it and run again.") from None
+        _check_version(json.loads(body), cls, where)
+        field = ".".join(map(str, problem["loc"]))
+        raise LabError(f"{where}: not a valid {cls.__name__} ({field}: {problem['msg']}).") from None
+    version = getattr(record, "schema_version", None)
+    if version is not None and (version != SCHEMA_VERSION or b"schema_version" not in body):
+        _check_version(json.loads(body), cls, where)
+    return record
+
+
+def _without_halves(body: bytes) -> bytes:
+    """JSON with U+FFFD for each lone half of a surrogate pair, which pydantic refuses and Python may write."""
+    try:
+        plain = json.dumps(json.loads(body), ensure_ascii=False).encode("utf-16", "surrogatepass")
+    except (ValueError, RecursionError):  # no JSON: pydantic says what is wrong
+        return body
+    return plain.decode("utf-16", "replace").encode()
+
+
+@functools.cache
+def _reader(cls: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls)
+
+
+def _check_version(data: Any, cls: type[Any], where: str) -> None:
+    """Raises LabError for a file of another version of this record."""
+    if "schema_version" not in {field.name for field in dataclasses.fields(cls)}:
+        return
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
         raise LabError(
             f"{where}: schema version {version!r} is unknown to this release (it knows {SCHEMA_VERSION}): "
             "upgrade nbhelpers or make the file again."
         )
-    try:
-        return _build(cls, data)
-    except (TypeError, ValueError, KeyError, OverflowError) as error:
-        raise LabError(f"{where}: not a valid {cls.__name__} ({error}).") from None
-
-
-@functools.cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind)  # half of the time of reading a row, if asked each time
-
-
-def _build(kind: Any, value: Any) -> Any:
-    """Rebuild nested dataclasses, tuples and dicts from plain JSON, by the field annotations."""
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        hints = _hints(kind)
-        unknown = set(_expect(value, dict)) - set(hints)
-        if unknown:
-            raise TypeError(f"unknown field {sorted(unknown)[0]!r}")
-        return kind(**{name: _of(hints[name], item) for name, item in value.items()})
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin is tuple:
-        return tuple(_build(args[0], item) for item in _expect(value, list))
-    if origin is dict:
-        return {name: _of(args[1], item) for name, item in _expect(value, dict).items()}
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return _build(next(a for a in args if a is not type(None)), value)
-    if origin is typing.Literal:
-        if value not in args:
-            raise ValueError(f"{value!r} is not one of {', '.join(map(str, args))}")
-        return value
-    if kind is float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"expected a number, found {value!r}")
-        if not math.isfinite(value):  # JSON has no such numbers, and means of them mean nothing
-            raise ValueError(f"{value!r} is not a finite number")
-        return float(value)
-    if kind in (int, str, bool):
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise TypeError(f"expected {kind.__name__}, found {value!r}")
-        return value
-    return value
-
-
-def _of(kind: Any, value: Any) -> Any:
-    """A member: most are plain values of exactly their kind, and there are many of them."""
-    return value if type(value) is kind else _build(kind, value)
-
-
-def _expect(value: Any, kind: type) -> Any:
-    if not isinstance(value, kind):
-        raise TypeError(f"expected {kind.__name__}, found {value!r}")
-    return value

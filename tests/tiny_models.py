@@ -19,8 +19,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from nbhelpers.loading.load import Loaded
-from nbhelpers.records import LoadingReport, ModelSpec
+from nbhelpers.loading.load import Loaded, LoadingReport
+from nbhelpers.records import ModelSpec
 
 FAMILIES = ("gpt2", "bloom", "opt", "llama")
 PAD, BOS, EOS = 0, 1, 2

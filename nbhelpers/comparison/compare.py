@@ -5,16 +5,43 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nbhelpers import store
-from nbhelpers.records import Comparison, ComparisonReport, Estimate, LabError, ModelSpec, Result, RunInfo
+from nbhelpers.records import (
+    SCHEMA_VERSION,
+    Comparison,
+    Estimate,
+    LabError,
+    ModelSpec,
+    Record,
+    Result,
+    RunInfo,
+)
 from nbhelpers.stats import verdicts as stats
+from nbhelpers.stats.paired import RankInterval
 
 MARGIN = 0.5  # points on the 0..10 scale below which a difference does not matter to us (a choice)
 # What must be equal for two models' scores to be comparable; repeats and seed only change the precision.
 CONDITIONS = ("prompts", "max_new_tokens", "temperature", "top_k", "top_p")
+
+
+@dataclass(frozen=True)
+class ComparisonReport(Record):
+    """comparison.json: all models of a run side by side."""
+
+    primary: str
+    prompts: tuple[str, ...]
+    ranking: dict[str, Estimate]  # model -> primary score, best first
+    pairs: tuple[Comparison, ...]
+    pick: str | None
+    pick_reason: str
+    size_slope: Estimate | None  # points per doubling of parameters, over prompts
+    size_hypothesis: str  # the sentence on "larger models write better content"
+    excluded: dict[str, str]  # model -> why it takes no part
+    ranks: tuple[RankInterval, ...] = ()  # best first
+    schema_version: int = SCHEMA_VERSION
 
 
 def compare_run(run_dir: Path, margin: float = MARGIN) -> ComparisonReport:

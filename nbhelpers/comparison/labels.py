@@ -18,7 +18,7 @@ from typing import TypeVar
 from nbhelpers import store
 from nbhelpers.comparison import compare as comparison
 from nbhelpers.loading import load as loading
-from nbhelpers.records import SCHEMA_VERSION, Estimate, LabError, Sample, Score
+from nbhelpers.records import SCHEMA_VERSION, Estimate, LabError, Record, Sample, Score
 from nbhelpers.scoring import judge, validity
 from nbhelpers.scoring import rubric as scoring
 
@@ -30,7 +30,7 @@ FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # a spreadsheet may run a cell that b
 
 
 @dataclass(frozen=True)
-class LabelKey:
+class LabelKey(Record):
     """labels_key.json: item number, as text -> key of the sample, which names the model."""
 
     items: dict[str, str]
@@ -38,7 +38,7 @@ class LabelKey:
 
 
 @dataclass(frozen=True)
-class Labels:
+class Labels(Record):
     """labels.json: "person NAME" or "judge MODEL" -> item number, as text -> rating 1 to 10, if given."""
 
     ratings: dict[str, dict[str, float]] = field(default_factory=dict)

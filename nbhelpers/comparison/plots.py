@@ -7,7 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nbhelpers.records import ComparisonReport, Estimate, Result, Score
+from nbhelpers.comparison.compare import ComparisonReport
+from nbhelpers.records import Estimate, Result, Score
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

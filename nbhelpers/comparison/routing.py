@@ -3,14 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from nbhelpers import store
 from nbhelpers.comparison import compare as comparison
-from nbhelpers.records import CONTENT_TYPES, Comparison, LabError, Result, Route, RoutingReport, Score
+from nbhelpers.records import (
+    CONTENT_TYPES,
+    SCHEMA_VERSION,
+    Comparison,
+    Estimate,
+    LabError,
+    Record,
+    Result,
+    Score,
+)
 
 COST = "cost/usd_per_request"
+
+
+@dataclass(frozen=True)
+class Route(Record):
+    """Which model should write one content type, and why."""
+
+    content_type: str
+    model: str | None  # None: too few prompts to choose by
+    basis: Literal["better", "tied", "cannot tell", "only model", "no data"]
+    prompts: int
+    quality: dict[str, Estimate]  # model -> primary score on these prompts, best first
+    candidates: tuple[str, ...]  # the leader and the models not shown to be worse
+    prompts_needed: int | None  # to settle every open comparison with the leader
+    reason: str
+
+
+@dataclass(frozen=True)
+class RoutingReport(Record):
+    """routing.json: a model for each content type of a run."""
+
+    primary: str
+    routes: tuple[Route, ...]
+    default: str | None  # the pick over all prompts, for what has no route
+    default_reason: str
+    excluded: dict[str, str]  # model -> why it takes no part
+    schema_version: int = SCHEMA_VERSION
 
 
 def route_run(run_dir: Path, margin: float = comparison.MARGIN) -> RoutingReport:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nbhelpers import registry, store
-from nbhelpers.records import DeviceReport, DtypeTrial, LabError, ModelSpec, Settings
+from nbhelpers.records import SCHEMA_VERSION, LabError, ModelSpec, Record, Settings
 from nbhelpers.runner.processes import usable_cores
 
 DEVICES = ("cuda", "mps", "xpu", "cpu")  # in order of preference
@@ -20,6 +20,35 @@ LIBRARIES = ("torch", "transformers", "numpy", "scipy", "mlflow", "papermill")
 HEADROOM = 0.9  # assumed: share of the free memory that weights and cache may take; the rest is activations
 ASKED = "asked for"
 FIDELITY = 0.01  # most by which a dtype may change the perplexity on held-out text
+
+
+@dataclass(frozen=True)
+class DtypeTrial(Record):
+    """What one dtype does to one model on this machine."""
+
+    dtype: str
+    tokens_per_s: float  # of a batch
+    perplexity: float | None  # None: not finite, or slower than float32 and so not asked for
+    speed_ratio: float  # to float32
+    perplexity_ratio: float | None  # to float32
+    revision: str  # of the model
+
+
+@dataclass(frozen=True)
+class DeviceReport(Record):
+    device: str  # "cuda", "mps", "xpu" or "cpu"
+    name: str
+    cores: int
+    memory_total_bytes: int
+    memory_free_bytes: int
+    dtypes: tuple[str, ...]
+    dtype: str
+    dtype_reason: str
+    versions: dict[str, str]
+    platform: str
+    dtype_trials: tuple[DtypeTrial, ...] = ()  # float32 first; empty: not measured
+    dtype_asked: bool = False  # by the user: then no trial decides
+    schema_version: int = SCHEMA_VERSION
 
 
 def versions() -> dict[str, str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nbhelpers import store
-from nbhelpers.records import SCHEMA_VERSION
+from nbhelpers.records import SCHEMA_VERSION, Record
 
 MOST_LOAD = 0.10  # of all cores' time used by others; above it a run is called noisy (a choice)
 MOST_DRIFT = 0.10  # change of the time that a fixed work takes, from before a pass to after it (a choice)
@@ -25,7 +25,7 @@ Times = tuple[float, float, float]  # wall, all cores' busy time, this process's
 
 
 @dataclass(frozen=True)
-class Moment:
+class Moment(Record):
     """The machine at one moment of a pass: before, at the end of, and after the generation."""
 
     other_load: float  # 0..1: share of all cores' time used by other processes since the last reading
@@ -35,7 +35,7 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class NoisePass:
+class NoisePass(Record):
     """A row of noise.jsonl: the conditions under which some rows of a model were made."""
 
     keys: tuple[str, ...]  # of the rows

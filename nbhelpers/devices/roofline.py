@@ -17,7 +17,7 @@ import numpy as np
 
 from nbhelpers import store
 from nbhelpers.devices import device as devices
-from nbhelpers.records import SCHEMA_VERSION, Settings
+from nbhelpers.records import SCHEMA_VERSION, Record, Settings
 
 MIB = 2**20
 SIZES_MIB = (1, 4, 16, 64, 256)  # working sets: from a processor's cache to well beyond it
@@ -27,7 +27,7 @@ SECONDS = 2.0
 
 
 @dataclass(frozen=True)
-class MachineSpeed:
+class MachineSpeed(Record):
     """speed_….json of a run: what the machine can do at most."""
 
     device: str

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 
 from nbhelpers import registry
 from nbhelpers.devices import device as devices
+from nbhelpers.devices.device import DeviceReport, DtypeTrial
 from nbhelpers.generation.decode import decode, decode_by_generate, engine_for
 from nbhelpers.loading import load as loading
 from nbhelpers.loading.folder import describe
 from nbhelpers.loading.load import Loaded
-from nbhelpers.records import DeviceReport, DtypeTrial, ModelSpec, Settings
+from nbhelpers.records import ModelSpec, Settings
 from nbhelpers.scoring import planted
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from nbhelpers import registry
 from nbhelpers.records import LabError, ModelSpec
 
 DEFAULT_CONTEXT = 2048  # for a model whose files name no limit (ALiBi has none; BLOOM was trained on 2,048)
@@ -143,6 +144,15 @@ def read_json_file(path: Path, name: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise LabError(f"The file {path.name} of the model {name!r} is not a JSON object.")
     return data
+
+
+def inspect(spec: ModelSpec) -> ModelSpec:
+    """A model of this disk checked and described; any other as it is. Raises LabError as check_folder does."""
+    folder = registry.folder_of(spec)
+    if folder is None:
+        return spec
+    check_folder(folder, spec.alias)
+    return describe(spec, folder)
 
 
 def describe(spec: ModelSpec, folder: Path) -> ModelSpec:

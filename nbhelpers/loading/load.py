@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nbhelpers import registry, store
 from nbhelpers.devices import device as devices
+from nbhelpers.devices.device import DeviceReport
 from nbhelpers.loading import downloads
 from nbhelpers.loading.folder import (
     DEFAULT_CONTEXT,
@@ -27,7 +28,7 @@ from nbhelpers.loading.folder import (
     weight_files,
 )
 from nbhelpers.loading.random_weights import random_weights, shape_revision
-from nbhelpers.records import DeviceReport, LabError, LoadingReport, ModelSpec, Settings
+from nbhelpers.records import SCHEMA_VERSION, LabError, ModelSpec, Record, Settings
 from nbhelpers.runner import limits
 
 FRAMEWORK_BYTES = 2**28  # assumed: what torch itself takes for a model's first passes
@@ -35,6 +36,30 @@ MEMORY_LOOK_S = 1.0
 SHAPE_TOKENIZER = "lab-gpt2"  # any text becomes ids below 4,096, which every registered architecture has
 CONFIG_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja")
 VOCABULARY_FILES = (*TOKENIZER_FILES, "merges.txt", "special_tokens_map.json", "added_tokens.json")
+
+
+@dataclass(frozen=True)
+class LoadingReport(Record):
+    model: str
+    slug: str
+    revision: str
+    source: str
+    family: str
+    parameters: int
+    context: int
+    vocabulary: int
+    device: str
+    dtype: str
+    fetch_s: float
+    load_s: float
+    parameter_bytes: int  # sum of numel x itemsize, tied weights once
+    rss_before_bytes: int
+    rss_after_load_bytes: int
+    rss_after_forward_bytes: int
+    device_peak_bytes: int | None
+    quality_applies: bool = True  # False for random weights (shape:...)
+    prompt_format: Literal["plain", "chat"] = "plain"
+    schema_version: int = SCHEMA_VERSION
 
 
 @dataclass(frozen=True)

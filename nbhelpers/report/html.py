@@ -18,8 +18,9 @@ from urllib.parse import quote
 from nbhelpers import store
 from nbhelpers.comparison import compare as comparison
 from nbhelpers.comparison import labels, plots
+from nbhelpers.comparison.compare import ComparisonReport
 from nbhelpers.generation import failures
-from nbhelpers.records import ComparisonReport, Estimate, LabError, Result, RunInfo, Sample, Score
+from nbhelpers.records import Estimate, LabError, Result, RunInfo, Sample, Score
 from nbhelpers.report.formats import basis, dollars, duration, interval, moment, points, three
 from nbhelpers.scoring.texts import printable
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from nbhelpers import registry, store
 from nbhelpers.devices import device as devices
 from nbhelpers.generation import failures
+from nbhelpers.loading.folder import inspect
 from nbhelpers.records import LabError, ModelSpec, NotebookStatus, Result, RunInfo, Settings
 from nbhelpers.runner.limits import Limits
 from nbhelpers.runner.notebook import KERNEL_ENVIRONMENT
@@ -68,7 +69,7 @@ def plan_run(models: Sequence[str], settings: Settings, out: str = "") -> Plan:
     _check_settings(settings)
     prompts = registry.load_prompts(settings.prompts, settings.limit)
     names = models or registry.embedded_models()
-    specs = tuple(registry.resolve(name) for name in names)
+    specs = tuple(inspect(registry.resolve(name)) for name in names)
     slugs = [spec.slug for spec in specs]
     if twice := {slug for slug in slugs if slugs.count(slug) > 1}:
         raise LabError(f"two models would write to the same folder {twice.pop()!r}: name each model once.")
@@ -90,6 +91,7 @@ def plan_run(models: Sequence[str], settings: Settings, out: str = "") -> Plan:
         versions=devices.versions(),
         machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         git_commit=_git_commit(),
+        specs=specs,
     )
     return Plan(run_dir, specs, info, len(prompts) * settings.repeats)
 
@@ -98,7 +100,7 @@ def plan_resume(run: str) -> Plan:
     """The rest of an earlier run, by folder or by name below outputs/ ("latest" is the newest)."""
     run_dir = find_run(run)
     info = store.read_json(run_dir / "run.json", RunInfo)
-    specs = tuple(registry.resolve(name) for name in info.models)
+    specs = info.specs or tuple(inspect(registry.resolve(name)) for name in info.models)
     prompts = registry.load_prompts(info.settings.prompts, info.settings.limit)
     return Plan(run_dir, specs, info, len(prompts) * info.settings.repeats)
 

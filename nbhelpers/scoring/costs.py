@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from nbhelpers.records import DeviceReport, Estimate, Sample
+from nbhelpers.devices.device import DeviceReport
+from nbhelpers.records import Estimate, Sample
 from nbhelpers.scoring.prices import (
     DAYS_PER_YEAR,
     SECONDS_PER_DAY,

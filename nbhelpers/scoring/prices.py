@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from nbhelpers import store
-from nbhelpers.records import Sample
+from nbhelpers.records import Record, Sample
 
 DAYS_PER_YEAR = 365
 SECONDS_PER_DAY = 86_400
 
 
 @dataclass(frozen=True)
-class ApiPrice:
+class ApiPrice(Record):
     """What one API asks, US dollars per million tokens, on a date; basis "secondary" or "assumed"."""
 
     name: str
@@ -32,7 +32,7 @@ class ApiPrice:
 
 
 @dataclass(frozen=True)
-class Assumptions:
+class Assumptions(Record):
     """The assumed figures of data/prices.toml; units are in the names, ``watts`` is by device."""
 
     as_of: str

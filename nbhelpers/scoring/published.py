@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any, Literal
 
 from nbhelpers import store
-from nbhelpers.records import LabError
+from nbhelpers.records import LabError, Record
 from nbhelpers.scoring import texts
 
 BUSINESS_V1_BAND = (80, 200)  # words
@@ -20,7 +20,7 @@ BUSINESS_V2_TERMS = ("optimization", "strategy", "implementation")
 
 
 @dataclass(frozen=True)
-class ContentType:
+class ContentType(Record):
     """What data/content_types.toml says of one kind of text."""
 
     name: str
@@ -45,7 +45,7 @@ class ContentType:
 
 
 @dataclass(frozen=True)
-class Factor:
+class Factor(Record):
     """How an engagement factor shows in a sentence."""
 
     words: tuple[str, ...] = ()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import special
 from scipy import stats as sps
 
-from nbhelpers.records import Estimate, LabError, RankInterval
+from nbhelpers.records import Estimate, LabError, Record
 from nbhelpers.stats import estimate as estimates
 from nbhelpers.stats.estimate import Array
 
@@ -22,6 +22,19 @@ EXACT_FLIPS = 20  # sign patterns are enumerated up to here: 2**19 sums, 4 MB
 FLIPS = 99_999  # random sign patterns above EXACT_FLIPS
 EXACT_RANKS = 200  # the signed-rank distribution is counted up to here, in about 10 ms
 RANK_RESAMPLES = 9999
+
+
+@dataclass(frozen=True)
+class RankInterval(Record):
+    """A model's rank by mean score (1 is best) and the ranks that other prompts could have given it."""
+
+    model: str
+    n: int  # prompts
+    rank: int | None
+    low: int | None
+    high: int | None
+    level: float = 0.95
+    reason: str | None = None
 
 
 @dataclass(frozen=True)

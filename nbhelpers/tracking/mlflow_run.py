@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from nbhelpers import registry, store
 from nbhelpers.comparison import compare as comparison
 from nbhelpers.devices import device as devices
 from nbhelpers.generation import generate as generation
-from nbhelpers.records import LabError, Prompt, Result, Settings, TrackingReport
+from nbhelpers.records import SCHEMA_VERSION, LabError, Prompt, Record, Result, Settings
 from nbhelpers.scoring import rubric as scoring
 from nbhelpers.tracking.result import stats_for as stats_for
 from nbhelpers.tracking.result import summarise
@@ -41,6 +42,16 @@ SAMPLE_COLUMNS = (
     "finish_reason",
     "error",
 )
+
+
+@dataclass(frozen=True)
+class TrackingReport(Record):
+    tracking_uri: str
+    experiment: str
+    run_id: str
+    metrics_logged: int
+    artifacts: tuple[str, ...]
+    schema_version: int = SCHEMA_VERSION
 
 
 def tracking_uri() -> str:

@@ -14,7 +14,8 @@ from nbhelpers.devices import device as devices
 from nbhelpers.devices import noise
 from nbhelpers.generation import generate as generation
 from nbhelpers.loading import load as loading
-from nbhelpers.records import Estimate, LoadingReport, Result, Sample, Score, Settings, StatsReport
+from nbhelpers.loading.load import LoadingReport
+from nbhelpers.records import Estimate, Result, Sample, Score, Settings, StatsReport
 from nbhelpers.scoring import costs
 from nbhelpers.scoring import rubric as scoring
 from nbhelpers.stats import verdicts as stats

@@ -12,7 +12,8 @@ from made_runs import make_result, planted, write_info, write_model
 from nbhelpers import store
 from nbhelpers.comparison import compare as comparison
 from nbhelpers.comparison import plots
-from nbhelpers.records import Comparison, ComparisonReport, LabError
+from nbhelpers.comparison.compare import ComparisonReport
+from nbhelpers.records import Comparison, LabError
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,8 @@ from made_runs import METRICS, make_result, make_sample, planted, prompt_ids, wr
 
 from nbhelpers import store
 from nbhelpers.comparison import routing
-from nbhelpers.records import CONTENT_TYPES, LabError, RoutingReport
+from nbhelpers.comparison.routing import RoutingReport
+from nbhelpers.records import CONTENT_TYPES, LabError
 from nbhelpers.stats import verdicts as stats
 
 EACH = 12  # prompts of a type

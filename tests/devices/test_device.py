@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from nbhelpers import registry, store
 from nbhelpers.devices import device as devices
-from nbhelpers.records import DeviceReport, LabError, ModelSpec, Settings
+from nbhelpers.devices.device import DeviceReport
+from nbhelpers.records import LabError, ModelSpec, Settings
 
 MIB = 2**20
 linux_only = pytest.mark.skipif(platform.system() != "Linux", reason="only Linux can reset a process's peak")

@@ -17,10 +17,11 @@ from tiny_models import tiny
 
 from nbhelpers import registry, store
 from nbhelpers.devices import device as devices
+from nbhelpers.devices.device import DeviceReport, DtypeTrial
 from nbhelpers.generation import dtypes
 from nbhelpers.loading import load as loading
 from nbhelpers.loading.load import Loaded
-from nbhelpers.records import DeviceReport, DtypeTrial, Settings
+from nbhelpers.records import Settings
 
 SPEEDS = {"float32": 100.0, "bfloat16": 300.0, "float16": 200.0}
 

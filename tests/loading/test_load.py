@@ -13,7 +13,8 @@ from saved_models import WORDS, edit_json, make_model, make_tokenizer
 from nbhelpers import registry, store
 from nbhelpers.devices import device as devices
 from nbhelpers.loading import load as loading
-from nbhelpers.records import LabError, LoadingReport, ModelSpec, Settings
+from nbhelpers.loading.load import LoadingReport
+from nbhelpers.records import LabError, ModelSpec, Settings
 
 MIB = 2**20
 EMBEDDED = registry.embedded_models()

@@ -17,12 +17,14 @@ import pytest
 from test_readme import COMMANDS
 
 from nbhelpers import registry, store
+from nbhelpers.comparison.compare import ComparisonReport
 from nbhelpers.generation import failures
-from nbhelpers.records import ComparisonReport, LabError, Result, RunInfo, Settings, TrackingReport
+from nbhelpers.records import LabError, Result, RunInfo, Settings
 from nbhelpers.runner import forked, processes
 from nbhelpers.runner import run as batch
 from nbhelpers.runner.limits import Limits
 from nbhelpers.runner.worker import COMPARISON, PIPELINE
+from nbhelpers.tracking.mlflow_run import TrackingReport
 
 # What a worker is to the runner, without notebooks: argv is RUN_DIR TIMEOUT [MODEL], or RUN_DIR "report".
 STAND_IN = """

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbhelpers.records import DeviceReport, Estimate, LabError, Sample
+from nbhelpers.devices.device import DeviceReport
+from nbhelpers.records import Estimate, LabError, Sample
 from nbhelpers.scoring import costs, prices
 
 PRICES = costs.load_prices()

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbhelpers import registry, store
+from nbhelpers.devices.device import DeviceReport
 from nbhelpers.generation import inputs
 from nbhelpers.loading import load as loading
-from nbhelpers.records import CONTENT_TYPES, DeviceReport, LabError, Sample, Score, Settings
+from nbhelpers.records import CONTENT_TYPES, LabError, Sample, Score, Settings
 from nbhelpers.scoring import planted, texts
 from nbhelpers.scoring import published as rubrics
 from nbhelpers.scoring import rubric as scoring

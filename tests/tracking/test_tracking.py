@@ -16,21 +16,12 @@ import pytest
 
 from nbhelpers import registry, store
 from nbhelpers.generation import generate as generation
-from nbhelpers.records import (
-    Estimate,
-    LabError,
-    LoadingReport,
-    Prompt,
-    Result,
-    Sample,
-    Score,
-    Settings,
-    StatsReport,
-    TrackingReport,
-)
+from nbhelpers.loading.load import LoadingReport
+from nbhelpers.records import Estimate, LabError, Prompt, Result, Sample, Score, Settings, StatsReport
 from nbhelpers.scoring import rubric as scoring
 from nbhelpers.tracking import mlflow_run as tracking
 from nbhelpers.tracking import result as summary
+from nbhelpers.tracking.mlflow_run import TrackingReport
 
 SETTINGS = Settings(model="lab-gpt2", limit=2, repeats=2, max_new_tokens=16)
 GROUPS = {"quality", "latency", "memory", "cost", "samples", "model", "noise"}
