@@ -13,9 +13,9 @@ import tomllib
 import uuid
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from nbhelpers.records import SCHEMA_VERSION, LabError, Settings
 
@@ -95,11 +95,9 @@ def read_json(path: Path, cls: type[T]) -> T:
 
 
 def append_row(path: Path, record: Any) -> None:
-    """Append one record as a JSON line, after a whole one, and flush it to the operating system."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    repair_tail(path)
-    with path.open("a", encoding="ascii") as out:
-        out.write(_line(record))
+    """Append one record as a JSON line."""
+    with appending(path) as append:
+        append(record)
 
 
 def write_rows(path: Path, records: Iterable[Any]) -> Path:
@@ -117,45 +115,40 @@ def appending(path: Path) -> Iterator[Callable[[Any], None]]:
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(path.with_name(f".{path.stem}.lock"), timeout=LOCK_S)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-        if repair_tail(path):
-            print(
-                f"warning: the last line of {path.parent.name}/{path.name} was cut off and is made again",
-                file=sys.stderr,
-            )
-        out = path.open("a", encoding="ascii")
-    except Timeout:
-        raise LabError(f"{path} is being written by another process: wait for it or stop it.") from None
-    except OSError as error:
-        raise _unwritable(path, error) from None
-    synced = time.monotonic()
+    with ExitStack() as stack:
+        with _writable(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(FileLock(path.with_name(f".{path.stem}.lock"), timeout=LOCK_S))
+            except Timeout:
+                raise LabError(f"{path} is being written by another process: wait, or stop it.") from None
+            if repair_tail(path):
+                name = f"{path.parent.name}/{path.name}"
+                print(f"warning: the last line of {name} was cut off and is made again", file=sys.stderr)
+            out = stack.enter_context(path.open("a", encoding="ascii"))
+        synced = time.monotonic()
 
-    def append(record: Any) -> None:
-        nonlocal synced
-        try:
-            out.write(_line(record))
-            out.flush()
-            if time.monotonic() - synced > SYNC_S:
-                os.fsync(out.fileno())
-                synced = time.monotonic()
-        except OSError as error:
-            raise _unwritable(path, error) from None
+        def append(record: Any) -> None:
+            nonlocal synced
+            with _writable(path):
+                out.write(_line(record))
+                out.flush()
+                if time.monotonic() - synced > SYNC_S:
+                    os.fsync(out.fileno())
+                    synced = time.monotonic()
 
-    try:
         yield append
         os.fsync(out.fileno())
-    finally:
-        out.close()
-        lock.release()
 
 
-def _unwritable(path: Path, error: OSError) -> LabError:
-    return LabError(
-        f"{path} cannot be written ({error.strerror}): free space or choose another output folder."
-    )
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise LabError(
+            f"{path} cannot be written ({error.strerror}): free space or choose another output folder."
+        ) from None
 
 
 def _line(record: Any) -> str:
@@ -197,24 +190,12 @@ class Rows(Sequence[T]):
     def __len__(self) -> int:
         return len(self.offsets)
 
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-    @overload
-    def __getitem__(self, index: slice) -> Rows[T]: ...
-    def __getitem__(self, index: int | slice) -> T | Rows[T]:
-        if isinstance(index, slice):
-            return Rows(self.path, self.cls, self.offsets[index])
-        return next(self._read([self.offsets[index]]))
+    def __getitem__(self, index: Any) -> Any:
+        chosen = self.offsets[index]
+        return Rows(self.path, self.cls, chosen) if isinstance(index, slice) else next(self._read([chosen]))
 
     def __iter__(self) -> Iterator[T]:
         return self._read(self.offsets)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sequence):
-            return NotImplemented
-        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
-
-    __hash__ = None  # type: ignore[assignment]
 
     def _read(self, offsets: Sequence[int]) -> Iterator[T]:
         if not offsets:  # there may be no file
@@ -292,7 +273,7 @@ def _record(body: bytes, cls: type[T], where: str) -> T:
 
 
 def _without_halves(body: bytes) -> bytes:
-    """JSON with U+FFFD for each lone half of a surrogate pair, which pydantic refuses and Python may write."""
+    """JSON with U+FFFD for each lone half of a surrogate pair, which Python may write and pydantic refuses."""
     try:
         plain = json.dumps(json.loads(body), ensure_ascii=False).encode("utf-16", "surrogatepass")
     except (ValueError, RecursionError):  # no JSON: pydantic says what is wrong

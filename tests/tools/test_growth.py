@@ -92,7 +92,7 @@ def test_rows_by_position_are_the_rows_of_the_file(tmp_path):
         store.append_row(path, row)
     found = store.all_rows(path, Sample)
     assert list(found)[:5] == rows and found[-1].text == "later" and len(found) == 6
-    assert found[1:3] == rows[1:3] and found[:5] != rows[1:]
+    assert list(found[1:3]) == rows[1:3]
     places = store.index(path, Sample)
     kept = store.Rows(path, Sample, (places[row.key] for row in reversed(rows)))
     assert [row.text for row in kept][2] == "later" and kept[0] == rows[4]
