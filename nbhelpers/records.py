@@ -47,7 +47,7 @@ class LabError(Exception):
         self.kind = kind
 
     def _render_traceback_(self) -> list[str]:
-        """What a notebook shows (IPython asks): the sentence without a traceback, and the kind for the runner."""
+        """What IPython shows: the sentence without a traceback, and the kind for the runner."""
         return [f"LabError: {self}", self.kind.value]
 
 

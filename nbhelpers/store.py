@@ -273,7 +273,7 @@ def _record(body: bytes, cls: type[T], where: str) -> T:
 
 
 def _without_halves(body: bytes) -> bytes:
-    """JSON with U+FFFD for each lone half of a surrogate pair, which Python may write and pydantic refuses."""
+    """JSON with U+FFFD for each lone half of a surrogate pair, which pydantic refuses."""
     try:
         plain = json.dumps(json.loads(body), ensure_ascii=False).encode("utf-16", "surrogatepass")
     except (ValueError, RecursionError):  # no JSON: pydantic says what is wrong

@@ -89,13 +89,13 @@ def fetch(spec: ModelSpec, download_timeout: float | None = None) -> Path:
     folder = registry.folder_of(spec)
     assert folder is not None
     if spec.kind == "embedded" and not folder.is_dir():
-        raise LabError(f"The embedded model {spec.alias} is missing: run `python data/models/build.py`.")
+        raise LabError(f"The embedded model {spec.alias} is missing: run `python tools/models/build.py`.")
     check_folder(folder, spec.alias)
     for name, digest in spec.sha256.items():
         if not (folder / name).is_file() or file_digest(folder / name) != digest:
             raise LabError(
                 f"The file {name} of the embedded model {spec.alias} is not the recorded one "
-                "(sha256 differs): restore it with git, or run `python data/models/build.py`."
+                "(sha256 differs): restore it with git, or run `python tools/models/build.py`."
             )
     return folder
 

@@ -159,7 +159,7 @@ def test_embedded_files_are_held_against_their_recorded_digests():
     for name, digest in (("config.json", "0" * 64), ("absent.json", right)):
         with pytest.raises(LabError, match=f"{name} of the embedded model lab-gpt2.*build.py"):
             loading.fetch(replace(spec, sha256={name: digest}))
-    with pytest.raises(LabError, match=r"missing: run `python data/models/build.py`"):
+    with pytest.raises(LabError, match=r"missing: run `python tools/models/build.py`"):
         loading.fetch(replace(spec, source="data/models/no-such"))
 
 

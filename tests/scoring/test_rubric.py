@@ -268,8 +268,7 @@ def test_lab_v1_ranks_texts_that_were_written_for_another_purpose() -> None:
 
 def _passages() -> list[planted.Strong]:
     """The corpus passages as answers to the prompts they were written for, expanded with a fixed seed."""
-    sys.path.insert(0, str(store.data_dir() / "models"))
-    import corpus
+    from tools.models import corpus
 
     slots, rng, found = corpus.load_slots(), random.Random(1), []
     for kind in CONTENT_TYPES:

@@ -7,7 +7,6 @@ import itertools
 import json
 import random
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tools.models import card, corpus, grammar, training
+
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "data" / "models"
-sys.path.insert(0, str(MODELS))
-
-import card  # noqa: E402
-import corpus  # noqa: E402
-import grammar  # noqa: E402
-import training  # noqa: E402
 
 ALIASES = ("lab-gpt2", "lab-bloom", "lab-opt", "lab-llama")  # smallest first
 BENCHMARK_PROMPTS = (

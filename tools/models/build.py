@@ -1,9 +1,9 @@
 """Make the embedded models from nothing: corpus, tokenizer, weights, cards.
 
-    python data/models/build.py                    all four, about half an hour on two CPU cores
-    python data/models/build.py --only lab-gpt2    one of them
-    python data/models/build.py --cards            measure the models again and rewrite their cards
-    python data/models/build.py --steps 30 --out /tmp/try    a short trial, elsewhere
+    python tools/models/build.py                    all four, about half an hour on two CPU cores
+    python tools/models/build.py --only lab-gpt2    one of them
+    python tools/models/build.py --cards            measure the models again and rewrite their cards
+    python tools/models/build.py --steps 30 --out /tmp/try    a short trial, elsewhere
 
 Every seed and step count is fixed. A model trains on one thread, two models at a time, so that the number
 of cores does not change the arithmetic.
@@ -18,17 +18,14 @@ import json
 import multiprocessing
 import os
 import shutil
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-CACHE = HERE / "cache"
-WORKERS = 2
+from tools.models import corpus, training
 
-sys.path.insert(0, str(HERE))
-import corpus  # noqa: E402
-import training  # noqa: E402
+MODELS = Path(__file__).resolve().parents[2] / "data" / "models"
+CACHE = MODELS / "cache"
+WORKERS = 2
 
 # The longest training first, so that the two workers end at about the same time.
 RECIPES = {
@@ -101,7 +98,7 @@ MODEL_FILES = (
 
 def write_corpus(path: Path) -> list[corpus.Text]:
     """Expand the corpus into a JSONL file, one text a line, and return it."""
-    prompts = corpus.banned_phrases(HERE.parent / "prompts.jsonl")
+    prompts = corpus.banned_phrases(MODELS.parent / "prompts.jsonl")
     texts = list(corpus.training_texts(banned=prompts))
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as out:
@@ -160,10 +157,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only", choices=sorted(RECIPES), help="build this model alone")
     parser.add_argument("--steps", type=int, help="train this many steps instead (a trial)")
-    parser.add_argument("--out", type=Path, default=HERE, help="write the models here")
+    parser.add_argument("--out", type=Path, default=MODELS, help="write the models here")
     parser.add_argument("--cards", action="store_true", help="only measure and describe the models")
     args = parser.parse_args()
-    cache = CACHE if args.out == HERE else args.out / "cache"
+    cache = CACHE if args.out == MODELS else args.out / "cache"
     recipes = [recipe for alias, recipe in RECIPES.items() if args.only in (None, alias)]
     if args.steps:
         recipes = [dataclasses.replace(recipe, steps=args.steps) for recipe in recipes]
@@ -174,7 +171,7 @@ def main() -> None:
             futures = [pool.submit(build_one, recipe, cache, args.out) for recipe in recipes]
             for future in futures:
                 print(f"{future.result()}: trained", flush=True)
-    import card
+    from tools.models import card
 
     for recipe in recipes:
         card.write(recipe, cache, args.out)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from corpus import Text
+
+from tools.models.corpus import Text
 
 CONTEXT = 512
 VOCABULARY = 4096

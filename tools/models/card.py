@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import corpus
 import numpy as np
-import training
+
+from tools.models import corpus, training
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 REPEATS = 4

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from grammar import Slot, Slots, expand, parse
+from tools.models.grammar import Slot, Slots, expand, parse
 
-FOLDER = Path(__file__).resolve().parent / "corpus"
+FOLDER = Path(__file__).resolve().parents[2] / "data" / "models" / "corpus"
 CONTENT_TYPES = ("short_post", "linkedin_post", "technical_article", "business_note")
 HELD_OUT_PASSAGES = 2  # of each content type: the last ones of the file
 VARIANTS = {"short_post": 80, "linkedin_post": 90, "technical_article": 50, "business_note": 60}
