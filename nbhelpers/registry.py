@@ -14,22 +14,23 @@ from nbhelpers import store
 from nbhelpers.records import CONTENT_TYPES, LabError, ModelSpec, Prompt, Settings
 
 SHAPE = "shape:"
+_FIELDS = "id, text and content_type"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @functools.cache
 def _tables() -> tuple[dict[str, ModelSpec], dict[str, dict[str, Any]]]:
     """data/models.toml: models by alias, and the configurations of those that have one."""
-    return store.read_table("models.toml", _checked)
 
+    def build(data: dict[str, Any]) -> tuple[dict[str, ModelSpec], dict[str, dict[str, Any]]]:
+        specs = {alias: _spec(alias, entry) for alias, entry in data.items()}
+        return specs, {alias: dict(entry["config"]) for alias, entry in data.items() if "config" in entry}
 
-def _checked(data: dict[str, Any]) -> tuple[dict[str, ModelSpec], dict[str, dict[str, Any]]]:
-    specs = {alias: _spec(alias, entry) for alias, entry in data.items()}
-    return specs, {alias: dict(entry["config"]) for alias, entry in data.items() if "config" in entry}
+    return store.read_table("models.toml", build)
 
 
 def load_registry() -> dict[str, ModelSpec]:
-    """Every model of data/models.toml by alias, embedded ones first, in file order."""
+    """Every model of data/models.toml by alias, embedded ones first."""
     return dict(_tables()[0])
 
 
@@ -51,11 +52,14 @@ def resolve(name: str) -> ModelSpec:
         raise LabError(f"The name {name!r} has characters that cannot be printed: rename the model.")
     if name.startswith(SHAPE):
         return _resolve_shape(name, registry)
-    if (folder := _existing_folder(name)) is not None:
-        return _resolve_folder(folder, registry)
+    folder = _existing_folder(name)
     for spec in registry.values():
-        if name == spec.source:
+        if name == spec.source or (folder and folder == folder_of(spec)):
             return spec
+    if folder and not folder.name.isprintable():
+        raise LabError(f"The folder {folder.name!r} has characters that cannot be printed: rename it.")
+    if folder:
+        return ModelSpec(alias=folder.name, source=str(folder), kind="local")
     if _HUB_NAME.fullmatch(name):
         return ModelSpec(alias=name, source=name, kind="hub")
     raise LabError(f"There is no model {name!r}: {nearest(name, list(registry))}")
@@ -86,29 +90,15 @@ def _resolve_shape(name: str, registry: dict[str, ModelSpec]) -> ModelSpec:
     return replace(registry[alias], alias=SHAPE + alias, source=SHAPE + alias, kind="shape")
 
 
-def _resolve_folder(folder: Path, registry: dict[str, ModelSpec]) -> ModelSpec:
-    for spec in registry.values():
-        if folder == folder_of(spec):
-            return spec
-    if not folder.name.isprintable():
-        raise LabError(f"The folder {folder.name!r} has characters that cannot be printed: rename it.")
-    return ModelSpec(alias=folder.name, source=str(folder), kind="local")
-
-
 def _spec(alias: str, entry: dict[str, Any]) -> ModelSpec:
     source = entry["source"]
     embedded = source.startswith("data/")
     given = {name: value for name, value in entry.items() if name not in ("config", "prompt")}
     given |= {"alias": alias, "kind": "embedded" if embedded else "hub", "prompt_format": entry["prompt"]}
-    if embedded:
-        given["sha256"] = _digests(store.project_root() / source)
+    digests = store.project_root() / source / "sha256.json"  # as the models' build wrote them
+    if embedded and digests.is_file():
+        given["sha256"] = json.loads(digests.read_text(encoding="utf-8"))
     return store.from_plain(given, ModelSpec, f"[{alias}]")
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    """File name -> sha256 of an embedded model, as its build wrote them."""
-    path = folder / "sha256.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def shape_config(spec: ModelSpec) -> dict[str, Any]:
@@ -151,16 +141,13 @@ def _read_prompts(path: Path) -> list[Prompt]:
     prompts: dict[str, Prompt] = {}
     for number, line in enumerate(lines, 1):
         if line.strip():
-            prompt = _prompt(line, f"{path.name}, line {number}")
+            where = f"{path.name}, line {number}"
+            prompt = _prompt(line, where)
             if prompt.id in prompts:
-                raise LabError(
-                    f"{path.name}, line {number}: the id {prompt.id!r} was used before; ids are unique."
-                )
+                raise LabError(f"{where}: the id {prompt.id!r} was used before; ids are unique.")
             prompts[prompt.id] = prompt
     if not prompts:
-        raise LabError(
-            f"The prompts file {path} is empty: write one JSON object with id, text, content_type per line."
-        )
+        raise LabError(f"The prompts file {path} is empty: write one JSON object ({_FIELDS}) per line.")
     return list(prompts.values())
 
 
@@ -170,7 +157,7 @@ def _prompt(line: str, where: str) -> Prompt:
     except (ValueError, RecursionError) as error:
         raise LabError(f"{where}: not valid JSON ({error}).") from None
     if not isinstance(row, dict):
-        raise LabError(f"{where}: expected a JSON object with id, text and content_type.")
+        raise LabError(f"{where}: expected a JSON object with {_FIELDS}.")
     for name in ("id", "text", "content_type"):
         if not isinstance(row.get(name), str) or not row[name].strip():
             raise LabError(f"{where}: the field {name!r} is missing or not a non-empty text.")

@@ -18,6 +18,7 @@ from nbhelpers import quiz, records, registry, store
 from nbhelpers.comparison import compare as comparison
 from nbhelpers.comparison import labels
 from nbhelpers.loading import folder as checkpoints
+from nbhelpers.loading.folder import inspect
 from nbhelpers.records import LabError
 from nbhelpers.report import html as report
 from nbhelpers.scoring import planted, prices
@@ -215,10 +216,10 @@ def test_model_folders(folder, model, name):
     @given(contents)
     def check(content):
         (copy / name).write_bytes(content)
-        spec = outcome(lambda: registry.resolve(str(copy)))
+        spec = outcome(lambda: inspect(registry.resolve(str(copy))))
         assert spec is None or isinstance(spec.parameters, int)
 
-    assert outcome(lambda: registry.resolve(str(copy)))
+    assert outcome(lambda: inspect(registry.resolve(str(copy))))
     check()
 
 
