@@ -11,6 +11,7 @@ from saved_models import edit_json, make_model
 
 from nbhelpers import registry
 from nbhelpers.loading import folder as checkpoints
+from nbhelpers.loading.folder import inspect
 from nbhelpers.records import CONTENT_TYPES, LabError, ModelSpec, Settings
 
 ALL = registry.load_registry()
@@ -73,7 +74,7 @@ def test_names_that_resolve(folder):
     shape = registry.resolve("shape:bigscience/bloom-560m")
     assert shape == registry.resolve("shape:bloom-560m")
     assert (shape.kind, shape.parameters, shape.slug) == ("shape", 559_214_592, "shape--bloom-560m")
-    local = registry.resolve(str(folder))
+    local = inspect(registry.resolve(str(folder)))
     assert (local.kind, local.alias, local.family, local.context) == ("local", "tiny", "gpt2", 16)
     assert (local.layers, local.kv_heads, local.head_dim) == (2, 2, 4)
 
@@ -125,10 +126,10 @@ def test_sharded_weights_are_read_and_a_lost_shard_is_named(saved, tmp_path):
     folder = make_model(tmp_path / "sharded", shard_size="4KB", tie_word_embeddings=True)
     shards = sorted(folder.glob("model-*.safetensors"))
     assert len(shards) > 1
-    assert registry.resolve(str(folder)).parameters == checkpoints.count_parameters(saved, "x")
+    assert inspect(registry.resolve(str(folder))).parameters == checkpoints.count_parameters(saved, "x")
     shards[0].unlink()
     with pytest.raises(LabError, match=shards[0].name):
-        registry.resolve(str(folder))
+        inspect(registry.resolve(str(folder)))
 
 
 def _pickle_only(folder):
@@ -161,13 +162,13 @@ def _cut(folder):
 def test_a_folder_that_cannot_be_loaded_safely_is_refused(folder, damage, says):
     damage(folder)
     with pytest.raises(LabError, match=says):
-        registry.resolve(str(folder))
+        inspect(registry.resolve(str(folder)))
 
 
 def test_a_chat_template_makes_an_unregistered_model_a_chat_model(folder):
-    assert registry.resolve(str(folder)).prompt_format == "plain"
+    assert inspect(registry.resolve(str(folder))).prompt_format == "plain"
     (folder / "chat_template.jinja").write_text("{{ messages }}")
-    assert registry.resolve(str(folder)).prompt_format == "chat"
+    assert inspect(registry.resolve(str(folder))).prompt_format == "chat"
     registered = replace(ALL["gpt2"])
     assert checkpoints.describe(registered, folder) == registered
 
