@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import sys
 from dataclasses import dataclass, replace
@@ -11,7 +12,6 @@ from typing import Any
 
 from nbhelpers import registry, store
 from nbhelpers.records import SCHEMA_VERSION, LabError, ModelSpec, Record, Settings
-from nbhelpers.runner.processes import usable_cores
 
 DEVICES = ("cuda", "mps", "xpu", "cpu")  # in order of preference
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -64,6 +64,12 @@ def versions() -> dict[str, str]:
 
 def print_versions() -> None:
     print(", ".join(f"{name} {version}" for name, version in versions().items()))
+
+
+def usable_cores() -> int:
+    """The cores this process may use; containers and clusters often grant fewer than the machine has."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def detect(device: str = "auto", dtype: str = "auto") -> DeviceReport:

@@ -138,9 +138,3 @@ def end_with_parent() -> None:
         kill_tree(os.getpid())
 
     threading.Thread(target=watch, args=(os.getppid(),), daemon=True).start()
-
-
-def usable_cores() -> int:
-    """The cores this process may use; containers and clusters often grant fewer than the machine has."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1

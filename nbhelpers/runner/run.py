@@ -30,7 +30,7 @@ from nbhelpers.loading.folder import inspect
 from nbhelpers.records import LabError, ModelSpec, NotebookStatus, Result, RunInfo, Settings
 from nbhelpers.runner.limits import Limits
 from nbhelpers.runner.notebook import KERNEL_ENVIRONMENT
-from nbhelpers.runner.processes import Children, kill_tree, usable_cores
+from nbhelpers.runner.processes import Children, kill_tree
 from nbhelpers.runner.worker import COMPARISON, PIPELINE, notebook_path
 
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
@@ -128,7 +128,7 @@ def default_jobs(plan: Plan) -> int:
     accelerator = sys.platform == "darwin" or shutil.which("nvidia-smi") is not None
     on_cpu = device == "cpu" or (device == "auto" and not accelerator)
     small = all(0 < (spec.parameters or 0) <= SMALL_PARAMETERS for spec in plan.specs)
-    return 2 if on_cpu and small and usable_cores() > 1 and len(plan.specs) > 1 else 1
+    return 2 if on_cpu and small and devices.usable_cores() > 1 and len(plan.specs) > 1 else 1
 
 
 def run(plan: Plan, jobs: int = 1, limits: Limits | None = None, watch: Watcher | None = None) -> RunInfo:
@@ -185,7 +185,7 @@ class _Runner:
         self.stopped = False  # by --fail-on-error
         self.info = plan.info
         self.lock = threading.Lock()
-        self.children = Children(max(1, usable_cores() // jobs), preload=KERNEL_ENVIRONMENT)
+        self.children = Children(max(1, devices.usable_cores() // jobs), preload=KERNEL_ENVIRONMENT)
         self.children.environment |= limits.environment()
         self.started = time.monotonic() - (plan.info.seconds or 0.0)
 

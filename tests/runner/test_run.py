@@ -18,6 +18,7 @@ from test_readme import COMMANDS
 
 from nbhelpers import registry, store
 from nbhelpers.comparison.compare import ComparisonReport
+from nbhelpers.devices import device as devices
 from nbhelpers.generation import failures
 from nbhelpers.records import LabError, Result, RunInfo, Settings
 from nbhelpers.runner import forked, processes
@@ -92,7 +93,7 @@ def test_every_notebook_of_every_model_then_the_comparison(stand_in):
     assert [(e.model, e.notebook) for e in events if e.status is not None] == wanted
     assert store.read_json(plan.run_dir / "run.json", RunInfo) == info
     assert info.seconds > 0 and info.jobs == 1
-    assert info.threads == processes.Children(processes.usable_cores()).environment["OMP_NUM_THREADS"]
+    assert info.threads == processes.Children(devices.usable_cores()).environment["OMP_NUM_THREADS"]
 
 
 def test_a_worker_that_dies_fails_its_notebook_and_not_the_others(stand_in):
@@ -245,7 +246,7 @@ if model:
     plan = stand_in(meet + PASS_ALL, "lab-gpt2", "lab-opt")
     info = batch.run(plan, jobs=2)
     assert {s.status for s in info.notebooks} == {"passed"}
-    threads = str(max(1, processes.usable_cores() // 2))
+    threads = str(max(1, devices.usable_cores() // 2))
     assert {path.read_text() for path in plan.run_dir.glob("threads-*")} == {threads}
 
 
@@ -364,7 +365,7 @@ def test_a_folder_is_kept_by_its_full_path(tmp_path, monkeypatch):
     ],
 )
 def test_two_models_at_a_time_only_where_both_are_small(tmp_path, monkeypatch, models, device, cores, jobs):
-    monkeypatch.setattr(batch, "usable_cores", lambda: cores)
+    monkeypatch.setattr(devices, "usable_cores", lambda: cores)
     plan = batch.plan_run(models, Settings(device=device), str(tmp_path / "run"))
     assert batch.default_jobs(plan) == jobs
 
