@@ -262,7 +262,6 @@ def _json(comparison: ComparisonReport | None) -> str:
 
 def _print_outcome(plan: Plan, info: RunInfo, comparison: ComparisonReport | None) -> None:
     from nbhelpers.comparison import compare as verdicts
-    from nbhelpers.generation import failures
 
     console = _console()
     if comparison:
@@ -280,7 +279,7 @@ def _print_outcome(plan: Plan, info: RunInfo, comparison: ComparisonReport | Non
     for status in info.notebooks:
         if status.status == "failed":
             print(printable(f"failed: {status.model or 'comparison'}, {status.notebook}: {status.error}"))
-    if kinds := failures.of_run(plan.run_dir, info):
+    if kinds := verdicts.count_failures(plan.run_dir, info):
         print(printable(f"failures: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}"))
     print(f"\nreport  {plan.run_dir / 'index.html'}\nruns    {plan.run_dir.parent / 'index.html'}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,11 +14,13 @@ from nbhelpers.records import (
     SCHEMA_VERSION,
     Comparison,
     Estimate,
+    Failure,
     LabError,
     ModelSpec,
     Record,
     Result,
     RunInfo,
+    Sample,
 )
 from nbhelpers.stats import verdicts as stats
 from nbhelpers.stats.paired import RankInterval
@@ -83,6 +86,16 @@ def read_results(run_dir: Path) -> tuple[list[Result], dict[str, str]]:
         except LabError as error:
             broken[path.parent.name] = str(error).replace(f"{path}", path.name)
     return results, broken
+
+
+def count_failures(run_dir: Path, info: RunInfo | None) -> dict[str, int]:
+    """How often each kind of failure happened to a run's notebooks and samples, the most frequent first."""
+    kinds = [status.failure for status in (info.notebooks if info else ()) if status.status == "failed"]
+    for path in run_dir.glob("*/samples.jsonl"):
+        with suppress(LabError):  # a file that cannot be read is reported by itself
+            last = {row.key: row for row in store.read_rows(path, Sample)}
+            kinds += [row.failure for row in last.values() if row.error]
+    return dict(Counter((kind or Failure.OTHER).value for kind in kinds).most_common())
 
 
 def label(model: str) -> str:

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import Literal
-
-from nbhelpers import store
-from nbhelpers.records import LabError, RunInfo, Sample
 
 STOPPED = "stopped by --fail-on-error"
 GIVE_UP_AFTER = 3  # failures in a row
@@ -29,16 +23,6 @@ KINDS = {  # the first pattern found in an error decides
 def kind(error: str) -> str:
     """The kind of a failure, read off its sentence: a key of KINDS, or "other"."""
     return next((name for name, pattern in KINDS.items() if re.search(pattern, error)), "other")
-
-
-def of_run(run_dir: Path, info: RunInfo | None) -> dict[str, int]:
-    """How often each kind happened to a run's notebooks and samples, the most frequent first."""
-    errors = [s.error or "" for s in (info.notebooks if info else ()) if s.status == "failed"]
-    for path in run_dir.glob("*/samples.jsonl"):
-        with suppress(LabError):  # a file that cannot be read is reported by itself
-            last = {row.key: row.error for row in store.read_rows(path, Sample)}
-            errors += [error for error in last.values() if error]
-    return dict(Counter(map(kind, errors)).most_common())
 
 
 def stopped(failed: int, attempted: int, last: str | None) -> str:

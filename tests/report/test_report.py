@@ -20,7 +20,6 @@ from made_runs import (
 
 from nbhelpers.comparison import compare as comparison
 from nbhelpers.records import LabError, Sample
-from nbhelpers.report import formats
 from nbhelpers.report import html as report
 
 VOID = {"meta", "img", "wbr", "br", "link"}
@@ -331,7 +330,7 @@ def test_the_index_lists_every_run_newest_first(tmp_path: Path):
     assert "a is the only model with comparable results" in page.text
     assert "a, mine" in page.text and "2026-07-03 00:00 UTC" in page.text
     assert [a["href"] for a in page.all("a")] == ["two/index.html"]
-    assert "cannot be read as JSON" in page.text and str(tmp_path) not in page.html
+    assert "run.json: not JSON" in page.text and str(tmp_path) not in page.html
 
 
 def test_an_empty_outputs_folder_has_an_index(tmp_path: Path):
@@ -361,7 +360,7 @@ def test_a_page_that_is_not_ours_is_not_overwritten(tmp_path: Path):
     ],
 )
 def test_three_digits(number, shown):
-    assert formats.three(number) == shown
+    assert report.three(number) == shown
 
 
 @pytest.mark.parametrize(
@@ -369,11 +368,4 @@ def test_three_digits(number, shown):
     [(None, "–"), (METRICS["cost/usd_per_request"], "$0.000017"), (0.0, "$0"), (1234.5, "$1,234.50")],
 )
 def test_dollars(usd, shown):
-    assert formats.dollars(usd) == shown
-
-
-@pytest.mark.parametrize(
-    ("iso", "shown"), [("2026-07-01T10:00:59+00:00", "2026-07-01 10:00 UTC"), ("?", "?")]
-)
-def test_moments(iso, shown):
-    assert formats.moment(iso) == shown
+    assert report.dollars(usd) == shown

@@ -22,11 +22,12 @@ from tiny_models import tiny, watch
 from typer.testing import CliRunner
 
 from nbhelpers import cli, registry, store
+from nbhelpers.comparison import compare as comparison
 from nbhelpers.devices import device as devices
 from nbhelpers.generation import failures
 from nbhelpers.generation import generate as generation
 from nbhelpers.loading import load as loading
-from nbhelpers.records import LabError, RunInfo, Sample, Settings
+from nbhelpers.records import Failure, LabError, RunInfo, Sample, Settings
 from nbhelpers.report import html as report
 from nbhelpers.runner import limits
 from nbhelpers.runner import run as batch
@@ -241,10 +242,10 @@ def test_the_report_counts_failures_by_kind(tmp_path: Path) -> None:
     rows = [make_sample("lab-gpt2", name, 0) for name in prompt_ids(2)]
     write_info(tmp_path, [result.model])
     folder = write_model(tmp_path, result, [(row, 5.0) for row in rows])
-    late = [replace(row, error="TimeoutError: the limit of 1 s passed") for row in rows]
+    late = [replace(row, error="TimeoutError: it took too long", failure=Failure.TIMEOUT) for row in rows]
     for row in (*late, rows[1]):  # the second one was tried again and succeeded
         store.append_row(folder / "samples.jsonl", row)
-    assert failures.of_run(tmp_path, None) == {"timeout": 1}
+    assert comparison.count_failures(tmp_path, None) == {"timeout": 1}
     assert "By kind: 1 timeout." in report.write_report(tmp_path).read_text()
 
 
