@@ -21,7 +21,7 @@ from nbhelpers.loading import folder as checkpoints
 from nbhelpers.loading.folder import inspect
 from nbhelpers.records import LabError
 from nbhelpers.report import html as report
-from nbhelpers.scoring import planted, prices
+from nbhelpers.scoring import costs, validity
 from nbhelpers.scoring import published as rubrics
 
 MANY = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
@@ -146,10 +146,10 @@ def test_prompts(folder, draw):
 
 TOML = {
     "models.toml": (registry.load_registry, registry._tables.cache_clear),
-    "content_types.toml": (rubrics.load_content_types, rubrics._tables.cache_clear),
-    "prices.toml": (prices.load_prices, lambda: None),
+    "content_types.toml": (rubrics.content_types, rubrics.content_types.cache_clear),
+    "prices.toml": (costs.load_prices, lambda: None),
     "questions.toml": (quiz.choose, lambda: None),
-    "planted.toml": (lambda: (planted.levels(), planted.strong_answers()), planted._planted.cache_clear),
+    "planted.toml": (lambda: (validity.levels(), validity.reference_answers()), validity._known.cache_clear),
 }
 
 

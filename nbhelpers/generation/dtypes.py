@@ -21,7 +21,7 @@ from nbhelpers.loading import load as loading
 from nbhelpers.loading.folder import describe
 from nbhelpers.loading.load import Loaded
 from nbhelpers.records import ModelSpec, Settings
-from nbhelpers.scoring import planted
+from nbhelpers.scoring import validity
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,7 +102,7 @@ def perplexity(loaded: Loaded, ids: Sequence[int]) -> float | None:
 
 def held_out(loaded: Loaded) -> list[int]:
     """128 tokens written by hand that no embedded model was trained on (data/planted.toml)."""
-    text = " ".join(answer.text for answer in planted.strong_answers())
+    text = " ".join(answer.text for answer in validity.reference_answers())
     return list(loaded.tokenizer(text, verbose=False)["input_ids"])[: min(TOKENS, loaded.report.context)]
 
 

@@ -1,55 +1,101 @@
-"""What a text costs: electricity, hardware, review, and the same text bought from an API.
+"""What a text costs: electricity, hardware, review, and the same text bought from an API. US dollars.
 
-Pure arithmetic on what the samples measured and on the figures of data/prices.toml, where each says whether
-it is assumed. US dollars. Electricity is that of generating; a machine that waits draws power as well.
+Arithmetic on what the samples measured and on data/prices.toml, which says of each figure whether it is
+assumed. Electricity is that of generating; a machine that waits draws power as well.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from nbhelpers import store
 from nbhelpers.devices.device import DeviceReport
-from nbhelpers.records import Estimate, Sample
-from nbhelpers.scoring.prices import (
-    DAYS_PER_YEAR,
-    SECONDS_PER_DAY,
-    Assumptions,
-    Prices,
-    api_usd,
-    load_prices,
-    token_counter,
-)
+from nbhelpers.records import Estimate, Record, Sample
 from nbhelpers.stats.estimate import estimate
 
+DAYS_PER_YEAR = 365
+SECONDS_PER_DAY = 86_400
 JOULES_PER_KWH = 3.6e6
 
 
 @dataclass(frozen=True)
-class Claim:
-    """A published figure and what the other published figures make it."""
+class ApiPrice(Record):
+    """What one API asks, US dollars per million tokens, on a date; basis "secondary" or "assumed"."""
 
-    statement: str
-    published: float | None
-    recomputed: float
-    unit: str
+    name: str
+    input_usd_per_million: float
+    output_usd_per_million: float
+    as_of: str
+    basis: str
+    encoding: str = ""  # tiktoken's name of the API's tokenizer; "" where the seller has not published one
+
+    def usd(self, input_tokens: float, output_tokens: float) -> float:
+        """Price of one request."""
+        return (input_tokens * self.input_usd_per_million + output_tokens * self.output_usd_per_million) / 1e6
+
+
+@dataclass(frozen=True)
+class Assumptions(Record):
+    """The assumed figures of data/prices.toml."""
+
+    as_of: str
+    tariff_usd_per_kwh: float
+    hardware_usd: float
+    hardware_years: float
+    requests_per_day: float
+    api_characters_per_token: float
+    value_usd_per_piece: float
+    review_minutes_per_piece: float
+    review_usd_per_hour: float
+    watts: dict[str, float]  # while generating, by kind of device
+
+    def watts_of(self, device: str) -> float:
+        """Of a device such as "cpu" or "cuda:1"."""
+        return self.watts.get(device.split(":")[0], self.watts["cpu"])
+
+    @property
+    def life_requests(self) -> float:
+        """Requests in the life of the hardware, at the assumed volume."""
+        return self.hardware_years * DAYS_PER_YEAR * self.requests_per_day
+
+    def utilisation(self, seconds_per_request: float) -> float:
+        """Share of its life that the hardware is busy at the assumed volume; above 1 one is not enough."""
+        return seconds_per_request * self.requests_per_day / SECONDS_PER_DAY
+
+    def hardware_usd_per_request(self, seconds_per_request: float) -> float:
+        """The purchase of as many machines as the volume needs, spread over the requests of their life."""
+        machines = max(1, math.ceil(self.utilisation(seconds_per_request)))
+        return self.hardware_usd * machines / self.life_requests
+
+
+@dataclass(frozen=True)
+class Prices(Record):
+    """data/prices.toml."""
+
+    assumptions: Assumptions
+    api: tuple[ApiPrice, ...]  # the first is the one that summaries compare with
+    published: dict[str, float]  # the published cost statement
 
 
 @dataclass(frozen=True)
 class BreakEven:
-    """Requests until API bills not received have paid for the hardware, with their interval.
-
-    ``reason`` says why there is no number, no interval or no upper end, or why it comes too late.
-    """
+    """Requests until API bills not received have paid for the hardware, with their interval."""
 
     requests: float | None = None
     low: float | None = None
     high: float | None = None  # None with a ``low``: the saving may be zero
     years: float | None = None  # at the assumed volume
     utilisation: float | None = None  # share of the machine's life that these requests take
-    reason: str | None = None
+    reason: str | None = None  # for no number, no interval or no upper end, or a number that comes too late
+
+
+def load_prices() -> Prices:
+    """Prices and assumptions. Raises LabError for a data/prices.toml that does not hold them."""
+    return store.read_table("prices.toml", lambda data: store.from_plain(data, Prices, "prices"))
 
 
 def electricity_usd(joules: float, tariff_usd_per_kwh: float) -> float:
@@ -57,25 +103,114 @@ def electricity_usd(joules: float, tariff_usd_per_kwh: float) -> float:
     return joules / JOULES_PER_KWH * tariff_usd_per_kwh
 
 
-def implied_watts(usd: float, seconds: float, tariff_usd_per_kwh: float) -> float:
-    """The power that a claimed electricity cost needs: the inverse of :func:`electricity_usd`."""
-    return usd / tariff_usd_per_kwh * JOULES_PER_KWH / seconds
+def token_counter(api: ApiPrice, characters_per_token: float) -> tuple[Callable[[str], float], bool, str]:
+    """What counts the tokens that an API bills for a text, whether it counts exactly, and how.
+
+    By the API's tokenizer where tiktoken is installed and TIKTOKEN_CACHE_DIR says where its vocabularies are
+    (without that it would go to the network), otherwise by length. Not by the local model's own counts: its
+    tokenizer is another one, and a poor tokenizer must not make the API look dear.
+    """
+    if api.encoding and os.environ.get("TIKTOKEN_CACHE_DIR"):
+        try:
+            import tiktoken
+
+            encode = tiktoken.get_encoding(api.encoding).encode_ordinary
+            return lambda text: len(encode(text)), True, f"counted by tiktoken's {api.encoding}"
+        except (ImportError, ValueError, OSError):  # not installed, unknown, or neither cached nor reachable
+            pass
+    how = f"{characters_per_token:g} characters a token, assumed"
+    return lambda text: len(text) / characters_per_token, False, how
 
 
-def savings_percent(local_usd: float, api_usd: float) -> float:
-    """How much cheaper local is than the API, percent of the API's price; negative when it is dearer."""
-    return 100 * (1 - local_usd / api_usd)
+def api_usd(samples: Sequence[Sample], api: ApiPrice, characters_per_token: float) -> list[float]:
+    """What an API would ask for the prompt and text of each sample; 0 for a failed one, which is no text."""
+    count = token_counter(api, characters_per_token)[0]
+    return [0.0 if s.error is not None else api.usd(count(s.prompt), count(s.text)) for s in samples]
 
 
-def savings_per_year(local_usd: float, api_usd: float, requests_per_day: float) -> float:
-    return (api_usd - local_usd) * requests_per_day * DAYS_PER_YEAR
+def sample_joules(samples: Sequence[Sample], watts: float) -> list[float]:
+    """Energy of each sample: measured, or watts x its share of the time; 0 for a row without either."""
+    return [watts * (s.share_s or 0.0) if s.energy_j is None else s.energy_j for s in samples]
+
+
+def cost_summary(samples: Sequence[Sample], report: DeviceReport) -> dict[str, float]:
+    """Money and energy per request (attempted) and per piece (finished), under flat names with their unit.
+
+    A request is charged its share of the machine's time, a finished piece the requests that failed as well.
+    ``energy_measured`` is 1.0 only if every timed row carries measured energy; otherwise the watts, and with
+    them every cost, are assumed. ``_low`` and ``_high`` are 95% intervals over prompts (bootstrap-t), to
+    which assumed figures add nothing. What cannot be computed is absent: no samples, nothing timed, nothing
+    finished, a break-even that never comes.
+    """
+    prices = load_prices()
+    given, api = prices.assumptions, prices.api[0]
+    watts = given.watts_of(report.device)
+    found: dict[str, float | None] = {
+        "tariff_usd_per_kwh": given.tariff_usd_per_kwh,
+        "hardware_usd": given.hardware_usd,
+        "requests_per_day": given.requests_per_day,
+        "watts_assumed": watts,
+    }
+    joules = sample_joules(samples, watts)
+    if any(joules):
+        energy = _over_prompts(samples, joules, "joules")
+        local = electricity_usd(fmean(joules), given.tariff_usd_per_kwh)
+        seconds = _seconds_per_request(samples)
+        found |= {
+            "energy_measured": float(all(s.energy_j is not None for s in samples if s.share_s is not None)),
+            "joules_per_request": fmean(joules),
+            "joules_per_request_low": energy.low,
+            "joules_per_request_high": energy.high,
+            "usd_per_request": local,
+            "seconds_per_request": seconds,
+            "utilisation": given.utilisation(seconds),
+        }
+        if finished := sum(sample.error is None for sample in samples):
+            hardware = given.hardware_usd_per_request(seconds)
+            machine = (local + hardware) * (len(samples) / finished)
+            review = given.review_minutes_per_piece / 60 * given.review_usd_per_hour
+            found |= {
+                "hardware_usd_per_request": hardware,
+                "usd_per_piece_machine": machine,
+                "usd_per_piece_review": review,
+                "usd_per_piece": machine + review,
+                "return_usd_per_piece": given.value_usd_per_piece - (machine + review),  # the owner's value
+            }
+        if bought := fmean(api_usd(samples, api, given.api_characters_per_token)):
+            found |= {
+                "api_usd_per_request": bought,
+                "api_tokens_counted": float(token_counter(api, given.api_characters_per_token)[1]),
+                "savings_percent": 100 * (1 - local / bought),
+                "savings_usd_per_year": (bought - local) * given.requests_per_day * DAYS_PER_YEAR,
+            }
+        even = break_even_of(samples, report)
+        found |= {
+            "break_even_requests": even.requests,
+            "break_even_requests_low": even.low,
+            "break_even_requests_high": even.high,
+            "break_even_years": even.years,
+            "break_even_utilisation": even.utilisation,
+        }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def break_even_of(samples: Sequence[Sample], report: DeviceReport) -> BreakEven:
+    """When hardware bought for the purpose has paid for itself, against the first API of the list."""
+    prices = load_prices()
+    given = prices.assumptions
+    joules = sample_joules(samples, given.watts_of(report.device))
+    if not any(joules):
+        return BreakEven(reason="no time or energy was measured")
+    bought = api_usd(samples, prices.api[0], given.api_characters_per_token)
+    local = [electricity_usd(value, given.tariff_usd_per_kwh) for value in joules]
+    saved = [api - own for api, own in zip(bought, local, strict=True)]
+    return break_even(_over_prompts(samples, saved, "saving"), _seconds_per_request(samples), given)
 
 
 def break_even(saving: Estimate, seconds_per_request: float, given: Assumptions) -> BreakEven:
-    """When hardware bought for the purpose has paid for itself.
+    """Of a saving a request, US dollars: requests are hardware / saving.
 
-    saving: US dollars a request, estimated over prompts. The number of requests is hardware / saving, so the
-    ends of its interval are those of the saving, exchanged. Assumed figures have no interval.
+    So the ends of their interval are those of the saving, exchanged. Assumed figures have no interval.
     """
     if not saving.mean or saving.mean <= 0:
         return BreakEven(reason="the API asks no more than the local electricity costs")
@@ -93,76 +228,7 @@ def break_even(saving: Estimate, seconds_per_request: float, given: Assumptions)
     return BreakEven(requests, low, high, requests / given.requests_per_day / DAYS_PER_YEAR, busy, reason)
 
 
-def sample_joules(samples: Sequence[Sample], watts: float) -> list[float]:
-    """Energy of each sample: as measured where the row has it, otherwise watts x its share of the time.
-
-    0 for a failed row, whose time and energy are not known.
-    """
-    return [
-        watts * (sample.share_s or 0.0) if sample.energy_j is None else sample.energy_j for sample in samples
-    ]
-
-
-def cost_summary(samples: Sequence[Sample], report: DeviceReport) -> dict[str, float]:
-    """Money and energy per request (attempted) and per piece (finished), under flat names with their unit.
-
-    A request is charged its share of the machine's time. ``energy_measured`` is 1.0 only if every timed row
-    carries measured energy; otherwise the watts, and with them every cost, are assumed. ``_low`` and
-    ``_high`` are 95% intervals over prompts (bootstrap-t), to which assumed figures add nothing. What cannot
-    be computed is absent: no samples, nothing timed, nothing finished, a break-even that never comes.
-    """
-    prices = load_prices()
-    given = prices.assumptions
-    watts = given.watts_of(report.device)
-    summary = {
-        "tariff_usd_per_kwh": given.tariff_usd_per_kwh,
-        "hardware_usd": given.hardware_usd,
-        "requests_per_day": given.requests_per_day,
-        "watts_assumed": watts,
-    }
-    joules = sample_joules(samples, watts)
-    if not any(joules):
-        return summary
-    energy = _over_prompts(samples, joules, "joules")
-    local = electricity_usd(fmean(joules), given.tariff_usd_per_kwh)
-    seconds = seconds_per_request(samples)
-    finished = sum(sample.error is None for sample in samples)
-    summary |= {
-        "energy_measured": float(all(s.energy_j is not None for s in samples if s.share_s is not None)),
-        "joules_per_request": fmean(joules),
-        **_ends("joules_per_request", energy.low, energy.high),
-        "usd_per_request": local,
-        "seconds_per_request": seconds,
-        "utilisation": given.utilisation(seconds),
-    }
-    if finished:
-        summary |= _per_piece(local, seconds, len(samples) / finished, given)
-        summary |= _against_api(samples, local, prices)
-    even = break_even_of(samples, report, prices)
-    if even.requests is not None and even.years is not None and even.utilisation is not None:
-        summary |= {
-            "break_even_requests": even.requests,
-            **_ends("break_even_requests", even.low, even.high),
-            "break_even_years": even.years,
-            "break_even_utilisation": even.utilisation,
-        }
-    return summary
-
-
-def break_even_of(samples: Sequence[Sample], report: DeviceReport, prices: Prices | None = None) -> BreakEven:
-    """The break-even of a model's samples against the first API of the list, or the reason there is none."""
-    prices = prices or load_prices()
-    given = prices.assumptions
-    joules = sample_joules(samples, given.watts_of(report.device))
-    if not any(joules):
-        return BreakEven(reason="no time or energy was measured")
-    bought = api_usd(samples, prices.api[0], given.api_characters_per_token)
-    local = [electricity_usd(value, given.tariff_usd_per_kwh) for value in joules]
-    saved = [api - own for api, own in zip(bought, local, strict=True)]
-    return break_even(_over_prompts(samples, saved, "saving"), seconds_per_request(samples), given)
-
-
-def seconds_per_request(samples: Sequence[Sample]) -> float:
+def _seconds_per_request(samples: Sequence[Sample]) -> float:
     """The machine's time for one request; a failed row's time is not known and counts as none."""
     return fmean(sample.share_s or 0.0 for sample in samples)
 
@@ -175,39 +241,31 @@ def _over_prompts(samples: Sequence[Sample], values: Sequence[float], name: str)
     return estimate([fmean(group) for group in prompts.values()], name, method="bootstrap-t")
 
 
-def _ends(name: str, low: float | None, high: float | None) -> dict[str, float]:
-    return {f"{name}_{end}": value for end, value in (("low", low), ("high", high)) if value is not None}
+# ---- only for notebook 04 ------------------------------------------------------------------------------
 
 
-def _per_piece(
-    local: float, seconds: float, requests_per_piece: float, given: Assumptions
-) -> dict[str, float]:
-    """A finished piece carries the requests that failed, its share of the hardware, and its review."""
-    hardware = given.hardware_usd_per_request(seconds)
-    machine = (local + hardware) * requests_per_piece
-    cost = machine + given.review_usd_per_piece
-    return {
-        "hardware_usd_per_request": hardware,
-        "usd_per_piece_machine": machine,
-        "usd_per_piece_review": given.review_usd_per_piece,
-        "usd_per_piece": cost,
-        "return_usd_per_piece": given.value_usd_per_piece - cost,  # the value is assumed by its owner
-    }
+@dataclass(frozen=True)
+class Claim:
+    """A published figure and what the other published figures make it."""
+
+    statement: str
+    published: float | None
+    recomputed: float
+    unit: str
 
 
-def _against_api(samples: Sequence[Sample], local: float, prices: Prices) -> dict[str, float]:
-    """The same texts bought from the first API of the list, per request."""
-    given = prices.assumptions
-    bought = fmean(api_usd(samples, prices.api[0], given.api_characters_per_token))
-    if bought == 0:  # nothing asked and nothing written
-        return {}
-    counted = "counted" in token_counter(prices.api[0], given.api_characters_per_token)[1]
-    return {
-        "api_usd_per_request": bought,
-        "api_tokens_counted": float(counted),
-        "savings_percent": savings_percent(local, bought),
-        "savings_usd_per_year": savings_per_year(local, bought, given.requests_per_day),
-    }
+def implied_watts(usd: float, seconds: float, tariff_usd_per_kwh: float) -> float:
+    """The power that a claimed electricity cost needs: the inverse of electricity_usd."""
+    return usd / tariff_usd_per_kwh * JOULES_PER_KWH / seconds
+
+
+def savings_percent(local_usd: float, api_usd: float) -> float:
+    """How much cheaper local is than the API, percent of the API's price; negative when it is dearer."""
+    return 100 * (1 - local_usd / api_usd)
+
+
+def savings_per_year(local_usd: float, api_usd: float, requests_per_day: float) -> float:
+    return (api_usd - local_usd) * requests_per_day * DAYS_PER_YEAR
 
 
 def published_claims() -> list[Claim]:

@@ -1,8 +1,7 @@
-"""A model as judge: it rates a text from 1 to 10, and its calibration says whether to listen. Off by default.
+"""A model as judge: it rates a text from 1 to 10. Notebook 04 asks whether to listen. Off by default.
 
 The rating is the expected value over the probabilities of the ten answers (the weighting of G-Eval, Liu et
-al. 2023), from one forward pass: nothing is sampled or parsed. A judge that puts hardly any probability on a
-rating has not rated: the score is then None, with the mass, and never a default.
+al. 2023), from one forward pass: nothing is sampled or parsed.
 """
 
 from __future__ import annotations
@@ -10,12 +9,10 @@ from __future__ import annotations
 import inspect
 import math
 from dataclasses import dataclass
-from statistics import median
 from typing import TYPE_CHECKING
 
 from nbhelpers.loading import tokenizer as chat
-from nbhelpers.records import Estimate, LabError
-from nbhelpers.scoring import planted, validity
+from nbhelpers.records import LabError
 
 if TYPE_CHECKING:
     from nbhelpers.loading.load import Loaded
@@ -33,25 +30,11 @@ Answer with the number only. Rating:"""
 
 @dataclass(frozen=True)
 class JudgeScore:
-    """One rating. ``expected`` is kept even where it means nothing, to show what it would have been."""
-
     score: float | None  # 1 to 10; None with a reason
     expected: float | None  # mean rating given that there is one, however unlikely
     mass: float  # probability that the answer is a rating at all
     probabilities: tuple[float, ...] = ()  # of the answers 1 to 10
     reason: str | None = None
-
-
-@dataclass(frozen=True)
-class JudgeReport:
-    """A judge on the planted answers."""
-
-    model: str
-    attempted: int
-    rated: int
-    median_mass: float
-    agreement: Estimate  # tau-b with the expected order, of the scores
-    unguarded: Estimate  # the same of ``expected``, whatever its mass: what a silent fall-back would report
 
 
 def judge(loaded: Loaded, prompt: str, text: str) -> JudgeScore:
@@ -64,24 +47,22 @@ def judge(loaded: Loaded, prompt: str, text: str) -> JudgeScore:
     import torch
 
     question, answers = _tokens(loaded, QUESTION.format(prompt=prompt, text=text))
-    before = {answer[:-1] for answer in answers}  # what has to be read to know the next token
-    rows = [row for row in before if not any(row == other[: len(row)] for other in before - {row})]
+    starts = {answer[:-1] for answer in answers}  # what has to be read to know the next token
+    rows = [row for row in starts if not any(row == other[: len(row)] for other in starts - {row})]
     width = max(map(len, rows))
     if len(question) + width >= loaded.report.context:
-        said = f"{len(question) + width} tokens do not fit in the context of {loaded.report.context}"
-        return JudgeScore(None, None, 0.0, (), said)
+        reason = f"{len(question) + width} tokens do not fit in the context of {loaded.report.context}"
+        return JudgeScore(None, None, 0.0, (), reason)
     ids = [[*question, *row, *[0] * (width - len(row))] for row in rows]  # padding on the right is never seen
     keeps = "logits_to_keep" in inspect.signature(loaded.model.forward).parameters
     extra = {"logits_to_keep": width + 1} if keeps else {}
     with torch.inference_mode():
         logits = loaded.model(input_ids=torch.tensor(ids, device=loaded.device), **extra).logits
     steps = logits[:, -width - 1 :].float().softmax(-1).cpu()
-
-    def probability(answer: tuple[int, ...]) -> float:
-        row = next(i for i, row in enumerate(rows) if row[: len(answer) - 1] == answer[:-1])
-        return math.prod(float(steps[row, place, token]) for place, token in enumerate(answer))
-
-    found = [probability(answer) for answer in answers]
+    found = []
+    for answer in answers:
+        read = next(i for i, row in enumerate(rows) if row[: len(answer) - 1] == answer[:-1])
+        found.append(math.prod(float(steps[read, place, token]) for place, token in enumerate(answer)))
     if answers[9][: len(answers[0])] == answers[0]:
         found[0] -= found[9]
     mass = sum(found)
@@ -91,30 +72,11 @@ def judge(loaded: Loaded, prompt: str, text: str) -> JudgeScore:
     return JudgeScore(None, expected, mass, tuple(found), f"{mass:.1%} of the probability is on a rating")
 
 
-def calibrate(loaded: Loaded) -> JudgeReport:
-    """The judge's agreement with the expected order of the planted answers, and how often it rated at all."""
-    found = {
-        (text, strong.prompt): judge(loaded, strong.prompt, text)
-        for strong in planted.strong_answers()
-        for text in planted.answers(strong).values()
-    }
-    return JudgeReport(
-        loaded.spec.alias,
-        len(found),
-        sum(rating.score is not None for rating in found.values()),
-        median(rating.mass for rating in found.values()),
-        validity.agreement(lambda text, prompt, _: found[text, prompt].score, "scores"),
-        validity.agreement(lambda text, prompt, _: found[text, prompt].expected, "expected values"),
-    )
-
-
 def _tokens(loaded: Loaded, question: str) -> tuple[list[int], list[tuple[int, ...]]]:
     """Ids of the question, and of each of the answers 1 to 10 as they follow it."""
     tokenizer = loaded.tokenizer
     templated = loaded.spec.prompt_format == "chat" and getattr(tokenizer, "chat_template", None)
-    if templated:
-        question = chat.render(tokenizer, question)
-    lead = question if templated else f"{question}\n"
+    lead = chat.render(tokenizer, question) if templated else f"{question}\n"
     whole = [
         tuple(tokenizer(f"{lead}{rating}", add_special_tokens=not templated, verbose=False)["input_ids"])
         for rating in range(1, 11)

@@ -1,10 +1,8 @@
-"""Content types, the published rubrics as written, and the dimensions that were published by name only.
-
-:mod:`nbhelpers.scoring.rubric` holds the laboratory's own rubric and scores samples with all of them.
-"""
+"""Content types, two published rubrics as written, and the dimensions that were published by name only."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -20,10 +18,24 @@ BUSINESS_V2_TERMS = ("optimization", "strategy", "implementation")
 
 
 @dataclass(frozen=True)
-class ContentType(Record):
-    """What data/content_types.toml says of one kind of text."""
+class Factor(Record):
+    """How an engagement factor shows in a sentence: by any of these."""
 
-    name: str
+    words: tuple[str, ...] = ()
+    ends_with: str = ""
+    numbers: bool = False
+
+    def shows_in(self, sentence: str) -> bool:
+        plain = f" {' '.join(texts.words(sentence))} "
+        ends = self.ends_with != "" and sentence.rstrip("\"'”’) ").endswith(self.ends_with)
+        figures = self.numbers and texts.figures(sentence) > 0
+        return ends or figures or any(f" {word} " in plain for word in self.words)
+
+
+@dataclass(frozen=True)
+class ContentType(Record):
+    """What data/content_types.toml says of one kind of text, its lists filled in."""
+
     unit: Literal["words", "characters"]
     low: int
     high: int
@@ -32,136 +44,66 @@ class ContentType(Record):
     terms_wanted: int
     sentences: int
     paragraphs: int
-    engagement_factors: tuple[str, ...]
-    authority_indicators: tuple[str, ...]
+    factors: tuple[Factor, ...]  # the file's engagement factors, then its authority indicators
 
-    @property
-    def low_words(self) -> float:
-        """The lower bound in words; a character bound at 6 characters a word (an English average)."""
-        return self.low if self.unit == "words" else self.low / 6
+    def __post_init__(self) -> None:
+        counts = (self.low, self.terms_wanted, self.sentences, self.paragraphs, len(self.factors))
+        if min(counts) < 1 or self.low > self.high:
+            raise LabError("A content type has a bound or a count below 1, or low above high.")
 
     def size(self, text: str) -> int:
         return len(text.split()) if self.unit == "words" else len(text.strip())
 
 
-@dataclass(frozen=True)
-class Factor(Record):
-    """How an engagement factor shows in a sentence."""
-
-    words: tuple[str, ...] = ()
-    ends_with: str = ""
-    numbers: bool = False
-
-
-@dataclass(frozen=True)
-class _Tables:
-    """data/content_types.toml."""
-
-    types: dict[str, ContentType]
-    stems: dict[str, frozenset[str]]
-    factors: dict[str, Factor]
-
-
 @cache
-def _tables() -> _Tables:
-    return store.read_table("content_types.toml", _checked)
+def content_types() -> dict[str, ContentType]:
+    """The content types by name. Raises LabError if data/content_types.toml does not hold them."""
 
+    def build(data: dict[str, Any]) -> dict[str, ContentType]:
+        lists, rules = data.pop("vocabulary"), data.pop("factors")
+        stems = {name: frozenset(map(texts.stem, words)) for name, words in lists.items()}
+        for row in data.values():
+            row["vocabulary"] = stems[row["vocabulary"]]
+            row["factors"] = [
+                rules[name] for name in (*row.pop("engagement_factors"), *row.pop("authority_indicators"))
+            ]
+        return {name: store.from_plain(row, ContentType, f"[{name}]") for name, row in data.items()}
 
-def _checked(data: dict[str, Any]) -> _Tables:
-    lists, rules = data.pop("vocabulary"), data.pop("factors")
-    stems = {name: frozenset(texts.stem(word) for word in words) for name, words in lists.items()}
-    factors = {name: store.from_plain(rule, Factor, f"[factors.{name}]") for name, rule in rules.items()}
-    types = {name: _content_type(name, row, stems, factors) for name, row in data.items()}
-    return _Tables(types, stems, factors)
-
-
-def _content_type(
-    name: str, row: dict[str, Any], stems: dict[str, frozenset[str]], factors: dict[str, Factor]
-) -> ContentType:
-    values = {**row, "name": name, "vocabulary": stems[row["vocabulary"]]}
-    kind = store.from_plain(values, ContentType, f"[{name}]")
-    wanted = {*kind.engagement_factors, *kind.authority_indicators}
-    if not wanted or wanted - set(factors):
-        raise ValueError(f"[{name}]: its factors are not those of [factors]")
-    if not 0 < kind.low <= kind.high or min(kind.terms_wanted, kind.sentences, kind.paragraphs) < 1:
-        raise ValueError(f"[{name}]: a bound or a count below 1, or low above high")
-    return kind
-
-
-def vocabulary_stems(vocabulary: str) -> frozenset[str]:
-    """Stems of the list of that name, "professional" or "technical"."""
-    return _tables().stems[vocabulary]
-
-
-def load_content_types() -> dict[str, ContentType]:
-    """The content types by name, from data/content_types.toml; LabError if the file does not hold them."""
-    return dict(_tables().types)
+    return store.read_table("content_types.toml", build)
 
 
 def content_type_named(name: str) -> ContentType:
     """One content type. Raises LabError for a name that data/content_types.toml does not hold."""
-    types = load_content_types()
-    if name not in types:
-        raise LabError(f"content type {name!r} is unknown: use one of {', '.join(types)}.")
-    return types[name]
+    if name not in content_types():
+        raise LabError(f"The content type {name!r} is unknown: use one of {', '.join(content_types())}.")
+    return content_types()[name]
 
 
 # ---- the two published rubrics, as written -------------------------------------------------------------
 
 
-def business_v1(text: str) -> float:
-    """The first published rubric: 5.0 for any text, 3.0 for 80 to 200 words, 0.5 a term, at most 10.
+def business_v1(text: str) -> dict[str, float]:
+    """The summands of the first published rubric: 5.0 for any text, 3.0 for 80 to 200 words, 0.5 a term.
 
     Kept as written. Its faults: the free 5.0; a cliff at 79 words; terms found inside other words
     ("unprofessional") and not in other forms ("strategies"); nothing about sense, prompt or repetition.
     """
-    return min(10.0, sum(business_v1_parts(text).values()))
-
-
-def business_v1_parts(text: str) -> dict[str, float]:
-    """The three summands of :func:`business_v1`: base, length, terms."""
-    if not text:
-        return dict.fromkeys(("base", "length", "terms"), 0.0)
     low, high = BUSINESS_V1_BAND
+    fits = low <= len(text.split()) <= high
     terms = sum(term in text.lower() for term in BUSINESS_V1_TERMS)
-    length = 3.0 if low <= len(text.split()) <= high else 0.0
-    return {"base": 5.0, "length": length, "terms": min(2.0, terms * 0.5)}
+    return {"base": 5.0 if text else 0.0, "length": 3.0 if fits else 0.0, "terms": min(2.0, terms * 0.5)}
 
 
-def business_v2(text: str, content_type: str) -> float:
-    """The second published rubric: 5.0 always, 3.0 for a LinkedIn post of 100 to 300 words, 0.4 a term.
+def business_v2(text: str, content_type: str) -> dict[str, float]:
+    """Of the second: 5.0 always, 3.0 for a LinkedIn post of 100 to 300 words, 0.4 a term.
 
     Kept as written. An empty text scores 5.0; the vocabulary cap of 2.0 is dead, because three terms give
     at most 1.2, so 9.2 is the best possible score, and 6.2 for every other content type.
     """
-    return min(10.0, sum(business_v2_parts(text, content_type).values()))
-
-
-def business_v2_parts(text: str, content_type: str) -> dict[str, float]:
-    """The three summands of :func:`business_v2`: base, length, terms."""
     low, high = BUSINESS_V2_BAND
     fits = content_type == "linkedin_post" and low <= len(text.split()) <= high
     terms = sum(term in text.lower() for term in BUSINESS_V2_TERMS)
     return {"base": 5.0, "length": 3.0 if fits else 0.0, "terms": min(2.0, terms * 0.4)}
-
-
-def attainable_business_v1() -> tuple[float, ...]:
-    """Every score that business_v1 can give, found by running it on texts with each set of terms."""
-    filler = ["word"] * BUSINESS_V1_BAND[0]
-    texts_ = [""]
-    for count in range(len(BUSINESS_V1_TERMS) + 1):
-        terms = list(BUSINESS_V1_TERMS[:count])
-        texts_ += [" ".join([*terms, "word"]), " ".join([*terms, *filler])]
-    return tuple(sorted({business_v1(text) for text in texts_}))
-
-
-def reachable(max_new_tokens: int, words_needed: float, words_per_token: float = 1.0) -> bool:
-    """Whether a generation of ``max_new_tokens`` can hold ``words_needed`` words.
-
-    A word between spaces takes at least one token, so 1.0 words per token is the upper limit; pass the
-    measured figure of a tokenizer for what to expect.
-    """
-    return max_new_tokens * words_per_token >= words_needed
 
 
 # ---- dimensions published by name, defined here --------------------------------------------------------
@@ -174,17 +116,12 @@ def band(size: float, low: float, high: float) -> float:
     return 10.0 * max(0.0, min(1.0, 2.0 - size / high))
 
 
-def length(text: str, kind: ContentType) -> float:
-    """:func:`band` of the text's size in the content type's unit."""
-    return band(kind.size(text), kind.low, kind.high)
-
-
 def technical(text: str) -> float:
     """6 points for six technical terms (whole words in any inflection), 4 for two figures with a unit.
 
     It measures technical wording; whether a statement is right, a count of words cannot tell.
     """
-    terms = len(vocabulary_stems("technical") & {texts.stem(word) for word in texts.words(text)})
+    terms = len(content_types()["technical_article"].vocabulary & set(texts.stems(text)))
     return 6.0 * min(1.0, terms / 6) + 4.0 * min(1.0, texts.figures(text) / 2)
 
 
@@ -194,9 +131,10 @@ def structure(text: str, kind: ContentType) -> float:
     found = texts.sentences(text)
     if not found:
         return 0.0
+    paragraphs = sum(bool(block.strip()) for block in re.split(r"\n\s*\n", text))
     parts = (
         10.0 * min(1.0, len(found) / kind.sentences),
-        10.0 * min(1.0, texts.paragraphs(text) / kind.paragraphs),
+        10.0 * min(1.0, paragraphs / kind.paragraphs),
         band(len(text.split()) / len(found), 5, 28),
         10.0 * min(1.0, 25 / max(1, len(found[0].split()))),
     )
@@ -204,18 +142,29 @@ def structure(text: str, kind: ContentType) -> float:
 
 
 def engagement(text: str, kind: ContentType) -> float:
-    """Share of the type's engagement factors and authority indicators found; two are enough for 10."""
-    wanted = (*kind.engagement_factors, *kind.authority_indicators)
+    """Share of the type's factors that some sentence shows; two are enough for 10."""
     found = texts.sentences(text)
-    present = sum(any(_shows(sentence, factor) for sentence in found) for factor in wanted)
-    return 10.0 * min(1.0, present / min(2, len(wanted)))
+    present = sum(any(map(factor.shows_in, found)) for factor in kind.factors)
+    return 10.0 * min(1.0, present / min(2, len(kind.factors)))
 
 
-def _shows(sentence: str, factor: str) -> bool:
-    rule = _tables().factors[factor]
-    plain = f" {' '.join(texts.words(sentence))} "
-    return (
-        any(f" {word} " in plain for word in rule.words)
-        or (rule.ends_with != "" and sentence.rstrip("\"'”’) ").endswith(rule.ends_with))
-        or (rule.numbers and texts.figures(sentence) > 0)
-    )
+# ---- only for notebook 04 ------------------------------------------------------------------------------
+
+
+def attainable_business_v1() -> tuple[float, ...]:
+    """Every score that business_v1 can give, found by running it on texts with each set of terms."""
+    filler = ["word"] * BUSINESS_V1_BAND[0]
+    texts_ = [""]
+    for count in range(len(BUSINESS_V1_TERMS) + 1):
+        terms = list(BUSINESS_V1_TERMS[:count])
+        texts_ += [" ".join([*terms, "word"]), " ".join([*terms, *filler])]
+    return tuple(sorted({sum(business_v1(text).values()) for text in texts_}))
+
+
+def reachable(max_new_tokens: int, words_needed: float, words_per_token: float = 1.0) -> bool:
+    """Whether a generation of ``max_new_tokens`` can hold ``words_needed`` words.
+
+    A word between spaces takes at least one token, so 1.0 words per token is the upper limit; pass the
+    measured figure of a tokenizer for what to expect.
+    """
+    return max_new_tokens * words_per_token >= words_needed

@@ -1,13 +1,9 @@
 """Rubric scores of a generated text, every one on 0 to 10.
 
-Four groups, and their differences are the point:
-
 * ``business_v1`` and ``business_v2``: two published rubrics exactly as written, faults included.
 * ``technical``, ``length``, ``structure``, ``engagement``: dimensions that were published by name only and
   are defined here; ``composite`` is the published plain mean of business_v1, technical, length and structure.
-* ``lab_v1``: this laboratory's rubric and its components ``lab_v1/length`` … (see :func:`lab_v1`). Two of
-  them are what surface counts miss: ``lab_v1/relevance`` (to the prompt, beyond echo) and
-  ``lab_v1/originality`` (repetition within a text).
+* ``lab_v1``: this laboratory's rubric, and its components ``lab_v1/length`` …
 * ``diversity``: how different the repeats of one prompt are; beside the rubrics, in none of them.
 
 All of them count words. None of them understands a sentence, checks a fact or replaces a reader.
@@ -18,28 +14,12 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from nbhelpers import registry, store
-from nbhelpers.generation import generate as generation
-from nbhelpers.records import Sample, Score, Settings
-from nbhelpers.scoring import texts
-from nbhelpers.scoring.published import (  # noqa: F401  # some only offered here as well
-    ContentType,
-    attainable_business_v1,
-    band,
-    business_v1,
-    business_v1_parts,
-    business_v2,
-    business_v2_parts,
-    content_type_named,
-    engagement,
-    length,
-    load_content_types,
-    reachable,
-    structure,
-    technical,
-)
+from nbhelpers.generation import generate
+from nbhelpers.records import LabError, ModelRun, Sample, Score, Settings
+from nbhelpers.scoring import published, texts
 
 PRIMARY = "lab_v1"
 # Weights of lab_v1's geometric mean; they add up to 1.
@@ -55,20 +35,8 @@ LAB_V1_WEIGHTS = {
 }
 LAB_V1_FLOOR = 0.5  # a component counts at least this much, so that one zero does not hide the others
 RUBRICS = ("business_v1", "business_v2", "composite", "lab_v1")
-SCORE_NAMES = (
-    "lab_v1",
-    "business_v1",
-    "business_v2",
-    "composite",
-    "technical",
-    "length",
-    "structure",
-    "engagement",
-    *(f"lab_v1/{name}" for name in LAB_V1_WEIGHTS),
-)
-
-
-# ---- the laboratory's rubric ---------------------------------------------------------------------------
+DIMENSIONS = ("technical", "length", "structure", "engagement")
+SCORE_NAMES = (PRIMARY, *RUBRICS[:3], *DIMENSIONS, *(f"lab_v1/{name}" for name in LAB_V1_WEIGHTS))
 
 
 def lab_components(text: str, prompt: str, content_type: str) -> dict[str, float]:
@@ -76,16 +44,15 @@ def lab_components(text: str, prompt: str, content_type: str) -> dict[str, float
 
     * relevance: share of the prompt's topic words used in sentences of the text's own, squared, full at four
       fifths; half of it is lost when fewer than one sentence in six touches the topic.
-    * length, structure, engagement: as the functions of that name, on the text without repeats and echo.
+    * length, structure, engagement: as in ``published``, on the text without repeats and echo.
     * originality: share of the words that the text adds, times the share of distinct three-word sequences.
-    * prose: share of words that stand in sentences (:func:`nbhelpers.scoring.texts.is_prose`), squared, full at four
-      fifths.
+    * prose: share of words that stand in sentences (``texts.is_prose``), squared, full at four fifths.
     * vocabulary: terms of the content type, each once, none of the prompt's; less if stuffed (over 1 in 5).
-    * ending: whether the text is finished (:func:`nbhelpers.scoring.texts.ending`).
+    * ending: whether the text is finished (``texts.ending``).
 
     Raises LabError for an unknown content type.
     """
-    kind = content_type_named(content_type)
+    kind = published.content_type_named(content_type)
     own = texts.own_sentences(text, prompt)
     own_words = texts.words(" ".join(own))
     if not own_words:
@@ -94,13 +61,13 @@ def lab_components(text: str, prompt: str, content_type: str) -> dict[str, float
     prose = [sentence for sentence in own if texts.is_prose(sentence)]
     return {
         "relevance": _relevance(prose, prompt),
-        "length": band(kind.size(text) * added, kind.low, kind.high),
+        "length": published.band(kind.size(text) * added, kind.low, kind.high),
         "originality": 10.0 * added * texts.distinct_trigrams(own_words),
         "prose": 10.0 * min(1.0, len(texts.words(" ".join(prose))) / len(own_words) / 0.8) ** 2,
-        "structure": structure(_only(text, own), kind),
+        "structure": published.structure(_only(text, own), kind),
         "vocabulary": _vocabulary(prose, prompt, kind),
         "ending": 10.0 * texts.ending(text),
-        "engagement": engagement("\n".join(own), kind),
+        "engagement": published.engagement("\n".join(own), kind),
     }
 
 
@@ -119,16 +86,16 @@ def _relevance(prose: list[str], prompt: str) -> float:
     topic = texts.topic_stems(prompt)
     if not topic:
         return 10.0
-    used = [topic & {texts.stem(word) for word in texts.words(sentence)} for sentence in prose]
+    used = [topic.intersection(texts.stems(sentence)) for sentence in prose]
     covered = len(frozenset().union(*used)) / len(topic)
     touching = sum(map(bool, used)) / max(1, len(prose))
     return 10.0 * min(1.0, covered / 0.8) ** 2 * (0.5 + 0.5 * min(1.0, touching * 6))
 
 
-def _vocabulary(prose: list[str], prompt: str, kind: ContentType) -> float:
-    stems = [texts.stem(word) for word in texts.words(" ".join(prose))]
-    given = {texts.stem(word) for word in texts.words(prompt)}
-    used = [stem for stem in stems if stem in kind.vocabulary and stem not in given]
+def _vocabulary(prose: list[str], prompt: str, kind: published.ContentType) -> float:
+    stems = texts.stems(" ".join(prose))
+    wanted = kind.vocabulary.difference(texts.stems(prompt))
+    used = [stem for stem in stems if stem in wanted]
     stuffing = len(used) / max(1, len(stems)) / 0.2
     return 10.0 * min(1.0, len(set(used)) / kind.terms_wanted) / max(1.0, stuffing)
 
@@ -146,28 +113,20 @@ def combine(components: dict[str, float]) -> float:
     return 10.0 * math.exp(sum(logs) / sum(weights.values()))
 
 
-def lab_v1(text: str, prompt: str, content_type: str) -> float:
-    """This laboratory's rubric, version 1: :func:`combine` of :func:`lab_components`."""
-    return combine(lab_components(text, prompt, content_type))
-
-
-# ---- all of them ---------------------------------------------------------------------------------------
-
-
 def parts_of(rubric: str, text: str, prompt: str, content_type: str) -> dict[str, float]:
     """What a rubric of RUBRICS is made of, for one text. Raises LabError for an unknown content type."""
-    kind = content_type_named(content_type)
+    kind = published.content_type_named(content_type)
     if rubric == "business_v1":
-        return business_v1_parts(text)
+        return published.business_v1(text)
     if rubric == "business_v2":
-        return business_v2_parts(text, content_type)
+        return published.business_v2(text, content_type)
     if rubric == "lab_v1":
         return lab_components(text, prompt, content_type)
     return {
-        "business_v1": business_v1(text),
-        "technical": technical(text),
-        "length": length(text, kind),
-        "structure": structure(text, kind),
+        "business_v1": total("business_v1", published.business_v1(text)),
+        "technical": published.technical(text),
+        "length": published.band(kind.size(text), kind.low, kind.high),
+        "structure": published.structure(text, kind),
     }
 
 
@@ -175,8 +134,7 @@ def total(rubric: str, parts: dict[str, float]) -> float:
     """A rubric's score from its parts, or from some of them: what the rubric would be without the others."""
     if rubric == "lab_v1":
         return combine(parts)
-    summed = sum(parts.values())
-    return summed / len(parts) if rubric == "composite" else min(10.0, summed)
+    return sum(parts.values()) / (len(parts) if rubric == "composite" else 1)
 
 
 def score_text(text: str, prompt: str, content_type: str) -> dict[str, float]:
@@ -185,44 +143,43 @@ def score_text(text: str, prompt: str, content_type: str) -> dict[str, float]:
     values = {
         **parts["composite"],  # technical, length and structure are scores of their own
         **{rubric: total(rubric, found) for rubric, found in parts.items()},
-        "engagement": engagement(text, content_type_named(content_type)),
+        "engagement": published.engagement(text, published.content_type_named(content_type)),
         **{f"lab_v1/{name}": value for name, value in parts["lab_v1"].items()},
     }
     return {name: values[name] for name in SCORE_NAMES}
 
 
-def score_samples(samples: Iterable[Sample]) -> list[Score]:
+def score_samples(samples: Sequence[Sample]) -> list[Score]:
     """One Score a sample, in order. A failed sample scores 0 everywhere and stays in the denominator.
 
     The values are SCORE_NAMES and, if every prompt has at least two samples, "diversity" among the finished
     samples of the prompt.
     """
-    return list(_scored(list(samples)))
+    return list(_scored(samples))
 
 
 def _scored(samples: Sequence[Sample]) -> Iterator[Score]:
-    """Scores one at a time; of the samples, only those of a prompt's trigrams are held at once."""
-    finished: dict[str, array[int]] = {}
+    """Scores one at a time; the trigrams of one prompt are held at once."""
     counts: Counter[str] = Counter()
+    finished: dict[str, array[int]] = {}  # prompt id -> positions
     for position, sample in enumerate(samples):
         counts[sample.prompt_id] += 1
-        where = finished.setdefault(sample.prompt_id, array("l"))
-        where.extend([] if sample.error is not None else [position])
+        positions = finished.setdefault(sample.prompt_id, array("l"))
+        if sample.error is None:
+            positions.append(position)
     repeated = all(count > 1 for count in counts.values())
-    said, prompt_id = Counter[tuple[str, ...]](), None
+    shared, prompt_id = Counter[tuple[str, ...]](), None
     for sample in samples:
         failed = sample.error is not None
-        values = (
-            dict.fromkeys(SCORE_NAMES, 0.0)
-            if failed
-            else score_text(sample.text, sample.prompt, sample.content_type)
-        )
+        values = dict.fromkeys(SCORE_NAMES, 0.0)
+        if not failed:
+            values = score_text(sample.text, sample.prompt, sample.content_type)
         if repeated:
             if sample.prompt_id != prompt_id:
                 prompt_id = sample.prompt_id
-                said = Counter(t for i in finished[prompt_id] for t in _distinct(samples[i].text))
-            own, siblings = _distinct(sample.text), len(finished[prompt_id]) - 1
-            values["diversity"] = 0.0 if failed else _diversity(own, said, siblings)
+                shared = Counter(run for i in finished[prompt_id] for run in _distinct(samples[i].text))
+            siblings = len(finished[prompt_id]) - 1
+            values["diversity"] = 0.0 if failed else _diversity(_distinct(sample.text), shared, siblings)
         words = len(sample.text.split())
         yield Score(sample.key, sample.prompt_id, sample.repeat, sample.content_type, failed, words, values)
 
@@ -231,23 +188,32 @@ def _distinct(text: str) -> set[tuple[str, ...]]:
     return set(texts.trigrams(texts.words(text)))
 
 
-def _diversity(own: set[tuple[str, ...]], said: Counter[tuple[str, ...]], siblings: int) -> float:
+def _diversity(own: set[tuple[str, ...]], shared: Counter[tuple[str, ...]], siblings: int) -> float:
     """How much of a text its siblings, other answers to the same prompt, do not say: 0 to 10.
 
     The share of its distinct three-word sequences that a sibling lacks, averaged over the siblings, so that
     more repeats do not change the scale. 0 for a text without such a sequence and where there is no sibling.
-    High for good variety and for noise alike: read it beside the rubric, not in it.
-    ``said``: in how many of the prompt's texts, this one too, each sequence stands; so it takes linear time.
+    High for good variety and for noise alike. ``shared``: in how many of the prompt's texts, this one
+    included, each sequence stands; so it takes linear time.
     """
     if not own or not siblings:
         return 0.0
-    return 10.0 * sum(siblings + 1 - said[trigram] for trigram in own) / (len(own) * siblings)
+    return 10.0 * sum(siblings + 1 - shared[run] for run in own) / (len(own) * siblings)
 
 
-def scores_for(settings: Settings) -> Sequence[Score]:
-    """Scores of this model's samples, written to scores.jsonl in its folder and read from there as needed.
+def make_scores(run: ModelRun) -> None:
+    """Score the run's samples and write scores.jsonl, always anew: an old one may be of another rubric."""
+    store.write_rows(run.folder / "scores.jsonl", _scored(generate.samples_for(run.settings)))
 
-    Always computed anew: it takes milliseconds, and an old file would outlive a change of the rubric.
-    """
+
+def read_scores(run: ModelRun) -> store.Rows[Score]:
+    """The scores of a run, in the order of its samples. Raises LabError where they were not made."""
+    path = run.folder / "scores.jsonl"
+    if not path.exists():
+        raise LabError(f"{path} does not exist: run the notebook that writes it first.")
+    return store.all_rows(path, Score)
+
+
+def scores_for(settings: Settings) -> store.Rows[Score]:
     path = registry.model_dir(settings) / "scores.jsonl"
-    return store.all_rows(store.write_rows(path, _scored(generation.samples_for(settings))), Score)
+    return store.all_rows(store.write_rows(path, _scored(generate.samples_for(settings))), Score)

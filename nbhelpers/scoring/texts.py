@@ -1,6 +1,6 @@
 """What can be counted in an English text: sentences, word stems, echo, repetition, figures.
 
-Pure functions on strings, for the rubrics of :mod:`nbhelpers.scoring.rubric`. Nothing here judges; it measures.
+Pure functions on strings, which measure and do not judge.
 """
 
 from __future__ import annotations
@@ -57,10 +57,9 @@ _FIGURE = re.compile(
 
 
 def printable(text: str) -> str:
-    """The text with U+FFFD for every character that drives a terminal (ANSI codes) or breaks a page.
+    """The text with U+FFFD for what drives a terminal, reorders what is read, or breaks a page.
 
-    Line feeds and tabs stay; C0 and C1 controls, direction marks that reorder what is read, and halves of
-    surrogate pairs go.
+    Line feeds and tabs stay; C0 and C1 controls, direction marks and halves of surrogate pairs go.
     """
     return _UNPRINTABLE.sub("\ufffd", text)
 
@@ -88,15 +87,14 @@ def stem(word: str) -> str:
         word = shorter
 
 
+def stems(text: str) -> list[str]:
+    return [stem(word) for word in words(text)]
+
+
 def sentences(text: str) -> list[str]:
     """Sentences, headings and list items, without list marks. A line break ends a sentence."""
     lines = (_LIST_MARK.sub("", line).strip() for line in text.splitlines())
     return [part for line in lines for part in _SENTENCE_GAP.split(line) if part]
-
-
-def paragraphs(text: str) -> int:
-    """Blocks of text between blank lines."""
-    return sum(bool(block.strip()) for block in re.split(r"\n\s*\n", text))
 
 
 def is_prose(sentence: str) -> bool:
@@ -107,28 +105,29 @@ def is_prose(sentence: str) -> bool:
     """
     found = words(sentence)
     share = sum(word in FUNCTION_WORDS for word in found) / max(1, len(found))
-    return 4 <= len(found) <= 60 and 0.2 <= share <= 0.75 and not _broken(sentence)
-
-
-def _broken(sentence: str) -> bool:
-    # Whitespace tokens: in "our on-call week" the word after "our" is "on-call".
+    # Split at spaces: in "our on-call week" the word after "our" is "on-call".
     tokens = [token.strip(".,;:!?…()\"'“”‘’").lower() for token in sentence.split()]
-    pairs = list(zip(tokens, [*tokens[1:], "the"], strict=True))
-    return any(
+    broken = any(
         (first in _DETERMINERS and second in _NOT_AFTER_DETERMINER) or first == second
-        for first, second in pairs
+        for first, second in zip(tokens, [*tokens[1:], "the"], strict=True)
     )
+    return 4 <= len(found) <= 60 and 0.2 <= share <= 0.75 and not broken
 
 
 def topic_stems(prompt: str) -> frozenset[str]:
     """Stems of what the prompt is about: the content words after "about", or of the whole prompt."""
     _, _, subject = prompt.partition(" about ")
-    found = set(words(subject or prompt)) - FUNCTION_WORDS - _INSTRUCTION_WORDS
-    return frozenset(stem(word) for word in found)
+    return frozenset(map(stem, set(words(subject or prompt)) - FUNCTION_WORDS - _INSTRUCTION_WORDS))
 
 
 def trigrams(sequence: list[str]) -> list[tuple[str, ...]]:
     return list(zip(sequence, sequence[1:], sequence[2:], strict=False))
+
+
+def distinct_trigrams(sequence: list[str]) -> float:
+    """Share of different three-word sequences, 0 to 1 (Distinct-n, Li et al. 2016, n = 3); 1 if too short."""
+    runs = trigrams(sequence)
+    return len(set(runs)) / len(runs) if runs else 1.0
 
 
 def own_sentences(text: str, prompt: str) -> list[str]:
@@ -139,27 +138,17 @@ def own_sentences(text: str, prompt: str) -> list[str]:
     """
     asked = words(prompt)
     asked_runs, asked_words = set(trigrams(asked)), set(asked)
+    if whole := prompt.strip(" :\n"):
+        pattern = r"\s+".join(map(re.escape, whole.split()))
+        text = re.sub(pattern + ":?", "\n", text, flags=re.IGNORECASE)
     kept: dict[tuple[str, ...], str] = {}
-    for sentence in sentences(_without(text, prompt)):
+    for sentence in sentences(text):
         found = words(sentence)
         runs = trigrams(found)
         echoed = sum(r in asked_runs for r in runs) if runs else sum(w in asked_words for w in found)
         if found and echoed < max(1, len(runs) or len(found)) / 2:
             kept.setdefault(tuple(found), sentence)
     return list(kept.values())
-
-
-def _without(text: str, prompt: str) -> str:
-    if not prompt.strip(" :\n"):
-        return text
-    pattern = r"\s+".join(re.escape(part) for part in prompt.strip(" :\n").split())
-    return re.sub(pattern + ":?", "\n", text, flags=re.IGNORECASE)
-
-
-def distinct_trigrams(sequence: list[str]) -> float:
-    """Share of different three-word sequences, 0 to 1 (Distinct-n, Li et al. 2016, n = 3); 1 if too short."""
-    runs = trigrams(sequence)
-    return len(set(runs)) / len(runs) if runs else 1.0
 
 
 def figures(text: str) -> int:

@@ -1,32 +1,120 @@
-"""How far a score can be trusted: rank agreement with answers of known standing, repeatability, raters.
+"""How far a rating can be trusted: rank agreement with answers of known standing, and agreement of raters.
 
-Every figure is an Estimate whose units are prompts (or rated texts), so that it carries an interval or the
-reason why there is none.
+The answers are strong and weak ones written by hand, and bad ones made from the strong. Every figure is an
+Estimate whose units are prompts (or rated texts): it carries an interval or the reason why there is none.
 """
 
 from __future__ import annotations
 
 import math
+import random
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
 from scipy import stats as sps
 
+from nbhelpers import store
 from nbhelpers.records import Estimate, Score
-from nbhelpers.scoring import planted
 from nbhelpers.scoring import rubric as scoring
+from nbhelpers.scoring import texts
+from nbhelpers.scoring.published import content_type_named
 from nbhelpers.stats import estimate as estimates
 from nbhelpers.stats.estimate import Array
 
 Rating = Callable[[str, str, str], float | None]  # (text, prompt, content type) -> rating, None if refused
-RETEST_MIN = 4  # prompts; Fisher's interval divides by n - 3
 RESAMPLES = 2000
 
 
-# ---- the planted order ---------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class ReferenceAnswer:
+    """A hand-written answer that deserves a high score."""
+
+    content_type: str
+    prompt: str
+    text: str
+    weak: str = ""  # a fluent answer to the same prompt that says nothing
+
+
+@cache
+def _known() -> tuple[dict[str, int], list[ReferenceAnswer]]:
+    """data/planted.toml."""
+
+    def build(data: dict[str, Any]) -> tuple[dict[str, int], list[ReferenceAnswer]]:
+        levels = {kind: int(level) for kind, level in data.pop("levels").items()}
+        rows = ((kind, row) for kind, rows in data.items() for row in rows)
+        return levels, [
+            ReferenceAnswer(kind, row["prompt"], row["text"].strip(), row["weak"].strip())
+            for kind, row in rows
+        ]
+
+    return store.read_table("planted.toml", build)
+
+
+def levels() -> dict[str, int]:
+    """The expected order: kind of answer -> level, higher is better, equal where nothing is expected."""
+    return dict(_known()[0])
+
+
+def reference_answers() -> list[ReferenceAnswer]:
+    """Two of each content type, from data/planted.toml."""
+    return list(_known()[1])
+
+
+def known_answers(reference: ReferenceAnswer) -> dict[str, str]:
+    """Answers to one prompt by the kinds that ``levels`` names: the strong one, and bad ones.
+
+    Every reader would rank the others below the strong one. All of them but four (empty, weak, wrong length,
+    cut in half) are as long: length gives nothing away. "wrong length" is the first quarter of its sentences,
+    so that nothing else is wrong. "cut in half" is what a token limit leaves: a half that ends a sentence
+    loses a word.
+    """
+    strong = reference.text
+    tokens = strong.split()
+    found = texts.sentences(strong)
+    half = strong.split(" ")[: len(strong.split(" ")) // 2]
+    half = half[:-1] if texts.ending(" ".join(half)) == 1.0 else half
+
+    def repeated(words: Iterable[str]) -> str:
+        return " ".join(islice(cycle(words), len(tokens))) + "."
+
+    return {
+        "strong": strong,
+        **({"weak": reference.weak} if reference.weak else {}),
+        "wrong length": " ".join(found[: max(1, len(found) // 4)]),
+        "empty": "",
+        "one word": repeated(["optimization"]),
+        "keyword salad": repeated(sorted(content_type_named(reference.content_type).vocabulary)),
+        "prompt echo": repeated(reference.prompt.split()),
+        "loop": repeated(" ".join(found[:2]).split()),
+        "shuffled words": _shuffled(strong),
+        "off topic": next(
+            other.text
+            for other in reference_answers()
+            if other.content_type == reference.content_type and other.prompt != reference.prompt
+        ),
+        "cut in half": " ".join(half),
+    }
+
+
+def _shuffled(text: str) -> str:
+    """The words inside each sentence in random order; end marks and paragraphs stay."""
+    generator = random.Random(0)
+
+    def shuffle(sentence: str) -> str:
+        bare = sentence.rstrip(".!?")
+        words = bare.split()
+        generator.shuffle(words)
+        return " ".join(words) + sentence[len(bare) :]
+
+    return "\n\n".join("\n".join(map(shuffle, texts.sentences(block))) for block in text.split("\n\n"))
+
+
+# ---- agreement -----------------------------------------------------------------------------------------
 
 
 def tau(ratings: Sequence[float | None], expected: Sequence[int]) -> float | None:
@@ -42,91 +130,23 @@ def tau(ratings: Sequence[float | None], expected: Sequence[int]) -> float | Non
     return 0.0 if math.isnan(found) else found
 
 
-def ceiling() -> float:
-    """The tau-b of a perfect order without ties: below 1, because the expected order has ties."""
-    levels = sorted(planted.levels().values())
-    return tau(range(len(levels)), levels) or 0.0
-
-
-def agreement(rate: Rating, name: str = "", seed: int = 0) -> Estimate:
-    """Rank agreement of a rating with the expected order of the planted answers.
-
-    tau-b within each planted prompt, averaged over prompts, with a BCa bootstrap interval over prompts.
-    Prompts with fewer than two ratings are left out: ``n`` says how many were counted.
-    """
-    found = [value for value in _taus(rate) if value is not None]
-    return estimates.estimate(found, name, method="bca", seed=seed)
-
-
-def contributions(rubric: str) -> dict[str, Estimate]:
-    """Part of a rubric of ``scoring.RUBRICS`` -> what it adds to the agreement: tau with it minus without.
-
-    Without a part, the others make the score (:func:`nbhelpers.scoring.rubric.total`). Over prompts, as agreement.
-    """
-    parts = {
-        (text, strong.prompt): scoring.parts_of(rubric, text, strong.prompt, strong.content_type)
-        for strong in planted.strong_answers()
-        for text in planted.answers(strong).values()
-    }
-
-    def taus_without(left_out: str | None) -> Array:
-        def rate(text: str, prompt: str, kind: str) -> float:
-            found = parts[text, prompt]
-            return scoring.total(rubric, {name: found[name] for name in found if name != left_out})
-
-        return np.array(_taus(rate), dtype=float)
-
-    whole = taus_without(None)
-    return {
-        name: estimates.estimate(np.round(whole - taus_without(name), 12), name, method="bca")
-        for name in next(iter(parts.values()))
-    }
-
-
-def overlap(rubric: str) -> tuple[float, float]:
-    """The lowest score of a strong planted answer and the highest of any other, over all prompts together."""
-    strong: list[float] = []
-    other: list[float] = []
-    for answer in planted.strong_answers():
-        for kind, text in planted.answers(answer).items():
-            parts = scoring.parts_of(rubric, text, answer.prompt, answer.content_type)
-            (strong if kind == "strong" else other).append(scoring.total(rubric, parts))
-    return min(strong), max(other)
-
-
-def _taus(rate: Rating) -> list[float | None]:
-    """tau of each planted prompt."""
-    levels, found = planted.levels(), []
-    for strong in planted.strong_answers():
-        answers = planted.answers(strong)
-        ratings = [rate(text, strong.prompt, strong.content_type) for text in answers.values()]
-        found.append(tau(ratings, [levels[kind] for kind in answers]))
+def taus(rate: Rating) -> list[float | None]:
+    """tau of a rating on the known answers to each prompt, in the order of ``reference_answers``."""
+    expected, found = levels(), []
+    for reference in reference_answers():
+        answers = known_answers(reference)
+        ratings = [rate(text, reference.prompt, reference.content_type) for text in answers.values()]
+        found.append(tau(ratings, [expected[kind] for kind in answers]))
     return found
 
 
-# ---- repeats and raters --------------------------------------------------------------------------------
+def agreement(rate: Rating, name: str = "", seed: int = 0) -> Estimate:
+    """Rank agreement of a rating with the expected order: tau-b, averaged over prompts, with a BCa interval.
 
-
-def retest(scores: Iterable[Score], name: str, level: float = 0.95) -> Estimate:
-    """Test-retest reliability: Pearson's r between the prompt means of two disjoint sets of repeats.
-
-    The repeats of a prompt go to the two sets in turn. Interval: Fisher's z (``scipy.stats.pearsonr``).
-    It is the reliability of a mean over half of the repeats; prompts with one repeat are left out.
+    Prompts with fewer than two ratings are left out: ``n`` says how many were counted.
     """
-    estimates.check_level(level)
-    groups: dict[str, list[tuple[int, float]]] = {}
-    for score in scores:
-        groups.setdefault(score.prompt_id, []).append((score.repeat, score.values[name]))
-    runs = [[value for _, value in sorted(rows)] for rows in groups.values() if len(rows) > 1]
-    blank = Estimate(name, len(runs), None, None, None, None, level, "pearson")
-    if len(runs) < RETEST_MIN:
-        reason = f"{len(runs)} prompts with two or more repeats: needs {RETEST_MIN}"
-        return replace(blank, reason=reason)
-    first, second = (np.array([np.mean(run[start::2]) for run in runs]) for start in (0, 1))
-    if np.ptp(first) < 1e-12 or np.ptp(second) < 1e-12:
-        return replace(blank, reason="all prompts have the same mean: no correlation")
-    found = sps.pearsonr(first, second)
-    return _with_interval(replace(blank, mean=float(found.statistic)), found.confidence_interval(level))
+    found = [value for value in taus(rate) if value is not None]
+    return estimates.estimate(found, name, method="bca", seed=seed)
 
 
 def krippendorff(ratings: Iterable[Sequence[float | None]], name: str = "", seed: int = 0) -> Estimate:
@@ -135,17 +155,17 @@ def krippendorff(ratings: Iterable[Sequence[float | None]], name: str = "", seed
     ratings: one row a text, one entry a rater, None where there is no rating; texts with fewer than two are
     left out. alpha = 1 - D_o / D_e with squared differences: D_o over the pairs within each text, weighted by
     1 / (its ratings - 1), D_e over all pairs of ratings (Krippendorff 2011, Computing Krippendorff's
-    Alpha-Reliability). Interval: BCa bootstrap over texts.
+    Alpha-Reliability). Ours: no library at hand has it with an interval, here BCa over texts.
     """
-    rows = [[value for value in row if value is not None] for row in ratings]
+    rows = [np.array([value for value in row if value is not None]) for row in ratings]
     rows = [row for row in rows if len(row) > 1]
     blank = Estimate(name, len(rows), None, None, None, None, 0.95, "alpha")
-    every = np.array([value for row in rows for value in row])
+    every = np.concatenate(rows) if rows else np.array([])
     if refused := estimates.unusable(every, "ratings"):
         return replace(blank, reason=refused)
     if np.ptp(every) < 1e-12:
         return replace(blank, reason="all ratings are equal: alpha is not defined")
-    sums = tuple(np.array([_sums(np.array(row) - every.mean()) for row in rows]).T)
+    sums = tuple(np.array([_sums(row - every.mean()) for row in rows]).T)
     point = replace(blank, mean=float(_alpha(*sums)))
     if len(rows) < estimates.BOOTSTRAP_MIN:
         return replace(point, reason=f"n = {len(rows)}: too few texts to resample")
@@ -175,3 +195,93 @@ def _with_interval(point: Estimate, ends: Any) -> Estimate:
     if point.mean is None or not ends.low < ends.high:
         return replace(point, reason="at its limit or degenerate: no interval")
     return replace(point, low=float(ends.low), high=float(ends.high))
+
+
+# ---- only for notebook 04 ------------------------------------------------------------------------------
+
+RETEST_MIN = 4  # prompts; Fisher's interval divides by n - 3
+
+
+def nonsense(text: str, seed: int = 0) -> str:
+    """The text with its content words dealt out anew: small words and punctuation in place, no sense left.
+
+    No bad answer for a rubric that counts words, which cannot see the difference: it shows the limit.
+    """
+
+    def is_content(word: str) -> bool:
+        return word.isalpha() and word.islower() and word not in texts.FUNCTION_WORDS
+
+    def swap(sentence: str) -> str:
+        bare = sentence.rstrip(".!?")
+        dealt = (next(deal) if is_content(word) else word for word in bare.split())
+        return " ".join(dealt) + sentence[len(bare) :]
+
+    words = [word for part in texts.sentences(text) for word in part.rstrip(".!?").split()]
+    content = list(filter(is_content, words))
+    random.Random(seed).shuffle(content)
+    deal = iter(content)
+    return "\n\n".join("\n".join(map(swap, texts.sentences(block))) for block in text.split("\n\n"))
+
+
+def ceiling() -> float:
+    """The tau-b of a perfect order without ties: below 1, because the expected order has ties."""
+    expected = sorted(levels().values())
+    return tau(range(len(expected)), expected) or 0.0
+
+
+def contributions(rubric: str) -> dict[str, Estimate]:
+    """Part of a rubric of ``scoring.RUBRICS`` -> what it adds to the agreement: tau with it minus without.
+
+    Without a part, the others make the score (``rubric.total``). Over prompts, as agreement.
+    """
+    parts = {
+        (text, answer.prompt): scoring.parts_of(rubric, text, answer.prompt, answer.content_type)
+        for answer in reference_answers()
+        for text in known_answers(answer).values()
+    }
+
+    def taus_without(left_out: str | None) -> Array:
+        def rate(text: str, prompt: str, kind: str) -> float:
+            found = parts[text, prompt]
+            return scoring.total(rubric, {name: found[name] for name in found if name != left_out})
+
+        return np.array(taus(rate), dtype=float)
+
+    whole = taus_without(None)
+    return {
+        name: estimates.estimate(np.round(whole - taus_without(name), 12), name, method="bca")
+        for name in next(iter(parts.values()))
+    }
+
+
+def overlap(rubric: str) -> tuple[float, float]:
+    """The lowest score of a strong answer and the highest of any other, over all prompts together."""
+    strong: list[float] = []
+    other: list[float] = []
+    for answer in reference_answers():
+        for kind, text in known_answers(answer).items():
+            parts = scoring.parts_of(rubric, text, answer.prompt, answer.content_type)
+            (strong if kind == "strong" else other).append(scoring.total(rubric, parts))
+    return min(strong), max(other)
+
+
+def retest(scores: Iterable[Score], name: str, level: float = 0.95) -> Estimate:
+    """Test-retest reliability: Pearson's r between the prompt means of two disjoint sets of repeats.
+
+    The repeats of a prompt go to the two sets in turn. Interval: Fisher's z (``scipy.stats.pearsonr``).
+    It is the reliability of a mean over half of the repeats; prompts with one repeat are left out.
+    """
+    estimates.check_level(level)
+    groups: dict[str, list[tuple[int, float]]] = {}
+    for score in scores:
+        groups.setdefault(score.prompt_id, []).append((score.repeat, score.values[name]))
+    runs = [[value for _, value in sorted(rows)] for rows in groups.values() if len(rows) > 1]
+    blank = Estimate(name, len(runs), None, None, None, None, level, "pearson")
+    if len(runs) < RETEST_MIN:
+        reason = f"{len(runs)} prompts with two or more repeats: needs {RETEST_MIN}"
+        return replace(blank, reason=reason)
+    first, second = (np.array([np.mean(run[start::2]) for run in runs]) for start in (0, 1))
+    if np.ptp(first) < 1e-12 or np.ptp(second) < 1e-12:
+        return replace(blank, reason="all prompts have the same mean: no correlation")
+    found = sps.pearsonr(first, second)
+    return _with_interval(replace(blank, mean=float(found.statistic)), found.confidence_interval(level))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from nbhelpers.devices.device import DeviceReport
 from nbhelpers.records import Estimate, LabError, Sample
-from nbhelpers.scoring import costs, prices
+from nbhelpers.scoring import costs
 
 PRICES = costs.load_prices()
 GIVEN = PRICES.assumptions
@@ -173,7 +173,7 @@ def test_the_interval_of_the_break_even_covers_a_planted_truth() -> None:
             sample(1.0, energy, text="x" * 640, prompt="", prompt_id=str(i))
             for i, energy in enumerate(joules)
         ]
-        found = costs.break_even_of(rows, CPU, PRICES)
+        found = costs.break_even_of(rows, CPU)
         covered += (found.low or math.inf) <= truth <= (found.high or math.inf)
     assert 0.91 <= covered / runs <= 0.99
 
@@ -213,7 +213,7 @@ def test_prices_are_dated_and_their_basis_is_named() -> None:
 
 
 def test_a_broken_prices_file_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prices.store, "data_dir", lambda: tmp_path)
+    monkeypatch.setattr(costs.store, "data_dir", lambda: tmp_path)
     (tmp_path / "prices.toml").write_text("[assumptions]\nas_of = 1\n")
     with pytest.raises(LabError, match=r"prices\.toml in the data folder is not usable"):
         costs.load_prices()
@@ -228,15 +228,15 @@ def test_tokens_are_those_of_the_api_where_its_tokenizer_is_at_hand(monkeypatch:
     monkeypatch.setitem(sys.modules, "tiktoken", SimpleNamespace(get_encoding=get_encoding))
     api, text = PRICES.api[0], "four tokens are here"
 
-    def counted(price: prices.ApiPrice = api) -> tuple[float, str]:
-        count, how = costs.token_counter(price, 4.0)
-        return count(text), how
+    def counted(price: costs.ApiPrice = api) -> tuple[float, bool, str]:
+        count, exact, how = costs.token_counter(price, 4.0)
+        return count(text), exact, how
 
     monkeypatch.delenv("TIKTOKEN_CACHE_DIR", raising=False)
-    assert counted() == (5.0, "4 characters a token, assumed")  # no folder: it would go to the network
+    assert counted() == (5.0, False, "4 characters a token, assumed")  # no folder: it would go to the network
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "somewhere")
-    assert counted() == (4, "counted by tiktoken's o200k_base")
-    assert prices.api_usd([sample(text=text, prompt="one")], api, 4.0) == [
+    assert counted() == (4, True, "counted by tiktoken's o200k_base")
+    assert costs.api_usd([sample(text=text, prompt="one")], api, 4.0) == [
         pytest.approx((0.15 + 4 * 0.6) / 1e6)
     ]
     assert costs.cost_summary([sample(text=text)], CPU)["api_tokens_counted"] == 1.0

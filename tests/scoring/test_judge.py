@@ -1,4 +1,4 @@
-"""The judge against token-by-token probabilities, and on models whose answer is planted."""
+"""The judge against token-by-token probabilities, and on models whose answer is known."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tiny_models import PAD, byte_tokenizer, tiny
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from nbhelpers.loading.load import Loaded
-from nbhelpers.records import LabError
-from nbhelpers.scoring import judge, planted
+from nbhelpers.records import Estimate, LabError
+from nbhelpers.scoring import judge, validity
 
 PROMPT, TEXT = "Write a short post about rain:", "It rained for a week, and nobody measured it."
 
@@ -97,8 +97,8 @@ def test_a_chat_model_is_asked_through_its_template() -> None:
     assert found.probabilities == pytest.approx(brute(loaded, lead_of(chat=True)), rel=1e-4)
 
 
-def planted_judge(wishes: dict[str, float], context: int = 512) -> Loaded:
-    """A GPT-2 that gives every next token a planted probability, whatever it has read; the rest on <pad>."""
+def fixed_judge(wishes: dict[str, float], context: int = 512) -> Loaded:
+    """A GPT-2 that gives every next token a given probability, whatever it has read; the rest on <pad>."""
     loaded = tiny("gpt2", context=context)
     rest = 1 - sum(wishes.values())
     weights = torch.full((259,), -30.0)
@@ -112,21 +112,21 @@ def planted_judge(wishes: dict[str, float], context: int = 512) -> Loaded:
     return loaded
 
 
-def test_a_planted_rating_is_recovered() -> None:
-    found = judge.judge(planted_judge({"7": 0.6, "8": 0.2}), PROMPT, TEXT)
+def test_a_known_rating_is_recovered() -> None:
+    found = judge.judge(fixed_judge({"7": 0.6, "8": 0.2}), PROMPT, TEXT)
     assert found.mass == pytest.approx(0.8, abs=1e-6)
     assert found.score == pytest.approx(7.25, abs=1e-5) and found.reason is None
 
 
 def test_ten_takes_its_share_of_the_one() -> None:
     """p("1") = 0.4 and p("0") = 0.5 anywhere: 10 gets 0.4 x 0.5, and 1 keeps the other half."""
-    found = judge.judge(planted_judge({"1": 0.4, "0": 0.5}), PROMPT, TEXT)
+    found = judge.judge(fixed_judge({"1": 0.4, "0": 0.5}), PROMPT, TEXT)
     assert found.probabilities[0] == pytest.approx(0.2) and found.probabilities[9] == pytest.approx(0.2)
     assert found.score == pytest.approx(5.5)
 
 
 def test_a_judge_that_does_not_rate_has_no_score_but_tells_its_mass() -> None:
-    found = judge.judge(planted_judge({"7": 0.01, "3": 0.01}), PROMPT, TEXT)
+    found = judge.judge(fixed_judge({"7": 0.01, "3": 0.01}), PROMPT, TEXT)
     assert found.score is None and found.mass == pytest.approx(0.02, abs=1e-6)
     assert found.reason == "2.0% of the probability is on a rating"
     assert found.expected == pytest.approx(5.0, abs=1e-4)
@@ -152,12 +152,16 @@ def test_a_tokenizer_without_numbers_is_refused(tmp_path: Any) -> None:
         judge.judge(loaded, PROMPT, TEXT)
 
 
-def test_calibration_reports_agreement_and_failures(monkeypatch: pytest.MonkeyPatch) -> None:
-    two = planted.strong_answers()[:2]
-    monkeypatch.setattr(planted, "strong_answers", lambda: two)  # byte by byte, all eight take a minute
-    fixed = judge.calibrate(planted_judge({"7": 0.9}, context=1024))
-    assert (fixed.attempted, fixed.rated, fixed.model) == (22, 22, "tiny-gpt2")
-    assert fixed.median_mass == pytest.approx(0.9) and fixed.agreement.mean == 0.0  # it orders nothing
-    silent = judge.calibrate(planted_judge({"7": 0.001}, context=1024))
-    assert silent.rated == 0 and silent.agreement.reason == "no data"
-    assert silent.unguarded.n == 2  # what would have been reported without the check
+def test_a_judge_that_never_rates_orders_nothing_whatever_its_expected_values_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    two = validity.reference_answers()[:2]
+    monkeypatch.setattr(validity, "reference_answers", lambda: two)  # byte by byte, all eight take a minute
+
+    def agreement(loaded: Loaded, field: str) -> Estimate:
+        return validity.agreement(lambda text, prompt, _: getattr(judge.judge(loaded, prompt, text), field))
+
+    assert agreement(fixed_judge({"7": 0.9}, context=1024), "score").mean == 0.0
+    silent = fixed_judge({"7": 0.001}, context=1024)
+    assert agreement(silent, "score").reason == "no data"
+    assert agreement(silent, "expected").n == 2  # what would be reported without the check

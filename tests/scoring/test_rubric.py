@@ -1,4 +1,4 @@
-"""Rubrics against hand-worked cases, brute force, planted answers of known standing, and open input."""
+"""Rubrics against hand-worked cases, brute force, known answers of known standing, and open input."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbhelpers import registry, store
+from nbhelpers import pipeline, registry, store
 from nbhelpers.devices.device import DeviceReport
 from nbhelpers.generation import inputs
 from nbhelpers.loading import load as loading
 from nbhelpers.records import CONTENT_TYPES, LabError, Sample, Score, Settings
-from nbhelpers.scoring import planted, texts
 from nbhelpers.scoring import published as rubrics
 from nbhelpers.scoring import rubric as scoring
+from nbhelpers.scoring import texts, validity
 
-STRONG = planted.strong_answers()
+STRONG = validity.reference_answers()
 PUBLISHED_LIST = (7.9, 4.2, 6.3, 7.5, 7.5, 7.5, 7.5, 7.2, 7.0, 4.8, 5.8, 5.8, 7.5, 7.6, 5.8)
 FAMILIES = (
     "strategy strategies strategic strategically",
@@ -35,6 +35,18 @@ FAMILIES = (
     "cost costs costly costing",
     "leadership leaders leader leading lead",
 )
+
+
+def business_v1(text: str) -> float:
+    return scoring.total("business_v1", rubrics.business_v1(text))
+
+
+def business_v2(text: str, kind: str) -> float:
+    return scoring.total("business_v2", rubrics.business_v2(text, kind))
+
+
+def lab_v1(text: str, prompt: str, kind: str) -> float:
+    return scoring.score_text(text, prompt, kind)["lab_v1"]
 
 
 def sample(**changes: object) -> Sample:
@@ -167,23 +179,23 @@ def test_topic_is_what_follows_about() -> None:
 
 
 def test_business_v1_hand_worked() -> None:
-    assert scoring.business_v1("") == 0.0
-    assert scoring.business_v1("hello") == 5.0
-    assert scoring.business_v1("unprofessional") == 5.5
-    assert scoring.business_v1("strategic strategies") == 5.0
-    assert scoring.business_v1(" ".join(rubrics.BUSINESS_V1_TERMS * 25)) == 10.0
-    assert scoring.business_v1("word " * 79) == 5.0
-    assert scoring.business_v1("word " * 80) == scoring.business_v1("word " * 200) == 8.0
-    assert scoring.business_v1("word " * 201) == 5.0
+    assert business_v1("") == 0.0
+    assert business_v1("hello") == 5.0
+    assert business_v1("unprofessional") == 5.5
+    assert business_v1("strategic strategies") == 5.0
+    assert business_v1(" ".join(rubrics.BUSINESS_V1_TERMS * 25)) == 10.0
+    assert business_v1("word " * 79) == 5.0
+    assert business_v1("word " * 80) == business_v1("word " * 200) == 8.0
+    assert business_v1("word " * 201) == 5.0
 
 
 def test_business_v2_hand_worked() -> None:
     best = " ".join(rubrics.BUSINESS_V2_TERMS * 40)
-    assert scoring.business_v2("", "linkedin_post") == 5.0
-    assert scoring.business_v2(best, "linkedin_post") == pytest.approx(9.2)
-    assert scoring.business_v2(best, "technical_article") == pytest.approx(6.2)
-    assert scoring.business_v2("word " * 99, "linkedin_post") == 5.0
-    assert scoring.business_v2("word " * 300, "linkedin_post") == 8.0
+    assert business_v2("", "linkedin_post") == 5.0
+    assert business_v2(best, "linkedin_post") == pytest.approx(9.2)
+    assert business_v2(best, "technical_article") == pytest.approx(6.2)
+    assert business_v2("word " * 99, "linkedin_post") == 5.0
+    assert business_v2("word " * 300, "linkedin_post") == 8.0
 
 
 WORDS = st.lists(st.sampled_from([*rubrics.BUSINESS_V1_TERMS, "the", "word"]), max_size=260).map(" ".join)
@@ -191,38 +203,40 @@ WORDS = st.lists(st.sampled_from([*rubrics.BUSINESS_V1_TERMS, "the", "word"]), m
 
 @given(WORDS | st.text(max_size=60))
 def test_business_v1_gives_nothing_but_its_attainable_scores(text: str) -> None:
-    assert scoring.business_v1(text) in scoring.attainable_business_v1()
+    assert business_v1(text) in rubrics.attainable_business_v1()
 
 
 @given(WORDS, st.sampled_from(CONTENT_TYPES))
 def test_business_v2_never_reaches_its_cap(text: str, kind: str) -> None:
-    assert scoring.business_v2(text, kind) <= (9.2 if kind == "linkedin_post" else 6.2) + 1e-9
+    assert business_v2(text, kind) <= (9.2 if kind == "linkedin_post" else 6.2) + 1e-9
 
 
 def test_fourteen_of_fifteen_published_scores_are_unattainable() -> None:
-    assert scoring.attainable_business_v1() == (0.0, 5.0, 5.5, 6.0, 6.5, 7.0, 8.0, 8.5, 9.0, 9.5, 10.0)
-    assert sum(score not in scoring.attainable_business_v1() for score in PUBLISHED_LIST) == 14
+    assert rubrics.attainable_business_v1() == (0.0, 5.0, 5.5, 6.0, 6.5, 7.0, 8.0, 8.5, 9.0, 9.5, 10.0)
+    assert sum(score not in rubrics.attainable_business_v1() for score in PUBLISHED_LIST) == 14
 
 
 def test_sixty_tokens_cannot_hold_eighty_words() -> None:
-    assert not scoring.reachable(60, rubrics.BUSINESS_V1_BAND[0])
-    assert scoring.reachable(100, 100) and not scoring.reachable(100, 100, words_per_token=0.75)
-    types = scoring.load_content_types()
-    assert not scoring.reachable(100, types["technical_article"].low_words)
-    assert all(scoring.reachable(256, kind.low_words) for kind in types.values())
+    assert not rubrics.reachable(60, rubrics.BUSINESS_V1_BAND[0])
+    assert rubrics.reachable(100, 100) and not rubrics.reachable(100, 100, words_per_token=0.75)
+    types = rubrics.content_types()
+    assert not rubrics.reachable(100, types["technical_article"].low)
+    assert all(rubrics.reachable(256, kind.low) for kind in types.values() if kind.unit == "words")
 
 
 # ---- the data ------------------------------------------------------------------------------------------
 
 
 def test_content_types_carry_the_published_ranges() -> None:
-    types = scoring.load_content_types()
+    types = rubrics.content_types()
     assert tuple(types) == CONTENT_TYPES
     assert (types["linkedin_post"].low, types["linkedin_post"].high) == (100, 300)
     assert (types["technical_article"].low, types["technical_article"].high) == (200, 500)
     assert types["short_post"].high == 280 and types["short_post"].unit == "characters"
-    assert types["linkedin_post"].engagement_factors == ("questions", "insights", "value_prop")
-    assert types["technical_article"].authority_indicators == ("proven", "implemented", "validated")
+    questions, insights, value = types["linkedin_post"].factors
+    assert questions.ends_with == "?" and "lesson" in insights.words and "saved" in value.words
+    _, proven, implemented, validated = types["technical_article"].factors
+    assert (proven.words[0], *implemented.words, *validated.words) == ("proven", "implemented", "validated")
 
 
 def test_prompts_are_the_benchmark_and_five_of_each_type_on_topics_held_out_from_the_corpus() -> None:
@@ -241,14 +255,14 @@ def test_prompts_are_the_benchmark_and_five_of_each_type_on_topics_held_out_from
 
 
 @pytest.mark.parametrize("answer", STRONG, ids=lambda answer: answer.prompt[8:40])
-def test_planted_bad_answers_score_below_the_strong_one(answer: planted.Strong) -> None:
+def test_bad_answers_score_below_the_strong_one(answer: validity.ReferenceAnswer) -> None:
     def score(text: str) -> float:
-        return scoring.lab_v1(text, answer.prompt, answer.content_type)
+        return lab_v1(text, answer.prompt, answer.content_type)
 
-    bad = {name: score(text) for name, text in planted.bad_answers(answer).items()}
-    strong = score(answer.text)
+    bad = {name: score(text) for name, text in validity.known_answers(answer).items()}
+    strong = bad.pop("strong")
     assert strong > 9.0
-    assert set(planted.levels()) == {"strong", *bad}
+    assert set(validity.levels()) == {"strong", *bad}
     assert bad["empty"] == bad["prompt echo"] == 0.0
     assert max(bad["one word"], bad["keyword salad"]) < 2.5
     assert bad["off topic"] < 6.5
@@ -257,7 +271,7 @@ def test_planted_bad_answers_score_below_the_strong_one(answer: planted.Strong) 
 
 
 def test_lab_v1_ranks_texts_that_were_written_for_another_purpose() -> None:
-    """Every third passage of the training corpus: independent of the rubric and of the planted answers."""
+    """Every third passage of the training corpus: independent of the rubric and of the known answers."""
     pairs = [pair for answer in _passages()[::3] for pair in _against_bad(answer)]
     right = {
         name: sum(top[name] > bad[name] for top, bad in pairs) / len(pairs) for name in scoring.SCORE_NAMES
@@ -266,7 +280,7 @@ def test_lab_v1_ranks_texts_that_were_written_for_another_purpose() -> None:
     assert right["lab_v1"] >= 0.95 > 0.5 > right["business_v1"]
 
 
-def _passages() -> list[planted.Strong]:
+def _passages() -> list[validity.ReferenceAnswer]:
     """The corpus passages as answers to the prompts they were written for, expanded with a fixed seed."""
     from tools.models import corpus
 
@@ -275,41 +289,44 @@ def _passages() -> list[planted.Strong]:
         for passage in corpus.load_passages(kind):
             topic = rng.choice(slots["topic"])
             text = corpus.expand(corpus.parse(passage), slots, rng, topic=topic)
-            found.append(planted.Strong(kind, f"Write a {kind.replace('_', ' ')} about {topic}:", text))
+            found.append(
+                validity.ReferenceAnswer(kind, f"Write a {kind.replace('_', ' ')} about {topic}:", text)
+            )
     return found
 
 
-def _against_bad(answer: planted.Strong) -> list[tuple[dict[str, float], dict[str, float]]]:
+def _against_bad(answer: validity.ReferenceAnswer) -> list[tuple[dict[str, float], dict[str, float]]]:
     top = scoring.score_text(answer.text, answer.prompt, answer.content_type)
     return [
         (top, scoring.score_text(text, answer.prompt, answer.content_type))
-        for text in planted.bad_answers(answer).values()
+        for kind, text in validity.known_answers(answer).items()
+        if kind != "strong"
     ]
 
 
 def test_business_v1_does_not_tell_salad_from_a_strong_answer() -> None:
     answer = STRONG[2]
-    salad = planted.bad_answers(answer)["one word"]
-    assert scoring.business_v1(salad) >= scoring.business_v1(answer.text)
+    salad = validity.known_answers(answer)["one word"]
+    assert business_v1(salad) >= business_v1(answer.text)
 
 
 @pytest.mark.parametrize("answer", STRONG, ids=lambda answer: answer.prompt[8:40])
-def test_repeating_the_prompt_or_oneself_gains_nothing(answer: planted.Strong) -> None:
-    plain = scoring.lab_v1(answer.text, answer.prompt, answer.content_type)
+def test_repeating_the_prompt_or_oneself_gains_nothing(answer: validity.ReferenceAnswer) -> None:
+    plain = lab_v1(answer.text, answer.prompt, answer.content_type)
     for padded in (
         f"{answer.prompt}\n\n{answer.text}",
         f"{answer.text}\n\n{answer.prompt} {answer.prompt}",
         f"{answer.text}\n\n{answer.text}",
     ):
-        assert scoring.lab_v1(padded, answer.prompt, answer.content_type) < plain
+        assert lab_v1(padded, answer.prompt, answer.content_type) < plain
 
 
 def test_content_type_decides_the_band() -> None:
     for answer in STRONG:
-        own = scoring.lab_v1(answer.text, answer.prompt, answer.content_type)
+        own = lab_v1(answer.text, answer.prompt, answer.content_type)
         if answer.content_type != "business_note":  # a note and a LinkedIn post may have the same length
             other = "short_post" if answer.content_type != "short_post" else "technical_article"
-            assert scoring.lab_v1(answer.text, answer.prompt, other) < own - 0.5
+            assert lab_v1(answer.text, answer.prompt, other) < own - 0.5
 
 
 def test_vocabulary_counts_inflections_once_and_never_the_prompts_own_words() -> None:
@@ -360,7 +377,7 @@ def test_combine_is_the_weighted_geometric_mean(some: dict[str, float]) -> None:
 @pytest.mark.parametrize("rubric", scoring.RUBRICS)
 def test_a_rubric_is_the_total_of_its_parts(rubric: str) -> None:
     for answer in STRONG:
-        for text in planted.answers(answer).values():
+        for text in validity.known_answers(answer).values():
             parts = scoring.parts_of(rubric, text, answer.prompt, answer.content_type)
             whole = scoring.score_text(text, answer.prompt, answer.content_type)[rubric]
             assert scoring.total(rubric, parts) == pytest.approx(whole, abs=1e-12)
@@ -424,7 +441,7 @@ def test_composite_is_the_plain_mean_of_four() -> None:
 
 
 def test_technical_and_engagement_hand_worked() -> None:
-    kind = scoring.load_content_types()["linkedin_post"]
+    kind = rubrics.content_types()["linkedin_post"]
     assert rubrics.technical("The server and its servers had a queue for 3 seconds.") == pytest.approx(4.0)
     assert rubrics.engagement("What did we learn? The lesson was short.", kind) == 10.0
     assert rubrics.engagement("It was fine.", kind) == 0.0
@@ -448,14 +465,17 @@ def test_failed_samples_stay_with_zeros_in_order() -> None:
     assert scores[2].values["lab_v1"] == 0.0 and scores[2].values["business_v2"] == 5.0
 
 
-def test_scores_for_writes_one_row_a_sample_however_often_it_runs(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_scores_are_one_row_a_sample_however_often_they_are_made(tmp_path) -> None:  # type: ignore[no-untyped-def]
     chosen = Settings(model="lab-gpt2", run_dir=str(tmp_path), limit=2, repeats=1, max_new_tokens=8)
+    run = pipeline.open_run(chosen)
+    with pytest.raises(LabError, match=r"scores\.jsonl does not exist"):
+        scoring.read_scores(run)
     made = _write_samples(chosen)
-    first = scoring.scores_for(chosen)
-    path = registry.model_dir(chosen) / "scores.jsonl"
-    again = scoring.scores_for(chosen)
-    assert list(store.read_rows(path, Score)) == again == first == scoring.score_samples(made)
-    assert [score.prompt_id for score in first] == ["b01", "b02"]
+    for _ in range(2):
+        scoring.make_scores(run)
+        assert list(scoring.read_scores(run)) == scoring.score_samples(made)
+    path = run.folder / "scores.jsonl"
+    assert [score.prompt_id for score in store.read_rows(path, Score)] == ["b01", "b02"]
     assert all(json.loads(line)["schema_version"] == 1 for line in path.read_text().splitlines())
 
 
@@ -483,8 +503,8 @@ def test_scoring_and_costs_start_without_heavy_libraries() -> None:
 
 def test_nonsense_keeps_the_small_words_and_fools_the_rubric() -> None:
     answer = STRONG[2]
-    text = planted.nonsense(answer.text)
+    text = validity.nonsense(answer.text)
     bags = [sorted(texts.words(" ".join(texts.sentences(each)))) for each in (text, answer.text)]
     assert text != answer.text and bags[0] == bags[1]
     # The known limit of counting words, stated in notebook 04: keep it visible.
-    assert scoring.lab_v1(text, answer.prompt, answer.content_type) > 9
+    assert lab_v1(text, answer.prompt, answer.content_type) > 9

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbhelpers.records import Score
-from nbhelpers.scoring import planted, validity
 from nbhelpers.scoring import rubric as scoring
+from nbhelpers.scoring import validity
 
 # Krippendorff 2011, Computing Krippendorff's Alpha-Reliability, section C: four observers, twelve units.
 PUBLISHED = (
@@ -21,13 +21,13 @@ PUBLISHED = (
     ". 3 3 3 2 3 4 2 2 5 1 .",
     "1 2 3 3 2 4 4 1 2 5 1 .",
 )
-LEVELS = planted.levels()
+LEVELS = validity.levels()
 
 
 def level_of(text: str, prompt: str, kind: str) -> int:
-    """The expected level of a planted answer, looked up by its text."""
-    answers = next(planted.answers(a) for a in planted.strong_answers() if a.prompt == prompt)
-    return LEVELS[next(name for name, planted_text in answers.items() if planted_text == text)]
+    """The expected level of a known answer, looked up by its text."""
+    answers = next(validity.known_answers(a) for a in validity.reference_answers() if a.prompt == prompt)
+    return LEVELS[next(name for name, known in answers.items() if known == text)]
 
 
 # ---- tau -----------------------------------------------------------------------------------------------
@@ -66,7 +66,7 @@ def test_agreement_of_a_perfect_a_reversed_and_a_constant_rating() -> None:
 
 
 def test_agreement_counts_the_prompts_that_were_rated() -> None:
-    first = planted.strong_answers()[0].prompt
+    first = validity.reference_answers()[0].prompt
     some = validity.agreement(lambda *a: float(level_of(*a)) if a[1] == first else None)
     none = validity.agreement(lambda *a: None)
     assert (some.n, some.low, none.n, none.mean, none.reason) == (1, None, 0, None, "no data")
@@ -74,7 +74,7 @@ def test_agreement_counts_the_prompts_that_were_rated() -> None:
 
 def test_the_interval_is_about_prompts() -> None:
     """A rating that is perfect on half of the prompts and reversed on the others: 0, and very unsure."""
-    signs = {a.prompt: 1 if i % 2 else -1 for i, a in enumerate(planted.strong_answers())}
+    signs = {a.prompt: 1 if i % 2 else -1 for i, a in enumerate(validity.reference_answers())}
     found = validity.agreement(lambda *a: float(signs[a[1]] * level_of(*a)))
     assert found.mean == pytest.approx(0.0, abs=1e-9)
     assert found.low is not None and found.high is not None and found.low < -0.3 and found.high > 0.3
