@@ -11,7 +11,7 @@ import numpy as np
 from nbhelpers import store
 from nbhelpers.records import ModelSpec, NotebookStatus, Result, RunInfo, Sample, Score, Settings
 from nbhelpers.runner.worker import PIPELINE
-from nbhelpers.stats import verdicts as stats
+from nbhelpers.stats.estimate import estimate
 
 METRICS = {
     "latency/tokens_per_s/mean": 200.0,
@@ -56,7 +56,7 @@ def make_result(model: str, scores: Sequence[float], parameters: int = 1_000_000
         "failed": 0,
         "primary": "lab_v1",
         "quality_applies": True,
-        "quality": {"lab_v1": stats.estimate(scores, "lab_v1")},
+        "quality": {"lab_v1": estimate(scores, "lab_v1")},
         "metrics": METRICS | {"latency/words_per_s/mean": speed},
         "per_prompt": dict(zip(prompt_ids(len(scores)), scores, strict=True)),
         "settings": settings,

@@ -26,7 +26,8 @@ from scipy import special
 from scipy import stats as sps
 
 from nbhelpers.scoring.published import attainable_business_v1
-from nbhelpers.stats import verdicts as stats
+from nbhelpers.stats import paired
+from nbhelpers.stats.estimate import wilson
 
 Array = NDArray[np.float64]
 Ends = tuple[Array, Array]  # lower and upper ends of many intervals; NaN where there is none
@@ -106,7 +107,7 @@ def intervals(x: Array, rng: np.random.Generator) -> dict[str, Ends]:
     sd = np.where(np.ptp(x, axis=1) < 1e-9, np.nan, sd)  # equal scores give no interval
     error = sd / math.sqrt(n)
     z = (x - mean[:, None]) / sd[:, None]
-    counts = stats.resample_counts(n, RESAMPLES, int(rng.integers(2**32))).astype(float)
+    counts = paired.resample_counts(n, RESAMPLES, int(rng.integers(2**32))).astype(float)
     means = np.round(z @ counts.T / n, 12)
     spread = np.sqrt(np.maximum((z**2) @ counts.T / n - means**2, 0) * n / (n - 1))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -138,7 +139,7 @@ def bca(means: Array, x: Array) -> Ends:
 
 
 def text_intervals(texts: Array, n: int) -> dict[str, Ends]:
-    """Intervals that use every text: as if independent, and clustered by prompt (see stats.clustered_se)."""
+    """Intervals that use every text: as if independent, and clustered by prompt (see clustered_se)."""
     total, sizes = texts.shape[1], _repeats(n)
     mean = texts.mean(axis=1)
     rest = texts - mean[:, None]
@@ -155,11 +156,11 @@ def text_intervals(texts: Array, n: int) -> dict[str, Ends]:
 
 
 def superiority_intervals(differences: Array) -> Ends:
-    """stats.superiority of every row, looked up by its number of half wins."""
+    """paired.superiority of every row, looked up by its number of half wins."""
     n = differences.shape[1]
     halves = np.sum(np.sign(np.round(differences, 12)) + 1, axis=1).astype(int)
     known = [
-        stats.superiority([1] * (h // 2) + [0] * (h % 2) + [-1] * (n - h // 2 - h % 2))
+        paired.superiority([1] * (h // 2) + [0] * (h % 2) + [-1] * (n - h // 2 - h % 2))
         for h in range(2 * n + 1)
     ]
     ends = np.array([(e.low, e.high) for e in known], dtype=float)[halves]
@@ -222,11 +223,11 @@ def _t_p(d: Array) -> Array:
 
 def _rate_rows(data: str, n: int, simulations: int, rng: np.random.Generator) -> list[Row]:
     truth, counts = RATES[data], np.arange(n + 1)
-    wilson = [stats.wilson(int(k), n) for k in counts]
+    score = [wilson(int(k), n) for k in counts]
     exact = [sps.binomtest(int(k), n).proportion_ci(0.95, method="exact") for k in counts]
     wald = _around(counts / n, np.sqrt(counts / n * (1 - counts / n) / n), 1.96)
     known = {
-        "wilson": [(e.low, e.high) for e in wilson],
+        "wilson": [(e.low, e.high) for e in score],
         "exact (Clopper-Pearson)": [(e.low, e.high) for e in exact],
         "rate, 1.96": list(zip(*wald, strict=True)),
     }
@@ -238,11 +239,11 @@ def _rate_rows(data: str, n: int, simulations: int, rng: np.random.Generator) ->
 
 
 def _rank_hits(n: int, simulations: int, rng: np.random.Generator) -> Array:
-    """1 where the percentile interval of stats.rank_intervals holds the best model's true rank, 1."""
+    """1 where the percentile interval of paired.rank_intervals holds the best model's true rank, 1."""
     hits = []
     for start in range(0, simulations, BLOCK):
         latent, _ = draw("normal", (min(BLOCK, simulations - start), MODELS, n), rng)
-        counts = stats.resample_counts(n, RESAMPLES, int(rng.integers(2**32))).astype(float)
+        counts = paired.resample_counts(n, RESAMPLES, int(rng.integers(2**32))).astype(float)
         means = (latent + LEADS[:, None]) @ counts.T / n  # simulations x models x resamples
         ranks = 1 + np.sum(means[:, 1:] > means[:, :1], axis=1)
         low, high = np.quantile(ranks, [0.025, 0.975], axis=1, method="inverted_cdf")

@@ -22,7 +22,8 @@ from nbhelpers.records import (
     RunInfo,
     Sample,
 )
-from nbhelpers.stats import verdicts as stats
+from nbhelpers.stats import paired
+from nbhelpers.stats.estimate import estimate
 from nbhelpers.stats.paired import RankInterval
 
 MARGIN = 0.5  # points on the 0..10 scale below which a difference does not matter to us (a choice)
@@ -118,7 +119,7 @@ def compare(results: Sequence[Result], excluded: dict[str, str], margin: float =
     results = [replace(r, per_prompt={prompt: r.per_prompt[prompt] for prompt in shared}) for r in results]
     ranking = _ranking(results)
     per_model = {result.model: result.per_prompt for result in results}
-    pairs = stats.compare_all({model: per_model[model] for model in ranking}, margin=margin)
+    pairs = paired.compare_all({model: per_model[model] for model in ranking}, margin=margin)
     pick, reason = choose(ranking, pairs, {result.model: result for result in results})
     slope = size_slope(results)
     return ComparisonReport(
@@ -131,7 +132,7 @@ def compare(results: Sequence[Result], excluded: dict[str, str], margin: float =
         size_slope=slope,
         size_hypothesis=size_sentence(slope, results),
         excluded=excluded,
-        ranks=stats.rank_intervals({model: per_model[model] for model in ranking}),
+        ranks=paired.rank_intervals({model: per_model[model] for model in ranking}),
     )
 
 
@@ -184,7 +185,7 @@ def size_slope(results: Sequence[Result]) -> Estimate | None:
         sum(weight * result.per_prompt[prompt] for weight, result in zip(weights, results, strict=True))
         for prompt in sorted(results[0].per_prompt)
     ]
-    return stats.estimate(slopes, "points per doubling of parameters")
+    return estimate(slopes, "points per doubling of parameters")
 
 
 def size_sentence(slope: Estimate | None, results: Sequence[Result]) -> str:
@@ -225,7 +226,7 @@ def words_per_s(result: Result) -> float:
 
 
 def _ranking(results: Sequence[Result]) -> dict[str, Estimate]:
-    estimates = {r.model: stats.estimate(list(r.per_prompt.values()), r.primary) for r in results}
+    estimates = {r.model: estimate(list(r.per_prompt.values()), r.primary) for r in results}
     return dict(sorted(estimates.items(), key=lambda item: -(item[1].mean or 0.0)))
 
 
@@ -297,7 +298,7 @@ def _needed(pair: Comparison) -> str:
     if pair.verdict != "cannot tell" or pair.low is None:
         return ""
     if pair.prompts_needed is None:
-        return f"; not even {stats.MOST_PROMPTS:,} prompts would tell a difference this small from chance"
+        return f"; not even {paired.MOST_PROMPTS:,} prompts would tell a difference this small from chance"
     return f"; about {pair.prompts_needed:,} prompts would be needed"
 
 

@@ -25,7 +25,7 @@ LABEL_SHIFTS = [(dx, dy) for dy in (7, -12, 19, -24, 31, -36, 43, -48) for dx in
 
 def scores_by_prompt(scores: Sequence[Score], name: str) -> Figure:
     """Which prompts does the model handle well? Repeats as dots, prompt means as ticks."""
-    from nbhelpers.stats import verdicts as stats
+    from nbhelpers.stats.estimate import estimate
 
     grouped: dict[str, list[float]] = defaultdict(list)
     for score in scores:
@@ -34,7 +34,7 @@ def scores_by_prompt(scores: Sequence[Score], name: str) -> Figure:
     for position, values in enumerate(grouped.values()):
         axes.plot([position] * len(values), values, "o", color=BLUE, alpha=0.45, ms=4)
         axes.plot(position, sum(values) / len(values), "_", color=ORANGE, ms=14, mew=2)
-    whole = stats.estimate([sum(v) / len(v) for v in grouped.values()], name)
+    whole = estimate([sum(v) / len(v) for v in grouped.values()], name)
     if whole.mean is not None:
         axes.axhline(whole.mean, color=GREY, lw=1)
     if whole.low is not None and whole.high is not None:

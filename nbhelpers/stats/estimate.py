@@ -3,7 +3,7 @@
 The unit of analysis is the prompt: repeats are averaged within their prompt first (``by_prompt``). Standard
 deviations have ddof = 1. Too little or unusable data is a result with a ``reason``, never an interval of
 width zero. Sums are exactly rounded (``math.fsum``), so the order of the values never changes a result.
-``nbhelpers.stats.verdicts`` offers all of this together with the comparison of models.
+``paired`` compares models. How far each interval keeps its promise: ``data/calibration.csv``.
 """
 
 from __future__ import annotations

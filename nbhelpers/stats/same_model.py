@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from nbhelpers.records import Estimate, LabError
-from nbhelpers.stats import verdicts as stats
-from nbhelpers.stats.estimate import Array
+from nbhelpers.stats import paired
+from nbhelpers.stats.estimate import Array, wilson
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ def planted(
 def _judged(pairs: Sequence[tuple[Array, Array]], margin: float, reason: str | None = None) -> SameModel:
     differences, verdicts = [], []
     for a, b in pairs:
-        found = stats.paired(_named(a), _named(b), margin=margin)
+        found = paired.compare_two(_named(a), _named(b), margin=margin)
         differences.append(float(np.mean(a - b)))
         verdicts.append(found.verdict)
     sizes = np.abs(differences)
     typical, largest = (float(np.percentile(sizes, q)) for q in (50, 95)) if pairs else (None, None)
     worse = verdicts.count("worse")
-    alarms = stats.wilson(worse + verdicts.count("better"), len(pairs), name="false alarms")
-    gate = stats.wilson(worse, len(pairs), name="false alarms of the gate")
+    alarms = wilson(worse + verdicts.count("better"), len(pairs), name="false alarms")
+    gate = wilson(worse, len(pairs), name="false alarms of the gate")
     return SameModel(tuple(differences), typical, largest, alarms, gate, reason)
 
 

@@ -18,7 +18,7 @@ from nbhelpers.loading.load import LoadingReport
 from nbhelpers.records import Estimate, Result, Sample, Score, Settings, StatsReport
 from nbhelpers.scoring import costs
 from nbhelpers.scoring import rubric as scoring
-from nbhelpers.stats import verdicts as stats
+from nbhelpers.stats.estimate import by_prompt, estimate, percentile_estimate
 
 LATENCY_FIELDS = ("latency_s", "ttft_s", "tpot_s")
 # A bootstrap interval holds its promise for the median; in the tail only order statistics do (notebook 05).
@@ -53,7 +53,7 @@ def _quality(scores: Iterable[Score]) -> tuple[int, dict[str, Estimate]]:
         for name, value in score.values.items():
             columns.setdefault(name, {}).setdefault(score.prompt_id, array("d")).append(value)
     means = {name: [fmean(sorted(v)) for v in by_id.values()] for name, by_id in columns.items()}
-    return failed, {name: stats.estimate(values, name) for name, values in means.items()}
+    return failed, {name: estimate(values, name) for name, values in means.items()}
 
 
 def summarise(settings: Settings) -> Result:
@@ -83,7 +83,7 @@ def summarise(settings: Settings) -> Result:
         quality_applies=loaded.quality_applies,
         quality=report.quality,
         metrics=flat_metrics(report, loaded, samples, money) | noise.metrics(passes) | variants,
-        per_prompt=stats.by_prompt(scores, scoring.PRIMARY),
+        per_prompt=by_prompt(scores, scoring.PRIMARY),
         settings=dataclasses.replace(settings, run_dir=""),
         noise=noise.verdict(passes),
     )
@@ -102,10 +102,10 @@ def flat_metrics(
     metrics: dict[str, float] = {}
     quality = report.quality if loaded.quality_applies else {}
     for group, estimates in (("quality", quality), ("latency", report.latency)):
-        for name, estimate in estimates.items():
-            _put_estimate(metrics, f"{group}/{name}", estimate)
-    for name, estimate in report.percentiles.items():
-        ends = {"": estimate.mean, "_low": estimate.low, "_high": estimate.high}
+        for name, found in estimates.items():
+            _put_estimate(metrics, f"{group}/{name}", found)
+    for name, found in report.percentiles.items():
+        ends = {"": found.mean, "_low": found.low, "_high": found.high}
         metrics |= {f"latency/{name}{end}": value for end, value in ends.items() if value is not None}
     total = Counter[str]()
     for sample in samples:
@@ -158,8 +158,8 @@ def _latency(rows: Iterable[Sample]) -> dict[str, Estimate]:
         "bytes_per_s": [row.bytes / seconds for row, seconds in timed],
         "words_per_s": [len(row.text.split()) / seconds for row, seconds in timed],
     }
-    found = {name: stats.estimate(v, name, method="bootstrap-t") for name, v in _columns(rows).items()}
-    found |= {name: stats.estimate(values, name) for name, values in speeds.items()}
+    found = {name: estimate(v, name, method="bootstrap-t") for name, v in _columns(rows).items()}
+    found |= {name: estimate(values, name) for name, values in speeds.items()}
     return {
         n: dataclasses.replace(e, low=None if e.low is None else max(0.0, e.low)) for n, e in found.items()
     }
@@ -168,7 +168,7 @@ def _latency(rows: Iterable[Sample]) -> dict[str, Estimate]:
 def _percentiles(rows: Iterable[Sample]) -> dict[str, Estimate]:
     """p50, p95 and p99 of each time at batch 1; what the rows do not support says why."""
     return {
-        f"{name}/p{q}": stats.percentile_estimate(values, q, name=name, method=method)
+        f"{name}/p{q}": percentile_estimate(values, q, name=name, method=method)
         for name, values in _columns(rows).items()
         for q, method in PERCENTILES.items()
     }

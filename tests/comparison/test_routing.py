@@ -10,7 +10,7 @@ from nbhelpers import store
 from nbhelpers.comparison import routing
 from nbhelpers.comparison.routing import RoutingReport
 from nbhelpers.records import CONTENT_TYPES, LabError
-from nbhelpers.stats import verdicts as stats
+from nbhelpers.stats import paired
 
 EACH = 12  # prompts of a type
 NOTE = "business_note"
@@ -125,7 +125,7 @@ def test_the_choice_follows_from_the_verdicts_and_the_costs(tables, costs, count
         return
     scores = {r.model: {prompt: r.per_prompt[prompt] for prompt in prompts} for r in results}
     order = sorted(scores, key=lambda model: -np.mean(list(scores[model].values())))
-    pairs = stats.compare_all({model: scores[model] for model in order}, margin=0.5)
+    pairs = paired.compare_all({model: scores[model] for model in order}, margin=0.5)
     beaten = {pair.b for pair in pairs if pair.a == order[0] and pair.verdict == "better"}
     candidates = [model for model in order if model not in beaten]
     assert (list(route.quality), list(route.candidates)) == (order, candidates)

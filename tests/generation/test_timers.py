@@ -21,7 +21,7 @@ from nbhelpers import store
 from nbhelpers.generation import decode as decoding
 from nbhelpers.generation import generate as generation
 from nbhelpers.records import LabError, Prompt, Sample, Settings
-from nbhelpers.stats import verdicts as stats
+from nbhelpers.stats.estimate import estimate, percentile_estimate
 from nbhelpers.tracking import result as summary
 
 # The last letter is the plan: c ends after 3 tokens, e after 5, z would after 26 but meets the limit.
@@ -188,18 +188,18 @@ def test_latency_prompts_run_in_a_seeded_order_and_come_back_in_their_own(tmp_pa
 
 def test_bootstrap_percentiles_against_scipy_and_their_floor() -> None:
     values = np.random.default_rng(3).lognormal(0, 0.6, 40)
-    ours = stats.percentile_estimate(values, 50, method="bootstrap", seed=1)
+    ours = percentile_estimate(values, 50, method="bootstrap", seed=1)
     theirs = scipy.stats.bootstrap((values,), np.median, method="percentile", rng=2).confidence_interval
     assert (ours.mean, ours.method) == (pytest.approx(np.median(values)), "p50, bootstrap")
     assert (ours.low, ours.high) == (
         pytest.approx(theirs.low, rel=0.03),
         pytest.approx(theirs.high, rel=0.03),
     )
-    assert stats.percentile_estimate(range(5), 50, method="bootstrap").low is not None
-    few = stats.percentile_estimate(range(4), 50, method="bootstrap")
+    assert percentile_estimate(range(5), 50, method="bootstrap").low is not None
+    few = percentile_estimate(range(4), 50, method="bootstrap")
     assert (few.mean, few.low, few.reason) == (1.5, None, "n = 4: the bootstrap starts at 5 values")
     with pytest.raises(LabError, match="unknown"):
-        stats.percentile_estimate(range(9), 50, method="t")
+        percentile_estimate(range(9), 50, method="t")
 
 
 def test_the_bootstrap_covers_the_median_but_not_the_tail() -> None:
@@ -208,7 +208,7 @@ def test_the_bootstrap_covers_the_median_but_not_the_tail() -> None:
 
     def coverage(n: int, q: float, method: str) -> float:
         truth = math.exp(0.6 * scipy.stats.norm.ppf(q / 100))
-        found = [stats.percentile_estimate(row, q, method=method) for row in rng.lognormal(0, 0.6, (300, n))]
+        found = [percentile_estimate(row, q, method=method) for row in rng.lognormal(0, 0.6, (300, n))]
         return mean(float((e.low or 0) <= truth <= (e.high or 0)) for e in found)
 
     assert coverage(15, 50, "bootstrap") > 0.89  # 92.5% in many more simulations
@@ -233,7 +233,7 @@ def test_no_latency_interval_goes_below_zero() -> None:
     rows = generation.measure_latency(planted(0.0, 0.0), PROMPTS[:1] * 5, SETTINGS)
     times = (0.1, 0.11, 0.12, 0.1, 2.0)
     rows = [replace(rows[0], latency_s=time_s) for time_s in times]
-    assert (stats.estimate(times).low or 0) < 0
+    assert (estimate(times).low or 0) < 0
     found = summary._latency(rows)["latency_s"]
     assert found.method == "bootstrap-t" and found.low is not None and found.low >= 0
 
@@ -245,4 +245,4 @@ def test_one_odd_row_does_not_promise_speed() -> None:
     rows = [replace(rows[0], new_tokens=10, latency_s=10 / speed) for speed in speeds]
     found = summary._latency(rows)["tokens_per_s"]
     assert 0 <= found.low < found.mean < found.high < max(speeds)
-    assert stats.estimate(speeds, method="bootstrap-t").high > 2 * max(speeds)
+    assert estimate(speeds, method="bootstrap-t").high > 2 * max(speeds)

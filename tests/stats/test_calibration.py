@@ -9,7 +9,9 @@ import pytest
 from scipy import stats as sps
 
 from nbhelpers.records import Score
-from nbhelpers.stats import verdicts as stats
+from nbhelpers.stats import paired
+from nbhelpers.stats.clusters import clustered_estimate
+from nbhelpers.stats.estimate import by_prompt, estimate, wilson
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tools"))
@@ -44,7 +46,7 @@ def test_a_slice_simulated_again_agrees_with_the_table(data, n):
 def test_rates_agree_with_the_binomial_count(data):
     """Coverage of Wilson's interval can be added up exactly."""
     for n in calibrate.SIZES:
-        ends = [stats.wilson(k, n) for k in range(n + 1)]
+        ends = [wilson(k, n) for k in range(n + 1)]
         p = calibrate.RATES[data]
         exact = sum(sps.binom.pmf(k, n, p) for k, e in enumerate(ends) if e.low <= p <= e.high)
         row = TABLE["interval", "wilson", data, n]
@@ -91,12 +93,12 @@ def test_bca_is_scipys():
 
 
 def test_interval_methods_are_the_package_s():
-    """Same ends as stats.estimate; bootstraps up to their different resamples."""
+    """Same ends as estimate; bootstraps up to their different resamples."""
     x = np.exp(0.6 * np.random.default_rng(3).standard_normal(20))
     width = x.std() / math.sqrt(20)
     ends = calibrate.intervals(x[None], np.random.default_rng(4))
     for method, tolerance in (("t", 1e-9), ("bca", 0.35 * width), ("bootstrap-t", 0.35 * width)):
-        e = stats.estimate(x, method=method)
+        e = estimate(x, method=method)
         assert [float(end[0]) for end in ends[method]] == pytest.approx([e.low, e.high], abs=tolerance)
 
 
@@ -107,13 +109,11 @@ def test_clustered_interval_is_the_package_s():
         Score(f"k{i}", f"p{p}", i, "short_post", False, 9, {"v": t})
         for i, (p, t) in enumerate(zip(prompts, texts[0], strict=True))
     ]
-    e = stats.clustered_estimate(rows, "v")
+    e = clustered_estimate(rows, "v")
     assert [float(v[0]) for v in calibrate.text_intervals(texts, 7)["clustered"]] == pytest.approx(
         [e.low, e.high], abs=1e-9
     )
-    assert stats.by_prompt(rows, "v") == pytest.approx(
-        {f"p{i}": m for i, m in enumerate(scores[0, 0])}, abs=1e-9
-    )
+    assert by_prompt(rows, "v") == pytest.approx({f"p{i}": m for i, m in enumerate(scores[0, 0])}, abs=1e-9)
 
 
 def test_test_methods_are_the_package_s():
@@ -122,10 +122,10 @@ def test_test_methods_are_the_package_s():
     signs = calibrate.sign_patterns(9, rng)
     flips = calibrate.flip_p(rows, signs)
     ranks = calibrate.flip_p(calibrate.signed_ranks(rows), signs)
-    assert list(flips) == pytest.approx([stats.sign_flip_p(row) for row in rows], abs=1e-12)
-    assert list(ranks) == pytest.approx([stats.wilcoxon(row).p for row in rows], abs=1e-12)
+    assert list(flips) == pytest.approx([paired.sign_flip_p(row) for row in rows], abs=1e-12)
+    assert list(ranks) == pytest.approx([paired.wilcoxon(row).p for row in rows], abs=1e-12)
     for row, low, high in zip(rows, *calibrate.superiority_intervals(rows), strict=True):
-        e = stats.superiority(row)
+        e = paired.superiority(row)
         assert (low, high) == pytest.approx((e.low, e.high), abs=1e-12)
 
 
@@ -133,8 +133,8 @@ def test_ranks_agree_with_the_package():
     rng = np.random.default_rng(3)
     first = calibrate._rank_hits(5, 40, np.random.default_rng(3))
     scores, _ = calibrate.draw("normal", (40, calibrate.MODELS, 5), rng)
-    counts = stats.resample_counts(5, calibrate.RESAMPLES, int(rng.integers(2**32)))
+    counts = paired.resample_counts(5, calibrate.RESAMPLES, int(rng.integers(2**32)))
     for hit, table in zip(first, scores + calibrate.LEADS[:, None], strict=True):
         models = {f"m{i}": dict(enumerate(row)) for i, row in enumerate(table)}
-        rank = next(r for r in stats.rank_intervals(models, counts=counts) if r.model == "m0")
+        rank = next(r for r in paired.rank_intervals(models, counts=counts) if r.model == "m0")
         assert hit == (rank.low <= 1 <= rank.high)

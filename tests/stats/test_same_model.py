@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from nbhelpers.records import LabError
-from nbhelpers.stats import same_model
-from nbhelpers.stats import verdicts as stats
+from nbhelpers.stats import paired, same_model
 
 
 def test_every_split_of_a_small_table_by_brute_force() -> None:
@@ -42,7 +41,7 @@ def test_a_check_that_can_fail_does() -> None:
     """Repeats that are not exchangeable inside `planted` would show: a planted shift is found."""
     a = {f"{n}": float(n % 3) for n in range(15)}
     b = {name: value + 1.0 + 0.01 * len(name) * (int(name) % 2) for name, value in a.items()}
-    assert stats.paired(a, b).verdict == "worse"
+    assert paired.compare_two(a, b).verdict == "worse"
     pairs = [(np.array(list(a.values())), np.array(list(b.values())))] * 10
     assert same_model._judged(pairs, 0.5).gate.mean == 1.0
 

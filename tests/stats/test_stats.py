@@ -14,7 +14,15 @@ from scipy import stats as sps
 
 from nbhelpers import store
 from nbhelpers.records import Comparison, Estimate, LabError, Score
-from nbhelpers.stats import verdicts as stats
+from nbhelpers.stats import paired
+from nbhelpers.stats.clusters import (
+    VarianceSplit,
+    best_design,
+    clustered_estimate,
+    clustered_se,
+    variance_split,
+)
+from nbhelpers.stats.estimate import by_prompt, estimate, percentile_estimate, test_claim, wilson
 
 BLOOM = [7.9, 4.2, 6.3, 7.5, 7.5, 7.5, 7.5, 7.2, 7.0, 4.8, 5.8, 5.8, 7.5, 7.6, 5.8]
 OPT = [8.0, 8.0, 8.0, 8.0, 10.0]
@@ -43,7 +51,7 @@ def planted(mean: float, sd: float, n: int) -> np.ndarray:
 
 
 def test_the_published_lists():
-    bloom, opt = stats.estimate(BLOOM), stats.estimate(OPT)
+    bloom, opt = estimate(BLOOM), estimate(OPT)
     assert [round(v, 2) for v in (bloom.mean, bloom.low, bloom.high, bloom.sd)] == [6.66, 6.03, 7.29, 1.14]
     assert [round(v, 2) for v in (opt.mean, opt.low, opt.high, opt.sd)] == [8.40, 7.29, 9.51, 0.89]
 
@@ -51,7 +59,7 @@ def test_the_published_lists():
 @quick
 @given(score_lists, st.sampled_from([0.5, 0.9, 0.95, 0.99]))
 def test_t_interval_agrees_with_scipy(values, level):
-    e = stats.estimate(values, level=level)
+    e = estimate(values, level=level)
     assert e.n == len(values) and e.mean == pytest.approx(sum(values) / len(values), abs=1e-9)
     if len(set(values)) == 1:
         assert (e.sd, e.low, e.high) == (0.0, None, None)
@@ -65,9 +73,9 @@ def test_bootstrap_is_scipys_bca_and_seeded():
     x = np.sort(np.random.default_rng(7).normal(6, 1, 15))
     rng = np.random.default_rng(3)
     expected = sps.bootstrap((x,), np.mean, n_resamples=9999, method="BCa", rng=rng).confidence_interval
-    e = stats.estimate(x, method="bca", seed=3)
+    e = estimate(x, method="bca", seed=3)
     assert (e.low, e.high) == pytest.approx((expected.low, expected.high), abs=1e-7)
-    assert e == stats.estimate(x, method="bca", seed=3) != stats.estimate(x, method="bca", seed=4)
+    assert e == estimate(x, method="bca", seed=3) != estimate(x, method="bca", seed=4)
 
 
 def test_bootstrap_against_a_hand_made_one():
@@ -81,7 +89,7 @@ def test_bootstrap_against_a_hand_made_one():
     speed = np.sum(lean**3) / (6 * np.sum(lean**2) ** 1.5)
     z = bias + sps.norm.ppf([0.025, 0.975])
     low, high = np.quantile(means, sps.norm.cdf(bias + z / (1 - speed * z)))
-    e = stats.estimate(x, method="bca")
+    e = estimate(x, method="bca")
     assert (e.low, e.high) == pytest.approx((low, high), abs=0.05)  # two sets of resamples; width is 1.6
     assert 1.2 < e.high - e.low < 2.2
 
@@ -99,16 +107,16 @@ def test_bootstrap_against_a_hand_made_one():
 )
 @pytest.mark.parametrize("method", ["t", "bca", "bootstrap-t"])
 def test_too_little_data_is_a_result_with_a_reason(values, mean, sd, reason, method):
-    e = stats.estimate(iter(values), method=method)
+    e = estimate(iter(values), method=method)
     assert (e.n, e.sd, e.low, e.high) == (len(values), sd, None, None)
     assert e.mean == (mean if mean is None else pytest.approx(mean, abs=1e-12))
     assert e.reason.startswith(reason)
 
 
 def test_bootstrap_wants_five_values():
-    assert stats.estimate([1, 2, 3, 4], method="bca").reason.startswith("n = 4: too few values to resample")
-    assert stats.estimate([1, 2, 3, 4, 5], method="bca").low is not None
-    assert stats.estimate([1, 2]).low is not None
+    assert estimate([1, 2, 3, 4], method="bca").reason.startswith("n = 4: too few values to resample")
+    assert estimate([1, 2, 3, 4, 5], method="bca").low is not None
+    assert estimate([1, 2]).low is not None
 
 
 @quick
@@ -117,7 +125,7 @@ def test_bootstrap_wants_five_values():
     st.sampled_from(["t", "bca", "bootstrap-t"]),
 )
 def test_any_input_gives_an_interval_or_a_reason(values, method):
-    e = stats.estimate(values, method=method)
+    e = estimate(values, method=method)
     if e.reason is None:
         assert e.low < e.high and (method != "t" or e.low < e.mean < e.high)
     else:
@@ -130,9 +138,9 @@ def test_any_input_gives_an_interval_or_a_reason(values, method):
 def test_order_is_irrelevant_and_a_shift_moves_everything(values, random, shift):
     shuffled = random.sample(values, len(values))
     for method in ("t", "bca", "bootstrap-t"):
-        e = stats.estimate(values, method=method)
-        assert stats.estimate(shuffled, method=method) == e
-        moved = stats.estimate([v + shift for v in values], method=method)
+        e = estimate(values, method=method)
+        assert estimate(shuffled, method=method) == e
+        moved = estimate([v + shift for v in values], method=method)
         if e.low is not None:
             assert (moved.low, moved.high) == pytest.approx((e.low + shift, e.high + shift), abs=1e-6)
 
@@ -140,7 +148,7 @@ def test_order_is_irrelevant_and_a_shift_moves_everything(values, random, shift)
 def test_t_interval_covers_a_known_truth_as_often_as_it_says():
     """2,000 samples of 6 from a known normal: 95% +- 1.5 points (three standard errors)."""
     rows = np.random.default_rng(0).normal(6.5, 1.2, (2000, 6))
-    found = [stats.estimate(row) for row in rows]
+    found = [estimate(row) for row in rows]
     assert np.mean([e.low <= 6.5 <= e.high for e in found]) == pytest.approx(0.95, abs=0.015)
 
 
@@ -149,7 +157,7 @@ def test_false_alarms_of_the_normal_quantile(n, alarms):
     """How often |t| > 1.96 under a true claim: from the t distribution, and through test_claim."""
     assert 2 * sps.t.sf(1.96, n - 1) == pytest.approx(alarms, abs=0.001)
     rows = np.random.default_rng(1).normal(8.0, 1.0, (2000, n))
-    tests = [stats.test_claim(row, 8.0) for row in rows]
+    tests = [test_claim(row, 8.0) for row in rows]
     assert np.mean([abs(test.t) > 1.96 for test in tests]) == pytest.approx(alarms, abs=0.02)
     assert np.mean([test.verdict != "cannot tell" for test in tests]) == pytest.approx(0.05, abs=0.015)
 
@@ -159,21 +167,21 @@ def test_false_alarms_of_the_normal_quantile(n, alarms):
 
 def test_by_prompt_averages_repeats_and_keeps_failures():
     rows = [score("b02", 0, 4), score("b01", 0, 6), score("b01", 1, 0.0, failed=True), score("b02", 1, 5)]
-    assert stats.by_prompt(rows, "lab_v1") == {"b02": 4.5, "b01": 3.0}
-    assert list(stats.by_prompt(rows, "lab_v1")) == ["b02", "b01"]
-    assert stats.by_prompt([], "lab_v1") == {}
+    assert by_prompt(rows, "lab_v1") == {"b02": 4.5, "b01": 3.0}
+    assert list(by_prompt(rows, "lab_v1")) == ["b02", "b01"]
+    assert by_prompt([], "lab_v1") == {}
 
 
 def test_by_prompt_names_a_missing_score():
     with pytest.raises(LabError, match="b01 has no score 'lab_v2': it has lab_v1"):
-        stats.by_prompt([score("b01", 0, 4)], "lab_v2")
+        by_prompt([score("b01", 0, 4)], "lab_v2")
 
 
 def test_variance_split_against_the_textbook_anova():
     """Balanced case: F of scipy's one-way ANOVA is MSB/MSW, and between = (MSB - MSW) / repeats."""
     rng = np.random.default_rng(5)
     table = rng.normal(0, 2, (8, 1)) + rng.normal(0, 1, (8, 4))
-    split = stats.variance_split([score(f"p{i}", j, v) for (i, j), v in np.ndenumerate(table)], "lab_v1")
+    split = variance_split([score(f"p{i}", j, v) for (i, j), v in np.ndenumerate(table)], "lab_v1")
     within = table.var(axis=1, ddof=1).mean()
     between = (sps.f_oneway(*table).statistic - 1) * within / 4
     assert (split.within, split.between) == pytest.approx((within, between), abs=1e-9)
@@ -189,7 +197,7 @@ def test_variance_split_recovers_a_planted_truth_from_unequal_groups():
         for i, centre in enumerate(rng.normal(5, 2.0, 1500))
         for j in range(1 + i % 4)
     ]
-    split = stats.variance_split(rows, "lab_v1")
+    split = variance_split(rows, "lab_v1")
     assert (split.between, split.within) == (pytest.approx(4.0, rel=0.1), pytest.approx(1.0, rel=0.1))
 
 
@@ -202,17 +210,17 @@ def test_variance_split_is_unbiased_for_very_unequal_groups():
         rows = [
             score(str(i), j, centres[i] + rng.normal()) for i, r in enumerate((1, 1, 8)) for j in range(r)
         ]
-        found.append(stats.variance_split(rows, "lab_v1").between)
+        found.append(variance_split(rows, "lab_v1").between)
     assert np.mean(found) == pytest.approx(100, abs=4 * np.std(found) / math.sqrt(1500))
 
 
 def test_variance_split_with_too_little_data():
     for rows in ([], [score("p", 0, 1), score("p", 1, 2)], [score("p", 0, 1), score("q", 0, 2)]):
-        split = stats.variance_split(rows, "lab_v1")
+        split = variance_split(rows, "lab_v1")
         assert split.between is None and split.reason and split.standard_error(5, 2) is None
-    same = stats.variance_split([score(p, r, 3.0) for p in "pq" for r in (0, 1)], "lab_v1")
+    same = variance_split([score(p, r, 3.0) for p in "pq" for r in (0, 1)], "lab_v1")
     assert same.standard_error(5, 2) is None and same.reason.startswith("all 4 values are equal")
-    noisy = stats.variance_split([score(p, r, float(r)) for p in "pq" for r in (0, 1)], "lab_v1")
+    noisy = variance_split([score(p, r, float(r)) for p in "pq" for r in (0, 1)], "lab_v1")
     assert noisy.between == 0.0 and noisy.within == 0.5  # the estimate is -0.25: a variance is not negative
 
 
@@ -220,16 +228,16 @@ def test_variance_split_with_too_little_data():
 
 
 def test_claim_keeps_its_sign():
-    bloom, opt = stats.test_claim(BLOOM, 8.0), stats.test_claim(OPT, 8.0)
+    bloom, opt = test_claim(BLOOM, 8.0), test_claim(OPT, 8.0)
     assert (round(bloom.t, 2), round(bloom.p, 5), bloom.verdict) == (-4.55, 0.00045, "below the claim")
     assert (round(opt.t, 2), round(opt.p, 2), opt.verdict) == (1.00, 0.37, "cannot tell")
-    assert stats.test_claim(BLOOM, 5.0).verdict == "above the claim"
+    assert test_claim(BLOOM, 5.0).verdict == "above the claim"
 
 
 @quick
 @given(score_lists, points)
 def test_claim_agrees_with_scipy(values, claim):
-    test = stats.test_claim(values, claim)
+    test = test_claim(values, claim)
     if len(set(values)) == 1:
         assert test.t is None and "equal" in test.reason and test.verdict == "cannot tell"
         assert test.difference == pytest.approx(values[0] - claim)
@@ -241,8 +249,8 @@ def test_claim_agrees_with_scipy(values, claim):
 
 
 def test_claim_with_too_little_data():
-    assert stats.test_claim([], 8.0).reason == "no data"
-    one = stats.test_claim([7.0], 8.0)
+    assert test_claim([], 8.0).reason == "no data"
+    one = test_claim([7.0], 8.0)
     assert (one.difference, one.low, one.t, one.p, one.reason) == (
         -1.0,
         None,
@@ -251,14 +259,14 @@ def test_claim_with_too_little_data():
         "n = 1: no interval",
     )
     with pytest.raises(LabError, match="finite"):
-        stats.test_claim([1, 2], math.nan)
+        test_claim([1, 2], math.nan)
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 15), (15, 15), (1, 1), (7, 15), (98, 100)])
 @pytest.mark.parametrize("level", [0.9, 0.95])
 def test_wilson_solves_its_equation(k, n, level):
     """The ends are the p at which |k/n - p| = z sqrt(p (1 - p) / n)."""
-    e, z = stats.wilson(k, n, level), sps.norm.ppf(0.5 + level / 2)
+    e, z = wilson(k, n, level), sps.norm.ppf(0.5 + level / 2)
     centre = (k / n + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(k / n * (1 - k / n) / n + z * z / (4 * n * n))
     assert (e.mean, e.low, e.high) == pytest.approx((k / n, centre - half, centre + half), abs=1e-9)
@@ -266,45 +274,45 @@ def test_wilson_solves_its_equation(k, n, level):
 
 
 def test_wilson_edges():
-    assert stats.wilson(0, 0).reason == "no data" and stats.wilson(0, 0).low is None
+    assert wilson(0, 0).reason == "no data" and wilson(0, 0).low is None
     for k, n in ((3, 2), (-1, 2)):
         with pytest.raises(LabError, match="impossible"):
-            stats.wilson(k, n)
+            wilson(k, n)
 
 
 @pytest.mark.parametrize(
     ("q", "point", "interval"), [(50, 2, 6), (95, 20, 72), (99, 100, 368), (99.9, 1000, 3688)]
 )
 def test_percentiles_only_where_the_sample_supports_them(q, point, interval):
-    few, enough = stats.percentile_estimate(range(point - 1), q), stats.percentile_estimate(range(point), q)
+    few, enough = percentile_estimate(range(point - 1), q), percentile_estimate(range(point), q)
     assert few.mean is None and few.reason == f"n = {point - 1}: p{q} needs at least {point} values"
     assert enough.mean == pytest.approx(np.percentile(range(point), q)) and enough.low is None
     assert f"at least {interval} values" in enough.reason
-    assert stats.percentile_estimate(range(interval - 1), q).low is None
-    whole = stats.percentile_estimate(range(interval), q)
+    assert percentile_estimate(range(interval - 1), q).low is None
+    whole = percentile_estimate(range(interval), q)
     assert whole.low < whole.mean < whole.high and whole.reason is None
 
 
 def test_percentile_interval_covers_the_truth_by_the_binomial_count():
     """The interval between order statistics r and s covers with P(r <= Bin(n, q) < s), at least 95%."""
     n, q = 100, 95
-    e = stats.percentile_estimate(range(1, n + 1), q)  # values are their own ranks
+    e = percentile_estimate(range(1, n + 1), q)  # values are their own ranks
     r, s = int(e.low), int(e.high)
     exact = sum(math.comb(n, i) * 0.95**i * 0.05 ** (n - i) for i in range(r, s))
     assert 0.95 <= exact < 0.99
     draws = np.random.default_rng(2).exponential(1, (400, n))
     truth = -math.log(0.05)
-    hits = [e.low <= truth <= e.high for e in (stats.percentile_estimate(row, q) for row in draws)]
+    hits = [e.low <= truth <= e.high for e in (percentile_estimate(row, q) for row in draws)]
     assert np.mean(hits) == pytest.approx(exact, abs=0.035)
 
 
 def test_percentile_edges():
-    assert stats.percentile_estimate([], 50).reason == "no data"
-    assert stats.percentile_estimate([1.0] * 30, 50).reason.startswith("all 30 values are equal")
-    assert stats.percentile_estimate([1.0, math.nan], 50).reason.startswith("1 of 2 values")
+    assert percentile_estimate([], 50).reason == "no data"
+    assert percentile_estimate([1.0] * 30, 50).reason.startswith("all 30 values are equal")
+    assert percentile_estimate([1.0, math.nan], 50).reason.startswith("1 of 2 values")
     for q in (0.95, 0, 100, math.nan):
         with pytest.raises(LabError, match="write 95, not"):
-            stats.percentile_estimate(range(50), q)
+            percentile_estimate(range(50), q)
 
 
 # --- sign flips, Holm, effect size, power ----------------------------------------------------------------
@@ -323,7 +331,7 @@ def signs_of(values):
 @quick
 @given(st.lists(st.integers(-20, 20).map(lambda i: i / 4), min_size=1, max_size=9))
 def test_sign_flips_agree_with_every_pattern(differences):
-    assert stats.sign_flip_p(differences) == pytest.approx(brute_force_flips(differences), abs=1e-12)
+    assert paired.sign_flip_p(differences) == pytest.approx(brute_force_flips(differences), abs=1e-12)
 
 
 def test_sign_flips_agree_with_scipys_permutation_test():
@@ -332,18 +340,18 @@ def test_sign_flips_agree_with_scipys_permutation_test():
     expected = sps.permutation_test(
         pairs, lambda a, b, axis: np.mean(a - b, axis=axis), permutation_type="samples", n_resamples=np.inf
     )
-    assert stats.sign_flip_p(x) == pytest.approx(expected.pvalue, abs=1e-12)
+    assert paired.sign_flip_p(x) == pytest.approx(expected.pvalue, abs=1e-12)
 
 
 def test_sign_flips_known_answers():
-    assert stats.sign_flip_p([3.0]) == 1.0
-    assert stats.sign_flip_p([0.0, 0.0]) == 1.0
-    assert stats.sign_flip_p([1.0] * 5) == 2 / 2**5
-    assert stats.sign_flip_p([0.7] * 20) == 2 / 2**20
-    assert stats.sign_flip_p([0.7] * 20 + [0.0] * 30) == 2 / 2**20  # zeros have no sign: still exact
+    assert paired.sign_flip_p([3.0]) == 1.0
+    assert paired.sign_flip_p([0.0, 0.0]) == 1.0
+    assert paired.sign_flip_p([1.0] * 5) == 2 / 2**5
+    assert paired.sign_flip_p([0.7] * 20) == 2 / 2**20
+    assert paired.sign_flip_p([0.7] * 20 + [0.0] * 30) == 2 / 2**20  # zeros have no sign: still exact
     for bad in ([], [1.0, math.nan]):
         with pytest.raises(LabError, match="No sign-flip test"):
-            stats.sign_flip_p(bad)
+            paired.sign_flip_p(bad)
 
 
 def test_many_differences_are_sampled_with_a_seed():
@@ -356,10 +364,10 @@ def test_many_differences_are_sampled_with_a_seed():
         counts = np.convolve(counts, kernel)
     sums = np.arange(len(counts)) - len(counts) // 2
     exact = counts[np.abs(sums) >= abs(sum(steps))].sum()
-    p = stats.sign_flip_p(steps, seed=1)
+    p = paired.sign_flip_p(steps, seed=1)
     assert p == pytest.approx(exact, abs=4 * math.sqrt(exact / 99_999))
-    assert p == stats.sign_flip_p(steps, seed=1) != stats.sign_flip_p(steps, seed=2)
-    assert stats.sign_flip_p([1.0] * 40) == 1 / 100_000
+    assert p == paired.sign_flip_p(steps, seed=1) != paired.sign_flip_p(steps, seed=2)
+    assert paired.sign_flip_p([1.0] * 40) == 1 / 100_000
 
 
 @quick
@@ -371,37 +379,37 @@ def test_holm_is_the_closed_testing_of_bonferroni(p_values):
     expected = [
         max(min(1.0, len(s) * min(p_values[j] for j in s)) for s in subsets if i in s) for i in indices
     ]
-    assert stats.holm(p_values) == pytest.approx(expected, abs=1e-12)
+    assert paired.holm(p_values) == pytest.approx(expected, abs=1e-12)
 
 
 @quick
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.randoms(use_true_random=False))
 def test_holm_keeps_order_and_never_lowers_a_p(p_values, random):
-    adjusted = stats.holm(p_values)
+    adjusted = paired.holm(p_values)
     assert all(p <= q <= 1 for p, q in zip(p_values, adjusted, strict=True))
     assert [q for _, q in sorted(zip(p_values, adjusted, strict=True))] == sorted(adjusted)
     order = random.sample(range(len(p_values)), len(p_values))
-    assert stats.holm([p_values[i] for i in order]) == [adjusted[i] for i in order]
+    assert paired.holm([p_values[i] for i in order]) == [adjusted[i] for i in order]
 
 
 def test_holm_edges():
-    assert stats.holm([]) == []
-    assert stats.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert paired.holm([]) == []
+    assert paired.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     for bad in ([1.2], [-0.1], [math.nan]):
         with pytest.raises(LabError):
-            stats.holm(bad)
+            paired.holm(bad)
 
 
 def test_hedges_g_is_unbiased_where_d_is_not():
     """Planted standardised difference 0.8, n = 5: d overshoots by a quarter, g does not."""
     rows = np.random.default_rng(8).normal(0.8, 1.0, (200_000, 5))
     means, sds = rows.mean(axis=1), rows.std(axis=1, ddof=1)
-    factor = stats.hedges_g(1.0, 1.0, 5)
+    factor = paired.hedges_g(1.0, 1.0, 5)
     assert factor == pytest.approx(math.gamma(2) / (math.sqrt(2) * math.gamma(1.5)), abs=1e-12)
     assert np.mean(means / sds) > 0.95
     assert np.mean(factor * means / sds) == pytest.approx(0.8, abs=0.01)
-    assert stats.hedges_g(1.0, 2.0, 400) == pytest.approx(0.5 * (1 - 3 / (4 * 399 - 1)), abs=1e-6)
-    assert stats.hedges_g(1.0, 1.0, 2) is None and stats.hedges_g(1.0, 0.0, 9) is None
+    assert paired.hedges_g(1.0, 2.0, 400) == pytest.approx(0.5 * (1 - 3 / (4 * 399 - 1)), abs=1e-6)
+    assert paired.hedges_g(1.0, 1.0, 2) is None and paired.hedges_g(1.0, 0.0, 9) is None
 
 
 @pytest.mark.parametrize(("difference", "n"), [(0.3, 15), (1.0, 4), (0.05, 200), (2.5, 2)])
@@ -414,40 +422,40 @@ def test_power_against_direct_integration(difference, n):
         return (sps.norm.sf(reach - shift) + sps.norm.cdf(-reach - shift)) * sps.chi.pdf(s, df)
 
     expected = integrate.quad(beyond, 0, math.sqrt(df) + 12, epsabs=1e-12, limit=200)[0]
-    assert stats.power(difference, 1.0, n) == pytest.approx(expected, abs=1e-9)
+    assert paired.power(difference, 1.0, n) == pytest.approx(expected, abs=1e-9)
 
 
 def test_power_grows_with_n_and_with_the_difference_up_to_the_extremes():
     differences, sizes = np.logspace(-4, 4, 30), (2, 3, 4, 5, 8, 15, 40, 200, 3000, 100_000)
     for alpha in (0.05, 1e-4):
-        table = np.array([[stats.power(d, 1.0, n, alpha) for n in sizes] for d in differences])
+        table = np.array([[paired.power(d, 1.0, n, alpha) for n in sizes] for d in differences])
         assert np.all(np.diff(table, axis=0) >= -1e-9) and np.all(np.diff(table, axis=1) >= -1e-9)
         assert table.min() >= alpha - 1e-9 and table.max() == pytest.approx(1.0)
 
 
 def test_prompts_needed_textbook_values():
     """Paired t test, two-sided 5%, 80% power: d_z 0.2, 0.5, 0.8 need 199, 34, 15 pairs (G*Power, Cohen)."""
-    assert [stats.prompts_needed(d, 1.0) for d in (0.2, 0.5, 0.8)] == [199, 34, 15]
-    assert stats.prompts_needed(-1.0, 2.0) == 34
-    assert stats.prompts_needed(0.5, 1.0, alpha=0.01) > 34
-    assert stats.prompts_needed(1000.0, 1.0) == 2
+    assert [paired.prompts_needed(d, 1.0) for d in (0.2, 0.5, 0.8)] == [199, 34, 15]
+    assert paired.prompts_needed(-1.0, 2.0) == 34
+    assert paired.prompts_needed(0.5, 1.0, alpha=0.01) > 34
+    assert paired.prompts_needed(1000.0, 1.0) == 2
 
 
 @quick
 @given(st.floats(0.02, 5), st.sampled_from([0.05, 0.01]))
 def test_prompts_needed_is_the_smallest(difference, alpha):
-    n = stats.prompts_needed(difference, 1.0, alpha)
-    assert stats.power(difference, 1.0, n, alpha) >= 0.8
-    assert n == 2 or stats.power(difference, 1.0, n - 1, alpha) < 0.8
+    n = paired.prompts_needed(difference, 1.0, alpha)
+    assert paired.power(difference, 1.0, n, alpha) >= 0.8
+    assert n == 2 or paired.power(difference, 1.0, n - 1, alpha) < 0.8
 
 
 def test_prompts_needed_that_nobody_has():
-    assert stats.prompts_needed(0.0, 1.0) is None
-    assert stats.prompts_needed(0.5, 0.0) is None
-    assert stats.prompts_needed(0.001, 1.0) is None
+    assert paired.prompts_needed(0.0, 1.0) is None
+    assert paired.prompts_needed(0.5, 0.0) is None
+    assert paired.prompts_needed(0.001, 1.0) is None
     for n, sd in ((1, 1.0), (5, 0.0)):
         with pytest.raises(LabError, match="Power needs"):
-            stats.power(1.0, sd, n)
+            paired.power(1.0, sd, n)
 
 
 # --- comparisons -----------------------------------------------------------------------------------------
@@ -457,7 +465,7 @@ def compared(differences, **options) -> Comparison:
     """paired() on scores around 5 with these differences."""
     a = on_prompts(5 + np.sin(np.arange(len(differences))) + differences)
     b = on_prompts(5 + np.sin(np.arange(len(differences))))
-    return stats.paired(a, b, "one", "two", **options)
+    return paired.compare_two(a, b, "one", "two", **options)
 
 
 @pytest.mark.parametrize(
@@ -475,8 +483,8 @@ def test_verdicts(mean, sd, n, verdict):
     half = sps.t.isf(0.025, n - 1) * sd / math.sqrt(n)
     assert (c.difference, c.low, c.high) == pytest.approx((mean, mean - half, mean + half), abs=1e-9)
     assert (c.a, c.b, c.n, c.margin, c.verdict) == ("one", "two", n, 0.5, verdict)
-    assert c.p == c.p_holm == pytest.approx(stats.sign_flip_p(planted(mean, sd, n)))
-    assert c.effect_size == pytest.approx(stats.hedges_g(mean, sd, n))
+    assert c.p == c.p_holm == pytest.approx(paired.sign_flip_p(planted(mean, sd, n)))
+    assert c.effect_size == pytest.approx(paired.hedges_g(mean, sd, n))
     assert (c.prompts_needed is not None) == (verdict == "cannot tell")
 
 
@@ -489,7 +497,7 @@ def test_a_small_but_certain_difference_is_tied_and_says_so():
 
 def test_cannot_tell_says_how_many_prompts_would():
     c = compared(planted(0.6, 2.0, 15))
-    assert c.prompts_needed == stats.prompts_needed(0.6, 2.0) > 15
+    assert c.prompts_needed == paired.prompts_needed(0.6, 2.0) > 15
     assert c.reason == "the interval holds 0 and reaches outside ±0.5"
     assert compared(planted(0.2, 60.0, 15)).prompts_needed is None
 
@@ -497,23 +505,23 @@ def test_cannot_tell_says_how_many_prompts_would():
 def test_cannot_tell_counts_the_shorter_way_to_an_answer():
     """No difference at all: more prompts will never show one, but enough of them show a tie."""
     c = compared(planted(0.0, 1.6, 15))
-    assert c.verdict == "cannot tell" and stats.prompts_needed(0.0, 1.6) is None
+    assert c.verdict == "cannot tell" and paired.prompts_needed(0.0, 1.6) is None
     assert (
-        c.prompts_needed == stats.prompts_to_tie(0.0, 1.6, 0.5) == 110
+        c.prompts_needed == paired.prompts_to_tie(0.0, 1.6, 0.5) == 110
     )  # (1.96 + 1.28)² sd² / margin² = 107.6, and t is wider
     small = compared(planted(0.1, 1.6, 15))
-    assert small.prompts_needed == stats.prompts_to_tie(0.1, 1.6, 0.5) < stats.prompts_needed(0.1, 1.6)
+    assert small.prompts_needed == paired.prompts_to_tie(0.1, 1.6, 0.5) < paired.prompts_needed(0.1, 1.6)
 
 
 @pytest.mark.parametrize("difference", [0.0, 0.1, -0.3])
 def test_prompts_to_tie_keep_their_promise(difference):
     """At that many normal differences the verdict is "tied" four times of five, and not much more often."""
-    n = stats.prompts_to_tie(difference, 1.0, 0.5)
+    n = paired.prompts_to_tie(difference, 1.0, 0.5)
     x = np.random.default_rng(0).normal(difference, 1.0, (20_000, n))
     half = sps.t.isf(0.025, n - 1) * x.std(axis=1, ddof=1) / math.sqrt(n)
     tied = np.mean(np.abs(x.mean(axis=1)) + half < 0.5)
     assert 0.79 < tied < 0.83
-    assert stats.prompts_to_tie(0.5, 1.0, 0.5) is None and stats.prompts_to_tie(0.1, 0.0, 0.5) is None
+    assert paired.prompts_to_tie(0.5, 1.0, 0.5) is None and paired.prompts_to_tie(0.1, 0.0, 0.5) is None
 
 
 def test_five_prompts_cannot_reach_significance_by_sign_flips():
@@ -534,7 +542,7 @@ def test_a_verdict_needs_level_as_told():
 @given(pair_lists)
 def test_swapping_the_models_mirrors_everything(pairs):
     a, b = (on_prompts(side) for side in zip(*pairs, strict=True))
-    one, two = stats.paired(a, b, "one", "two"), stats.paired(b, a, "two", "one")
+    one, two = paired.compare_two(a, b, "one", "two"), paired.compare_two(b, a, "two", "one")
     flip = {"better": "worse", "worse": "better"}
 
     def negative(value: float | None) -> float | None:
@@ -556,10 +564,10 @@ def test_swapping_the_models_mirrors_everything(pairs):
 @given(pair_lists, st.randoms(use_true_random=False), st.integers(-40, 40).map(lambda i: i / 4))
 def test_order_of_prompts_and_a_common_shift_change_nothing(pairs, random, shift):
     a, b = (on_prompts(side) for side in zip(*pairs, strict=True))
-    c = stats.paired(a, b)
+    c = paired.compare_two(a, b)
     ids = random.sample(list(a), len(a))
-    assert stats.paired({i: a[i] for i in ids}, b) == c
-    moved = stats.paired({i: a[i] + shift for i in a}, {i: b[i] + shift for i in b})
+    assert paired.compare_two({i: a[i] for i in ids}, b) == c
+    moved = paired.compare_two({i: a[i] + shift for i in a}, {i: b[i] + shift for i in b})
     for name in ("difference", "low", "high", "p", "effect_size"):
         before, after = getattr(c, name), getattr(moved, name)
         assert after is before is None or after == pytest.approx(before, rel=1e-6, abs=1e-9)
@@ -577,14 +585,14 @@ def test_order_of_prompts_and_a_common_shift_change_nothing(pairs, random, shift
     ],
 )
 def test_comparisons_that_cannot_be_made(a, b, difference, p, reason):
-    c = stats.paired(on_prompts(a), on_prompts(b))
+    c = paired.compare_two(on_prompts(a), on_prompts(b))
     assert c.difference == (None if difference is None else pytest.approx(difference))
     assert (c.n, c.low, c.high, c.p, c.effect_size) == (len(a), None, None, p, None)
     assert (c.verdict, c.prompts_needed, c.reason) == ("cannot tell", None, reason)
 
 
 def test_different_prompts_are_refused_with_counts():
-    c = stats.paired({"p1": 1, "p2": 2, "p3": 3}, {"p2": 2, "p9": 4}, "one", "two")
+    c = paired.compare_two({"p1": 1, "p2": 2, "p3": 3}, {"p2": 2, "p9": 4}, "one", "two")
     assert (c.n, c.difference, c.p, c.verdict) == (1, None, None, "cannot tell")
     assert c.reason == "prompt sets differ: 2 only in one, 1 only in two"
 
@@ -598,11 +606,11 @@ def test_ties_between_scores_stay_exact():
 @pytest.mark.parametrize("options", [{"margin": 0}, {"margin": math.nan}, {"level": 1.0}, {"level": 0}])
 def test_impossible_settings(options):
     with pytest.raises(LabError):
-        stats.paired({"p": 1.0}, {"p": 2.0}, **options)
+        paired.compare_two({"p": 1.0}, {"p": 2.0}, **options)
     with pytest.raises(LabError):
-        stats.estimate([1, 2], level=1.5)
+        estimate([1, 2], level=1.5)
     with pytest.raises(LabError, match='"t" or "bca" or "bootstrap-t"'):
-        stats.estimate([1, 2], method="z")
+        estimate([1, 2], method="z")
 
 
 def test_compare_all_makes_every_pair_and_adjusts_p():
@@ -610,11 +618,11 @@ def test_compare_all_makes_every_pair_and_adjusts_p():
     hard = rng.normal(5, 1.5, 15)
     gaps = {"w": 0.0, "x": 0.1, "y": 0.9, "z": 2.0}
     models = {name: on_prompts(hard + gap + rng.normal(0, 0.8, 15)) for name, gap in gaps.items()}
-    found = stats.compare_all(models)
+    found = paired.compare_all(models)
     assert [(c.a, c.b) for c in found] == list(itertools.combinations("wxyz", 2))
-    assert [c.p_holm for c in found] == stats.holm([c.p for c in found])
+    assert [c.p_holm for c in found] == paired.holm([c.p for c in found])
     for c in found:
-        alone = stats.paired(models[c.a], models[c.b], c.a, c.b)
+        alone = paired.compare_two(models[c.a], models[c.b], c.a, c.b)
         assert (c.difference, c.low, c.high, c.p) == (alone.difference, alone.low, alone.high, alone.p)
         assert c.p_holm >= alone.p_holm
     assert {(c.a, c.b): c.verdict for c in found}["w", "z"] == "worse"
@@ -625,27 +633,27 @@ def test_adjustment_can_take_a_verdict_back():
     d = planted(0.9, 1.4, 15)
     base = on_prompts(np.full(15, 5.0))
     near = on_prompts(5.0 + np.tile([1.0, -1.0, 2.0], 5))
-    alone = stats.paired(on_prompts(5 + d), base)
-    found = stats.compare_all({"a": on_prompts(5 + d), "b": base, "c": near})[0]
+    alone = paired.compare_two(on_prompts(5 + d), base)
+    found = paired.compare_all({"a": on_prompts(5 + d), "b": base, "c": near})[0]
     assert alone.verdict == "better" and alone.prompts_needed is None
     assert found.verdict == "cannot tell" and found.p_holm > 0.05 > found.p
     assert "adjusted p" in found.reason
-    assert found.prompts_needed == stats.prompts_needed(0.9, 1.4, 0.05 / 3) > stats.prompts_needed(0.9, 1.4)
+    assert found.prompts_needed == paired.prompts_needed(0.9, 1.4, 0.05 / 3) > paired.prompts_needed(0.9, 1.4)
 
 
 def test_a_pair_without_a_p_takes_no_part_in_the_adjustment():
     a, b = on_prompts(5 + planted(1.5, 1.0, 15)), on_prompts(np.full(15, 5.0))
-    found = stats.compare_all({"a": a, "b": b, "other": {"p1": 3.0}})
+    found = paired.compare_all({"a": a, "b": b, "other": {"p1": 3.0}})
     assert found[0].p_holm == found[0].p and found[0].verdict == "better"
     assert all("prompt sets differ" in c.reason and c.p_holm is None for c in found[1:])
-    assert stats.compare_all({"a": a}) == () == stats.compare_all({})
+    assert paired.compare_all({"a": a}) == () == paired.compare_all({})
 
 
 def test_identical_models_are_rarely_called_different():
     """150 runs of four equal models: some pair is called better or worse in at most about 5% of them."""
     rng = np.random.default_rng(10)
     runs = rng.normal(5, 1.5, (150, 1, 8)) + rng.normal(0, 1.0, (150, 4, 8))
-    families = [stats.compare_all({str(i): on_prompts(row) for i, row in enumerate(run)}) for run in runs]
+    families = [paired.compare_all({str(i): on_prompts(row) for i, row in enumerate(run)}) for run in runs]
     alarms = [any(c.verdict in ("better", "worse") for c in family) for family in families]
     unadjusted = [any(c.p < 0.05 for c in family) for family in families]
     assert np.mean(alarms) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 150) < np.mean(unadjusted)
@@ -658,9 +666,9 @@ def test_paired_design_finds_what_an_unpaired_one_misses():
     for _ in range(200):
         hard = rng.normal(5, 2, 15)
         a, b = hard + 0.8 + rng.normal(0, 0.6, 15), hard + rng.normal(0, 0.6, 15)
-        found += stats.paired(on_prompts(a), on_prompts(b)).verdict == "better"
+        found += paired.compare_two(on_prompts(a), on_prompts(b)).verdict == "better"
         welch += sps.ttest_ind(a, b, equal_var=False).pvalue < 0.05
-    expected = stats.power(0.8, 0.6 * math.sqrt(2), 15)
+    expected = paired.power(0.8, 0.6 * math.sqrt(2), 15)
     assert found / 200 == pytest.approx(expected, abs=0.07) and welch / 200 < 0.4
 
 
@@ -683,29 +691,29 @@ def test_clustered_error_adds_up_every_pair_of_one_prompt(groups):
         if clusters[i] == clusters[j]
     )
     variance = sum((v - mean) ** 2 for v in values) / (n - 1) / n + pairs / n**2
-    assert stats.clustered_se(values, clusters) ** 2 == pytest.approx(max(0, variance), abs=1e-9)
+    assert clustered_se(values, clusters) ** 2 == pytest.approx(max(0, variance), abs=1e-9)
 
 
 def test_clustered_error_of_single_texts_and_of_equal_repeats():
     """One text a prompt: the plain standard error. Copies of a text add nothing to it, up to 1/n."""
-    assert stats.clustered_se(BLOOM, range(15)) == pytest.approx(sps.sem(BLOOM), abs=1e-12)
-    fourfold = stats.clustered_se(np.repeat(BLOOM, 4), np.repeat(range(15), 4))
+    assert clustered_se(BLOOM, range(15)) == pytest.approx(sps.sem(BLOOM), abs=1e-12)
+    fourfold = clustered_se(np.repeat(BLOOM, 4), np.repeat(range(15), 4))
     assert fourfold == pytest.approx(sps.sem(BLOOM) * math.sqrt(14 / 15), rel=0.01)
     assert sps.sem(np.repeat(BLOOM, 4)) < 0.6 * fourfold
-    assert stats.clustered_se([1, 2], ["p", "p"]) is None is stats.clustered_se([1, math.nan], "ab")
+    assert clustered_se([1, 2], ["p", "p"]) is None is clustered_se([1, math.nan], "ab")
     with pytest.raises(LabError, match="3 values"):
-        stats.clustered_se([1, 2, 3], "ab")
+        clustered_se([1, 2, 3], "ab")
 
 
 def test_clustered_interval():
     groups = [[5, 6, 7], [8], [3, 4], [6, 6, 9, 7]]
-    e, values = stats.clustered_estimate(texts_of(groups), "lab_v1"), [v for g in groups for v in g]
-    error = stats.clustered_se(values, [i for i, g in enumerate(groups) for _ in g])
+    e, values = clustered_estimate(texts_of(groups), "lab_v1"), [v for g in groups for v in g]
+    error = clustered_se(values, [i for i, g in enumerate(groups) for _ in g])
     half = sps.t.ppf(0.975, 3) * math.sqrt(4 / 3) * error
     assert (e.n, e.mean, e.method) == (4, pytest.approx(np.mean(values)), "clustered")
     assert (e.low, e.high) == pytest.approx((e.mean - half, e.mean + half), abs=1e-9)
-    plain = stats.estimate(BLOOM)  # one text a prompt: Student's interval, but for the factor of few clusters
-    single = stats.clustered_estimate(texts_of([[v] for v in BLOOM]), "lab_v1")
+    plain = estimate(BLOOM)  # one text a prompt: Student's interval, but for the factor of few clusters
+    single = clustered_estimate(texts_of([[v] for v in BLOOM]), "lab_v1")
     assert single.high - single.low == pytest.approx((plain.high - plain.low) * math.sqrt(15 / 14), abs=1e-9)
 
 
@@ -719,7 +727,7 @@ def test_clustered_interval():
     ],
 )
 def test_clustered_interval_with_too_little_data(groups, mean, reason):
-    e = stats.clustered_estimate(texts_of(groups), "lab_v1")
+    e = clustered_estimate(texts_of(groups), "lab_v1")
     assert (e.n, e.mean, e.low, e.high, e.reason) == (len(groups), mean, None, None, reason)
 
 
@@ -732,7 +740,7 @@ def test_clustered_interval_with_too_little_data(groups, mean, reason):
     st.sampled_from([None, 2, 9]),
 )
 def test_best_design_is_the_best_of_all(between, within, budget, prompt_cost, most):
-    split = stats.VarianceSplit(5, 10, between, within, between / (between + within))
+    split = VarianceSplit(5, 10, between, within, between / (between + within))
     fits = [
         sps.t.ppf(0.975, p - 1) * math.sqrt(between / p + within / (p * r))
         for p in range(2, min(budget, most or budget) + 1)
@@ -741,9 +749,9 @@ def test_best_design_is_the_best_of_all(between, within, budget, prompt_cost, mo
     ]
     if not fits:
         with pytest.raises(LabError, match="buys no two prompts"):
-            stats.best_design(split, budget, prompt_cost, 1.0, most)
+            best_design(split, budget, prompt_cost, 1.0, most)
         return
-    found = stats.best_design(split, budget, prompt_cost, 1.0, most)
+    found = best_design(split, budget, prompt_cost, 1.0, most)
     assert found.half_width == pytest.approx(min(fits), abs=1e-9)
     assert found.half_width == pytest.approx(split.half_width(found.prompts, found.repeats), abs=1e-9)
     assert found.cost == found.prompts * (prompt_cost + found.repeats) <= budget + 1e-9
@@ -751,17 +759,17 @@ def test_best_design_is_the_best_of_all(between, within, budget, prompt_cost, mo
 
 def test_best_design_by_hand():
     """Only generations cost: one repeat. Prompts that cost 9 times a repeat: sqrt(1/1 * 9) = 3 repeats."""
-    even = stats.VarianceSplit(15, 60, 1.0, 1.0, 0.5)
-    assert astuple(stats.best_design(even, 60))[:2] == (60, 1)
-    assert astuple(stats.best_design(even, 60, most_prompts=15))[:2] == (15, 4)
+    even = VarianceSplit(15, 60, 1.0, 1.0, 0.5)
+    assert astuple(best_design(even, 60))[:2] == (60, 1)
+    assert astuple(best_design(even, 60, most_prompts=15))[:2] == (15, 4)
     half = sps.t.ppf(0.975, 99) * math.sqrt(1 / 100 + 1 / 300)
-    assert astuple(stats.best_design(even, 1200, prompt_cost=9)) == (100, 3, pytest.approx(half), 1200)
-    alike = stats.VarianceSplit(5, 10, 0.0, 1.0, 0.0)  # few prompts may look alike: still not two of them
-    assert stats.best_design(alike, 600, prompt_cost=9).prompts > 10
-    assert stats.best_design(replace(even, between=None), 60) is None
+    assert astuple(best_design(even, 1200, prompt_cost=9)) == (100, 3, pytest.approx(half), 1200)
+    alike = VarianceSplit(5, 10, 0.0, 1.0, 0.0)  # few prompts may look alike: still not two of them
+    assert best_design(alike, 600, prompt_cost=9).prompts > 10
+    assert best_design(replace(even, between=None), 60) is None
     for bad in ({"repeat_cost": 0}, {"prompt_cost": -1}, {"most_prompts": 1}, {"repeat_cost": 40}):
         with pytest.raises(LabError):
-            stats.best_design(even, 60, **bad)
+            best_design(even, 60, **bad)
 
 
 def test_bootstrap_t_against_a_hand_made_one():
@@ -769,10 +777,10 @@ def test_bootstrap_t_against_a_hand_made_one():
     rows = np.random.default_rng(12).choice(x, (40_000, 15))
     t = (rows.mean(axis=1) - x.mean()) / sps.sem(rows, axis=1)
     low, high = x.mean() - np.quantile(t, [0.975, 0.025]) * sps.sem(x)
-    e = stats.estimate(x, method="bootstrap-t")
+    e = estimate(x, method="bootstrap-t")
     assert (e.low, e.high) == pytest.approx((low, high), rel=0.05)
     assert e.high - e.mean > 1.3 * (e.mean - e.low)  # the long tail may hide more above than below
-    assert stats.estimate([5, 5, 5, 5, 6], method="bootstrap-t").low is None  # resamples without spread
+    assert estimate([5, 5, 5, 5, 6], method="bootstrap-t").low is None  # resamples without spread
 
 
 # --- more paired tests -----------------------------------------------------------------------------------
@@ -783,7 +791,7 @@ def test_bootstrap_t_against_a_hand_made_one():
 def test_wilcoxon_agrees_with_every_pattern(differences):
     """Ties and zeros included: flip the signs of the mean ranks in all 2^n ways."""
     kept = [d for d in differences if d]
-    found = stats.wilcoxon(differences)
+    found = paired.wilcoxon(differences)
     if not kept:
         assert (found.p, found.n) == (None, 0) and "all differences are 0" in found.reason
         return
@@ -797,13 +805,13 @@ def test_wilcoxon_agrees_with_every_pattern(differences):
 def test_wilcoxon_agrees_with_scipy(n):
     x = np.random.default_rng(n).normal(0.2, 1, n)
     method = "exact" if n <= 200 else "approx"
-    assert stats.wilcoxon(x).p == pytest.approx(sps.wilcoxon(x, method=method).pvalue, abs=1e-9)
+    assert paired.wilcoxon(x).p == pytest.approx(sps.wilcoxon(x, method=method).pvalue, abs=1e-9)
 
 
 @quick
 @given(st.lists(points, min_size=2, max_size=12), st.floats(0.1, 5))
 def test_equivalence_agrees_with_two_tests_of_scipy(values, margin):
-    found = stats.equivalence(values, margin)
+    found = paired.equivalence(values, margin)
     if len(set(values)) == 1:
         assert found.p is None and "equal" in found.reason
         return
@@ -815,39 +823,39 @@ def test_equivalence_agrees_with_two_tests_of_scipy(values, margin):
 def test_equivalence_and_the_verdict_tied_agree():
     for mean in (0.05, 0.2, 0.45):
         d = planted(mean, 0.4, 15)
-        assert (stats.equivalence(d).p < 0.025) == (compared(d).verdict == "tied")
-    assert stats.equivalence([0.3]).reason == "n = 1: no interval"
+        assert (paired.equivalence(d).p < 0.025) == (compared(d).verdict == "tied")
+    assert paired.equivalence([0.3]).reason == "n = 1: no interval"
     for margin in (0, -1, math.nan, math.inf):
         with pytest.raises(LabError, match="margin"):
-            stats.equivalence([1, 2], margin)
+            paired.equivalence([1, 2], margin)
 
 
 @quick
 @given(st.lists(st.integers(-3, 3), min_size=2, max_size=15))
 @example([-1] * 7)
 def test_superiority_counts_wins_and_half_the_ties(differences):
-    e, n = stats.superiority(differences), len(differences)
+    e, n = paired.superiority(differences), len(differences)
     wins = sum(d > 0 for d in differences) + sum(d == 0 for d in differences) / 2
     assert e.mean == pytest.approx(wins / n, abs=1e-12) and 0 <= e.low <= e.mean <= e.high <= 1
-    mirrored = stats.superiority([-d for d in differences])
+    mirrored = paired.superiority([-d for d in differences])
     assert (mirrored.low, mirrored.high) == pytest.approx((1 - e.high, 1 - e.low), abs=1e-12)
     if wins == int(wins):
-        w = stats.wilson(int(wins), n)
+        w = wilson(int(wins), n)
         assert (e.low, e.high) == pytest.approx((w.low, w.high), abs=1e-9)
 
 
 def test_superiority_is_a_probability_of_the_normal():
     rows = np.random.default_rng(3).normal(0.5, 1, 20_000)
-    assert stats.superiority(rows).mean == pytest.approx(sps.norm.cdf(0.5), abs=0.015)
+    assert paired.superiority(rows).mean == pytest.approx(sps.norm.cdf(0.5), abs=0.015)
 
 
 @pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf]])
-@pytest.mark.parametrize("function", [stats.wilcoxon, stats.equivalence, stats.superiority])
+@pytest.mark.parametrize("function", [paired.wilcoxon, paired.equivalence, paired.superiority])
 def test_paired_functions_refuse_unusable_values_with_a_reason(function, values):
     found = function(values)
-    assert (found.p if function != stats.superiority else found.mean) is None
+    assert (found.p if function != paired.superiority else found.mean) is None
     assert found.reason.startswith("no data" if not values else "1 of")
-    assert function is not stats.superiority or stats.superiority([2.0]).reason == "n = 1: no interval"
+    assert function is not paired.superiority or paired.superiority([2.0]).reason == "n = 1: no interval"
 
 
 # --- ranks -----------------------------------------------------------------------------------------------
@@ -858,7 +866,7 @@ def test_rank_intervals_against_a_loop():
     table = {
         m: on_prompts(rng.normal(5 + gap, 1, 8)) for m, gap in zip("wxyz", (0, 0.2, 0.3, 3), strict=True)
     }
-    counts = stats.resample_counts(8, 400, seed=2)
+    counts = paired.resample_counts(8, 400, seed=2)
     assert counts.shape == (400, 8) and np.all(counts.sum(axis=1) == 8)
     ranks = {m: [] for m in table}
     for row in counts:
@@ -866,33 +874,33 @@ def test_rank_intervals_against_a_loop():
         means = {m: round(sum(table[m][p] for p in drawn) / 8, 9) for m in table}
         for m in table:
             ranks[m].append(1 + sum(means[other] > means[m] for other in table))
-    for r in stats.rank_intervals(table, counts=counts):
+    for r in paired.rank_intervals(table, counts=counts):
         ordered = sorted(ranks[r.model])
         assert (r.low, r.high) == (ordered[math.ceil(0.025 * 400) - 1], ordered[math.ceil(0.975 * 400) - 1])
         assert r.low <= r.rank <= r.high and r.n == 8
-    assert stats.rank_intervals(table)[0].model == "z" and stats.rank_intervals(table)[0].high == 1
+    assert paired.rank_intervals(table)[0].model == "z" and paired.rank_intervals(table)[0].high == 1
 
 
 def test_rank_intervals_edges():
     same = {m: on_prompts([5, 6, 7, 8, 9]) for m in "ab"}
-    assert [(r.rank, r.low, r.high) for r in stats.rank_intervals(same)] == [(1, 1, 1)] * 2
-    few = stats.rank_intervals({"a": {"p": 1.0}, "b": {"p": 2.0}})
+    assert [(r.rank, r.low, r.high) for r in paired.rank_intervals(same)] == [(1, 1, 1)] * 2
+    few = paired.rank_intervals({"a": {"p": 1.0}, "b": {"p": 2.0}})
     assert [(r.model, r.rank, r.low) for r in few] == [("b", 1, None), ("a", 2, None)]
     assert few[0].reason.startswith("n = 1: too few prompts")
-    assert stats.rank_intervals({}) == ()
-    odd = stats.rank_intervals({"a": {"p": 1.0}, "b": {"q": 2.0}})
+    assert paired.rank_intervals({}) == ()
+    odd = paired.rank_intervals({"a": {"p": 1.0}, "b": {"q": 2.0}})
     assert {(r.rank, r.reason) for r in odd} == {(None, "prompt sets differ")}
-    nan = stats.rank_intervals({"a": {"p": 1.0}, "b": {"p": math.nan}})
+    nan = paired.rank_intervals({"a": {"p": 1.0}, "b": {"p": math.nan}})
     assert nan[0].rank is None and nan[0].reason.startswith("1 of 2 scores")
     with pytest.raises(LabError, match="5 prompts"):
-        stats.rank_intervals(same, counts=stats.resample_counts(4))
+        paired.rank_intervals(same, counts=paired.resample_counts(4))
     with pytest.raises(LabError, match="at least 1"):
-        stats.resample_counts(0)
+        paired.resample_counts(0)
 
 
 # --- the module ------------------------------------------------------------------------------------------
 
 
 def test_results_survive_a_round_trip_through_json(tmp_path):
-    for record, kind in ((stats.estimate(BLOOM), Estimate), (compared(planted(0.6, 2.0, 15)), Comparison)):
+    for record, kind in ((estimate(BLOOM), Estimate), (compared(planted(0.6, 2.0, 15)), Comparison)):
         assert store.read_json(store.write_json(tmp_path / "x.json", record), kind) == record

@@ -25,7 +25,6 @@ from nbhelpers import store
 from nbhelpers.devices import device as devices
 from nbhelpers.generation import generate as generation
 from nbhelpers.scoring import rubric as scoring
-from nbhelpers.stats import verdicts as stats
 from nbhelpers.tracking import result as summary
 from nbhelpers.records import Sample, Score
 folder, count = Path(sys.argv[1]), int(sys.argv[2])
