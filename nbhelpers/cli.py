@@ -131,16 +131,16 @@ def doctor() -> None:
 @app.command()
 def memory(
     model: str,
-    train: Annotated[bool, typer.Option("--train", help="Train all parameters with AdamW.")] = False,
     batch: Annotated[int, typer.Option(help="Rows at a time.")] = 1,
     tokens: Annotated[int, typer.Option(help="Tokens of a row.")] = 512,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16; mixed to train.")] = "float32",
-    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Recompute activations.")] = False,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
 ) -> None:
-    """Say what a model needs to generate or to train, and whether it fits, before any download."""
-    from nbhelpers.devices import fit as needs
+    """Say what a model needs to generate, and whether it fits, before any download."""
+    from nbhelpers import registry
+    from nbhelpers.devices import fit
+    from nbhelpers.loading.folder import inspect
 
-    print(needs.answer(model, train, batch, tokens, dtype, checkpointing))
+    print(fit.summary(inspect(registry.resolve(model)), dtype, batch, tokens))
 
 
 @app.command()

@@ -79,7 +79,15 @@ def tiny(
     """A tiny model as loading.load would return it."""
     model = build(family, context, eos)
     spec = ModelSpec(
-        f"tiny-{family}", "memory", "local", family, context=context, prompt_format=prompt_format
+        f"tiny-{family}",
+        "memory",
+        "local",
+        family,
+        context=context,
+        prompt_format=prompt_format,
+        layers=2,
+        kv_heads=1 if family == "llama" else 2,
+        head_dim=8,
     )
     count = sum(p.numel() for p in model.parameters())
     report = LoadingReport(

@@ -1,4 +1,4 @@
-"""What this machine is: the device, its memory, the dtypes it runs, and which models fit."""
+"""What this machine is: its device and memory, the dtypes it runs, and the one to load weights in."""
 
 from __future__ import annotations
 
@@ -6,19 +6,24 @@ import importlib.metadata
 import os
 import platform
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nbhelpers import registry, store
-from nbhelpers.records import SCHEMA_VERSION, LabError, ModelSpec, Record, Settings
+from nbhelpers.records import (
+    DEVICES,
+    DTYPES,
+    SCHEMA_VERSION,
+    SHORT_DTYPES,
+    LabError,
+    ModelRun,
+    Record,
+    Settings,
+)
 
-DEVICES = ("cuda", "mps", "xpu", "cpu")  # in order of preference
-ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 LIBRARIES = ("torch", "transformers", "numpy", "scipy", "mlflow", "papermill")
-HEADROOM = 0.9  # assumed: share of the free memory that weights and cache may take; the rest is activations
-ASKED = "asked for"
 FIDELITY = 0.01  # most by which a dtype may change the perplexity on held-out text
 
 
@@ -28,7 +33,7 @@ class DtypeTrial(Record):
 
     dtype: str
     tokens_per_s: float  # of a batch
-    perplexity: float | None  # None: not finite, or slower than float32 and so not asked for
+    perplexity: float | None  # None: not finite, or slower than float32 and so not measured
     speed_ratio: float  # to float32
     perplexity_ratio: float | None  # to float32
     revision: str  # of the model
@@ -36,7 +41,9 @@ class DtypeTrial(Record):
 
 @dataclass(frozen=True)
 class DeviceReport(Record):
-    device: str  # "cuda", "mps", "xpu" or "cpu"
+    """device.json: the machine, and the dtype chosen for one model."""
+
+    device: str  # one of records.DEVICES
     name: str
     cores: int
     memory_total_bytes: int
@@ -76,7 +83,9 @@ def detect(device: str = "auto", dtype: str = "auto") -> DeviceReport:
     """Look at the machine. Raises LabError when the device or dtype asked for is not there."""
     chosen = pick_device(available_devices(), device)
     supported = supported_dtypes(chosen)
-    chosen_dtype, reason = pick_dtype(chosen, supported, dtype, _native_bfloat16(chosen))
+    # Older NVIDIA cards emulate bfloat16: it runs, slowly.
+    native = chosen != "cuda" or _backend(chosen).is_bf16_supported(including_emulation=False)
+    chosen_dtype, reason = pick_dtype(chosen, supported, dtype, native)
     total, free = _memory(chosen)
     return DeviceReport(
         device=chosen,
@@ -89,54 +98,35 @@ def detect(device: str = "auto", dtype: str = "auto") -> DeviceReport:
         dtype_reason=reason,
         versions=versions(),
         platform=f"{platform.system()} {platform.machine()}",
+        dtype_asked=dtype != "auto",
     )
 
 
 def available_devices() -> tuple[str, ...]:
     """The devices PyTorch can use here, in order of preference; "cpu" is always the last."""
-    import torch
-
-    present = {
-        "cuda": torch.cuda.is_available(),  # NVIDIA, and AMD through ROCm
-        "mps": torch.backends.mps.is_available(),  # Apple
-        "xpu": torch.xpu.is_available(),  # Intel
-        "cpu": True,
-    }
-    return tuple(name for name in DEVICES if present[name])
+    return tuple(name for name in DEVICES if _backend(name).is_available())
 
 
 def pick_device(available: tuple[str, ...], wanted: str = "auto") -> str:
-    """The device wanted, or the first available. Raises LabError when it is unknown or not there."""
-    if wanted == "auto":
-        return available[0]
-    if wanted not in DEVICES:
-        raise LabError(f"There is no device {wanted!r}: use auto, {', '.join(DEVICES)}.")
-    if wanted not in available:
+    """The device wanted, or the first available. Raises LabError when it is not there."""
+    if wanted not in ("auto", *available):
         raise LabError(f"This machine has no {wanted} device: use auto or one of {', '.join(available)}.")
-    return wanted
+    return available[0] if wanted == "auto" else wanted
 
 
-def supported_dtypes(device: str) -> tuple[str, ...]:
+def supported_dtypes(device: str, dtypes: Iterable[str] = DTYPES) -> tuple[str, ...]:
     """The dtypes in which the device really runs a matrix product and a normalisation."""
-    return tuple(name for name in ITEM_BYTES if _runs(device, name))
-
-
-def _runs(device: str, dtype: str) -> bool:
     import torch
 
-    try:
-        x = torch.eye(4, dtype=getattr(torch, dtype), device=device)
-        y = torch.nn.functional.layer_norm(x @ x, (4,))
-        return bool(torch.isfinite(y).all())
-    except (RuntimeError, TypeError):
-        return False
-
-
-def _native_bfloat16(device: str) -> bool:
-    import torch
-
-    # Older NVIDIA cards emulate bfloat16: it runs, slowly.
-    return device != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    running = []
+    for dtype in dtypes:
+        try:
+            x = torch.eye(4, dtype=getattr(torch, dtype), device=device)
+            if torch.nn.functional.layer_norm(x @ x, (4,)).isfinite().all():
+                running.append(dtype)
+        except (RuntimeError, TypeError):
+            continue
+    return tuple(running)
 
 
 def pick_dtype(
@@ -144,10 +134,10 @@ def pick_dtype(
 ) -> tuple[str, str]:
     """The dtype to load weights in, and why. Raises LabError when the one wanted does not run."""
     wanted = SHORT_DTYPES.get(wanted, wanted)
+    if wanted not in ("auto", *supported):
+        raise LabError(f"The dtype {wanted!r} does not run on {device}: use {', '.join(supported)}.")
     if wanted != "auto":
-        if wanted not in supported:
-            raise LabError(f"The dtype {wanted!r} does not run on {device}: use {', '.join(supported)}.")
-        return wanted, ASKED
+        return wanted, "asked for"
     if device == "cpu":
         return "float32", "fidelity first: CPUs compute in float32, and many emulate the half formats slowly"
     if device != "mps" and "bfloat16" in supported and native_bfloat16:
@@ -157,40 +147,84 @@ def pick_dtype(
     return "float32", "no half format runs here"
 
 
+def with_trials(report: DeviceReport, trials: tuple[DtypeTrial, ...]) -> DeviceReport:
+    """The report with these trials and, unless the user asked for one, the fastest dtype among the faithful.
+
+    A faithful dtype leaves the perplexity within 1 % of float32's.
+    """
+    report = replace(report, dtype_trials=trials)
+    faithful = [t for t in trials if t.perplexity_ratio and abs(t.perplexity_ratio - 1) <= FIDELITY]
+    if not faithful or report.dtype_asked:
+        return report
+    best = max(faithful, key=lambda trial: trial.speed_ratio)
+    speed, perplexity = f"{best.speed_ratio:.2f}", f"{best.perplexity_ratio:.4f}"
+    reason = f"measured: {speed} times the speed of float32 in a batch, {perplexity} times its perplexity"
+    return replace(report, dtype=best.dtype, dtype_reason=reason)
+
+
+def read_report(run: ModelRun) -> DeviceReport:
+    return store.read_json(run.folder / "device.json", DeviceReport)
+
+
+def make_report(run: ModelRun) -> DeviceReport:
+    """device.json: the one there if it answers the settings, else a new one that keeps measured trials."""
+    old = read_report(run) if (run.folder / "device.json").exists() else None
+    if old and answers(old, run.settings):
+        return old
+    report = detect(run.settings.device, run.settings.dtype)
+    if old and old.device == report.device:
+        report = with_trials(report, old.dtype_trials)
+    store.write_json(run.folder / "device.json", report)
+    return report
+
+
+def answers(report: DeviceReport, settings: Settings) -> bool:
+    """Whether a report holds for these settings and the libraries installed now."""
+    asked = settings.dtype != "auto"
+    dtype = SHORT_DTYPES.get(settings.dtype, settings.dtype) if asked else report.dtype
+    same = (report.dtype_asked, report.dtype, report.versions) == (asked, dtype, versions())
+    return same and settings.device in ("auto", report.device)
+
+
+def _backend(device: str) -> Any:
+    """torch.cuda, torch.mps, torch.xpu or torch.cpu: the functions of one kind of device."""
+    return importlib.import_module(f"torch.{device}")
+
+
+def _device_name(device: str) -> str:
+    if device in ("cuda", "xpu"):
+        return str(_backend(device).get_device_name())
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
 def _memory(device: str) -> tuple[int, int]:
     """Total and free bytes of the device's memory (Apple's GPU shares the machine's)."""
     import psutil
 
-    if device in ("cuda", "xpu"):
-        free, total = _torch_module(device).mem_get_info()
-        return total, free
     machine = psutil.virtual_memory()
+    if device == "cpu":
+        limit, unused = container_memory()
+        return min(machine.total, limit), min(machine.available, unused)
+    backend = _backend(device)
     if device == "mps":
-        mps = _torch_module(device)
-        total = mps.recommended_max_memory()
-        return total, min(total - mps.driver_allocated_memory(), machine.available)
-    limit, unused = container_memory()
-    return min(machine.total, limit), min(machine.available, unused)
+        total = backend.recommended_max_memory()
+        return total, min(total - backend.driver_allocated_memory(), machine.available)
+    free, total = backend.mem_get_info()
+    return total, free
 
 
 def container_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
-    """Limit and unused bytes of the container this process runs in; sys.maxsize where there is none.
-
-    Source: cgroup v2 memory.max, memory.current, memory.stat (inactive file pages can be reclaimed).
-    """
+    """Limit and unused bytes of this process's container (cgroup v2); sys.maxsize where there is none."""
     try:
         limit = int((cgroup / "memory.max").read_text())
         used = int((cgroup / "memory.current").read_text())
         stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):  # no cgroup v2, or no limit ("max")
         return sys.maxsize, sys.maxsize
-    return limit, max(0, limit - used + int(stat.get("inactive_file", 0)))
-
-
-def _torch_module(device: str) -> Any:
-    import torch
-
-    return getattr(torch, device)
+    return limit, max(0, limit - used + int(stat.get("inactive_file", 0)))  # file pages can be reclaimed
 
 
 def free_memory(device: str) -> int:
@@ -198,62 +232,11 @@ def free_memory(device: str) -> int:
     return _memory(device)[1]
 
 
-def synchronize(device: str) -> None:
-    """Wait until the device has finished: without it a timer stops before the work does."""
-    if device != "cpu":
-        _torch_module(device).synchronize()
-
-
-def empty_cache(device: str) -> None:
-    """Hand unused blocks of the device's allocator back to the driver."""
-    if device != "cpu":
-        _torch_module(device).empty_cache()
-
-
-def peak_memory(device: str) -> int | None:
-    """Peak bytes since reset_peak: the allocator's on CUDA and XPU, the process's on a CPU.
-
-    On Apple MPS, which keeps no peak, what the driver holds for the process. None where unknown.
-    """
-    if device in ("cuda", "xpu"):
-        return int(_torch_module(device).max_memory_allocated())
-    if device == "mps":
-        return int(_torch_module(device).driver_allocated_memory())
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return _lifetime_peak()
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
-
-
-def _lifetime_peak() -> int | None:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
-
-
-def reset_peak(device: str) -> bool:
-    """Start a new peak, and say whether that worked.
-
-    Only Linux can for a process (proc(5), clear_refs); elsewhere the old one stays.
-    """
-    if device in ("cuda", "xpu"):
-        _torch_module(device).reset_peak_memory_stats()
-        return True
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:  # another system, or a container that forbids it
-        return False
-    return True
-
-
 def allocated_memory(device: str) -> int:
     """Bytes that tensors hold in a device's own memory; 0 on a CPU, where the process holds them."""
     if device == "mps":
-        return int(_torch_module(device).current_allocated_memory())
-    return 0 if device == "cpu" else int(_torch_module(device).memory_allocated())
+        return int(_backend(device).current_allocated_memory())
+    return 0 if device == "cpu" else int(_backend(device).memory_allocated())
 
 
 def resident_memory() -> int:
@@ -263,99 +246,48 @@ def resident_memory() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def _device_name(device: str) -> str:
+def reset_peak(device: str) -> bool:
+    """Start a new peak, and say whether that worked: for a process, only Linux can (proc(5), clear_refs)."""
     if device in ("cuda", "xpu"):
-        return str(_torch_module(device).get_device_name())
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+        _backend(device).reset_peak_memory_stats()
+        return True
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:  # another system, or a container that forbids it
+        return False
+    return True
 
 
-@dataclass(frozen=True)
-class FitRow:
-    """What one model needs for a workload, and the dtypes in which it fits."""
+def peak_memory(device: str) -> int | None:
+    """Peak bytes since reset_peak: the allocator's on CUDA and XPU, the process's on a CPU.
 
-    model: str
-    parameters: int | None  # None: not known before the model is fetched
-    tokens: int  # of the workload, or the model's context where that is shorter
-    weights_bytes: dict[str, int]  # dtype -> bytes
-    kv_bytes: dict[str, int]
-    fits: tuple[str, ...]
-
-    def need_bytes(self, dtype: str) -> int:
-        return self.weights_bytes[dtype] + self.kv_bytes[dtype]
-
-
-def kv_cache_bytes(spec: ModelSpec, batch: int, tokens: int, dtype: str) -> int:
-    """Bytes of the key-value cache: 2 x layers x key-value heads x head size x tokens x batch x item size.
-
-    0 where the architecture is not known.
+    On Apple MPS, which keeps no peak, what the driver holds for the process. None where unknown.
     """
-    if spec.layers is None or spec.kv_heads is None or spec.head_dim is None:
-        return 0
-    return 2 * spec.layers * spec.kv_heads * spec.head_dim * tokens * batch * ITEM_BYTES[dtype]
+    if device in ("cuda", "xpu"):
+        return int(_backend(device).max_memory_allocated())
+    if device == "mps":
+        return int(_backend(device).driver_allocated_memory())
+    if sys.platform == "linux":
+        text = Path("/proc/self/status").read_text()
+        return int(text.partition("VmHWM:")[2].split()[0]) * 1024
+    if sys.platform == "darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # of the process's whole life
+    return None
 
 
-def fit_table(specs: list[ModelSpec], report: DeviceReport, batch: int, tokens: int) -> list[FitRow]:
-    """For each model: bytes of weights and cache at each supported dtype, against the free memory."""
-    if batch < 1 or tokens < 1:
-        raise LabError(
-            f"A workload has at least one prompt of one token, not batch {batch}, tokens {tokens}."
-        )
-    return [_fit_row(spec, report, batch, tokens) for spec in specs]
+def synchronize(device: str) -> None:
+    """Wait until the device has finished: without it a timer stops before the work does."""
+    if device != "cpu":  # where torch may not even be imported
+        _backend(device).synchronize()
 
 
-def _fit_row(spec: ModelSpec, report: DeviceReport, batch: int, tokens: int) -> FitRow:
-    held = min(tokens, spec.context or tokens)
-    count = spec.parameters
-    weights = {dtype: count * ITEM_BYTES[dtype] for dtype in report.dtypes} if count else {}
-    cache = {dtype: kv_cache_bytes(spec, batch, held, dtype) for dtype in weights}
-    room = HEADROOM * report.memory_free_bytes
-    fits = tuple(dtype for dtype in weights if weights[dtype] + cache[dtype] <= room)
-    return FitRow(spec.alias, count, held, weights, cache, fits)
+def empty_cache(device: str) -> None:
+    """Hand unused blocks of the device's allocator back to the driver."""
+    if device != "cpu":
+        _backend(device).empty_cache()
 
 
 def device_for(settings: Settings) -> DeviceReport:
-    """The run's device.json for this model, made now if it is missing or answers another question."""
-    path = registry.model_dir(settings) / "device.json"
-    if path.exists():
-        report = store.read_json(path, DeviceReport)
-        if _answers(report, settings):
-            return report
-    report = detect(settings.device, settings.dtype)
-    report = with_trials(report, kept_trials(settings, report.device))
-    store.write_json(path, report)
-    return report
-
-
-def kept_trials(settings: Settings, device: str) -> tuple[DtypeTrial, ...]:
-    """What this run has measured about the model's dtypes on this device; nothing if it has not."""
-    path = registry.model_dir(settings) / "device.json"
-    old = store.read_json(path, DeviceReport) if path.exists() else None
-    return old.dtype_trials if old and old.device == device else ()
-
-
-def with_trials(report: DeviceReport, trials: tuple[DtypeTrial, ...]) -> DeviceReport:
-    """The report with these trials and, unless a dtype was asked for, the dtype they speak for.
-
-    That is the fastest of those whose perplexity is within 1 % of float32's.
-    """
-    report = replace(report, dtype_trials=trials)
-    faithful = [t for t in trials if t.perplexity_ratio and abs(t.perplexity_ratio - 1) <= FIDELITY]
-    if not faithful or report.dtype_reason == ASKED:
-        return report
-    best = max(faithful, key=lambda trial: trial.speed_ratio)
-    reason = (
-        f"measured: {best.speed_ratio:.2f} times the speed of float32 in a batch, "
-        f"{best.perplexity_ratio:.4f} times its perplexity"
-    )
-    return replace(report, dtype=best.dtype, dtype_reason=reason)
-
-
-def _answers(report: DeviceReport, settings: Settings) -> bool:
-    dtype = SHORT_DTYPES.get(settings.dtype, settings.dtype)
-    same_dtype = report.dtype_reason != ASKED if dtype == "auto" else report.dtype == dtype
-    return same_dtype and settings.device in ("auto", report.device) and report.versions == versions()
+    return make_report(ModelRun(settings, registry.resolve(settings.model), registry.model_dir(settings)))

@@ -1,101 +1,67 @@
-"""Memory of a stretch of work, and whether something is left behind each time it runs."""
+"""Meters of a stretch of work: its memory, its energy, and what disturbed it meanwhile."""
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
+from nbhelpers import store
 from nbhelpers.devices import device as devices
-from nbhelpers.loading import load as loading
-from nbhelpers.records import LabError
+from nbhelpers.records import SCHEMA_VERSION, Record
 
-LEAK_FLOOR = 4096  # bytes a call, one page: less is not told from the allocator's own coming and going
-LEAK_CALLS, LEAK_WARM_UP = 50, 5
-RESTS_PER_READING = 20  # a reading of private memory may take 1 part in this of the time
+MOST_LOAD = 0.10  # of all cores' time used by others; above it a pass is called noisy (a choice)
+MOST_DRIFT = 0.10  # change of the time that a fixed work takes, from before a pass to after it (a choice)
+SPIN_TRIES = 10
+NOISE_FILE = "noise.jsonl"
+
+Times = tuple[float, float, float]  # wall, all cores' busy time, this process's share of it; seconds
 
 
-@dataclass(frozen=True)
+@dataclass
 class MemoryUse:
-    """Bytes. Private memory is what ends with the process (USS); None where the system does not tell."""
+    """Bytes of a block, complete when it has ended."""
 
-    parameter_bytes: int | None  # of the model given, tied weights once
-    device_peak_bytes: int | None  # of the device's allocator; None on a CPU
-    process_before_bytes: int  # resident: private and shared
-    process_after_bytes: int
+    process_before_bytes: int  # resident
     process_peak_bytes: int
     process_peak_by: Literal["kernel", "sampling"]  # sampling misses peaks between two readings
-    private_before_bytes: int | None
-    private_after_bytes: int | None
-    private_peak_bytes: int | None  # by sampling
-
-
-class Tracker:
-    """What :func:`track_memory` yields; ``use`` is there when the block has ended."""
-
-    use: MemoryUse
-
-    def __init__(self) -> None:
-        self._stop = threading.Event()
-        self._resident: list[int] = []
-        self._private: list[int] = []
-
-    def read(self) -> None:
-        self._resident.append(devices.resident_memory())
-        if (private := private_memory()) is not None:
-            self._private.append(private)
-
-    def watch(self) -> None:
-        """Read until stopped, and rest long enough not to slow down what is measured."""
-        took = 0.0
-        while not self._stop.wait(max(0.005, RESTS_PER_READING * took)):
-            started = time.perf_counter()
-            self.read()
-            took = time.perf_counter() - started
-
-    def finish(self, device: str, model: Any, by_kernel: bool) -> None:
-        self._stop.set()
-        peak = devices.peak_memory("cpu") if by_kernel else None
-        self.read()
-        resident, private = self._resident, self._private
-        self.use = MemoryUse(
-            parameter_bytes=None if model is None else loading.parameter_bytes(model),
-            device_peak_bytes=None if device == "cpu" else devices.peak_memory(device),
-            process_before_bytes=resident[0],
-            process_after_bytes=resident[-1],
-            process_peak_bytes=max(resident) if peak is None else peak,
-            process_peak_by="sampling" if peak is None else "kernel",
-            private_before_bytes=private[0] if private else None,
-            private_after_bytes=private[-1] if private else None,
-            private_peak_bytes=max(private) if private else None,
-        )
+    device_peak_bytes: int | None = None  # of the device's allocator; None on a CPU
 
 
 @contextmanager
-def track_memory(device: str = "cpu", model: Any = None) -> Iterator[Tracker]:
-    """Meter the memory of a block: ``with track_memory() as meter: ...``, then ``meter.use``.
+def track_memory(device: str = "cpu") -> Iterator[MemoryUse]:
+    """Meter the memory of a block: ``with track_memory() as use: ...``.
 
-    The process's peak is the kernel's (VmHWM, set back at the start; proc(5)), which misses nothing; where
-    it cannot be set back it comes from readings in between, and ``process_peak_by`` says so. One block at a
-    time: a block inside another one, or ``devices.reset_peak``, starts the outer peak anew.
+    The process's peak is the kernel's (VmHWM, set back at the start; proc(5)); where it cannot be set back it
+    comes from readings in between. A block inside another one starts the outer peak anew.
     """
-    tracker = Tracker()
     if device != "cpu":
         devices.reset_peak(device)
-    by_kernel = devices.reset_peak("cpu")
-    tracker.read()
-    watcher = threading.Thread(target=tracker.watch, name="watch", daemon=True)
-    watcher.start()
+    by: Literal["kernel", "sampling"] = "kernel" if devices.reset_peak("cpu") else "sampling"
+    before = devices.resident_memory()
+    use, ended = MemoryUse(before, before, by), threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.005):
+            use.process_peak_bytes = max(use.process_peak_bytes, devices.resident_memory())
+
+    watcher = threading.Thread(target=watch, name="watch", daemon=True)
+    if by == "sampling":
+        watcher.start()
     try:
-        yield tracker
+        yield use
     finally:
         devices.synchronize(device)
-        tracker.finish(device, model, by_kernel)
-        watcher.join()
+        ended.set()
+        if by == "sampling":
+            watcher.join()
+        now = devices.peak_memory("cpu") if by == "kernel" else devices.resident_memory()
+        use.process_peak_bytes = max(use.process_peak_bytes, now or 0)
+        use.device_peak_bytes = None if device == "cpu" else devices.peak_memory(device)
 
 
 def private_memory() -> int | None:
@@ -109,67 +75,238 @@ def private_memory() -> int | None:
 
 
 @dataclass(frozen=True)
-class Leak:
-    """Bytes left behind by each call: the Theil-Sen slope of ``readings`` over the calls, with its interval.
+class Reading:
+    """The energy counters at one moment; without counters, ``joules`` is empty and ``reason`` says why."""
 
-    Theil (1950), Sen (1968): the median of the slopes of all pairs, which a few jumps do not move. The
-    interval takes readings to be independent; they are not quite, which is why ``verdict`` has a floor.
-    """
-
-    readings: tuple[int, ...]  # bytes held after each call
-    slope: float | None
-    low: float | None
-    high: float | None
-    floor: int = LEAK_FLOOR
-    level: float = 0.95
+    source: str = ""  # "RAPL" or "NVML"
+    joules: tuple[float, ...] = ()  # one counter for each processor package or card, from an arbitrary start
+    range_j: tuple[float, ...] = ()  # where each counter starts again from zero; 0: not known
     reason: str | None = None
 
-    @property
-    def verdict(self) -> Literal["leaks", "no leak found", "cannot tell"]:
-        """A leak has its whole interval above the floor; none has it below; in between nobody knows."""
-        if self.low is None or self.high is None:
-            return "cannot tell"
-        return (
-            "leaks" if self.low > self.floor else "no leak found" if self.high < self.floor else "cannot tell"
-        )
 
+def read_energy(device: str = "cpu", powercap: Path = Path("/sys/class/powercap")) -> Reading:
+    """The energy counters behind a device now. Never raises: what cannot be read is a reason.
 
-def leak_slope(readings: Sequence[int], level: float = 0.95) -> Leak:
-    """The slope of memory readings taken after each of some equal calls, bytes per call.
-
-    Below 10 readings there is no slope but a reason (``scipy.stats.theilslopes``).
+    RAPL covers whole processor packages, other processes and idle power included, but no memory modules;
+    NVML covers one whole card and not its host.
     """
-    from scipy import stats
-
-    held = tuple(readings)
-    if len(held) < 10:
-        reason = f"n = {len(held)}: too few calls to tell a trend (10 are needed)"
-        return Leak(held, None, None, None, level=level, reason=reason)
-    found = stats.theilslopes(held, alpha=level)
-    return Leak(held, float(found.slope), float(found.low_slope), float(found.high_slope), level=level)
+    kind, _, card = device.partition(":")
+    if kind == "cuda":
+        return _nvml(int(card or 0))
+    return _rapl(powercap) if kind == "cpu" else Reading(reason=f"no energy counter is known for {kind}")
 
 
-def leak_test(
-    call: Callable[[], object], device: str = "cpu", calls: int = LEAK_CALLS, warm_up: int = LEAK_WARM_UP
-) -> Leak:
-    """Run the same call again and again and look whether the memory it leaves behind grows.
+def _rapl(powercap: Path) -> Reading:
+    """The package zones of Linux's powercap tree (docs.kernel.org/power/powercap/powercap.html).
 
-    First calls fill caches and are left out. Before each reading garbage is collected and freed pages are
-    handed back, so that only what something still holds is counted: private memory, the device's allocator.
-    Raises LabError where the system does not tell a process's private memory.
+    Zones below a package are parts of it or read apart, "psys" contains it, and intel-rapl-mmio shows it a
+    second time: none of them is added.
     """
-    if private_memory() is None:
-        raise LabError("This system does not tell a process's private memory: there is no leak test here.")
-    for _ in range(warm_up):
-        call()
-    loading.release(device)
-    gc.freeze()  # what is there already need not be looked through at every reading
-    readings = []
+    joules, ranges = [], []
     try:
-        for _ in range(calls):
-            call()
-            loading.release(device)
-            readings.append((private_memory() or 0) + devices.allocated_memory(device))
+        for zone in sorted(powercap.glob("intel-rapl:*")):
+            if zone.name.count(":") == 1 and (zone / "name").read_text().startswith("package"):
+                joules.append(int((zone / "energy_uj").read_text()) / 1e6)
+                ranges.append(int((zone / "max_energy_range_uj").read_text()) / 1e6)
+    except PermissionError:  # since CVE-2020-8694
+        return Reading(reason="only the administrator may read the processor's energy counter (energy_uj)")
+    except (OSError, ValueError) as error:
+        return Reading(reason=f"the processor's energy counter cannot be read ({type(error).__name__})")
+    if not joules:
+        return Reading(reason="this machine shows no energy counter of its processor (powercap)")
+    return Reading("RAPL", tuple(joules), tuple(ranges))
+
+
+def _nvml(index: int) -> Reading:
+    """The card's counter since its driver was loaded; Volta or newer."""
+    try:
+        import pynvml
+    except ImportError:
+        return Reading(reason="reading the card's energy counter needs the package nvidia-ml-py")
+    import torch
+
+    try:
+        pynvml.nvmlInit()
+        # By name: CUDA_VISIBLE_DEVICES renumbers cards for torch and not for NVML.
+        card = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(index).uuid}")
+        return Reading("NVML", (pynvml.nvmlDeviceGetTotalEnergyConsumption(card) / 1e3,), (0.0,))
+    except (pynvml.NVMLError, RuntimeError, AssertionError) as error:  # torch's own are the latter two
+        return Reading(reason=f"the card's energy counter cannot be read ({error})")
+
+
+def spent_joules(before: Reading, after: Reading) -> float | None:
+    """Joules between two readings; None without a counter, or if one went back and has no known range."""
+    if not before.joules or (before.source, before.range_j) != (after.source, after.range_j):
+        return None
+    counters = zip(before.joules, after.joules, before.range_j, strict=True)
+    steps = [last - first + (around if last < first else 0.0) for first, last, around in counters]
+    return sum(steps) if min(steps) >= 0 else None
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one row took of its machine: seconds, and joules where they were measured."""
+
+    seconds: float
+    joules: float | None
+
+    def since(self, earlier: Share) -> Share:
+        """What came after an earlier share."""
+        measured = self.joules is not None and earlier.joules is not None
+        joules = (self.joules or 0.0) - (earlier.joules or 0.0) if measured else None
+        return Share(self.seconds - earlier.seconds, joules)
+
+
+class Ledger:
+    """Splits the time and the energy of a batch among the rows that are alive.
+
+    In every step each live row gets one token, so between two moments all of them pay the same. Of our own,
+    because libraries (codecarbon, zeus) meter a process and not the rows of a batch.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        clock: Callable[[], float] = time.perf_counter,
+        meter: Callable[[str], Reading] = read_energy,
+    ) -> None:
+        self._device, self._clock, self._meter = device, clock, meter
+        self._time, self._reading = clock(), meter(device)
+        self._share = Share(0.0, 0.0 if self._reading.joules else None)
+
+    def charge(self, alive: int) -> Share:
+        """Split what was spent since the last call, and return what a row paid that was there from the start.
+
+        A later row's share is the difference (``since``) to what this returned when it came in.
+        """
+        now, reading = self._clock(), self._meter(self._device)
+        joules, paid = spent_joules(self._reading, reading), self._share.joules
+        total = None if joules is None or paid is None else paid + joules / alive
+        self._share = Share(self._share.seconds + (now - self._time) / alive, total)
+        self._time, self._reading = now, reading
+        return self._share
+
+
+@dataclass(frozen=True)
+class Moment(Record):
+    """The machine at one moment of a pass: before, at the end of, and after the generation."""
+
+    other_load: float  # 0..1: share of all cores' time used by other processes since the last reading
+    spin_s: float | None  # time of a fixed piece of work; None at the end of the generation
+    frequency_mhz: float | None  # mean of the cores (a virtual machine may report a constant)
+    throttled: int | None  # thermal throttling events since boot
+
+
+@dataclass(frozen=True)
+class NoisePass(Record):
+    """A row of noise.jsonl: the conditions under which rows were made. Other work on a GPU is not seen."""
+
+    keys: tuple[str, ...]  # of the rows
+    before: Moment
+    during: Moment
+    after: Moment
+    other_load: float  # 0..1, from the beginning of before to the end of after
+    warm_ups: int  # generations before the first timed one, in no row
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def drift(self) -> float:
+        """Change of the fixed work's time over the pass: +0.1 is 10% slower afterwards."""
+        before, after = self.before.spin_s, self.after.spin_s
+        return after / before - 1 if before and after else 0.0
+
+
+@contextmanager
+def recorded(path: Path | None, keys: Sequence[str], warm_ups: int = 0) -> Iterator[None]:
+    """Record the conditions under which the rows ``keys`` of the file ``path`` are made, if there are any."""
+    if path is None or not keys:
+        yield
+        return
+    start = cpu_times()
+    before, middle = _moment(start, spin()), cpu_times()
+    try:
+        yield
     finally:
-        gc.unfreeze()
-    return leak_slope(readings)
+        during, end = _moment(middle), cpu_times()  # read at once: the clock is still the one of the work
+        after = _moment(end, spin())
+        load = other_load(start, cpu_times())
+        row = NoisePass(tuple(keys), before, during, after, load, warm_ups)
+        store.append_row(path.with_name(NOISE_FILE), row)
+
+
+def passes(folder: Path, keys: Iterable[str]) -> list[NoisePass]:
+    """The passes of a model's folder that made any of the rows ``keys``, oldest first."""
+    wanted = set(keys)
+    return [found for found in store.read_rows(folder / NOISE_FILE, NoisePass) if wanted & set(found.keys)]
+
+
+def verdict(found: Sequence[NoisePass]) -> str:
+    """ "quiet", "noisy: " with the reasons, or "not recorded": the words beside every timing of a run."""
+    if not found:
+        return "not recorded"
+    worst, reasons = metrics(found), []
+    if (load := worst["noise/other_load"]) > MOST_LOAD:
+        reasons.append(f"{load:.0%} load by other processes")
+    if abs(drift := worst["noise/clock_drift"]) > MOST_DRIFT:
+        reasons.append(f"clock drift of {drift:+.0%}")
+    if any((p.after.throttled or 0) > (p.before.throttled or 0) for p in found):
+        reasons.append("the processor throttled")
+    return f"noisy: {', '.join(reasons)}" if reasons else "quiet"
+
+
+def metrics(found: Sequence[NoisePass]) -> dict[str, float]:
+    """The worst of the passes under ``noise/…``, and how many warm-ups no row shows; empty without passes."""
+    if not found:
+        return {}
+    return {
+        "noise/other_load": max(p.other_load for p in found),
+        "noise/clock_drift": max((p.drift for p in found), key=abs),
+        "latency/warm_ups_excluded": float(sum(p.warm_ups for p in found)),
+    }
+
+
+def spin(clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of a fixed piece of work (about 10 ms), the best of a few: others only add time."""
+    tries = []
+    for _ in range(SPIN_TRIES):
+        started = clock()
+        sum(range(500_000))
+        tries.append(clock() - started)
+    return min(tries)
+
+
+def cpu_times() -> Times:
+    """Wall clock, busy time of all cores, and that of this process with its children (psutil)."""
+    import psutil
+
+    idle, mine = ("idle", "iowait", "guest", "guest_nice"), 0.0  # guests are in user and nice too
+    busy = sum(used for kind, used in psutil.cpu_times()._asdict().items() if kind not in idle)
+    for process in (me := psutil.Process(), *me.children(recursive=True)):
+        with suppress(psutil.Error):  # it ended while we looked: its time is in the parent's from now on
+            mine += sum(process.cpu_times()[:4])  # user and system, and those of its children that ended
+    return time.monotonic(), busy, mine
+
+
+def other_load(first: Times, last: Times) -> float:
+    """Share of all cores' time, 0..1, that other processes used between two readings (10 ms resolution)."""
+    import psutil
+
+    wall, busy, mine = (b - a for a, b in zip(first, last, strict=True))
+    cores = psutil.cpu_count() or 1
+    return min(1.0, max(0.0, (busy - mine) / (wall * cores))) if wall > 0 else 0.0
+
+
+def _moment(since: Times, spin_s: float | None = None) -> Moment:
+    import psutil
+
+    clock = None
+    with suppress(AttributeError, OSError, NotImplementedError):  # where the system does not tell
+        clock = psutil.cpu_freq()
+    mhz = float(clock.current) if clock and clock.current else None
+    return Moment(other_load(since, cpu_times()), spin_s, mhz, throttle_events())
+
+
+def throttle_events(cpus: Path = Path("/sys/devices/system/cpu")) -> int | None:
+    """Thermal throttling events of all cores since boot (Linux on Intel); None where nothing counts them."""
+    counts = [int(path.read_text()) for path in cpus.glob("cpu[0-9]*/thermal_throttle/core_throttle_count")]
+    return sum(counts) if counts else None

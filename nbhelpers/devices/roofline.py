@@ -11,19 +11,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nbhelpers import store
 from nbhelpers.devices import device as devices
-from nbhelpers.records import SCHEMA_VERSION, Record, Settings
+from nbhelpers.records import DTYPES, SCHEMA_VERSION, Record
 
-MIB = 2**20
 SIZES_MIB = (1, 4, 16, 64, 256)  # working sets: from a processor's cache to well beyond it
-COLUMNS = 1024  # of the matrix that is read
-MATRIX = 512  # rows and columns of the product that gives the rate of arithmetic
-SECONDS = 2.0
+COLUMNS, MATRIX = (
+    1024,
+    512,
+)  # of the matrix that is read; both sides of those multiplied
 
 
 @dataclass(frozen=True)
@@ -38,32 +39,47 @@ class MachineSpeed(Record):
     schema_version: int = SCHEMA_VERSION
 
 
-def measure(device: str = "cpu", dtype: str = "float32", seconds: float = SECONDS) -> MachineSpeed:
+def measure(device: str = "cpu", dtype: str = "float32", seconds: float = 2.0) -> MachineSpeed:
     """Bandwidth of matrix-vector products by working set, and rate of matrix products; about ``seconds``.
 
-    The best of as many tries as the time allows: disturbances only slow down. A smaller working set can be
-    read at least as fast as a larger one, so a slower measurement of it (overhead) is raised to that.
+    A smaller working set can be read at least as fast as a larger one, so a slower measurement of it
+    (overhead) is raised to that.
     """
     import torch
 
-    kind, each = getattr(torch, dtype), seconds / (len(SIZES_MIB) + 1)
+    ones = partial(torch.ones, dtype=getattr(torch, dtype), device=device)
+    each, sizes = seconds / (len(SIZES_MIB) + 1), tuple(size * 2**20 for size in SIZES_MIB)
     bandwidth = []
-    for size in SIZES_MIB:
-        rows = size * MIB // (COLUMNS * kind.itemsize)
-        weights = torch.ones(rows, COLUMNS, dtype=kind, device=device)
-        vector = torch.ones(COLUMNS, dtype=kind, device=device)
-        bandwidth.append(weights.nbytes / _best(partial(torch.mv, weights, vector), each, device))
-    square = torch.ones(MATRIX, MATRIX, dtype=kind, device=device)
+    for size in sizes:
+        weights, vector = ones(size // (COLUMNS * DTYPES[dtype]), COLUMNS), ones(COLUMNS)
+        bandwidth.append(size / _best(partial(torch.mv, weights, vector), each, device))
+    square = ones(MATRIX, MATRIX)
     # A linear layer multiplies by a transposed matrix: CPUs may have no fast routine for the other layout.
     rate = 2 * MATRIX**3 / _best(partial(torch.mm, square, square.T), each, device)
     envelope = np.maximum.accumulate(bandwidth[::-1])[::-1]
-    sizes = tuple(size * MIB for size in SIZES_MIB)
-    return MachineSpeed(device, dtype, sizes, tuple(float(b) for b in envelope), rate)
+    return MachineSpeed(device, dtype, sizes, tuple(envelope.tolist()), rate)
 
 
-def speed_for(settings: Settings, device: str, dtype: str) -> MachineSpeed:
-    """The run's speed of this device and dtype, measured by the first model that asks."""
-    path = store.run_dir(settings) / f"speed_{device}_{dtype}.json"
+def _best(work: Callable[[], object], seconds: float, device: str) -> float:
+    """Shortest time of one call in seconds: disturbances only slow down.
+
+    On an accelerator calls are queued, so that only work counts.
+    """
+    calls, best, stop = 1 if device == "cpu" else 20, float("inf"), time.perf_counter() + seconds
+    work()
+    devices.synchronize(device)
+    while time.perf_counter() < stop or best == float("inf"):
+        started = time.perf_counter()
+        for _ in range(calls):
+            work()
+        devices.synchronize(device)
+        best = min(best, (time.perf_counter() - started) / calls)
+    return best
+
+
+def machine_speed(folder: Path, device: str, dtype: str) -> MachineSpeed:
+    """The speed in a run's folder; measured and written there by the first model that asks."""
+    path = folder / f"speed_{device}_{dtype}.json"
     if not path.exists():
         store.write_json(path, measure(device, dtype))
     return store.read_json(path, MachineSpeed)
@@ -77,13 +93,11 @@ def bandwidth_at(speed: MachineSpeed, working_set: float) -> float:
 def decode_bound(speed: MachineSpeed, weight_bytes: int, cache_bytes: int, rows: int = 1) -> float:
     """The most tokens per second of ``rows`` together. cache_bytes: keys and values of one row.
 
-    Operations: two per weight and row; those of attention, few at short contexts, are left out, which leaves
-    the bound a bound.
+    Operations are two per weight and row; without the few of attention the bound stays a bound.
     """
-    item = 4 if speed.dtype == "float32" else 2
     read = weight_bytes + rows * cache_bytes
     reading = read / bandwidth_at(speed, read)
-    arithmetic = 2 * (weight_bytes / item) * rows / speed.operations_per_s
+    arithmetic = 2 * (weight_bytes / DTYPES[speed.dtype]) * rows / speed.operations_per_s
     return rows / max(reading, arithmetic)
 
 
@@ -98,17 +112,3 @@ def bytes_per_step(model: Any) -> int:
     tables = {m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     tables -= {output.weight} if output is not None else set()
     return sum(p.nbytes for p in model.parameters() if p not in tables)
-
-
-def _best(work: Callable[[], object], seconds: float, device: str) -> float:
-    """Shortest time of one call in seconds. On an accelerator calls are queued, so that only work counts."""
-    calls, best, stop = 1 if device == "cpu" else 20, float("inf"), time.perf_counter() + seconds
-    work()
-    devices.synchronize(device)
-    while time.perf_counter() < stop or best == float("inf"):
-        started = time.perf_counter()
-        for _ in range(calls):
-            work()
-        devices.synchronize(device)
-        best = min(best, (time.perf_counter() - started) / calls)
-    return best

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nbhelpers import registry
+from nbhelpers import registry, store
 from nbhelpers.devices import device as devices
+from nbhelpers.devices import fit
 from nbhelpers.devices.device import DeviceReport, DtypeTrial
 from nbhelpers.generation.decode import decode, decode_by_generate, engine_for
 from nbhelpers.loading import load as loading
@@ -38,8 +39,10 @@ def choose(report: DeviceReport, settings: Settings) -> DeviceReport:
     A dtype asked for stays, as does that of a model below 50 million parameters or whose float32 weights,
     the reference, do not fit.
     """
-    trials = devices.kept_trials(settings, report.device)
-    if report.dtype_reason == devices.ASKED:
+    path = registry.model_dir(settings) / "device.json"
+    old = store.read_json(path, DeviceReport) if path.exists() else report
+    trials = old.dtype_trials if old.device == report.device else ()
+    if report.dtype_asked:
         return devices.with_trials(report, trials)
     spec = registry.resolve(settings.model)
     if spec.parameters is None:
@@ -47,10 +50,11 @@ def choose(report: DeviceReport, settings: Settings) -> DeviceReport:
     if (spec.parameters or 0) < SMALLEST:
         return _unmeasured(report, f"below {SMALLEST / 1e6:.0f} million parameters")
     if not trials or trials[0].revision != loading.revision_of(spec):
-        fits = devices.fit_table([spec], report, ROWS, TOKENS)[0].fits
-        if "float32" not in fits:
+        needs = {dtype: fit.generation_need(spec, dtype, ROWS, TOKENS) for dtype in report.dtypes}
+        fitting = [dtype for dtype, need in needs.items() if fit.fits(need, report.memory_free_bytes)]
+        if "float32" not in fitting:
             return _unmeasured(report, "float32, the reference, does not fit")
-        trials = probe(spec, report.device, fits)
+        trials = probe(spec, report.device, fitting)
     return devices.with_trials(report, trials)
 
 

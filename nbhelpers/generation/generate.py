@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nbhelpers import registry, store
 from nbhelpers.devices import device as devices
-from nbhelpers.devices import energy, noise
+from nbhelpers.devices import meters
 from nbhelpers.generation import failures, inputs
 from nbhelpers.generation.decode import Row, decode, decode_by_generate, engine_for
 from nbhelpers.generation.inputs import Job, Purpose, Request
@@ -167,7 +167,7 @@ def _complete(
         if jobs:
             size = batch_size or inputs.best_batch_size(loaded, jobs)
             ends = inputs.end_tokens(loaded) if stop else frozenset()
-            with noise.recorded(path, [job.request.key for job in jobs], warm_ups):
+            with meters.recorded(path, [job.request.key for job in jobs], warm_ups):
                 _run(loaded, jobs, settings, keep, size, ends)
     return [have[request.key] for request in wanted]
 
@@ -215,7 +215,7 @@ def _decode(
 ) -> tuple[list[Job], list[Job], Exception | None]:
     """Decode the jobs. Returns those that had started and did not end, those that never started, and why."""
     waiting, started = dict(enumerate(jobs)), dict[int, Job]()
-    paid: dict[int, energy.Share] = {}  # by the rows before it, when a row started
+    paid: dict[int, meters.Share] = {}  # by the rows before it, when a row started
     engine = engine_for(loaded.model)
     run = decode if engine == "loop" else decode_by_generate
     limit_s = limits.current().batch_s
@@ -236,7 +236,7 @@ def _decode(
     ids, room = [job.ids for job in jobs], [job.limit for job in jobs]
     try:
         devices.synchronize(loaded.device)
-        ledger = energy.Ledger(loaded.device)
+        ledger = meters.Ledger(loaded.device)
         run(loaded.model, ids, room, choose, ends, on_row, slots=size, on_admit=on_admit, limit_s=limit_s)
     except LabError:  # the file could not be written: nothing that another batch could mend
         raise
@@ -259,7 +259,7 @@ def _sample(
     batch_size: int,
     row: Row | None = None,
     error: Exception | None = None,
-    share: energy.Share | None = None,
+    share: meters.Share | None = None,
     engine: Engine = "loop",
 ) -> Sample:
     """The record of one row, or of its failure."""

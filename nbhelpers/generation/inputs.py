@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from nbhelpers import store
 from nbhelpers.devices import device as devices
+from nbhelpers.devices import fit
 from nbhelpers.loading import tokenizer as chat
 from nbhelpers.records import LabError, ModelSpec, Prompt, Settings
 
@@ -114,20 +115,10 @@ def end_tokens(loaded: Loaded) -> frozenset[int]:
 
 
 def best_batch_size(loaded: Loaded, jobs: Sequence[Job]) -> int:
-    """As many rows as fit half of the free memory, at most 128, split evenly where there are more.
-
-    A row needs its key-value cache, 2 x layers x key-value heads x head size x tokens x item size, and about
-    24 bytes per vocabulary entry for logits and noise.
-    A model without attention is reckoned as if it had some.
-    """
-    config = loaded.model.config.get_text_config()
-    heads = getattr(config, "num_attention_heads", None) or config.hidden_size
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    tokens = max(len(job.ids) + job.limit for job in jobs)
-    cache = 2 * config.num_hidden_layers * kv_heads * head_size * tokens * loaded.model.dtype.itemsize
-    row = cache + 24 * config.vocab_size
-    most = min(BATCH_CAP, max(1, devices.free_memory(loaded.device) // (2 * row)))
+    """As many rows as fit the free memory, at most 128, split evenly where there are more."""
+    tokens, report = max(len(job.ids) + job.limit for job in jobs), loaded.report
+    one = fit.generation_need(loaded.spec, report.dtype, 1, tokens, report.vocabulary)
+    most = min(BATCH_CAP, max(1, fit.rows_that_fit(one, devices.free_memory(loaded.device), loaded=True)))
     return math.ceil(len(jobs) / math.ceil(len(jobs) / most))
 
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from nbhelpers import registry, store
 from nbhelpers.devices import device as devices
+from nbhelpers.devices import fit
 from nbhelpers.devices.device import DeviceReport
 from nbhelpers.loading import downloads
 from nbhelpers.loading.folder import (
@@ -31,7 +32,6 @@ from nbhelpers.loading.random_weights import random_weights, shape_revision
 from nbhelpers.records import SCHEMA_VERSION, LabError, ModelSpec, Record, Settings
 from nbhelpers.runner import limits
 
-FRAMEWORK_BYTES = 2**28  # assumed: what torch itself takes for a model's first passes
 MEMORY_LOOK_S = 1.0
 SHAPE_TOKENIZER = "lab-gpt2"  # any text becomes ids below 4,096, which every registered architecture has
 CONFIG_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja")
@@ -296,17 +296,16 @@ def _check_numbers(folder: Path, name: str) -> None:
 
 def _wait_for_room(spec: ModelSpec, place: DeviceReport) -> None:
     """Compare what a model needs with what is free, again while the run's limit allows. Raises LabError."""
-    weights = (spec.parameters or 0) * devices.ITEM_BYTES[place.dtype]
-    tokens = min(spec.context or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
-    cache = devices.kv_cache_bytes(spec, 1, tokens, place.dtype)
+    needed = fit.generation_need(spec, place.dtype, tokens=DEFAULT_CONTEXT)
     until, free = time.monotonic() + limits.current().memory_wait_s, place.memory_free_bytes
-    while weights + cache + FRAMEWORK_BYTES > free:
+    while not fit.fits(needed, free):
         if time.monotonic() >= until:
-            need, cached, base, room = (n / 2**30 for n in (weights, cache, FRAMEWORK_BYTES, free))
+            weights, cache, room = (n / 2**30 for n in (needed.weights, needed.cache, free))
             raise LabError(
-                f"The weights of {spec.alias} take {need:.1f} GiB in {place.dtype}, the cache of one row "
-                f"{cached:.1f} and the framework {base:.1f}, and {place.device} has {room:.1f} GiB free: "
-                "choose a half dtype or a smaller model, or wait with --wait-for-memory."
+                f"The model {spec.alias!r} does not fit: its weights take {weights:.1f} GiB in {place.dtype} "
+                f"and the cache of one row {cache:.1f}, and {fit.HEADROOM:.0%} of {room:.1f} GiB free on "
+                f"{place.device} may be used: choose a half dtype or a smaller model, or wait with "
+                "--wait-for-memory."
             )
         time.sleep(MEMORY_LOOK_S)
         free = devices.free_memory(place.device)

@@ -13,7 +13,7 @@ from nbhelpers.devices import device as devices
 from nbhelpers.loading import load as loading
 from nbhelpers.loading.folder import count_parameters
 from nbhelpers.loading.load import Loaded
-from nbhelpers.records import LabError, ModelSpec
+from nbhelpers.records import DTYPES, LabError, ModelSpec
 
 MIB = 2**20
 
@@ -25,7 +25,7 @@ def weight_bytes(spec: ModelSpec, device: str = "auto", dtype: str = "auto") -> 
     """
     folder = loading.fetch(spec)
     count = (spec.parameters or 0) if spec.kind == "shape" else count_parameters(folder, spec.alias)
-    return count * devices.ITEM_BYTES[devices.detect(device, dtype).dtype]
+    return count * DTYPES[devices.detect(device, dtype).dtype]
 
 
 @dataclass

@@ -11,7 +11,7 @@ from statistics import fmean
 
 from nbhelpers import registry, store
 from nbhelpers.devices import device as devices
-from nbhelpers.devices import noise
+from nbhelpers.devices import meters
 from nbhelpers.generation import generate as generation
 from nbhelpers.loading import load as loading
 from nbhelpers.loading.load import LoadingReport
@@ -65,7 +65,7 @@ def summarise(settings: Settings) -> Result:
     scores = store.all_rows(registry.model_dir(settings) / "scores.jsonl", Score)
     money = costs.cost_summary(samples, device)
     rows = itertools.chain(samples, generation.latency_for(settings))
-    passes = noise.passes(registry.model_dir(settings), (row.key for row in rows))
+    passes = meters.passes(registry.model_dir(settings), (row.key for row in rows))
     differ, compared = generation.batch_variants(samples, generation.latency_for(settings))
     variants = {"samples/batch_variant_rate": differ / compared} if compared else {}
     result = Result(
@@ -82,10 +82,10 @@ def summarise(settings: Settings) -> Result:
         primary=scoring.PRIMARY,
         quality_applies=loaded.quality_applies,
         quality=report.quality,
-        metrics=flat_metrics(report, loaded, samples, money) | noise.metrics(passes) | variants,
+        metrics=flat_metrics(report, loaded, samples, money) | meters.metrics(passes) | variants,
         per_prompt=by_prompt(scores, scoring.PRIMARY),
         settings=dataclasses.replace(settings, run_dir=""),
-        noise=noise.verdict(passes),
+        noise=meters.verdict(passes),
     )
     store.write_json(registry.model_dir(settings) / "result.json", result)
     return result

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbhelpers.devices import energy
-from nbhelpers.devices.energy import Ledger, Reading, Share
+from nbhelpers.devices import meters
+from nbhelpers.devices.meters import Ledger, Reading, Share
 
 
 def plant(tree: Path, zone: str, name: str, microjoules: int, around: int = 1_000_000_000) -> None:
@@ -28,12 +28,12 @@ def test_two_packages_are_added_and_nothing_is_counted_twice(tmp_path: Path) -> 
     plant(tmp_path, "intel-rapl:1", "package-1", 7_000_000)
     plant(tmp_path, "intel-rapl:2", "psys", 99_000_000)  # the whole board, packages included
     plant(tmp_path, "intel-rapl-mmio:0", "package-0", 5_000_000)  # package 0 once more
-    before = energy.read("cpu", tmp_path)
+    before = meters.read_energy("cpu", tmp_path)
     assert before == Reading("RAPL", (5.0, 7.0), (1000.0, 1000.0))
     plant(tmp_path, "intel-rapl:0", "package-0", 6_500_000)
     plant(tmp_path, "intel-rapl:0:0", "core", 5_400_000)
     plant(tmp_path, "intel-rapl:1", "package-1", 7_250_000)
-    assert energy.spent(before, energy.read("cpu", tmp_path)) == pytest.approx(1.75)
+    assert meters.spent_joules(before, meters.read_energy("cpu", tmp_path)) == pytest.approx(1.75)
 
 
 @given(st.integers(0, 999), st.integers(0, 999), st.integers(0, 999))
@@ -41,31 +41,36 @@ def test_a_counter_that_starts_again_loses_nothing(start: int, first: int, secon
     """Two counters of range 1,000 J, read as the hardware shows them: modulo their range."""
     before = Reading("RAPL", (float(start), 0.0), (1000.0, 1000.0))
     after = Reading("RAPL", ((start + first) % 1000, float(second)), (1000.0, 1000.0))
-    assert energy.spent(before, after) == pytest.approx(first + second)
+    assert meters.spent_joules(before, after) == pytest.approx(first + second)
 
 
 def test_a_wrap_in_the_tree(tmp_path: Path) -> None:
     plant(tmp_path, "intel-rapl:0", "package-0", 262_143_000_000, 262_143_328_850)
-    before = energy.read("cpu", tmp_path)
+    before = meters.read_energy("cpu", tmp_path)
     plant(tmp_path, "intel-rapl:0", "package-0", 671_150, 262_143_328_850)
-    assert energy.spent(before, energy.read("cpu", tmp_path)) == pytest.approx(1.0, abs=1e-6)
+    assert meters.spent_joules(before, meters.read_energy("cpu", tmp_path)) == pytest.approx(1.0, abs=1e-6)
 
 
 def test_a_counter_that_went_back_without_a_known_range_is_no_measurement() -> None:
-    assert energy.spent(Reading("NVML", (9.0,), (0.0,)), Reading("NVML", (8.0,), (0.0,))) is None
+    assert meters.spent_joules(Reading("NVML", (9.0,), (0.0,)), Reading("NVML", (8.0,), (0.0,))) is None
 
 
 def test_without_a_counter_there_is_a_reason_and_no_number(tmp_path: Path) -> None:
-    missing = energy.read("cpu", tmp_path / "absent")
+    missing = meters.read_energy("cpu", tmp_path / "absent")
     assert missing.joules == () and "no energy counter" in (missing.reason or "")
     plant(tmp_path, "intel-rapl:0", "package-0", 1)
-    good = energy.read("cpu", tmp_path)
+    good = meters.read_energy("cpu", tmp_path)
     (tmp_path / "intel-rapl:0" / "energy_uj").write_text("")
-    broken = energy.read("cpu", tmp_path)
+    broken = meters.read_energy("cpu", tmp_path)
     assert broken.joules == () and "cannot be read" in (broken.reason or "")
-    assert energy.spent(missing, missing) is energy.spent(good, broken) is energy.spent(broken, good) is None
+    assert (
+        meters.spent_joules(missing, missing)
+        is meters.spent_joules(good, broken)
+        is meters.spent_joules(broken, good)
+        is None
+    )
     for device in ("mps", "xpu"):
-        assert device in (energy.read(device, tmp_path).reason or "")
+        assert device in (meters.read_energy(device, tmp_path).reason or "")
 
 
 def test_a_counter_that_only_root_may_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,14 +83,14 @@ def test_a_counter_that_only_root_may_read_says_so(tmp_path: Path, monkeypatch: 
         return plain(path)
 
     monkeypatch.setattr(Path, "read_text", refused)
-    reading = energy.read("cpu", tmp_path)
+    reading = meters.read_energy("cpu", tmp_path)
     assert reading.joules == () and "administrator" in (reading.reason or "")
 
 
 def test_this_machine_has_a_counter_or_a_reason() -> None:
-    before, after = energy.read(), energy.read()
+    before, after = meters.read_energy(), meters.read_energy()
     if before.joules:
-        assert (energy.spent(before, after) or 0.0) >= 0
+        assert (meters.spent_joules(before, after) or 0.0) >= 0
     else:
         assert before.reason
 
@@ -116,13 +121,13 @@ def card(monkeypatch: pytest.MonkeyPatch, millijoules: int | None) -> None:
 
 def test_nvml_counts_millijoules_of_the_card_that_torch_means(monkeypatch: pytest.MonkeyPatch) -> None:
     card(monkeypatch, 12_500)
-    before = energy.read("cuda:1")
+    before = meters.read_energy("cuda:1")
     card(monkeypatch, 14_000)
-    assert energy.spent(before, energy.read("cuda:1")) == pytest.approx(1.5)
+    assert meters.spent_joules(before, meters.read_energy("cuda:1")) == pytest.approx(1.5)
     card(monkeypatch, None)
-    assert "Not Supported" in (energy.read("cuda:1").reason or "")
+    assert "Not Supported" in (meters.read_energy("cuda:1").reason or "")
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert "nvidia-ml-py" in (energy.read("cuda").reason or "")
+    assert "nvidia-ml-py" in (meters.read_energy("cuda").reason or "")
 
 
 def test_live_rows_share_a_batch_equally() -> None:

@@ -1,152 +1,87 @@
-"""Predicted bytes against what real models, optimizers and caches hold."""
+"""Predicted bytes against what real models and caches hold, and the one rule of what fits."""
 
-import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
-import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nbhelpers import cli, registry
 from nbhelpers.devices import device as devices
-from nbhelpers.devices import fit as memory
+from nbhelpers.devices import fit
 from nbhelpers.loading import load as loading
-from nbhelpers.records import LabError
+from nbhelpers.loading.folder import inspect
+from nbhelpers.records import ModelSpec
 
 
-@pytest.fixture(scope="module", params=registry.embedded_models())
-def net(request):
-    return request.param, loading.load(request.param, "cpu", "float32").model
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_cache_formula_gives_the_bytes_of_a_real_cache(family, dtype):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-
-def kept_by(net, batch, tokens, checkpointing):
-    """Bytes that a forward pass on real numbers keeps, by the addresses of what it packs."""
-    own = {p.untyped_storage().data_ptr() for p in net.parameters()}
-    kept = {}
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage
-        return tensor
-
-    ids = torch.randint(5, 4000, (batch, tokens), generator=torch.Generator().manual_seed(0))
-    if checkpointing:
-        net.gradient_checkpointing_enable()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        net.train()(input_ids=ids, labels=ids, use_cache=False)
-    net.activation_checkpointing_disable()
-    return sum(storage.nbytes() for storage in kept.values())
-
-
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_dry_run_keeps_what_the_model_keeps(net, checkpointing):
-    name, model = net
-    need = memory.training_need(name, 3, 50, checkpointing=checkpointing)
-    assert need.activations == pytest.approx(kept_by(model, 3, 50, checkpointing), rel=0.005)
-
-
-def test_states_are_what_the_optimizer_holds(net):
-    name, model = net
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
-    ids = torch.full((1, 8), 7)
-    model(input_ids=ids, labels=ids).loss.backward()
-    optimizer.step()
-    tensors = [t for state in optimizer.state.values() for t in state.values() if t.dim()]
-    need = memory.training_need(name, 1, 8)
-    assert need.optimizer == sum(t.nbytes for t in tensors)
-    assert need.gradients == sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
-    assert need.weights == loading.parameter_bytes(model)
-
-
-def test_the_cache_is_what_the_model_fills(net):
-    name, model = net
+    sizes = {
+        "gpt2": {"n_embd": 24, "n_layer": 3, "n_head": 4},
+        "llama": {
+            "hidden_size": 24,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "intermediate_size": 8,
+        },
+    }
+    config = AutoConfig.for_model(family, vocab_size=10, **sizes[family])
+    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     with torch.inference_mode():
-        cache = model.eval()(torch.full((2, 40), 7), use_cache=True).past_key_values
+        cache = model(input_ids=torch.ones(5, 7, dtype=torch.long), use_cache=True).past_key_values
+    real = sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))
+    kv_heads = 4 if family == "gpt2" else 2
+    spec = ModelSpec("x", "x", "local", layers=3, kv_heads=kv_heads, head_dim=6)
+    assert fit.kv_cache_bytes(spec, rows=5, tokens=7, dtype=dtype) == real
+
+
+@pytest.mark.parametrize("name", registry.embedded_models())
+def test_the_need_is_what_a_model_holds_and_fills(name):
+    import torch
+
+    model = loading.load(name, "cpu", "float32").model
+    with torch.inference_mode():
+        cache = model(torch.full((2, 40), 7), use_cache=True).past_key_values
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    assert memory.inference_need(name, 2, 40).cache == held
+    need = fit.generation_need(inspect(registry.resolve(name)), "float32", 2, 40)
+    assert (need.weights, need.cache, need.logits) == (sum(p.nbytes for p in model.parameters()), held, 0)
 
 
-def test_checkpointing_and_half_precision_shrink_activations_alone():
-    plain = memory.training_need("lab-llama", 8, 128)
-    saving = memory.training_need("lab-llama", 8, 128, checkpointing=True)
-    mixed = memory.training_need("lab-llama", 8, 128, "mixed")
-    assert saving.activations < plain.activations / 3
-    assert mixed.activations < plain.activations
-    assert plain.gradients == saving.gradients == mixed.gradients == plain.weights
+@given(
+    parameters=st.integers(1, 10**10),
+    rows=st.integers(1, 64),
+    tokens=st.integers(1, 5000),
+    vocabulary=st.one_of(st.none(), st.integers(1, 300_000)),
+    free=st.integers(1, 10**11),
+)
+def test_a_model_fits_into_nine_tenths_of_the_free_memory(parameters, rows, tokens, vocabulary, free):
+    spec = ModelSpec("x", "x", "hub", parameters=parameters, context=2048, layers=4, kv_heads=2, head_dim=8)
+    for dtype, size in (("float32", 4), ("bf16", 2), ("float16", 2)):
+        need = fit.generation_need(spec, dtype, rows, tokens, vocabulary)
+        cache = 2 * 4 * 2 * 8 * min(tokens, 2048) * rows * size
+        assert need.total == parameters * size + cache + 24 * rows * (vocabulary or 0)
+        assert fit.fits(need, free) == (need.total <= 0.9 * free)
+        one = fit.generation_need(spec, dtype, 1, tokens, vocabulary)
+        most = fit.rows_that_fit(one, free)
+        assert most == 0 or fit.fits(fit.generation_need(spec, dtype, most, tokens, vocabulary), free + 1)
+        assert not fit.fits(fit.generation_need(spec, dtype, most + 1, tokens, vocabulary), free - 1)
+        assert fit.rows_that_fit(one, free, loaded=True) == fit.rows_that_fit(replace(one, weights=0), free)
 
 
-def test_mixed_precision_keeps_half_size_copies_of_the_weights():
-    few, many = (memory.training_need("lab-llama", 1, n, "mixed").activations for n in (1, 33))
-    per_token = (many - few) / 32
-    copies = few - per_token
-    matrices = loading.load("lab-llama", "cpu", "float32").model
-    halves = sum(2 * p.numel() for n, p in matrices.named_parameters() if p.dim() == 2 and "embed" not in n)
-    assert copies == pytest.approx(halves, rel=0.3)
-
-
-def test_the_largest_batch_is_the_last_that_fits():
-    one = memory.training_need("lab-opt", 1, 32)
-    largest = one.largest_batch(200 * 2**20)
-    room = devices.HEADROOM * 200 * 2**20
-    assert memory.training_need("lab-opt", largest, 32).total <= room
-    assert memory.training_need("lab-opt", largest + 2, 32).total > room
-    assert one.largest_batch(one.weights) == 0
-
-
-METER = """
-import ctypes, sys
-ctypes.CDLL(None).mallopt(-3, 2**16)  # glibc hands freed tensors back at once
-import torch
-from nbhelpers.devices import device as devices, fit as memory, meters
-from nbhelpers.loading import load as loading
-torch.set_num_threads(1)
-model = loading.load("lab-llama", "cpu", "float32").model.train()
-optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
-def step(batch, tokens):
-    ids = torch.full((batch, tokens), 7)
-    model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-step(1, 8)
-loading.release("cpu")
-with meters.track_memory() as meter:
-    step(8, 256)
-need = memory.training_need("lab-llama", 8, 256)
-print(meter.use.process_peak_bytes - meter.use.process_before_bytes, need.activations + need.logits)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's peak can be set back on Linux alone")
-def test_a_real_step_peaks_where_predicted():
-    done = subprocess.run([sys.executable, "-c", METER], capture_output=True, text=True, check=True)
-    measured, predicted = map(int, done.stdout.split())
-    assert measured == pytest.approx(predicted, rel=0.15)
+def test_what_is_not_known_counts_as_nothing():
+    assert fit.generation_need(registry.resolve("someone/unknown"), "float32").total == 0
 
 
 @pytest.mark.parametrize("model", ["shape:bloom-560m", "bloom-560m"])
 def test_an_architecture_is_known_before_a_download(model):
-    need = memory.training_need(model, 1, 16, "mixed")
-    assert need.weights == 559_214_592 * 4 and need.activations > 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (("lab-llama", 0, 8), "at least one row"),
-        (("lab-llama", 1, 513), "at most 512 tokens"),
-        (("lab-llama", 1, 8, "int3"), "use float32, bfloat16, float16, mixed"),
-        (("some/model", 1, 8), "add it to data/models.toml"),
-        (("lab-lama", 1, 8), "did you mean lab-llama"),
-    ],
-)
-def test_mistakes_are_answered_with_a_sentence(arguments, sentence):
-    with pytest.raises(LabError, match=sentence):
-        memory.training_need(*arguments)
-
-
-def test_mixed_is_for_training():
-    with pytest.raises(LabError, match="use float32, bfloat16, float16"):
-        memory.inference_need("lab-llama", dtype="mixed")
+    need = fit.generation_need(inspect(registry.resolve(model)), "bfloat16", 1, 16)
+    assert need.weights == 559_214_592 * 2 and need.cache > 0
 
 
 def run(monkeypatch, capsys, *arguments):
@@ -156,11 +91,24 @@ def run(monkeypatch, capsys, *arguments):
     return stop.value.code, capsys.readouterr()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("lab-llama --batch 0", "at least one row"),
+        ("lab-llama --tokens 513", "at most 512 tokens"),
+        ("lab-llama --dtype mixed", "use float32, bfloat16, float16"),
+        ("some/model", "add it to data/models.toml"),
+        ("lab-lama", "did you mean lab-llama"),
+    ],
+)
+def test_mistakes_are_answered_with_a_sentence(monkeypatch, capsys, arguments, sentence):
+    code, shown = run(monkeypatch, capsys, *arguments.split())
+    assert code == 2 and sentence in " ".join(shown.err.split())
+
+
 def test_the_command_answers(monkeypatch, capsys):
     monkeypatch.setattr(devices, "free_memory", lambda device: 40 * 2**20)
     code, shown = run(monkeypatch, capsys, "lab-gpt2", "--batch", "2", "--tokens", "512")
     assert code == 0 and "fits into 90% of the 40 MiB free on" in shown.out
     code, shown = run(monkeypatch, capsys, "opt-2.7b", "--dtype", "bf16")
     assert code == 0 and "does not fit" in shown.out and shown.out.endswith("none\n")
-    code, shown = run(monkeypatch, capsys, "lab-gpt2", "--checkpointing")
-    assert code == 2 and "add --train" in shown.err

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from nbhelpers import store
-from nbhelpers.devices import noise
-from nbhelpers.devices.noise import Moment, NoisePass
+from nbhelpers.devices import meters
+from nbhelpers.devices.meters import Moment, NoisePass
 
 CALM = Moment(0.01, 0.010, 2400.0, 5)
 QUIET = NoisePass(("a", "b"), CALM, CALM, CALM, 0.02, 1)
@@ -35,48 +35,48 @@ BURN = "print(flush=True)\nwhile True: pass"
 )
 def test_the_words_say_what_crossed_its_threshold(changes: dict[str, object], words: str) -> None:
     one = replace(QUIET, **changes)  # type: ignore[arg-type]
-    assert noise.verdict([one]) == noise.verdict([QUIET, one]) == noise.verdict([one, QUIET]) == words
+    assert meters.verdict([one]) == meters.verdict([QUIET, one]) == meters.verdict([one, QUIET]) == words
 
 
 def test_without_a_record_nothing_is_called_quiet(tmp_path: Path) -> None:
-    assert noise.verdict([]) == noise.verdict(noise.passes(tmp_path, ["a"])) == "not recorded"
-    assert noise.metrics([]) == {}
+    assert meters.verdict([]) == meters.verdict(meters.passes(tmp_path, ["a"])) == "not recorded"
+    assert meters.metrics([]) == {}
 
 
 def test_a_row_finds_the_pass_that_made_it(tmp_path: Path) -> None:
     path = tmp_path / "samples.jsonl"
-    with noise.recorded(path, ["a", "b"]):
+    with meters.recorded(path, ["a", "b"]):
         pass
-    with noise.recorded(path, ["c"], warm_ups=2):
+    with meters.recorded(path, ["c"], warm_ups=2):
         pass
-    with noise.recorded(path, []), noise.recorded(None, ["d"]):
+    with meters.recorded(path, []), meters.recorded(None, ["d"]):
         pass  # nothing was made, or nothing is kept
-    assert [p.keys for p in store.read_rows(tmp_path / noise.FILE, NoisePass)] == [("a", "b"), ("c",)]
-    assert [p.keys for p in noise.passes(tmp_path, ["b", "z"])] == [("a", "b")]
-    assert noise.metrics(noise.passes(tmp_path, ["a", "c"]))["latency/warm_ups_excluded"] == 2
+    assert [p.keys for p in store.read_rows(tmp_path / meters.NOISE_FILE, NoisePass)] == [("a", "b"), ("c",)]
+    assert [p.keys for p in meters.passes(tmp_path, ["b", "z"])] == [("a", "b")]
+    assert meters.metrics(meters.passes(tmp_path, ["a", "c"]))["latency/warm_ups_excluded"] == 2
 
 
 def test_a_pass_that_fails_is_recorded_too(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), noise.recorded(tmp_path / "samples.jsonl", ["a"]):
+    with pytest.raises(KeyboardInterrupt), meters.recorded(tmp_path / "samples.jsonl", ["a"]):
         raise KeyboardInterrupt
-    assert len(noise.passes(tmp_path, ["a"])) == 1
+    assert len(meters.passes(tmp_path, ["a"])) == 1
 
 
 def test_a_planted_burner_is_load_by_others_and_our_own_work_is_not(tmp_path: Path) -> None:
     """A shell of its own starts the burner, so that it is nobody's child here; it counts as another's."""
-    started = noise.cpu_times()
+    started = meters.cpu_times()
     spins = time.perf_counter()
     while time.perf_counter() - spins < 0.5:
-        noise.spin()
-    wall, busy, mine = (b - a for a, b in zip(started, noise.cpu_times(), strict=True))
+        meters.spin()
+    wall, busy, mine = (b - a for a, b in zip(started, meters.cpu_times(), strict=True))
     assert 0 < mine <= busy + 0.05 and mine <= wall + 0.05  # one thread
     child = subprocess.Popen([sys.executable, "-c", BURN], stdout=subprocess.PIPE)
     try:
         assert child.stdout is not None
         child.stdout.readline()
-        first = noise.cpu_times()
+        first = meters.cpu_times()
         time.sleep(0.5)
-        last = noise.cpu_times()
+        last = meters.cpu_times()
         import psutil
 
         used = sum(psutil.Process(child.pid).cpu_times()[:2])
@@ -85,7 +85,7 @@ def test_a_planted_burner_is_load_by_others_and_our_own_work_is_not(tmp_path: Pa
         child.communicate()
     assert last[2] - first[2] == pytest.approx(min(used, 0.5), abs=0.3)  # a child's work is ours
     without_us = (first[0], first[1], 0.0), (last[0], last[1], 0.0)
-    assert noise.other_load(*without_us) > noise.other_load(first, last)
+    assert meters.other_load(*without_us) > meters.other_load(first, last)
 
 
 @pytest.mark.parametrize(
@@ -93,19 +93,19 @@ def test_a_planted_burner_is_load_by_others_and_our_own_work_is_not(tmp_path: Pa
 )
 def test_load_by_hand(monkeypatch: pytest.MonkeyPatch, mine: float, cores: int, load: float) -> None:
     monkeypatch.setattr("psutil.cpu_count", lambda: cores)
-    assert noise.other_load((10.0, 100.0, 5.0), (12.0, 102.0, 5.0 + mine)) == pytest.approx(load)
+    assert meters.other_load((10.0, 100.0, 5.0), (12.0, 102.0, 5.0 + mine)) == pytest.approx(load)
 
 
 def test_the_spin_is_the_best_of_its_tries() -> None:
-    ends = [0.03, 0.01, 0.02, *[0.5] * noise.SPIN_TRIES]
+    ends = [0.03, 0.01, 0.02, *[0.5] * meters.SPIN_TRIES]
     ticks = itertools.chain.from_iterable((10.0 * n, 10.0 * n + took) for n, took in enumerate(ends))
-    assert noise.spin(lambda: next(ticks)) == pytest.approx(0.01)
+    assert meters.spin(lambda: next(ticks)) == pytest.approx(0.01)
 
 
 def test_throttling_counts_every_core_and_none_is_not_zero(tmp_path: Path) -> None:
-    assert noise.throttle_events(tmp_path) is None
+    assert meters.throttle_events(tmp_path) is None
     for core, count in enumerate((3, 4)):
         folder = tmp_path / f"cpu{core}" / "thermal_throttle"
         folder.mkdir(parents=True)
         (folder / "core_throttle_count").write_text(f"{count}\n")
-    assert noise.throttle_events(tmp_path) == 7
+    assert meters.throttle_events(tmp_path) == 7

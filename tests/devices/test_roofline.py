@@ -11,7 +11,6 @@ from tiny_models import FAMILIES, build
 from nbhelpers import store
 from nbhelpers.devices import roofline
 from nbhelpers.devices.roofline import MachineSpeed
-from nbhelpers.records import Settings
 
 MIB = 2**20
 # 40 GB/s from the cache up to 1 MiB, 10 GB/s from 4 MiB on; 100 billion operations a second
@@ -66,13 +65,12 @@ def test_a_measurement_is_plausible_and_made_once_per_run(
 ) -> None:
     monkeypatch.setattr(roofline, "SIZES_MIB", (1, 4))
     monkeypatch.setattr(roofline, "measure", lambda *args, real=roofline.measure: real(*args, seconds=0.05))
-    settings = Settings(run_dir=str(tmp_path))
-    speed = roofline.speed_for(settings, "cpu", "float32")
+    speed = roofline.machine_speed(tmp_path, "cpu", "float32")
     assert speed.sizes_bytes == (MIB, 4 * MIB)
     assert all(
         1e6 < b < 1e13 and math.isfinite(b) for b in (*speed.bandwidth_bytes_per_s, speed.operations_per_s)
     )
     assert list(speed.bandwidth_bytes_per_s) == sorted(speed.bandwidth_bytes_per_s, reverse=True)
-    assert roofline.speed_for(settings, "cpu", "float32") == speed
+    assert roofline.machine_speed(tmp_path, "cpu", "float32") == speed
     assert [path.name for path in tmp_path.iterdir()] == ["speed_cpu_float32.json"]
     assert store.read_json(tmp_path / "speed_cpu_float32.json", MachineSpeed) == speed

@@ -21,7 +21,7 @@ from nbhelpers.devices.device import DeviceReport, DtypeTrial
 from nbhelpers.generation import dtypes
 from nbhelpers.loading import load as loading
 from nbhelpers.loading.load import Loaded
-from nbhelpers.records import Settings
+from nbhelpers.records import DTYPES, Settings
 
 SPEEDS = {"float32": 100.0, "bfloat16": 300.0, "float16": 200.0}
 
@@ -92,7 +92,7 @@ def test_the_fastest_faithful_dtype_is_chosen_and_stays(tmp_path: Path, planted:
     store.write_json(path, replace(report, versions={"torch": "another"}))
     assert devices.device_for(asked).dtype == "bfloat16"  # nor after an update
     by_hand = devices.device_for(replace(asked, dtype="fp16"))
-    assert (by_hand.dtype, by_hand.dtype_reason) == ("float16", devices.ASKED)
+    assert (by_hand.dtype, by_hand.dtype_reason) == ("float16", "asked for")
     assert dtypes.choose(by_hand, replace(asked, dtype="fp16")) == by_hand
     assert devices.device_for(asked).dtype == "bfloat16" and not planted
 
@@ -102,7 +102,7 @@ def test_other_weights_are_tried_again(tmp_path: Path, planted: list[str]) -> No
     old = DtypeTrial("float32", 1.0, 2.0, 1.0, 1.0, "another revision")
     store.write_json(registry.model_dir(asked) / "device.json", here(dtype_trials=(old,)))
     assert dtypes.choose(here(), asked).dtype == "bfloat16"
-    assert planted == list(devices.ITEM_BYTES)
+    assert planted == list(DTYPES)
 
 
 @pytest.mark.parametrize("spoil", [lambda weight: weight.mul_(1.2), lambda weight: weight.fill_(math.nan)])

@@ -22,7 +22,7 @@ from tiny_models import BOS, EOS, FAMILIES, break_above, byte_tokenizer, tiny, w
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from nbhelpers import store
-from nbhelpers.devices import energy
+from nbhelpers.devices import meters
 from nbhelpers.generation import decode as decoding
 from nbhelpers.generation import generate as generation
 from nbhelpers.generation import inputs, sampling
@@ -518,7 +518,7 @@ def test_throughput_by_hand() -> None:
 
     def row(tokens: int, seconds: float) -> Sample:
         made = decoding.Row((5,) * tokens, "length", 0.1, 9.9)
-        return generation._sample(loaded, job, FEW, 2, made, share=energy.Share(seconds, None))
+        return generation._sample(loaded, job, FEW, 2, made, share=meters.Share(seconds, None))
 
     failed = generation._sample(loaded, job, FEW, 2, error=ValueError("x"))
     assert generation.throughput([row(10, 4.0), row(5, 2.0), failed]) == pytest.approx(15 / 6)
@@ -533,7 +533,7 @@ def test_the_shares_of_a_batch_add_up_to_its_time() -> None:
     longest = max(sample.latency_s or 0.0 for sample in samples)
     assert longest <= together < wall
     assert all(sample.share_s for sample in samples)
-    assert all(sample.energy_j is None for sample in samples) == (not energy.read().joules)
+    assert all(sample.energy_j is None for sample in samples) == (not meters.read_energy().joules)
 
 
 def test_the_batch_is_chosen_by_memory_and_split_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -544,8 +544,9 @@ def test_the_batch_is_chosen_by_memory_and_split_evenly(monkeypatch: pytest.Monk
     for free, rows, expected in (
         (10**9, 60, 60),
         (10**9, 129, 65),
-        (20 * row, 60, 10),
-        (20 * row, 12, 6),
+        (20 * row, 60, 15),  # 18 fit into nine tenths
+        (20 * row, 12, 12),
+        (10 * row, 12, 6),
         (0, 5, 1),
     ):
         monkeypatch.setattr(inputs.devices, "free_memory", lambda device, free=free: free)
