@@ -12,6 +12,7 @@ import io
 import math
 import textwrap
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -44,6 +45,19 @@ class Question(Record):
     also: tuple[str, ...] = ()
     open: str = ""
 
+    @property
+    def back(self) -> list[str]:
+        """The paragraphs of the answer's side of the card."""
+        link = "notebooks/{notebook}.ipynb, cell {tag}".format(**self.evidence) if self.evidence else ""
+        answer, evidence = " ".join(self.answer.split()), link or f"none. {self.open}"
+        return [answer, f"Asked next: {self.follow_up}", f"Often said: {self.wrong}", f"Evidence: {evidence}"]
+
+
+@dataclass(frozen=True)
+class Bank(Record):
+    topics: tuple[str, ...]
+    question: tuple[Question, ...]
+
 
 @dataclass(frozen=True)
 class Card(Record):
@@ -68,23 +82,20 @@ class Progress(Record):
     schema_version: int = SCHEMA_VERSION
 
 
-def choose(topic: str = "", level: int | None = None) -> list[Question]:
+def select(topic: str = "", level: int | None = None) -> list[Question]:
     """The questions of a topic and a level, easier ones first.
 
     Raises LabError for an unknown topic and for a broken data/questions.toml.
     """
-    topics, every = store.read_table("questions.toml", _bank)
-    if topic and topic not in topics:
-        raise LabError(f"There is no topic {topic!r}: choose one of {', '.join(topics)}.")
-    found = [q for q in every if topic in ("", q.topic) and level in (None, q.level)]
+
+    def build(data: dict[str, Any]) -> Bank:
+        return store.from_plain({key: data[key] for key in ("topics", "question")}, Bank, "questions")
+
+    bank = store.read_table("questions.toml", build)
+    if topic and topic not in bank.topics:
+        raise LabError(f"There is no topic {topic!r}: choose one of {', '.join(bank.topics)}.")
+    found = [q for q in bank.question if topic in ("", q.topic) and level in (None, q.level)]
     return sorted(found, key=lambda q: q.level)
-
-
-def _bank(data: dict[str, Any]) -> tuple[list[str], list[Question]]:
-    every = [
-        store.from_plain(entry, Question, f"question {n}") for n, entry in enumerate(data["question"], 1)
-    ]
-    return list(map(str, data["topics"])), every
 
 
 def review(card: Card | None, mark: str, today: date) -> Card:
@@ -113,45 +124,27 @@ def anki(questions: Sequence[Question]) -> str:
     out = io.StringIO()
     sheet = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)
     for q in questions:
-        front, back = html.escape(q.question), "<br><br>".join(map(html.escape, _back(q)))
+        front, back = html.escape(q.question), "<br><br>".join(map(html.escape, q.back))
         sheet.writerow([harmless(front), harmless(back), f"{q.topic} level-{q.level} {q.id}"])
     return HEADERS + out.getvalue()
-
-
-def _back(q: Question) -> list[str]:
-    link = "notebooks/{notebook}.ipynb, cell {tag}".format(**q.evidence) if q.evidence else f"none. {q.open}"
-    answer = " ".join(q.answer.split())
-    return [answer, f"Asked next: {q.follow_up}", f"Often said: {q.wrong}", f"Evidence: {link}"]
-
-
-def _ask(prompt: str) -> str:
-    try:
-        return input(prompt).strip().lower()
-    except EOFError:
-        return "q"
-
-
-def _mark(q: Question) -> str:
-    """Show a question, then its answer; a mark, or "q" to stop."""
-    print(f"\n[{q.id}, {q.topic}, level {q.level}]\n{textwrap.fill(q.question, 100)}")
-    if _ask("Say your answer, then press Enter (q stops): ") == "q":
-        return "q"
-    for line in _back(q):
-        print("\n" + textwrap.fill(line, 100))
-    while (mark := _ask("\n" + MARKS)) not in (*GRADES, "q"):
-        print("Type 0, 1, 2, 3 or q.")
-    return mark
 
 
 def _sit(questions: Sequence[Question], path: Path, count: int, today: date) -> None:
     """Ask up to ``count`` questions; progress is on disk after each."""
     known, asked = store.read_json(path, Progress) if path.exists() else Progress(), 0
-    for question in waiting(questions, known, today)[:count]:
-        if (mark := _mark(question)) == "q":
-            break
-        known = Progress({**known.cards, question.id: review(known.cards.get(question.id), mark, today)})
-        store.write_json(path, known)
-        asked += 1
+    with suppress(EOFError):  # the end of the input stops as "q" does
+        for q in waiting(questions, known, today)[:count]:
+            print(f"\n[{q.id}, {q.topic}, level {q.level}]\n{textwrap.fill(q.question, 100)}")
+            if input("Say your answer, then press Enter (q stops): ").strip().lower() == "q":
+                break
+            print(*(f"\n{textwrap.fill(line, 100)}" for line in q.back), sep="\n")
+            while (mark := input(f"\n{MARKS}").strip().lower()) not in (*GRADES, "q"):
+                print("Type 0, 1, 2, 3 or q.")
+            if mark == "q":
+                break
+            known = Progress({**known.cards, q.id: review(known.cards.get(q.id), mark, today)})
+            store.write_json(path, known)
+            asked += 1
     left = len(waiting(questions, known, today))
     due = min((known.cards[q.id].due for q in questions if q.id in known.cards), default="none")
     print(f"\n{asked} asked; " + (f"{left} more wait today." if left else f"next due: {due}."))
@@ -166,7 +159,7 @@ def command(
     today: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Another date.")] = None,
 ) -> None:
     """Ask interview questions, show answers and their evidence, and repeat what was not known."""
-    questions = choose(topic, level)
+    questions = select(topic, level)
     path = export or progress or Path(typer.get_app_dir("nbhelpers"), "quiz.json")
     try:
         if export:
@@ -175,4 +168,6 @@ def command(
         else:
             _sit(questions, path, count, (today or datetime.now()).date())
     except OSError as error:
-        raise LabError(f"{path} cannot be written ({error.strerror}): choose another path.") from None
+        raise LabError(
+            f"The file {path} cannot be written ({error.strerror}): choose another path."
+        ) from None

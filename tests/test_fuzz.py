@@ -148,7 +148,7 @@ TOML = {
     "models.toml": (registry.load_registry, registry._tables.cache_clear),
     "content_types.toml": (rubrics.content_types, rubrics.content_types.cache_clear),
     "prices.toml": (costs.load_prices, lambda: None),
-    "questions.toml": (quiz.choose, lambda: None),
+    "questions.toml": (quiz.select, lambda: None),
     "planted.toml": (lambda: (validity.levels(), validity.reference_answers()), validity._known.cache_clear),
 }
 

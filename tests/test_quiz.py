@@ -23,7 +23,7 @@ from nbhelpers.comparison import labels
 from nbhelpers.records import LabError
 
 NBHELPERS = Path(sys.executable).with_name("nbhelpers")
-COST = quiz.choose("cost")
+COST = quiz.select("cost")
 DAY = date(2026, 1, 1)
 
 
@@ -193,10 +193,10 @@ def test_overdue_comes_first_then_new_and_nothing_early(offsets):
 
 
 def test_topics_and_levels_split_the_bank():
-    every = quiz.choose()
+    every = quiz.select()
     assert len(every) == 71
-    assert sum(len(quiz.choose(level=level)) for level in (1, 2, 3)) == 71
-    assert sum(len(quiz.choose(topic)) for topic in {q.topic for q in every}) == 71
+    assert sum(len(quiz.select(level=level)) for level in (1, 2, 3)) == 71
+    assert sum(len(quiz.select(topic)) for topic in {q.topic for q in every}) == 71
     assert [q.level for q in every] == sorted(q.level for q in every)
 
 
@@ -210,8 +210,8 @@ def test_exports_every_card(tmp_path):
     done = call("", "--export", tmp_path / "anki.csv")
     assert done.returncode == 0 and "71 cards" in done.stdout
     rows = read_cards((tmp_path / "anki.csv").read_text(encoding="utf-8"))
-    assert [html.unescape(front) for front, _, _ in rows] == [q.question for q in quiz.choose()]
-    for (_, back, tags), q in zip(rows, quiz.choose(), strict=True):
+    assert [html.unescape(front) for front, _, _ in rows] == [q.question for q in quiz.select()]
+    for (_, back, tags), q in zip(rows, quiz.select(), strict=True):
         assert html.unescape(back).split("<br><br>")[0] == " ".join(q.answer.split())
         assert tags.split() == [q.topic, f"level-{q.level}", q.id]
 

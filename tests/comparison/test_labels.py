@@ -229,7 +229,7 @@ def test_the_report_shows_the_agreement_or_why_not(run: Path) -> None:
     assert f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]" in page
     assert "people and lab_v1" in page and "People, rubric and judge" in page
     (run / "labels.json").write_text("{")
-    assert "The labels cannot be used: labels.json cannot be read" in report.write_report(run).read_text()
+    assert "The labels cannot be used: labels.json: not JSON" in report.write_report(run).read_text()
 
 
 # ---- the command ---------------------------------------------------------------------------------------
