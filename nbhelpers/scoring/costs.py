@@ -24,13 +24,11 @@ JOULES_PER_KWH = 3.6e6
 
 @dataclass(frozen=True)
 class ApiPrice(Record):
-    """What one API asks, US dollars per million tokens, on a date; basis "secondary" or "assumed"."""
-
     name: str
-    input_usd_per_million: float
+    input_usd_per_million: float  # tokens
     output_usd_per_million: float
     as_of: str
-    basis: str
+    basis: str  # "secondary" or "assumed"
     encoding: str = ""  # tiktoken's name of the API's tokenizer; "" where the seller has not published one
 
     def usd(self, input_tokens: float, output_tokens: float) -> float:
@@ -40,8 +38,6 @@ class ApiPrice(Record):
 
 @dataclass(frozen=True)
 class Assumptions(Record):
-    """The assumed figures of data/prices.toml."""
-
     as_of: str
     tariff_usd_per_kwh: float
     hardware_usd: float
@@ -62,15 +58,6 @@ class Assumptions(Record):
         """Requests in the life of the hardware, at the assumed volume."""
         return self.hardware_years * DAYS_PER_YEAR * self.requests_per_day
 
-    def utilisation(self, seconds_per_request: float) -> float:
-        """Share of its life that the hardware is busy at the assumed volume; above 1 one is not enough."""
-        return seconds_per_request * self.requests_per_day / SECONDS_PER_DAY
-
-    def hardware_usd_per_request(self, seconds_per_request: float) -> float:
-        """The purchase of as many machines as the volume needs, spread over the requests of their life."""
-        machines = max(1, math.ceil(self.utilisation(seconds_per_request)))
-        return self.hardware_usd * machines / self.life_requests
-
 
 @dataclass(frozen=True)
 class Prices(Record):
@@ -83,18 +70,18 @@ class Prices(Record):
 
 @dataclass(frozen=True)
 class BreakEven:
-    """Requests until API bills not received have paid for the hardware, with their interval."""
+    """Requests until API bills not received have paid for hardware bought for the purpose."""
 
     requests: float | None = None
-    low: float | None = None
-    high: float | None = None  # None with a ``low``: the saving may be zero
+    requests_low: float | None = None
+    requests_high: float | None = None  # None with a lower end: the saving may be zero
     years: float | None = None  # at the assumed volume
     utilisation: float | None = None  # share of the machine's life that these requests take
     reason: str | None = None  # for no number, no interval or no upper end, or a number that comes too late
 
 
 def load_prices() -> Prices:
-    """Prices and assumptions. Raises LabError for a data/prices.toml that does not hold them."""
+    """Raises LabError for a data/prices.toml that does not hold them."""
     return store.read_table("prices.toml", lambda data: store.from_plain(data, Prices, "prices"))
 
 
@@ -139,8 +126,7 @@ def cost_summary(samples: Sequence[Sample], report: DeviceReport) -> dict[str, f
     A request is charged its share of the machine's time, a finished piece the requests that failed as well.
     ``energy_measured`` is 1.0 only if every timed row carries measured energy; otherwise the watts, and with
     them every cost, are assumed. ``_low`` and ``_high`` are 95% intervals over prompts (bootstrap-t), to
-    which assumed figures add nothing. What cannot be computed is absent: no samples, nothing timed, nothing
-    finished, a break-even that never comes.
+    which assumed figures add nothing. What cannot be computed is absent.
     """
     prices = load_prices()
     given, api = prices.assumptions, prices.api[0]
@@ -153,9 +139,10 @@ def cost_summary(samples: Sequence[Sample], report: DeviceReport) -> dict[str, f
     }
     joules = sample_joules(samples, watts)
     if any(joules):
-        energy = _over_prompts(samples, joules, "joules")
+        energy = _over_prompts(samples, joules)
         local = electricity_usd(fmean(joules), given.tariff_usd_per_kwh)
         seconds = _seconds_per_request(samples)
+        utilisation = seconds * given.requests_per_day / SECONDS_PER_DAY  # above 1 one machine is not enough
         found |= {
             "energy_measured": float(all(s.energy_j is not None for s in samples if s.share_s is not None)),
             "joules_per_request": fmean(joules),
@@ -163,10 +150,10 @@ def cost_summary(samples: Sequence[Sample], report: DeviceReport) -> dict[str, f
             "joules_per_request_high": energy.high,
             "usd_per_request": local,
             "seconds_per_request": seconds,
-            "utilisation": given.utilisation(seconds),
+            "utilisation": utilisation,
         }
         if finished := sum(sample.error is None for sample in samples):
-            hardware = given.hardware_usd_per_request(seconds)
+            hardware = given.hardware_usd * max(1, math.ceil(utilisation)) / given.life_requests
             machine = (local + hardware) * (len(samples) / finished)
             review = given.review_minutes_per_piece / 60 * given.review_usd_per_hour
             found |= {
@@ -174,7 +161,7 @@ def cost_summary(samples: Sequence[Sample], report: DeviceReport) -> dict[str, f
                 "usd_per_piece_machine": machine,
                 "usd_per_piece_review": review,
                 "usd_per_piece": machine + review,
-                "return_usd_per_piece": given.value_usd_per_piece - (machine + review),  # the owner's value
+                "return_usd_per_piece": given.value_usd_per_piece - (machine + review),
             }
         if bought := fmean(api_usd(samples, api, given.api_characters_per_token)):
             found |= {
@@ -183,35 +170,26 @@ def cost_summary(samples: Sequence[Sample], report: DeviceReport) -> dict[str, f
                 "savings_percent": 100 * (1 - local / bought),
                 "savings_usd_per_year": (bought - local) * given.requests_per_day * DAYS_PER_YEAR,
             }
-        even = break_even_of(samples, report)
-        found |= {
-            "break_even_requests": even.requests,
-            "break_even_requests_low": even.low,
-            "break_even_requests_high": even.high,
-            "break_even_years": even.years,
-            "break_even_utilisation": even.utilisation,
-        }
+        even = vars(break_even_of(samples, report))
+        found |= {f"break_even_{name}": value for name, value in even.items() if name != "reason"}
     return {name: value for name, value in found.items() if value is not None}
 
 
 def break_even_of(samples: Sequence[Sample], report: DeviceReport) -> BreakEven:
-    """When hardware bought for the purpose has paid for itself, against the first API of the list."""
+    """Against the first API of the list."""
     prices = load_prices()
     given = prices.assumptions
     joules = sample_joules(samples, given.watts_of(report.device))
     if not any(joules):
         return BreakEven(reason="no time or energy was measured")
     bought = api_usd(samples, prices.api[0], given.api_characters_per_token)
-    local = [electricity_usd(value, given.tariff_usd_per_kwh) for value in joules]
+    local = (electricity_usd(value, given.tariff_usd_per_kwh) for value in joules)
     saved = [api - own for api, own in zip(bought, local, strict=True)]
-    return break_even(_over_prompts(samples, saved, "saving"), _seconds_per_request(samples), given)
+    return break_even(_over_prompts(samples, saved), _seconds_per_request(samples), given)
 
 
 def break_even(saving: Estimate, seconds_per_request: float, given: Assumptions) -> BreakEven:
-    """Of a saving a request, US dollars: requests are hardware / saving.
-
-    So the ends of their interval are those of the saving, exchanged. Assumed figures have no interval.
-    """
+    """Requests are hardware / saving (US dollars a request): the ends of the intervals are exchanged."""
     if not saving.mean or saving.mean <= 0:
         return BreakEven(reason="the API asks no more than the local electricity costs")
     requests = given.hardware_usd / saving.mean
@@ -233,12 +211,12 @@ def _seconds_per_request(samples: Sequence[Sample]) -> float:
     return fmean(sample.share_s or 0.0 for sample in samples)
 
 
-def _over_prompts(samples: Sequence[Sample], values: Sequence[float], name: str) -> Estimate:
+def _over_prompts(samples: Sequence[Sample], values: Sequence[float]) -> Estimate:
     """The mean over prompts, repeats averaged within their prompt first."""
     prompts: dict[str, list[float]] = {}
     for sample, value in zip(samples, values, strict=True):
         prompts.setdefault(sample.prompt_id, []).append(value)
-    return estimate([fmean(group) for group in prompts.values()], name, method="bootstrap-t")
+    return estimate([fmean(group) for group in prompts.values()], method="bootstrap-t")
 
 
 # ---- only for notebook 04 ------------------------------------------------------------------------------

@@ -64,9 +64,8 @@ def content_types() -> dict[str, ContentType]:
         stems = {name: frozenset(map(texts.stem, words)) for name, words in lists.items()}
         for row in data.values():
             row["vocabulary"] = stems[row["vocabulary"]]
-            row["factors"] = [
-                rules[name] for name in (*row.pop("engagement_factors"), *row.pop("authority_indicators"))
-            ]
+            wanted = row.pop("engagement_factors") + row.pop("authority_indicators")
+            row["factors"] = [rules[factor] for factor in wanted]
         return {name: store.from_plain(row, ContentType, f"[{name}]") for name, row in data.items()}
 
     return store.read_table("content_types.toml", build)
@@ -117,10 +116,7 @@ def band(size: float, low: float, high: float) -> float:
 
 
 def technical(text: str) -> float:
-    """6 points for six technical terms (whole words in any inflection), 4 for two figures with a unit.
-
-    It measures technical wording; whether a statement is right, a count of words cannot tell.
-    """
+    """6 points for six technical terms (whole words in any inflection), 4 for two figures with a unit."""
     terms = len(content_types()["technical_article"].vocabulary & set(texts.stems(text)))
     return 6.0 * min(1.0, terms / 6) + 4.0 * min(1.0, texts.figures(text) / 2)
 

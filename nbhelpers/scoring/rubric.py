@@ -1,12 +1,9 @@
 """Rubric scores of a generated text, every one on 0 to 10.
 
-* ``business_v1`` and ``business_v2``: two published rubrics exactly as written, faults included.
-* ``technical``, ``length``, ``structure``, ``engagement``: dimensions that were published by name only and
-  are defined here; ``composite`` is the published plain mean of business_v1, technical, length and structure.
-* ``lab_v1``: this laboratory's rubric, and its components ``lab_v1/length`` …
-* ``diversity``: how different the repeats of one prompt are; beside the rubrics, in none of them.
-
-All of them count words. None of them understands a sentence, checks a fact or replaces a reader.
+``business_v1`` and ``business_v2`` are two published rubrics as written, ``composite`` the published mean of
+four dimensions, ``lab_v1`` this laboratory's rubric, with its components ``lab_v1/length`` … Beside them,
+``diversity`` says how different the repeats of one prompt are. All of them count words. None of them
+understands a sentence, checks a fact or replaces a reader.
 """
 
 from __future__ import annotations
@@ -46,9 +43,8 @@ def lab_components(text: str, prompt: str, content_type: str) -> dict[str, float
       fifths; half of it is lost when fewer than one sentence in six touches the topic.
     * length, structure, engagement: as in ``published``, on the text without repeats and echo.
     * originality: share of the words that the text adds, times the share of distinct three-word sequences.
-    * prose: share of words that stand in sentences (``texts.is_prose``), squared, full at four fifths.
+    * prose: share of words that stand in sentences, squared, full at four fifths.
     * vocabulary: terms of the content type, each once, none of the prompt's; less if stuffed (over 1 in 5).
-    * ending: whether the text is finished (``texts.ending``).
 
     Raises LabError for an unknown content type.
     """
@@ -103,8 +99,8 @@ def _vocabulary(prose: list[str], prompt: str, kind: published.ContentType) -> f
 def combine(components: dict[str, float]) -> float:
     """Weighted geometric mean of lab_v1's components: a strong part cannot pay for a missing one.
 
-    10 · Π (max(component, floor) / 10) ** weight, with LAB_V1_WEIGHTS and LAB_V1_FLOOR; 0 if all are 0. Of
-    some components only, the weights are those of these, scaled to add up to 1.
+    10 · Π (max(component, floor) / 10) ** weight; 0 if all are 0. Of some components only, the weights are
+    those of these, scaled to add up to 1.
     """
     if not any(components.values()):
         return 0.0
@@ -113,20 +109,21 @@ def combine(components: dict[str, float]) -> float:
     return 10.0 * math.exp(sum(logs) / sum(weights.values()))
 
 
-def parts_of(rubric: str, text: str, prompt: str, content_type: str) -> dict[str, float]:
-    """What a rubric of RUBRICS is made of, for one text. Raises LabError for an unknown content type."""
+def parts_of(text: str, prompt: str, content_type: str) -> dict[str, dict[str, float]]:
+    """What each of RUBRICS is made of, for one text. Raises LabError for an unknown content type."""
     kind = published.content_type_named(content_type)
-    if rubric == "business_v1":
-        return published.business_v1(text)
-    if rubric == "business_v2":
-        return published.business_v2(text, content_type)
-    if rubric == "lab_v1":
-        return lab_components(text, prompt, content_type)
-    return {
-        "business_v1": total("business_v1", published.business_v1(text)),
+    business_v1 = published.business_v1(text)
+    composite = {
+        "business_v1": total("business_v1", business_v1),
         "technical": published.technical(text),
         "length": published.band(kind.size(text), kind.low, kind.high),
         "structure": published.structure(text, kind),
+    }
+    return {
+        "business_v1": business_v1,
+        "business_v2": published.business_v2(text, content_type),
+        "composite": composite,
+        "lab_v1": lab_components(text, prompt, content_type),
     }
 
 
@@ -139,7 +136,7 @@ def total(rubric: str, parts: dict[str, float]) -> float:
 
 def score_text(text: str, prompt: str, content_type: str) -> dict[str, float]:
     """Every score of SCORE_NAMES for one text, each 0 to 10. Raises LabError for an unknown content type."""
-    parts = {rubric: parts_of(rubric, text, prompt, content_type) for rubric in RUBRICS}
+    parts = parts_of(text, prompt, content_type)
     values = {
         **parts["composite"],  # technical, length and structure are scores of their own
         **{rubric: total(rubric, found) for rubric, found in parts.items()},
@@ -152,23 +149,18 @@ def score_text(text: str, prompt: str, content_type: str) -> dict[str, float]:
 def score_samples(samples: Sequence[Sample]) -> list[Score]:
     """One Score a sample, in order. A failed sample scores 0 everywhere and stays in the denominator.
 
-    The values are SCORE_NAMES and, if every prompt has at least two samples, "diversity" among the finished
-    samples of the prompt.
+    "diversity" is among its values if every prompt has at least two samples.
     """
     return list(_scored(samples))
 
 
 def _scored(samples: Sequence[Sample]) -> Iterator[Score]:
-    """Scores one at a time; the trigrams of one prompt are held at once."""
-    counts: Counter[str] = Counter()
-    finished: dict[str, array[int]] = {}  # prompt id -> positions
+    """Scores one at a time; the finished texts of one prompt are held at once."""
+    positions: dict[str, array[int]] = {}  # by prompt
     for position, sample in enumerate(samples):
-        counts[sample.prompt_id] += 1
-        positions = finished.setdefault(sample.prompt_id, array("l"))
-        if sample.error is None:
-            positions.append(position)
-    repeated = all(count > 1 for count in counts.values())
-    shared, prompt_id = Counter[tuple[str, ...]](), None
+        positions.setdefault(sample.prompt_id, array("l")).append(position)
+    repeated = all(len(found) > 1 for found in positions.values())
+    shared, siblings, prompt_id = Counter[tuple[str, ...]](), 0, None
     for sample in samples:
         failed = sample.error is not None
         values = dict.fromkeys(SCORE_NAMES, 0.0)
@@ -177,8 +169,9 @@ def _scored(samples: Sequence[Sample]) -> Iterator[Score]:
         if repeated:
             if sample.prompt_id != prompt_id:
                 prompt_id = sample.prompt_id
-                shared = Counter(run for i in finished[prompt_id] for run in _distinct(samples[i].text))
-            siblings = len(finished[prompt_id]) - 1
+                finished = [s.text for i in positions[prompt_id] if (s := samples[i]).error is None]
+                shared = Counter(run for text in finished for run in _distinct(text))
+                siblings = len(finished) - 1
             values["diversity"] = 0.0 if failed else _diversity(_distinct(sample.text), shared, siblings)
         words = len(sample.text.split())
         yield Score(sample.key, sample.prompt_id, sample.repeat, sample.content_type, failed, words, values)
@@ -189,12 +182,10 @@ def _distinct(text: str) -> set[tuple[str, ...]]:
 
 
 def _diversity(own: set[tuple[str, ...]], shared: Counter[tuple[str, ...]], siblings: int) -> float:
-    """How much of a text its siblings, other answers to the same prompt, do not say: 0 to 10.
+    """How much of a text the other answers to its prompt do not say: high for good variety and noise alike.
 
-    The share of its distinct three-word sequences that a sibling lacks, averaged over the siblings, so that
-    more repeats do not change the scale. 0 for a text without such a sequence and where there is no sibling.
-    High for good variety and for noise alike. ``shared``: in how many of the prompt's texts, this one
-    included, each sequence stands; so it takes linear time.
+    The share of its distinct three-word sequences that a sibling lacks, averaged over the siblings; 0 without
+    either. ``shared``: in how many of the prompt's texts, this one included, each sequence stands.
     """
     if not own or not siblings:
         return 0.0

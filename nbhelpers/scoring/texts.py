@@ -1,7 +1,4 @@
-"""What can be counted in an English text: sentences, word stems, echo, repetition, figures.
-
-Pure functions on strings, which measure and do not judge.
-"""
+"""What can be counted in an English text: sentences, word stems, echo, repetition, figures."""
 
 from __future__ import annotations
 
@@ -57,10 +54,8 @@ _FIGURE = re.compile(
 
 
 def printable(text: str) -> str:
-    """The text with U+FFFD for what drives a terminal, reorders what is read, or breaks a page.
-
-    Line feeds and tabs stay; C0 and C1 controls, direction marks and halves of surrogate pairs go.
-    """
+    """U+FFFD for what drives a terminal or breaks a page: controls (but line feed and tab), direction marks,
+    halves of surrogate pairs."""
     return _UNPRINTABLE.sub("\ufffd", text)
 
 

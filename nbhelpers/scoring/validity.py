@@ -66,21 +66,19 @@ def reference_answers() -> list[ReferenceAnswer]:
 
 
 def known_answers(reference: ReferenceAnswer) -> dict[str, str]:
-    """Answers to one prompt by the kinds that ``levels`` names: the strong one, and bad ones.
+    """Answers to one prompt, by the kinds of ``levels``: every reader would rank the strong one first.
 
-    Every reader would rank the others below the strong one. All of them but four (empty, weak, wrong length,
-    cut in half) are as long: length gives nothing away. "wrong length" is the first quarter of its sentences,
-    so that nothing else is wrong. "cut in half" is what a token limit leaves: a half that ends a sentence
-    loses a word.
+    All but four (empty, weak, wrong length, cut in half) are as long as the strong one: length gives nothing
+    away. "wrong length" is the first quarter of its sentences, so that nothing else is wrong; "cut in half" is
+    what a token limit leaves, so it never ends a sentence.
     """
     strong = reference.text
-    tokens = strong.split()
     found = texts.sentences(strong)
     half = strong.split(" ")[: len(strong.split(" ")) // 2]
     half = half[:-1] if texts.ending(" ".join(half)) == 1.0 else half
 
     def repeated(words: Iterable[str]) -> str:
-        return " ".join(islice(cycle(words), len(tokens))) + "."
+        return " ".join(islice(cycle(words), len(strong.split()))) + "."
 
     return {
         "strong": strong,
@@ -118,16 +116,15 @@ def _shuffled(text: str) -> str:
 
 
 def tau(ratings: Sequence[float | None], expected: Sequence[int]) -> float | None:
-    """Kendall's tau-b between ratings and expected levels, -1 to 1 (``scipy.stats.kendalltau``).
+    """Kendall's tau-b of ratings and expected levels, -1 to 1; 0 for equal ratings, which order nothing.
 
-    Refused ratings (None) are left out; None when fewer than two are left. Ratings that are all equal order
-    nothing: 0, where the formula is 0 / 0.
+    Refused ratings (None) are left out; None when fewer than two are left.
     """
     pairs = [(rating, level) for rating, level in zip(ratings, expected, strict=True) if rating is not None]
     if len(pairs) < 2:
         return None
     found = float(sps.kendalltau(*zip(*pairs, strict=True), variant="b").statistic)
-    return 0.0 if math.isnan(found) else found
+    return 0.0 if math.isnan(found) else found  # 0 / 0
 
 
 def taus(rate: Rating) -> list[float | None]:
@@ -154,8 +151,8 @@ def krippendorff(ratings: Iterable[Sequence[float | None]], name: str = "", seed
 
     ratings: one row a text, one entry a rater, None where there is no rating; texts with fewer than two are
     left out. alpha = 1 - D_o / D_e with squared differences: D_o over the pairs within each text, weighted by
-    1 / (its ratings - 1), D_e over all pairs of ratings (Krippendorff 2011, Computing Krippendorff's
-    Alpha-Reliability). Ours: no library at hand has it with an interval, here BCa over texts.
+    1 / (its ratings - 1), D_e over all pairs (Krippendorff 2011, Computing Krippendorff's Alpha-Reliability).
+    Ours, because no library at hand gives it an interval: BCa bootstrap over texts.
     """
     rows = [np.array([value for value in row if value is not None]) for row in ratings]
     rows = [row for row in rows if len(row) > 1]
@@ -177,10 +174,7 @@ def krippendorff(ratings: Iterable[Sequence[float | None]], name: str = "", seed
 
 
 def _sums(row: Array) -> tuple[float, float, float, float]:
-    """Of one text's m ratings: m, its share of D_o, sum, sum of squares.
-
-    The sum of (a - b)^2 over ordered pairs of m ratings is 2 m times their sum of squares about the mean.
-    """
+    """Of one text's m ratings: m, its share of D_o (m times twice the variance), sum, sum of squares."""
     m = len(row)
     return m, 2 * m * float(np.sum((row - row.mean()) ** 2)) / (m - 1), float(row.sum()), float(row @ row)
 
@@ -235,7 +229,7 @@ def contributions(rubric: str) -> dict[str, Estimate]:
     Without a part, the others make the score (``rubric.total``). Over prompts, as agreement.
     """
     parts = {
-        (text, answer.prompt): scoring.parts_of(rubric, text, answer.prompt, answer.content_type)
+        (text, answer.prompt): scoring.parts_of(text, answer.prompt, answer.content_type)[rubric]
         for answer in reference_answers()
         for text in known_answers(answer).values()
     }
@@ -260,7 +254,7 @@ def overlap(rubric: str) -> tuple[float, float]:
     other: list[float] = []
     for answer in reference_answers():
         for kind, text in known_answers(answer).items():
-            parts = scoring.parts_of(rubric, text, answer.prompt, answer.content_type)
+            parts = scoring.parts_of(text, answer.prompt, answer.content_type)[rubric]
             (strong if kind == "strong" else other).append(scoring.total(rubric, parts))
     return min(strong), max(other)
 

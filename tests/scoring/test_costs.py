@@ -117,14 +117,15 @@ def test_a_finished_piece_pays_for_the_failed_requests() -> None:
     half = costs.cost_summary([sample(), sample(error="no")], CPU)
     assert half["usd_per_request"] == pytest.approx(good["usd_per_request"] / 2)  # a failed row has no time
     extra = half["usd_per_piece_machine"] - good["usd_per_piece_machine"]
-    assert extra == pytest.approx(GIVEN.hardware_usd_per_request(1.0))
+    assert extra == pytest.approx(good["hardware_usd_per_request"])
     assert half["api_usd_per_request"] == pytest.approx(good["api_usd_per_request"] / 2)  # no text, no bill
 
 
 def test_more_work_than_one_machine_can_do_takes_more_machines() -> None:
-    assert GIVEN.utilisation(43.2) == pytest.approx(0.5)
-    assert GIVEN.hardware_usd_per_request(43.2) == pytest.approx(2000 / (4 * 365_000))
-    assert GIVEN.hardware_usd_per_request(86.5) == pytest.approx(2 * 2000 / (4 * 365_000))
+    half, full = (costs.cost_summary([sample(seconds)], CPU) for seconds in (43.2, 86.5))
+    assert half["utilisation"] == pytest.approx(0.5)
+    assert half["hardware_usd_per_request"] == pytest.approx(2000 / (4 * 365_000))
+    assert full["hardware_usd_per_request"] == pytest.approx(2 * 2000 / (4 * 365_000))
 
 
 def saving(mean: float | None, low: float | None, high: float | None, reason: str | None = None) -> Estimate:
@@ -134,13 +135,22 @@ def saving(mean: float | None, low: float | None, high: float | None, reason: st
 def test_break_even_by_hand() -> None:
     """2,000 dollars, 1,000 requests a day for 4 years: 1.46 million requests."""
     soon = costs.break_even(saving(0.01, 0.005, 0.02), 10.0, GIVEN)
-    assert (soon.requests, soon.low, soon.high, soon.reason) == (200_000, 100_000, 400_000, None)
+    assert (soon.requests, soon.requests_low, soon.requests_high, soon.reason) == (
+        200_000,
+        100_000,
+        400_000,
+        None,
+    )
     assert soon.years == pytest.approx(200 / 365)
     assert soon.utilisation == pytest.approx(2_000_000 / (4 * 365 * 86400))
     late = costs.break_even(saving(0.001, 0.0005, 0.002), 10.0, GIVEN)
     assert late.requests == 2_000_000 and "worn out" in (late.reason or "")
     open_ended = costs.break_even(saving(0.01, -0.001, 0.02), 10.0, GIVEN)
-    assert open_ended.low == 100_000 and open_ended.high is None and "zero" in (open_ended.reason or "")
+    assert (
+        open_ended.requests_low == 100_000
+        and open_ended.requests_high is None
+        and "zero" in (open_ended.reason or "")
+    )
     unsure = costs.break_even(saving(0.01, None, None, "n = 1: no interval"), 10.0, GIVEN)
     assert unsure == costs.BreakEven(200_000, None, None, soon.years, soon.utilisation, "n = 1: no interval")
 
@@ -174,7 +184,7 @@ def test_the_interval_of_the_break_even_covers_a_planted_truth() -> None:
             for i, energy in enumerate(joules)
         ]
         found = costs.break_even_of(rows, CPU)
-        covered += (found.low or math.inf) <= truth <= (found.high or math.inf)
+        covered += (found.requests_low or math.inf) <= truth <= (found.requests_high or math.inf)
     assert 0.91 <= covered / runs <= 0.99
 
 

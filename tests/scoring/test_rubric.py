@@ -378,7 +378,7 @@ def test_combine_is_the_weighted_geometric_mean(some: dict[str, float]) -> None:
 def test_a_rubric_is_the_total_of_its_parts(rubric: str) -> None:
     for answer in STRONG:
         for text in validity.known_answers(answer).values():
-            parts = scoring.parts_of(rubric, text, answer.prompt, answer.content_type)
+            parts = scoring.parts_of(text, answer.prompt, answer.content_type)[rubric]
             whole = scoring.score_text(text, answer.prompt, answer.content_type)[rubric]
             assert scoring.total(rubric, parts) == pytest.approx(whole, abs=1e-12)
 

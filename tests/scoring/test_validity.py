@@ -101,14 +101,14 @@ def test_a_contribution_is_the_agreement_that_leaving_the_part_out_costs(rubric:
 
     def without(part: str | None) -> float:
         def rate(*of: str) -> float:
-            parts = scoring.parts_of(rubric, *of)  # type: ignore[arg-type]
+            parts = scoring.parts_of(*of)[rubric]
             return scoring.total(rubric, {name: v for name, v in parts.items() if name != part})
 
         return validity.agreement(rate).mean or 0.0
 
     part = max(found, key=lambda name: abs(found[name].mean or 0.0))
     assert found[part].mean == pytest.approx(without(None) - without(part), abs=1e-9)
-    assert list(found) == list(scoring.parts_of(rubric, "a", "b", "short_post"))
+    assert list(found) == list(scoring.parts_of("a", "b", "short_post")[rubric])
     assert all(estimate.n == 8 for estimate in found.values())
 
 
