@@ -69,8 +69,8 @@ def known_answers(reference: ReferenceAnswer) -> dict[str, str]:
     """Answers to one prompt, by the kinds of ``levels``: every reader would rank the strong one first.
 
     All but four (empty, weak, wrong length, cut in half) are as long as the strong one: length gives nothing
-    away. "wrong length" is the first quarter of its sentences, so that nothing else is wrong; "cut in half" is
-    what a token limit leaves, so it never ends a sentence.
+    away. "wrong length" is the first quarter of its sentences, so that nothing else is wrong; "cut in half"
+    is what a token limit leaves, so it never ends a sentence.
     """
     strong = reference.text
     found = texts.sentences(strong)
