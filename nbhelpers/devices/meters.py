@@ -64,16 +64,6 @@ def track_memory(device: str = "cpu") -> Iterator[MemoryUse]:
         use.device_peak_bytes = None if device == "cpu" else devices.peak_memory(device)
 
 
-def private_memory() -> int | None:
-    """Bytes that only this process holds (unique set size, ``psutil``), or None. Takes milliseconds."""
-    import psutil
-
-    try:
-        return int(psutil.Process().memory_full_info().uss)
-    except (psutil.AccessDenied, AttributeError, OSError):
-        return None
-
-
 @dataclass(frozen=True)
 class Reading:
     """The energy counters at one moment; without counters, ``joules`` is empty and ``reason`` says why."""
