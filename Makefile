@@ -17,7 +17,7 @@ chaos: install
 
 # Ours beside its peers and the limit of the machine; about an hour on a quiet one.
 bench: install
-	$(BIN)/nbhelpers bench $(ARGS)
+	$(BIN)/python tools/bench.py $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .

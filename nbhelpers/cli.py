@@ -1,4 +1,4 @@
-"""The commands ``nbhelpers run | models | doctor | memory | report | route | label | bench | quiz | ui``.
+"""The commands ``nbhelpers run | models | doctor | memory | report | route | label | quiz | ui``.
 
 Exit codes: 0 all is well, 1 some model failed (the others are reported), 2 wrong usage.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nbhelpers import bench, quiz
+from nbhelpers import quiz
 from nbhelpers.records import LabError, Settings
 from nbhelpers.scoring.texts import printable
 
@@ -27,7 +27,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("bench")(bench.command)
 app.command("quiz")(quiz.command)
 RUN_SETTINGS = ("prompts", "limit", "repeats", "max_new_tokens", "seed", "device", "dtype")
 

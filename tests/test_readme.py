@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nbhelpers import bench, store
+from nbhelpers import store
+from tools import bench
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

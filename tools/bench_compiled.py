@@ -12,7 +12,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from bench_worker import Texts, load
 from torch import Tensor
 from torch._inductor import config as inductor
 from torch._inductor.utils import fresh_cache
@@ -21,6 +20,7 @@ from transformers import StaticCache
 from nbhelpers.generation import decode as decoding
 from nbhelpers.generation import sampling
 from nbhelpers.records import Prompt
+from tools.bench_texts import Texts, load
 
 # Weights packed at compile time and products by inductor's own kernels: ATen's product of one row runs on one
 # thread: lab-llama's step took 2.8 ms instead of 1.2, on two threads.
@@ -36,7 +36,7 @@ class Step(torch.nn.Module):
         self.model, self.config = model, model.config.get_text_config()
 
     def forward(
-        self, last: Tensor, position: Tensor, temperature: Tensor, noise: Tensor, held: list[Tensor]
+        self, last: Tensor, position: Tensor, temperature: Tensor, gumbel: Tensor, held: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
         cache = StaticCache(config=self.config, max_cache_len=COLUMNS)
         for layer, keys, values in zip(cache.layers, held[::2], held[1::2], strict=True):
@@ -46,8 +46,8 @@ class Step(torch.nn.Module):
         logits = out.logits[:, -1]
         blocks = (logits / temperature).softmax(-1).unflatten(1, (-1, sampling.BLOCK))
         count = blocks.shape[1]
-        block = (blocks.sum(-1).log() + noise[:, :count]).argmax(-1)
-        within = blocks[0].index_select(0, block).log() + noise[:, count:]
+        block = (blocks.sum(-1).log() + gumbel[:, :count]).argmax(-1)
+        within = blocks[0].index_select(0, block).log() + gumbel[:, count:]
         return logits, block * sampling.BLOCK + within.argmax(-1)
 
 
@@ -103,10 +103,10 @@ class Compiled:
         for layer, keys, values in zip(cache.layers, self.held[::2], self.held[1::2], strict=True):
             keys[:, :, : len(ids)], values[:, :, : len(ids)] = layer.keys, layer.values
         numbers = torch.arange(self.numbers).expand(tokens, -1)
-        noise = sampling.gumbel_noise([seed] * tokens, range(tokens), numbers).split(1)
+        gumbel = sampling.gumbel_noise([seed] * tokens, range(tokens), numbers).split(1)
         heat, places = torch.tensor(temperature or 1.0), torch.arange(len(ids), len(ids) + tokens).unbind()
         written = [sampling.sampler([seed], temperature)(logits, [0], [0])]
         for step in range(1, tokens):
-            logits, token = self.step(written[-1], places[step - 1], heat, noise[step], self.held)
+            logits, token = self.step(written[-1], places[step - 1], heat, gumbel[step], self.held)
             written.append(token if temperature else logits.argmax(-1))
         return torch.cat(written).tolist()

@@ -1,6 +1,6 @@
-"""Time the engines on equal work, in turns: the part of `nbhelpers bench` that compares them.
+"""Time the engines on equal work, in turns: the part of tools/bench.py that compares them.
 
-    python tools/bench_engines.py [--only engine,peers] [--python PYTHON] [--quick] MODEL
+    python -m tools.bench_engines [--only engine,peers] [--python PYTHON] [--quick] MODEL
 
 Every engine runs in a process of its own (tools/bench_worker.py), is started once, and then all take turns:
 A B C, A B C, … They ignore end tokens, so that equal rows are equal work. Prints progress on stderr and the
@@ -24,9 +24,9 @@ from statistics import median
 from typing import Any
 
 from nbhelpers import store
-from nbhelpers.bench import TOOLS, Ratio, Timing
 from nbhelpers.devices import roofline
 from nbhelpers.records import LabError
+from tools.bench import ROOT, Ratio, Timing
 
 PEERS = {"lm-eval": "lm-evaluation-harness", "llama.cpp": "llama-cpp-python and gguf"}
 LOOP, OURS, ALONE = "generate, one prompt at a time", "ours", "ours, one at a time"
@@ -102,7 +102,8 @@ class Worker:
         quiet = {**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
         started = time.perf_counter()
         self.process = subprocess.Popen(
-            [python, str(TOOLS / "bench_worker.py"), json.dumps(given)],
+            [python, "-m", "tools.bench_worker", json.dumps(given)],
+            cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
@@ -212,8 +213,8 @@ def _start(stack: ExitStack, engine: str, model: str, python: str) -> Worker:
     gguf = None
     if engine == "llama.cpp":
         gguf = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "model.gguf"
-        command = [python, str(TOOLS / "bench_gguf.py"), model, str(gguf)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        command = [python, "-m", "tools.bench_gguf", model, str(gguf)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise LabError(f"{PEERS[engine]}: {reason}")

@@ -1,6 +1,6 @@
 """The same weights for llama.cpp: a float32 GGUF of a GPT-2, Llama or BLOOM model, without a vocabulary.
 
-    python tools/bench_gguf.py lab-llama lab-llama.gguf
+    python -m tools.bench_gguf lab-llama lab-llama.gguf
 
 llama.cpp's own converter is not part of a package; this writes what it would for these three families
 (conversion/llama.py, gpt2.py and bloom.py of llama.cpp). Ids go in and come out, so no vocabulary is needed.

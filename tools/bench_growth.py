@@ -1,6 +1,6 @@
 """How time grows with prompts, repeats, tokens and models, over 16-fold ranges.
 
-    python tools/bench_growth.py [--rounds 3] [--base 8] [--copies 1,4,16] [prompts repeats tokens | models]
+    python -m tools.bench_growth [--rounds 3] [--base 8] [--copies 1,4,16] [prompts repeats tokens | models]
 
 Generation and scoring in this process; models by `nbhelpers run --jobs 1` with so many copies of one model
 and the least work that shows how a run grows: most of it is what the notebooks cost anyway. Prints, as
@@ -21,13 +21,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from bench_worker import load
-
-from nbhelpers import bench, registry
+from nbhelpers import registry
 from nbhelpers.generation import generate as generation
 from nbhelpers.loading import load as loading
 from nbhelpers.records import Prompt, Settings
 from nbhelpers.scoring import rubric as scoring
+from tools.bench import exponent
+from tools.bench_texts import load
 
 MODEL = "lab-gpt2"
 FACTORS = (1, 2, 4, 8, 16)
@@ -85,7 +85,7 @@ def main() -> None:
     for name in given.names:
         factors, measure = sweeps[name]
         turns = [[measure(f) for f in factors] for _ in range(given.rounds)]
-        slope, low, high = bench.exponent(factors, [min(each) for each in zip(*turns, strict=True)])
+        slope, low, high = exponent(factors, [min(each) for each in zip(*turns, strict=True)])
         result[name] = {"factors": factors, "seconds": turns, "exponent": slope, "low": low, "high": high}
     print(json.dumps(result))
 

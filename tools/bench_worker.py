@@ -1,6 +1,6 @@
-"""One engine in a process of its own: `nbhelpers bench` starts it once and then asks it for texts.
+"""One engine in a process of its own: tools/bench_engines.py starts it once and then asks it for texts.
 
-    python tools/bench_worker.py '{"engine": "ours", "model": "lab-llama", "dtype": "float32", "gguf": null}'
+    python -m tools.bench_worker '{"engine": "ours", "model": "lab-llama", "dtype": "float32", "gguf": null}'
 
 Protocol, JSON lines: it says what it is when it is ready; each line on stdin is a `Work` and is answered with
 its seconds, tokens and, for greedy work, texts. Every engine ignores end tokens, so that all write the same
@@ -21,16 +21,7 @@ from typing import Any
 from nbhelpers import registry
 from nbhelpers.loading import load as loading
 from nbhelpers.records import Prompt, Settings
-
-Texts = tuple[list[str], int]  # in order of the rows, and how many tokens were written
-
-
-def load(model: str, dtype: str) -> loading.Loaded:
-    """A model whose texts never end by themselves."""
-    loaded = loading.load(model, dtype=dtype)
-    for owner in (loaded.model.generation_config, loaded.model.config, loaded.tokenizer):
-        owner.eos_token_id = None
-    return loaded
+from tools.bench_texts import Texts, load
 
 
 class Ours:
@@ -240,8 +231,8 @@ class LlamaCpp:
 
 
 def compiled(model: str, dtype: str, gguf: str | None) -> Any:
-    """bench_compiled.Compiled, which imports torch."""
-    from bench_compiled import Compiled
+    """tools.bench_compiled.Compiled, which imports torch."""
+    from tools.bench_compiled import Compiled
 
     return Compiled(model, dtype, gguf)
 

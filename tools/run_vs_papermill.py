@@ -24,13 +24,13 @@ from statistics import median
 from nbhelpers import registry
 from nbhelpers.runner.worker import COMPARISON, PIPELINE, notebook_path
 
-LIMITS = ("limit", "repeats", "max_new_tokens")
+SIZES = ("limit", "repeats", "max_new_tokens")
 
 
 def loop(models: list[str], given: argparse.Namespace, run_dir: Path) -> list[list[str]]:
     """The commands a shell script would hold, in order."""
     commands = []
-    common = [part for name in LIMITS for part in ("-p", name, str(getattr(given, name)))]
+    common = [part for name in SIZES for part in ("-p", name, str(getattr(given, name)))]
     for model in models:
         folder = run_dir / registry.resolve(model).slug
         folder.mkdir(parents=True)
@@ -48,7 +48,7 @@ def loop(models: list[str], given: argparse.Namespace, run_dir: Path) -> list[li
 
 
 def ours(models: list[str], given: argparse.Namespace, run_dir: Path, jobs: int) -> list[list[str]]:
-    flags = [part for name in LIMITS for part in (f"--{name.replace('_', '-')}", str(getattr(given, name)))]
+    flags = [part for name in SIZES for part in (f"--{name.replace('_', '-')}", str(getattr(given, name)))]
     return [["-m", "nbhelpers.cli", "run", *models, *flags, "--jobs", str(jobs), "--out", str(run_dir)]]
 
 
@@ -71,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", default=registry.embedded_models())
     parser.add_argument("--rounds", type=int, default=2)
-    for name, value in zip(LIMITS, (15, 4, 256), strict=True):
+    for name, value in zip(SIZES, (15, 4, 256), strict=True):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
     given = parser.parse_args()
     ways = {"papermill": loop, "jobs 1": partial(ours, jobs=1), "jobs 2": partial(ours, jobs=2)}
@@ -85,14 +85,9 @@ def main() -> None:
     middle = {name: [median(column) for column in zip(*rows, strict=True)] for name, rows in found.items()}
     ratios = [a / b for a, b in zip(middle["papermill"], middle["jobs 2"], strict=True)]
     jobs = middle["jobs 1"][0] / middle["jobs 2"][0]
-    told = {
-        "models": given.models,
-        "limit": given.limit,
-        "repeats": given.repeats,
-        "tokens": given.max_new_tokens,
-    }
-    told |= {"seconds": found, "wall_ratio": ratios[0], "processor_ratio": ratios[1], "jobs_1_to_2": jobs}
-    print(json.dumps(told))
+    sizes = {"limit": given.limit, "repeats": given.repeats, "tokens": given.max_new_tokens}
+    ratio = {"wall_ratio": ratios[0], "processor_ratio": ratios[1], "jobs_1_to_2": jobs}
+    print(json.dumps({"models": given.models, **sizes, "seconds": found, **ratio}))
 
 
 if __name__ == "__main__":

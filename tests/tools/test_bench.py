@@ -9,14 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from nbhelpers import bench, registry, store
-from nbhelpers.bench import Timing
+from nbhelpers import registry, store
 from nbhelpers.devices import roofline
 from nbhelpers.records import LabError
-
-sys.path.insert(0, str(bench.TOOLS))
-import bench_engines
-from bench_engines import ALONE, COMPILED, LOOP, OURS, Case, Way
+from tools import bench, bench_engines
+from tools.bench import Timing
+from tools.bench_engines import ALONE, COMPILED, LOOP, OURS, Case, Way
 
 
 def timing(way: str, *rates: float, bound: float | None = None) -> Timing:
@@ -75,7 +73,7 @@ def test_a_quick_bench_with_real_engines(tmp_path):
     assert all(rate > 0 for t in report.timings for rate in t.tokens_per_s)
     assert report.same_text == {"lab-gpt2, ours": 1.0, "lab-gpt2, generate": 1.0}
     bounds = {t.way: t.bound for t in report.timings if t.bound}
-    assert set(bounds) == {OURS, ALONE} and bounds[OURS] > bounds[ALONE]
+    assert set(bounds) == {OURS, ALONE} and bounds[OURS] >= bounds[ALONE]
     assert store.read_json(tmp_path / "bench.json", bench.BenchReport) == report
     assert (tmp_path / "bench.png").exists() and set(report.dates) == set(report.loads) == {"lab-gpt2"}
 
@@ -90,18 +88,18 @@ def part(model: str, rate: float, **more: object) -> dict:
 
 def test_a_part_takes_the_place_of_its_own_only(tmp_path, monkeypatch):
     answers = {
-        "bench_engines.py": [
+        "bench_engines": [
             part("lab-llama", 1.0, not_run={"lab-llama, lm-eval": "x"}, start_s={"lab-llama, ours": 1.0}),
             part("lab-gpt2", 2.0, not_run={"lab-gpt2, lm-eval": "y"}),
             part("lab-llama", 3.0),
         ],
-        "run_vs_papermill.py": [{"wall_ratio": 2.0}],
-        "bench_growth.py": [{"prompts": {"exponent": 1.0}}, {"models": {"exponent": 0.9}}],
+        "run_vs_papermill": [{"wall_ratio": 2.0}],
+        "bench_growth": [{"prompts": {"exponent": 1.0}}, {"models": {"exponent": 0.9}}],
     }
 
     def tool(name: str, flags: object) -> dict:
         if not answers[name]:
-            raise LabError(f"tools/{name} failed")
+            raise LabError(f"tools/{name}.py failed")
         return answers[name].pop(0)
 
     monkeypatch.setattr(bench, "_tool", tool)
@@ -163,8 +161,7 @@ def test_an_engine_of_ours_that_fails_ends_the_bench(monkeypatch):
 
 def test_the_step_that_is_compiled_writes_what_the_loop_writes(monkeypatch):
     """As Python here: compiling takes 40 s of processor, and every bench checks its texts."""
-    import bench_compiled
-    import bench_worker
+    from tools import bench_compiled, bench_worker
 
     def uncompiled(self: bench_compiled.Compiled, threads: int) -> tuple:
         return 0.0, 0.0, threads, bench_compiled.Step(self.loaded.model)
@@ -182,9 +179,9 @@ def test_the_step_that_is_compiled_writes_what_the_loop_writes(monkeypatch):
 def test_a_peer_that_is_not_installed_is_named(tmp_path, monkeypatch):
     (tmp_path / "lm_eval.py").write_text("raise ModuleNotFoundError(name='lm_eval')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    worker = [sys.executable, str(bench.TOOLS / "bench_worker.py")]
+    worker = [sys.executable, "-m", "tools.bench_worker"]
     given = {"engine": "lm-eval", "model": "lab-gpt2", "dtype": "float32", "gguf": None}
-    done = subprocess.run([*worker, json.dumps(given)], capture_output=True, text=True)
+    done = subprocess.run([*worker, json.dumps(given)], capture_output=True, text=True, cwd=bench.ROOT)
     assert json.loads(done.stdout) == {"missing": "lm_eval"}
 
 

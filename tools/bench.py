@@ -1,9 +1,11 @@
 """Ours beside its peers and the machine's limit: interleaved rounds, medians and ratios with their spread.
 
-The parts are tools that print JSON: tools/bench_engines.py (engines with one model take turns, each in its
-own process), run_vs_papermill.py and bench_growth.py (of a process, and of a run by its models). A rate is
-tokens per second of one round; a ratio is taken within a round, so that a machine that slows down slows both
-of its sides.
+    python tools/bench.py [--only engine,peers,run,growth,models] [--quick] [--out docs] [MODEL …]
+
+The parts are tools that print JSON: bench_engines.py (engines with one model take turns, each in its own
+process), run_vs_papermill.py and bench_growth.py (of a process, and of a run by its models). A rate is tokens
+per second of one round; a ratio is taken within a round, so that a machine that slows down slows both of its
+sides.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nbhelpers import store
+from nbhelpers.devices import device as devices
 from nbhelpers.records import SCHEMA_VERSION, LabError, Record
 
 if TYPE_CHECKING:
@@ -29,16 +33,16 @@ if TYPE_CHECKING:
 
 PARTS = ("engine", "peers", "run", "growth", "models")
 MODELS = ("lab-gpt2", "lab-llama", "shape:bloom-560m")  # of the engines
-TOOLS = Path(__file__).resolve().parent.parent / "tools"
+ROOT = Path(__file__).resolve().parent.parent
 # Of the parts that are tools of their own: the tool, its flags, and those of a quick try.
 OTHER = {
     "run": (
-        "run_vs_papermill.py",
+        "run_vs_papermill",
         "--limit 5 --repeats 2 --max-new-tokens 64 lab-gpt2 lab-llama",
         "--rounds 1 --limit 2 --repeats 1 --max-new-tokens 8 lab-gpt2",
     ),
-    "growth": ("bench_growth.py", "--rounds 2", "--rounds 1 --base 1"),
-    "models": ("bench_growth.py", "--rounds 1 models", "--rounds 1 --copies 1,2,3 models"),
+    "growth": ("bench_growth", "--rounds 2", "--rounds 1 --base 1"),
+    "models": ("bench_growth", "--rounds 1 models", "--rounds 1 --copies 1,2,3 models"),
 }
 
 
@@ -109,26 +113,23 @@ def run(
     for kind, known, asked in (("part", PARTS, parts), ("model", MODELS, models)):
         if unknown := set(asked) - set(known):
             raise LabError(f"There is no {kind} {sorted(unknown)[0]!r} of the bench: use {', '.join(known)}.")
-    report = _before(folder, quick)
+    report = _start(folder, quick)
     engines = ",".join(part for part in parts if part in ("engine", "peers"))
     flags = ["--only", engines, "--python", python, *(["--quick"] if quick else [])]
-    steps = [(model, "bench_engines.py", [model, *flags]) for model in models if engines]
+    steps = [(model, "bench_engines", [model, *flags]) for model in models if engines]
     for part, (tool, full, small) in OTHER.items():
         steps += [(part, tool, (small if quick else full).split())] if part in parts else []
     for part, tool, flags in steps:
         started, before = time.perf_counter(), os.getloadavg()[0]
         found = _tool(tool, flags)
-        report = _with(report, part, found, time.perf_counter() - started, (before, os.getloadavg()[0]))
+        report = _add(report, part, found, time.perf_counter() - started, (before, os.getloadavg()[0]))
         if folder:
             write(report, folder)
     return report
 
 
-def _before(folder: Path | None, quick: bool) -> BenchReport:
+def _start(folder: Path | None, quick: bool) -> BenchReport:
     """The report that the parts join: the folder's, if it is of this machine, or an empty one."""
-    from nbhelpers import store
-    from nbhelpers.devices import device as devices
-
     here = devices.detect("cpu")
     without = {} if "cuda" in devices.available_devices() else {"CUDA": "no CUDA on this machine"}
     new = BenchReport(here.name, here.cores, here.versions, not_run=without, quick=quick)
@@ -142,7 +143,7 @@ def _before(folder: Path | None, quick: bool) -> BenchReport:
     return replace(old, versions=old.versions | here.versions) if same else new
 
 
-def _with(
+def _add(
     report: BenchReport, part: str, found: dict[str, Any], seconds: float, load: tuple[float, float]
 ) -> BenchReport:
     """The report with this part (a model of the engines, or a part of its own) in place of the one it had."""
@@ -180,22 +181,20 @@ def command(
     quick: Annotated[bool, typer.Option("--quick", help="Tiny work, to see that it works.")] = False,
 ) -> None:
     """Time ours beside its peers and this machine's limit: about an hour on a quiet machine, or in parts."""
-    for line in told(run(only.split(","), models or MODELS, python or sys.executable, quick, out)):
+    for line in summary(run(only.split(","), models or MODELS, python or sys.executable, quick, out)):
         print(line)
     print(out / "bench.json")
 
 
 def write(report: BenchReport, folder: Path) -> None:
     """Write bench.json, and bench.png if engines were timed."""
-    from nbhelpers import store
-
     store.write_json(folder / "bench.json", report)
     if report.timings:
         picture(report).savefig(folder / "bench.png", dpi=110)
 
 
-def told(report: BenchReport) -> list[str]:
-    """The lines that tell it in short."""
+def summary(report: BenchReport) -> list[str]:
+    """The report as lines of text."""
     lines = [f"{report.machine}, {report.cores} cores"]
     lines += [f"load average before {part}: {load[0]:.1f}" for part, load in report.loads.items()]
     for t in report.timings:
@@ -248,7 +247,15 @@ def picture(report: BenchReport) -> Figure:
 
 def _tool(name: str, flags: Sequence[str]) -> dict[str, Any]:
     """What a tool prints as JSON on its last line."""
-    done = subprocess.run([sys.executable, str(TOOLS / name), *flags], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", f"tools.{name}", *flags]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     if done.returncode:
-        raise LabError(f"tools/{name} failed: its last lines above say why.")
+        raise LabError(f"tools/{name}.py failed: its last lines above say why.")
     return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(command)
+    except LabError as error:
+        sys.exit(f"bench: {error}")
