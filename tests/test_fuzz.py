@@ -149,7 +149,10 @@ TOML = {
     "content_types.toml": (rubrics.content_types, rubrics.content_types.cache_clear),
     "prices.toml": (costs.load_prices, lambda: None),
     "questions.toml": (quiz.select, lambda: None),
-    "planted.toml": (lambda: (validity.levels(), validity.reference_answers()), validity._known.cache_clear),
+    "planted.toml": (
+        lambda: (validity.levels(), validity.reference_answers()),
+        lambda: (validity.levels.cache_clear(), validity.reference_answers.cache_clear()),
+    ),
 }
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from scipy import stats as sps
 
 from nbhelpers import store
-from nbhelpers.records import Estimate, Score
+from nbhelpers.records import CONTENT_TYPES, Estimate, Score
 from nbhelpers.scoring import rubric as scoring
 from nbhelpers.scoring import texts
 from nbhelpers.scoring.published import content_type_named
@@ -41,28 +41,23 @@ class ReferenceAnswer:
 
 
 @cache
-def _known() -> tuple[dict[str, int], list[ReferenceAnswer]]:
-    """data/planted.toml."""
-
-    def build(data: dict[str, Any]) -> tuple[dict[str, int], list[ReferenceAnswer]]:
-        levels = {kind: int(level) for kind, level in data.pop("levels").items()}
-        rows = ((kind, row) for kind, rows in data.items() for row in rows)
-        return levels, [
-            ReferenceAnswer(kind, row["prompt"], row["text"].strip(), row["weak"].strip())
-            for kind, row in rows
-        ]
-
-    return store.read_table("planted.toml", build)
-
-
 def levels() -> dict[str, int]:
     """The expected order: kind of answer -> level, higher is better, equal where nothing is expected."""
-    return dict(_known()[0])
+    return store.read_table("planted.toml", lambda data: {k: int(v) for k, v in data["levels"].items()})
 
 
-def reference_answers() -> list[ReferenceAnswer]:
+@cache
+def reference_answers() -> tuple[ReferenceAnswer, ...]:
     """Two of each content type, from data/planted.toml."""
-    return list(_known()[1])
+
+    def build(data: dict[str, Any]) -> tuple[ReferenceAnswer, ...]:
+        return tuple(
+            ReferenceAnswer(kind, row["prompt"], row["text"].strip(), row["weak"].strip())
+            for kind in CONTENT_TYPES
+            for row in data[kind]
+        )
+
+    return store.read_table("planted.toml", build)
 
 
 def known_answers(reference: ReferenceAnswer) -> dict[str, str]:
