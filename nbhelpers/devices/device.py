@@ -7,24 +7,16 @@ import os
 import platform
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nbhelpers import registry, store
-from nbhelpers.records import (
-    DEVICES,
-    DTYPES,
-    SCHEMA_VERSION,
-    SHORT_DTYPES,
-    LabError,
-    ModelRun,
-    Record,
-    Settings,
-)
+from nbhelpers import records, registry, store
+from nbhelpers.records import LabError, ModelRun, Record, Settings
 
 LIBRARIES = ("torch", "transformers", "numpy", "scipy", "mlflow", "papermill")
-FIDELITY = 0.01  # most by which a dtype may change the perplexity on held-out text
+FIDELITY = 0.01  # most by which a faithful dtype changes float32's perplexity on held-out text
 
 
 @dataclass(frozen=True)
@@ -55,18 +47,13 @@ class DeviceReport(Record):
     platform: str
     dtype_trials: tuple[DtypeTrial, ...] = ()  # float32 first; empty: not measured
     dtype_asked: bool = False  # by the user: then no trial decides
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = records.SCHEMA_VERSION
 
 
 def versions() -> dict[str, str]:
     """Python's and the main libraries' versions, from package metadata: nothing is imported."""
-    found = {"python": platform.python_version()}
-    for library in LIBRARIES:
-        try:
-            found[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            found[library] = "missing"
-    return found
+    libraries = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return {"python": platform.python_version(), **libraries}
 
 
 def print_versions() -> None:
@@ -104,7 +91,7 @@ def detect(device: str = "auto", dtype: str = "auto") -> DeviceReport:
 
 def available_devices() -> tuple[str, ...]:
     """The devices PyTorch can use here, in order of preference; "cpu" is always the last."""
-    return tuple(name for name in DEVICES if _backend(name).is_available())
+    return tuple(name for name in records.DEVICES if _backend(name).is_available())
 
 
 def pick_device(available: tuple[str, ...], wanted: str = "auto") -> str:
@@ -114,18 +101,16 @@ def pick_device(available: tuple[str, ...], wanted: str = "auto") -> str:
     return available[0] if wanted == "auto" else wanted
 
 
-def supported_dtypes(device: str, dtypes: Iterable[str] = DTYPES) -> tuple[str, ...]:
+def supported_dtypes(device: str, dtypes: Iterable[str] = tuple(records.DTYPES)) -> tuple[str, ...]:
     """The dtypes in which the device really runs a matrix product and a normalisation."""
     import torch
 
     running = []
     for dtype in dtypes:
-        try:
+        with suppress(RuntimeError, TypeError):
             x = torch.eye(4, dtype=getattr(torch, dtype), device=device)
             if torch.nn.functional.layer_norm(x @ x, (4,)).isfinite().all():
                 running.append(dtype)
-        except (RuntimeError, TypeError):
-            continue
     return tuple(running)
 
 
@@ -133,7 +118,7 @@ def pick_dtype(
     device: str, supported: tuple[str, ...], wanted: str = "auto", native_bfloat16: bool = True
 ) -> tuple[str, str]:
     """The dtype to load weights in, and why. Raises LabError when the one wanted does not run."""
-    wanted = SHORT_DTYPES.get(wanted, wanted)
+    wanted = records.SHORT_DTYPES.get(wanted, wanted)
     if wanted not in ("auto", *supported):
         raise LabError(f"The dtype {wanted!r} does not run on {device}: use {', '.join(supported)}.")
     if wanted != "auto":
@@ -148,10 +133,7 @@ def pick_dtype(
 
 
 def with_trials(report: DeviceReport, trials: tuple[DtypeTrial, ...]) -> DeviceReport:
-    """The report with these trials and, unless the user asked for one, the fastest dtype among the faithful.
-
-    A faithful dtype leaves the perplexity within 1 % of float32's.
-    """
+    """The report with these trials and, unless the user asked for one, the fastest dtype that is faithful."""
     report = replace(report, dtype_trials=trials)
     faithful = [t for t in trials if t.perplexity_ratio and abs(t.perplexity_ratio - 1) <= FIDELITY]
     if not faithful or report.dtype_asked:
@@ -181,7 +163,7 @@ def make_report(run: ModelRun) -> DeviceReport:
 def answers(report: DeviceReport, settings: Settings) -> bool:
     """Whether a report holds for these settings and the libraries installed now."""
     asked = settings.dtype != "auto"
-    dtype = SHORT_DTYPES.get(settings.dtype, settings.dtype) if asked else report.dtype
+    dtype = records.SHORT_DTYPES.get(settings.dtype, settings.dtype) if asked else report.dtype
     same = (report.dtype_asked, report.dtype, report.versions) == (asked, dtype, versions())
     return same and settings.device in ("auto", report.device)
 

@@ -29,39 +29,31 @@ class MemoryUse:
     process_before_bytes: int  # resident
     process_peak_bytes: int
     process_peak_by: Literal["kernel", "sampling"]  # sampling misses peaks between two readings
-    device_peak_bytes: int | None = None  # of the device's allocator; None on a CPU
 
 
 @contextmanager
-def track_memory(device: str = "cpu") -> Iterator[MemoryUse]:
-    """Meter the memory of a block: ``with track_memory() as use: ...``.
+def track_memory() -> Iterator[MemoryUse]:
+    """Meter the memory of a block: ``with track_memory() as use: ...``. Blocks must not be nested.
 
-    The process's peak is the kernel's (VmHWM, set back at the start; proc(5)); where it cannot be set back it
-    comes from readings in between. A block inside another one starts the outer peak anew.
+    The peak is the kernel's (VmHWM, set back at the start; proc(5)), or else comes from readings in between.
     """
-    if device != "cpu":
-        devices.reset_peak(device)
-    by: Literal["kernel", "sampling"] = "kernel" if devices.reset_peak("cpu") else "sampling"
+    by_kernel = devices.reset_peak("cpu")
     before = devices.resident_memory()
-    use, ended = MemoryUse(before, before, by), threading.Event()
+    use, ended = MemoryUse(before, before, "kernel" if by_kernel else "sampling"), threading.Event()
 
     def watch() -> None:
         while not ended.wait(0.005):
             use.process_peak_bytes = max(use.process_peak_bytes, devices.resident_memory())
 
     watcher = threading.Thread(target=watch, name="watch", daemon=True)
-    if by == "sampling":
-        watcher.start()
+    watcher.start()
     try:
         yield use
     finally:
-        devices.synchronize(device)
         ended.set()
-        if by == "sampling":
-            watcher.join()
-        now = devices.peak_memory("cpu") if by == "kernel" else devices.resident_memory()
-        use.process_peak_bytes = max(use.process_peak_bytes, now or 0)
-        use.device_peak_bytes = None if device == "cpu" else devices.peak_memory(device)
+        watcher.join()
+        last = devices.peak_memory("cpu") if by_kernel else devices.resident_memory()
+        use.process_peak_bytes = max(use.process_peak_bytes, last or 0)
 
 
 @dataclass(frozen=True)
@@ -75,10 +67,9 @@ class Reading:
 
 
 def read_energy(device: str = "cpu", powercap: Path = Path("/sys/class/powercap")) -> Reading:
-    """The energy counters behind a device now. Never raises: what cannot be read is a reason.
+    """The energy counters behind a device now; what cannot be read is a reason.
 
-    RAPL covers whole processor packages, other processes and idle power included, but no memory modules;
-    NVML covers one whole card and not its host.
+    RAPL covers whole processor packages, idle power included, but no memory modules; NVML one whole card.
     """
     kind, _, card = device.partition(":")
     if kind == "cuda":
@@ -89,8 +80,7 @@ def read_energy(device: str = "cpu", powercap: Path = Path("/sys/class/powercap"
 def _rapl(powercap: Path) -> Reading:
     """The package zones of Linux's powercap tree (docs.kernel.org/power/powercap/powercap.html).
 
-    Zones below a package are parts of it or read apart, "psys" contains it, and intel-rapl-mmio shows it a
-    second time: none of them is added.
+    Zones inside a package, "psys" around it and intel-rapl-mmio count the same energy again.
     """
     joules, ranges = [], []
     try:
@@ -141,17 +131,16 @@ class Share:
     joules: float | None
 
     def since(self, earlier: Share) -> Share:
-        """What came after an earlier share."""
+        """What a row pays that came in when ``Ledger.charge`` returned ``earlier``."""
         measured = self.joules is not None and earlier.joules is not None
         joules = (self.joules or 0.0) - (earlier.joules or 0.0) if measured else None
         return Share(self.seconds - earlier.seconds, joules)
 
 
 class Ledger:
-    """Splits the time and the energy of a batch among the rows that are alive.
+    """Splits the time and the energy of a batch among the live rows, equally: each gets a token a step.
 
-    In every step each live row gets one token, so between two moments all of them pay the same. Of our own,
-    because libraries (codecarbon, zeus) meter a process and not the rows of a batch.
+    Of our own, because libraries (codecarbon, zeus) meter a process and not the rows of a batch.
     """
 
     def __init__(
@@ -165,10 +154,7 @@ class Ledger:
         self._share = Share(0.0, 0.0 if self._reading.joules else None)
 
     def charge(self, alive: int) -> Share:
-        """Split what was spent since the last call, and return what a row paid that was there from the start.
-
-        A later row's share is the difference (``since``) to what this returned when it came in.
-        """
+        """Split what was spent since the last call; returns what a row that was there all along has paid."""
         now, reading = self._clock(), self._meter(self._device)
         joules, paid = spent_joules(self._reading, reading), self._share.joules
         total = None if joules is None or paid is None else paid + joules / alive

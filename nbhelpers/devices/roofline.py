@@ -1,8 +1,7 @@
-"""The speed of light of this machine: how fast could a model decode here, whatever the program around it?
+"""How fast could a model decode on this machine, whatever the program around it?
 
-A decode step must read every weight and every cached key and value once, and multiply with them: it takes at
-least bytes / bandwidth and at least operations / rate (the roofline model: Williams, Waterman and Patterson
-2009, doi 10.1145/1498765.1498785). Both are measured here, in two seconds for each dtype.
+A step takes at least bytes / bandwidth and at least operations / rate: the roofline model (Williams, Waterman
+and Patterson 2009, doi 10.1145/1498765.1498785). Both are measured here.
 """
 
 from __future__ import annotations
@@ -40,11 +39,7 @@ class MachineSpeed(Record):
 
 
 def measure(device: str = "cpu", dtype: str = "float32", seconds: float = 2.0) -> MachineSpeed:
-    """Bandwidth of matrix-vector products by working set, and rate of matrix products; about ``seconds``.
-
-    A smaller working set can be read at least as fast as a larger one, so a slower measurement of it
-    (overhead) is raised to that.
-    """
+    """Bandwidth of matrix-vector products by working set, and rate of matrix products; about ``seconds``."""
     import torch
 
     ones = partial(torch.ones, dtype=getattr(torch, dtype), device=device)
@@ -53,28 +48,26 @@ def measure(device: str = "cpu", dtype: str = "float32", seconds: float = 2.0) -
     for size in sizes:
         weights, vector = ones(size // (COLUMNS * DTYPES[dtype]), COLUMNS), ones(COLUMNS)
         bandwidth.append(size / _best(partial(torch.mv, weights, vector), each, device))
+    # A smaller set can be read as fast as a larger one: a slower measurement of it is overhead.
+    envelope = np.maximum.accumulate(bandwidth[::-1])[::-1]
     square = ones(MATRIX, MATRIX)
     # A linear layer multiplies by a transposed matrix: CPUs may have no fast routine for the other layout.
     rate = 2 * MATRIX**3 / _best(partial(torch.mm, square, square.T), each, device)
-    envelope = np.maximum.accumulate(bandwidth[::-1])[::-1]
     return MachineSpeed(device, dtype, sizes, tuple(envelope.tolist()), rate)
 
 
 def _best(work: Callable[[], object], seconds: float, device: str) -> float:
-    """Shortest time of one call in seconds: disturbances only slow down.
-
-    On an accelerator calls are queued, so that only work counts.
-    """
-    calls, best, stop = 1 if device == "cpu" else 20, float("inf"), time.perf_counter() + seconds
-    work()
-    devices.synchronize(device)
-    while time.perf_counter() < stop or best == float("inf"):
+    """Shortest time of one call in seconds: disturbances only slow down."""
+    calls = 1 if device == "cpu" else 20  # queued on an accelerator, so that only work counts
+    times: list[float] = []
+    stop = time.perf_counter() + seconds
+    while len(times) < 2 or time.perf_counter() < stop:  # the first warms up
         started = time.perf_counter()
         for _ in range(calls):
             work()
         devices.synchronize(device)
-        best = min(best, (time.perf_counter() - started) / calls)
-    return best
+        times.append((time.perf_counter() - started) / calls)
+    return min(times[1:])
 
 
 def machine_speed(folder: Path, device: str, dtype: str) -> MachineSpeed:
@@ -91,24 +84,18 @@ def bandwidth_at(speed: MachineSpeed, working_set: float) -> float:
 
 
 def decode_bound(speed: MachineSpeed, weight_bytes: int, cache_bytes: int, rows: int = 1) -> float:
-    """The most tokens per second of ``rows`` together. cache_bytes: keys and values of one row.
-
-    Operations are two per weight and row; without the few of attention the bound stays a bound.
-    """
+    """The most tokens per second of ``rows`` together. cache_bytes: keys and values of one row."""
     read = weight_bytes + rows * cache_bytes
-    reading = read / bandwidth_at(speed, read)
-    arithmetic = 2 * (weight_bytes / DTYPES[speed.dtype]) * rows / speed.operations_per_s
-    return rows / max(reading, arithmetic)
+    operations = (
+        2 * (weight_bytes / DTYPES[speed.dtype]) * rows
+    )  # without the few of attention: still a bound
+    return rows / max(read / bandwidth_at(speed, read), operations / speed.operations_per_s)
 
 
 def bytes_per_step(model: Any) -> int:
-    """Bytes of parameters that a decode step reads: all but tables of which it looks up a row a token.
-
-    A table that is also the output layer (tied) is read whole.
-    """
+    """Bytes of parameters that a decode step reads: all but tables of which it looks up a row a token."""
     import torch
 
-    output = model.get_output_embeddings()
-    tables = {m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)}
-    tables -= {output.weight} if output is not None else set()
-    return sum(p.nbytes for p in model.parameters() if p not in tables)
+    tables = {module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    whole = tables & {getattr(model.get_output_embeddings(), "weight", None)}  # tied to the output layer
+    return sum(p.nbytes for p in model.parameters() if p not in tables - whole)

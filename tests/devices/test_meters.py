@@ -46,7 +46,6 @@ def test_a_planted_allocation_is_read_within_two_percent(by_kernel: bool) -> Non
     grown = use["process_peak_bytes"] - use["process_before_bytes"]
     assert grown == pytest.approx(PLANTED, rel=0.02)
     assert use["process_peak_by"] == ("kernel" if by_kernel else "sampling")
-    assert use["device_peak_bytes"] is None
 
 
 @linux_only
@@ -68,14 +67,3 @@ def test_the_meter_reads_and_stops_when_the_block_fails(monkeypatch: pytest.Monk
         1 / 0  # noqa: B018
     assert use.process_peak_bytes >= use.process_before_bytes > 0 and use.process_peak_by == "sampling"
     assert "watch" not in [thread.name for thread in threading.enumerate()]
-
-
-@pytest.mark.skipif(devices.available_devices()[0] != "cuda", reason="needs CUDA")
-def test_a_planted_allocation_on_the_card() -> None:
-    import torch
-
-    start = torch.cuda.memory_allocated()
-    with meters.track_memory("cuda") as use:
-        block = torch.ones(PLANTED, dtype=torch.uint8, device="cuda")
-        del block
-    assert (use.device_peak_bytes or 0) - start == pytest.approx(PLANTED, rel=0.02)
