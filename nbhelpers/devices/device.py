@@ -214,13 +214,6 @@ def free_memory(device: str) -> int:
     return _memory(device)[1]
 
 
-def allocated_memory(device: str) -> int:
-    """Bytes that tensors hold in a device's own memory; 0 on a CPU, where the process holds them."""
-    if device == "mps":
-        return int(_backend(device).current_allocated_memory())
-    return 0 if device == "cpu" else int(_backend(device).memory_allocated())
-
-
 def resident_memory() -> int:
     """Bytes of this process that are in physical memory now (the resident set)."""
     import psutil
