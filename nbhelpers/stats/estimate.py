@@ -11,8 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,27 +24,6 @@ Array = NDArray[np.float64]
 BOOTSTRAP_MIN = 5  # below this the ends of a bootstrap interval are little more than the sample's extremes
 RESAMPLES = 9999  # of the bootstrap
 HUGE = 1e100  # beyond it squares overflow, below 1 / HUGE they vanish; no score or latency comes near
-
-
-@dataclass(frozen=True)
-class ClaimTest:
-    """One-sample t test of a mean against a claimed value; ``difference`` is mean - claim, with its sign."""
-
-    claim: float
-    n: int
-    difference: float | None
-    low: float | None  # interval of the difference
-    high: float | None
-    t: float | None
-    p: float | None  # two-sided
-    level: float = 0.95
-    reason: str | None = None
-
-    @property
-    def verdict(self) -> Literal["above the claim", "below the claim", "cannot tell"]:
-        if self.low is None or self.high is None or self.low <= 0 <= self.high:
-            return "cannot tell"
-        return "above the claim" if self.low > 0 else "below the claim"
 
 
 def estimate(
@@ -92,26 +70,6 @@ def by_prompt(scores: Iterable[Score], name: str) -> dict[str, float]:
     Failed samples count with the 0 they were given. Raises LabError when a row has no such score.
     """
     return {prompt: float(np.mean(sorted(values))) for prompt, values in grouped(scores, name).items()}
-
-
-def test_claim(values: Iterable[float], claim: float, level: float = 0.95) -> ClaimTest:
-    """Student's one-sample t test of the mean against a constant ``claim``, two-sided, with the sign kept.
-
-    It answers "is the mean different from this number?", not "is this model better than another one?".
-    The same data as in ``estimate`` are refused. Raises LabError for a claim that is not finite.
-    """
-    if not math.isfinite(claim):
-        raise LabError(f"The claimed value is {claim}: give a finite number.")
-    e = estimate(values, level=level)
-    difference = None if e.mean is None else e.mean - claim
-    blank = ClaimTest(claim, e.n, difference, None, None, None, None, level, e.reason)
-    if difference is None or e.sd is None or e.low is None or e.high is None:
-        return blank
-    t = difference / (e.sd / math.sqrt(e.n))
-    return replace(blank, low=e.low - claim, high=e.high - claim, t=t, p=float(2 * sps.t.sf(abs(t), e.n - 1)))
-
-
-test_claim.__test__ = False  # type: ignore[attr-defined]  # the name is not a test for pytest to collect
 
 
 def wilson(successes: int, n: int, level: float = 0.95, name: str = "") -> Estimate:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import special
 from scipy import stats as sps
 
-from nbhelpers.records import Comparison, Estimate, LabError, Record, Verdict
+from nbhelpers.records import Comparison, LabError, Record, Verdict
 from nbhelpers.stats import estimate as estimates
 from nbhelpers.stats.estimate import Array
 
@@ -115,47 +115,6 @@ def _signed_rank_p(doubled: NDArray[np.int_], positive: int) -> float:
         share[rank:] += share[:-rank].copy()
     lower = min(positive, len(share) - 1 - positive)
     return float(min(1.0, 2 * share[: lower + 1].sum()))
-
-
-def equivalence(differences: Iterable[float], margin: float = 0.5) -> TestResult:
-    """Two one-sided t tests (Schuirmann 1987): p that the mean difference lies outside +-``margin``.
-
-    p < 0.05 says "equivalent", as does a 90% t interval inside the margin. The verdict "tied" of
-    ``compare_two`` asks for p < 0.025. ``statistic`` is the t of the nearer border. One value or
-    equal values give a ``reason``. Raises LabError for a margin that is not above 0.
-    """
-    if not (margin > 0 and math.isfinite(margin)):
-        raise LabError(f"The equivalence margin is {margin}: give a number of points above 0.")
-    x = estimates.sorted_array(differences)
-    reason = estimates.unusable(x, "differences") or estimates.no_interval(x, "differences")
-    if reason:
-        return TestResult("equivalence", len(x), None, None, reason)
-    mean, sd = estimates.mean_sd(x)
-    t = (margin - abs(mean)) / ((sd or math.nan) / math.sqrt(len(x)))
-    return TestResult("equivalence", len(x), t, float(sps.t.sf(t, len(x) - 1)))
-
-
-def superiority(differences: Iterable[float], level: float = 0.95, name: str = "") -> Estimate:
-    """Probability (``mean``, 0..1) that the first model beats the second on a prompt; a tie counts half.
-
-    The paired form of the "common language" effect size (McGraw & Wong 1992). Interval: Wilson's formula
-    with the ties as half wins, which is too wide rather than too narrow when there are ties. One prompt
-    gives no interval.
-    """
-    estimates.check_level(level)
-    x = estimates.sorted_array(differences)
-    n = len(x)
-    if refused := estimates.unusable(x, "differences"):
-        return Estimate(name, n, None, None, None, None, level, "superiority", refused)
-    near = estimates.noise(x)
-    share = float(np.mean(x > near) + np.mean(np.abs(x) <= near) / 2)
-    if n == 1:
-        return Estimate(name, n, share, None, None, None, level, "superiority", "n = 1: no interval")
-    z = float(special.ndtri(0.5 + level / 2))
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    low, high = max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))  # rounding
-    return Estimate(name, n, share, None, low, high, level, "superiority")
 
 
 def hedges_g(mean: float, sd: float, n: int) -> float | None:

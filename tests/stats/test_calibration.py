@@ -1,21 +1,21 @@
 """The committed calibration table, the simulation behind it, and what it must show."""
 
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from definitions import definitions
+from hypothesis import example, given
+from hypothesis import strategies as st
 from scipy import stats as sps
 
 from nbhelpers.records import Score
 from nbhelpers.stats import paired
-from nbhelpers.stats.clusters import clustered_estimate
 from nbhelpers.stats.estimate import by_prompt, estimate, wilson
+from tools import calibrate
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "tools"))
-import calibrate  # noqa: E402
 
 TABLE = {(r.kind, r.method, r.data, r.n): r for r in calibrate.read(ROOT / "data" / "calibration.csv")}
 LOW, HIGH = 0.935, 0.965
@@ -102,17 +102,13 @@ def test_interval_methods_are_the_package_s():
         assert [float(end[0]) for end in ends[method]] == pytest.approx([e.low, e.high], abs=tolerance)
 
 
-def test_clustered_interval_is_the_package_s():
+def test_clustered_interval_is_the_notebook_s():
     scores, texts = calibrate.draw("clustered", (1, 4, 7), np.random.default_rng(5))
-    prompts = np.repeat(np.arange(7), np.resize(calibrate.REPEATS, 7))
-    rows = [
-        Score(f"k{i}", f"p{p}", i, "short_post", False, 9, {"v": t})
-        for i, (p, t) in enumerate(zip(prompts, texts[0], strict=True))
-    ]
-    e = clustered_estimate(rows, "v")
-    assert [float(v[0]) for v in calibrate.text_intervals(texts, 7)["clustered"]] == pytest.approx(
-        [e.low, e.high], abs=1e-9
-    )
+    sizes = np.resize(calibrate.REPEATS, 7)
+    groups = np.split(texts[0], np.cumsum(sizes)[:-1])
+    low, high = calibrate.text_intervals(texts, 7)["clustered"]
+    assert definitions("05_statistics", "clustered").clustered(groups) == pytest.approx((low[0], high[0]))
+    rows = [Score("k", f"p{p}", 0, "short_post", False, 9, {"v": t}) for p, g in enumerate(groups) for t in g]
     assert by_prompt(rows, "v") == pytest.approx({f"p{i}": m for i, m in enumerate(scores[0, 0])}, abs=1e-9)
 
 
@@ -125,8 +121,20 @@ def test_test_methods_are_the_package_s():
     assert list(flips) == pytest.approx([paired.sign_flip_p(row) for row in rows], abs=1e-12)
     assert list(ranks) == pytest.approx([paired.wilcoxon(row).p for row in rows], abs=1e-12)
     for row, low, high in zip(rows, *calibrate.superiority_intervals(rows), strict=True):
-        e = paired.superiority(row)
-        assert (low, high) == pytest.approx((e.low, e.high), abs=1e-12)
+        wins = sum(row > 0) + sum(row == 0) / 2
+        assert (low, high) == pytest.approx(calibrate.chance_to_win(wins, 9), abs=1e-12)
+
+
+@given(st.lists(st.integers(-3, 3), min_size=2, max_size=15))
+@example([-1] * 7)
+def test_the_chance_to_win_counts_half_the_ties(differences):
+    n, wins = len(differences), sum(d > 0 for d in differences) + sum(d == 0 for d in differences) / 2
+    low, high = calibrate.chance_to_win(wins, n)
+    assert 0 <= low <= wins / n <= high <= 1
+    assert calibrate.chance_to_win(n - wins, n) == pytest.approx((1 - high, 1 - low), abs=1e-12)
+    if wins == int(wins):
+        e = wilson(int(wins), n)
+        assert (low, high) == pytest.approx((e.low, e.high), abs=1e-9)
 
 
 def test_ranks_agree_with_the_package():

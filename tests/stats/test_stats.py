@@ -3,11 +3,11 @@
 import itertools
 import json
 import math
-from dataclasses import astuple, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate
 from scipy import stats as sps
@@ -15,14 +15,7 @@ from scipy import stats as sps
 from nbhelpers import store
 from nbhelpers.records import Comparison, Estimate, LabError, Score
 from nbhelpers.stats import paired
-from nbhelpers.stats.clusters import (
-    VarianceSplit,
-    best_design,
-    clustered_estimate,
-    clustered_se,
-    variance_split,
-)
-from nbhelpers.stats.estimate import by_prompt, estimate, percentile_estimate, test_claim, wilson
+from nbhelpers.stats.estimate import by_prompt, estimate, percentile_estimate, wilson
 
 BLOOM = [7.9, 4.2, 6.3, 7.5, 7.5, 7.5, 7.5, 7.2, 7.0, 4.8, 5.8, 5.8, 7.5, 7.6, 5.8]
 OPT = [8.0, 8.0, 8.0, 8.0, 10.0]
@@ -152,16 +145,6 @@ def test_t_interval_covers_a_known_truth_as_often_as_it_says():
     assert np.mean([e.low <= 6.5 <= e.high for e in found]) == pytest.approx(0.95, abs=0.015)
 
 
-@pytest.mark.parametrize(("n", "alarms"), [(5, 0.122), (15, 0.070)])
-def test_false_alarms_of_the_normal_quantile(n, alarms):
-    """How often |t| > 1.96 under a true claim: from the t distribution, and through test_claim."""
-    assert 2 * sps.t.sf(1.96, n - 1) == pytest.approx(alarms, abs=0.001)
-    rows = np.random.default_rng(1).normal(8.0, 1.0, (2000, n))
-    tests = [test_claim(row, 8.0) for row in rows]
-    assert np.mean([abs(test.t) > 1.96 for test in tests]) == pytest.approx(alarms, abs=0.02)
-    assert np.mean([test.verdict != "cannot tell" for test in tests]) == pytest.approx(0.05, abs=0.015)
-
-
 # --- scores by prompt ------------------------------------------------------------------------------------
 
 
@@ -177,89 +160,7 @@ def test_by_prompt_names_a_missing_score():
         by_prompt([score("b01", 0, 4)], "lab_v2")
 
 
-def test_variance_split_against_the_textbook_anova():
-    """Balanced case: F of scipy's one-way ANOVA is MSB/MSW, and between = (MSB - MSW) / repeats."""
-    rng = np.random.default_rng(5)
-    table = rng.normal(0, 2, (8, 1)) + rng.normal(0, 1, (8, 4))
-    split = variance_split([score(f"p{i}", j, v) for (i, j), v in np.ndenumerate(table)], "lab_v1")
-    within = table.var(axis=1, ddof=1).mean()
-    between = (sps.f_oneway(*table).statistic - 1) * within / 4
-    assert (split.within, split.between) == pytest.approx((within, between), abs=1e-9)
-    assert split.icc == pytest.approx(between / (between + within), abs=1e-9)
-    by_hand = table.mean(axis=1).std(ddof=1) / math.sqrt(8)  # the design that was run
-    assert split.standard_error(8, 4) == pytest.approx(by_hand, abs=1e-9)
-
-
-def test_variance_split_recovers_a_planted_truth_from_unequal_groups():
-    rng = np.random.default_rng(6)
-    rows = [
-        score(f"p{i}", j, centre + rng.normal(0, 1.0))
-        for i, centre in enumerate(rng.normal(5, 2.0, 1500))
-        for j in range(1 + i % 4)
-    ]
-    split = variance_split(rows, "lab_v1")
-    assert (split.between, split.within) == (pytest.approx(4.0, rel=0.1), pytest.approx(1.0, rel=0.1))
-
-
-def test_variance_split_is_unbiased_for_very_unequal_groups():
-    """Three prompts with 1, 1 and 8 texts: the divisor is not the mean number of repeats (1.7, not 3.3)."""
-    rng = np.random.default_rng(13)
-    found = []
-    for _ in range(1500):
-        centres = rng.normal(0, 10, 3)
-        rows = [
-            score(str(i), j, centres[i] + rng.normal()) for i, r in enumerate((1, 1, 8)) for j in range(r)
-        ]
-        found.append(variance_split(rows, "lab_v1").between)
-    assert np.mean(found) == pytest.approx(100, abs=4 * np.std(found) / math.sqrt(1500))
-
-
-def test_variance_split_with_too_little_data():
-    for rows in ([], [score("p", 0, 1), score("p", 1, 2)], [score("p", 0, 1), score("q", 0, 2)]):
-        split = variance_split(rows, "lab_v1")
-        assert split.between is None and split.reason and split.standard_error(5, 2) is None
-    same = variance_split([score(p, r, 3.0) for p in "pq" for r in (0, 1)], "lab_v1")
-    assert same.standard_error(5, 2) is None and same.reason.startswith("all 4 values are equal")
-    noisy = variance_split([score(p, r, float(r)) for p in "pq" for r in (0, 1)], "lab_v1")
-    assert noisy.between == 0.0 and noisy.within == 0.5  # the estimate is -0.25: a variance is not negative
-
-
-# --- claims, proportions, percentiles --------------------------------------------------------------------
-
-
-def test_claim_keeps_its_sign():
-    bloom, opt = test_claim(BLOOM, 8.0), test_claim(OPT, 8.0)
-    assert (round(bloom.t, 2), round(bloom.p, 5), bloom.verdict) == (-4.55, 0.00045, "below the claim")
-    assert (round(opt.t, 2), round(opt.p, 2), opt.verdict) == (1.00, 0.37, "cannot tell")
-    assert test_claim(BLOOM, 5.0).verdict == "above the claim"
-
-
-@quick
-@given(score_lists, points)
-def test_claim_agrees_with_scipy(values, claim):
-    test = test_claim(values, claim)
-    if len(set(values)) == 1:
-        assert test.t is None and "equal" in test.reason and test.verdict == "cannot tell"
-        assert test.difference == pytest.approx(values[0] - claim)
-        return
-    expected = sps.ttest_1samp(values, claim)
-    ends = expected.confidence_interval()
-    assert (test.t, test.p) == pytest.approx((expected.statistic, expected.pvalue), rel=1e-6, abs=1e-9)
-    assert (test.low + claim, test.high + claim) == pytest.approx((ends.low, ends.high), abs=1e-9)
-
-
-def test_claim_with_too_little_data():
-    assert test_claim([], 8.0).reason == "no data"
-    one = test_claim([7.0], 8.0)
-    assert (one.difference, one.low, one.t, one.p, one.reason) == (
-        -1.0,
-        None,
-        None,
-        None,
-        "n = 1: no interval",
-    )
-    with pytest.raises(LabError, match="finite"):
-        test_claim([1, 2], math.nan)
+# --- proportions, percentiles ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 15), (15, 15), (1, 1), (7, 15), (98, 100)])
@@ -672,104 +573,7 @@ def test_paired_design_finds_what_an_unpaired_one_misses():
     assert found / 200 == pytest.approx(expected, abs=0.07) and welch / 200 < 0.4
 
 
-# --- repeats: clustered errors and the best design -------------------------------------------------------
-
-
-def texts_of(groups) -> list[Score]:
-    return [score(f"p{i}", j, value) for i, group in enumerate(groups) for j, value in enumerate(group)]
-
-
-@quick
-@given(st.lists(st.lists(points, min_size=1, max_size=4), min_size=2, max_size=6))
-def test_clustered_error_adds_up_every_pair_of_one_prompt(groups):
-    values = [v for group in groups for v in group]
-    clusters = [i for i, group in enumerate(groups) for _ in group]
-    n, mean = len(values), sum(values) / len(values)
-    pairs = sum(
-        (values[i] - mean) * (values[j] - mean)
-        for i, j in itertools.permutations(range(n), 2)
-        if clusters[i] == clusters[j]
-    )
-    variance = sum((v - mean) ** 2 for v in values) / (n - 1) / n + pairs / n**2
-    assert clustered_se(values, clusters) ** 2 == pytest.approx(max(0, variance), abs=1e-9)
-
-
-def test_clustered_error_of_single_texts_and_of_equal_repeats():
-    """One text a prompt: the plain standard error. Copies of a text add nothing to it, up to 1/n."""
-    assert clustered_se(BLOOM, range(15)) == pytest.approx(sps.sem(BLOOM), abs=1e-12)
-    fourfold = clustered_se(np.repeat(BLOOM, 4), np.repeat(range(15), 4))
-    assert fourfold == pytest.approx(sps.sem(BLOOM) * math.sqrt(14 / 15), rel=0.01)
-    assert sps.sem(np.repeat(BLOOM, 4)) < 0.6 * fourfold
-    assert clustered_se([1, 2], ["p", "p"]) is None is clustered_se([1, math.nan], "ab")
-    with pytest.raises(LabError, match="3 values"):
-        clustered_se([1, 2, 3], "ab")
-
-
-def test_clustered_interval():
-    groups = [[5, 6, 7], [8], [3, 4], [6, 6, 9, 7]]
-    e, values = clustered_estimate(texts_of(groups), "lab_v1"), [v for g in groups for v in g]
-    error = clustered_se(values, [i for i, g in enumerate(groups) for _ in g])
-    half = sps.t.ppf(0.975, 3) * math.sqrt(4 / 3) * error
-    assert (e.n, e.mean, e.method) == (4, pytest.approx(np.mean(values)), "clustered")
-    assert (e.low, e.high) == pytest.approx((e.mean - half, e.mean + half), abs=1e-9)
-    plain = estimate(BLOOM)  # one text a prompt: Student's interval, but for the factor of few clusters
-    single = clustered_estimate(texts_of([[v] for v in BLOOM]), "lab_v1")
-    assert single.high - single.low == pytest.approx((plain.high - plain.low) * math.sqrt(15 / 14), abs=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("groups", "mean", "reason"),
-    [
-        ([], None, "no data"),
-        ([[5, 7]], 6.0, "1 prompt: no interval"),
-        ([[5, 5], [5]], 5.0, "all 3 values are equal: no interval"),
-        ([[5, math.inf]], None, "1 of 2 values are not finite (NaN or infinite): refused"),
-    ],
-)
-def test_clustered_interval_with_too_little_data(groups, mean, reason):
-    e = clustered_estimate(texts_of(groups), "lab_v1")
-    assert (e.n, e.mean, e.low, e.high, e.reason) == (len(groups), mean, None, None, reason)
-
-
-@quick
-@given(
-    st.floats(0, 4),
-    st.floats(0.01, 4),
-    st.integers(2, 60),
-    st.sampled_from([0, 0.5, 3, 10]),
-    st.sampled_from([None, 2, 9]),
-)
-def test_best_design_is_the_best_of_all(between, within, budget, prompt_cost, most):
-    split = VarianceSplit(5, 10, between, within, between / (between + within))
-    fits = [
-        sps.t.ppf(0.975, p - 1) * math.sqrt(between / p + within / (p * r))
-        for p in range(2, min(budget, most or budget) + 1)
-        for r in range(1, budget + 1)
-        if p * (prompt_cost + r) <= budget
-    ]
-    if not fits:
-        with pytest.raises(LabError, match="buys no two prompts"):
-            best_design(split, budget, prompt_cost, 1.0, most)
-        return
-    found = best_design(split, budget, prompt_cost, 1.0, most)
-    assert found.half_width == pytest.approx(min(fits), abs=1e-9)
-    assert found.half_width == pytest.approx(split.half_width(found.prompts, found.repeats), abs=1e-9)
-    assert found.cost == found.prompts * (prompt_cost + found.repeats) <= budget + 1e-9
-
-
-def test_best_design_by_hand():
-    """Only generations cost: one repeat. Prompts that cost 9 times a repeat: sqrt(1/1 * 9) = 3 repeats."""
-    even = VarianceSplit(15, 60, 1.0, 1.0, 0.5)
-    assert astuple(best_design(even, 60))[:2] == (60, 1)
-    assert astuple(best_design(even, 60, most_prompts=15))[:2] == (15, 4)
-    half = sps.t.ppf(0.975, 99) * math.sqrt(1 / 100 + 1 / 300)
-    assert astuple(best_design(even, 1200, prompt_cost=9)) == (100, 3, pytest.approx(half), 1200)
-    alike = VarianceSplit(5, 10, 0.0, 1.0, 0.0)  # few prompts may look alike: still not two of them
-    assert best_design(alike, 600, prompt_cost=9).prompts > 10
-    assert best_design(replace(even, between=None), 60) is None
-    for bad in ({"repeat_cost": 0}, {"prompt_cost": -1}, {"most_prompts": 1}, {"repeat_cost": 40}):
-        with pytest.raises(LabError):
-            best_design(even, 60, **bad)
+# --- more intervals and paired tests ---------------------------------------------------------------------
 
 
 def test_bootstrap_t_against_a_hand_made_one():
@@ -781,9 +585,6 @@ def test_bootstrap_t_against_a_hand_made_one():
     assert (e.low, e.high) == pytest.approx((low, high), rel=0.05)
     assert e.high - e.mean > 1.3 * (e.mean - e.low)  # the long tail may hide more above than below
     assert estimate([5, 5, 5, 5, 6], method="bootstrap-t").low is None  # resamples without spread
-
-
-# --- more paired tests -----------------------------------------------------------------------------------
 
 
 @quick
@@ -808,54 +609,19 @@ def test_wilcoxon_agrees_with_scipy(n):
     assert paired.wilcoxon(x).p == pytest.approx(sps.wilcoxon(x, method=method).pvalue, abs=1e-9)
 
 
-@quick
-@given(st.lists(points, min_size=2, max_size=12), st.floats(0.1, 5))
-def test_equivalence_agrees_with_two_tests_of_scipy(values, margin):
-    found = paired.equivalence(values, margin)
-    if len(set(values)) == 1:
-        assert found.p is None and "equal" in found.reason
-        return
-    above = sps.ttest_1samp(values, -margin, alternative="greater").pvalue
-    below = sps.ttest_1samp(values, margin, alternative="less").pvalue
-    assert found.p == pytest.approx(max(above, below), abs=1e-9)
-
-
-def test_equivalence_and_the_verdict_tied_agree():
+def test_tied_is_two_one_sided_tests_at_half_of_five_percent():
     for mean in (0.05, 0.2, 0.45):
         d = planted(mean, 0.4, 15)
-        assert (paired.equivalence(d).p < 0.025) == (compared(d).verdict == "tied")
-    assert paired.equivalence([0.3]).reason == "n = 1: no interval"
-    for margin in (0, -1, math.nan, math.inf):
-        with pytest.raises(LabError, match="margin"):
-            paired.equivalence([1, 2], margin)
-
-
-@quick
-@given(st.lists(st.integers(-3, 3), min_size=2, max_size=15))
-@example([-1] * 7)
-def test_superiority_counts_wins_and_half_the_ties(differences):
-    e, n = paired.superiority(differences), len(differences)
-    wins = sum(d > 0 for d in differences) + sum(d == 0 for d in differences) / 2
-    assert e.mean == pytest.approx(wins / n, abs=1e-12) and 0 <= e.low <= e.mean <= e.high <= 1
-    mirrored = paired.superiority([-d for d in differences])
-    assert (mirrored.low, mirrored.high) == pytest.approx((1 - e.high, 1 - e.low), abs=1e-12)
-    if wins == int(wins):
-        w = wilson(int(wins), n)
-        assert (e.low, e.high) == pytest.approx((w.low, w.high), abs=1e-9)
-
-
-def test_superiority_is_a_probability_of_the_normal():
-    rows = np.random.default_rng(3).normal(0.5, 1, 20_000)
-    assert paired.superiority(rows).mean == pytest.approx(sps.norm.cdf(0.5), abs=0.015)
+        above = sps.ttest_1samp(d, -0.5, alternative="greater").pvalue
+        below = sps.ttest_1samp(d, 0.5, alternative="less").pvalue
+        assert (max(above, below) < 0.025) == (compared(d).verdict == "tied")
 
 
 @pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf]])
-@pytest.mark.parametrize("function", [paired.wilcoxon, paired.equivalence, paired.superiority])
-def test_paired_functions_refuse_unusable_values_with_a_reason(function, values):
-    found = function(values)
-    assert (found.p if function != paired.superiority else found.mean) is None
+def test_signed_ranks_refuse_unusable_values_with_a_reason(values):
+    found = paired.wilcoxon(values)
+    assert found.p is None
     assert found.reason.startswith("no data" if not values else "1 of")
-    assert function is not paired.superiority or paired.superiority([2.0]).reason == "n = 1: no interval"
 
 
 # --- ranks -----------------------------------------------------------------------------------------------
