@@ -142,25 +142,3 @@ def engagement(text: str, kind: ContentType) -> float:
     found = texts.sentences(text)
     present = sum(any(map(factor.shows_in, found)) for factor in kind.factors)
     return 10.0 * min(1.0, present / min(2, len(kind.factors)))
-
-
-# ---- only for notebook 04 ------------------------------------------------------------------------------
-
-
-def attainable_business_v1() -> tuple[float, ...]:
-    """Every score that business_v1 can give, found by running it on texts with each set of terms."""
-    filler = ["word"] * BUSINESS_V1_BAND[0]
-    texts_ = [""]
-    for count in range(len(BUSINESS_V1_TERMS) + 1):
-        terms = list(BUSINESS_V1_TERMS[:count])
-        texts_ += [" ".join([*terms, "word"]), " ".join([*terms, *filler])]
-    return tuple(sorted({sum(business_v1(text).values()) for text in texts_}))
-
-
-def reachable(max_new_tokens: int, words_needed: float, words_per_token: float = 1.0) -> bool:
-    """Whether a generation of ``max_new_tokens`` can hold ``words_needed`` words.
-
-    A word between spaces takes at least one token, so 1.0 words per token is the upper limit; pass the
-    measured figure of a tokenizer for what to expect.
-    """
-    return max_new_tokens * words_per_token >= words_needed

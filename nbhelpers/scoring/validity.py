@@ -19,8 +19,7 @@ import numpy as np
 from scipy import stats as sps
 
 from nbhelpers import store
-from nbhelpers.records import CONTENT_TYPES, Estimate, Score
-from nbhelpers.scoring import rubric as scoring
+from nbhelpers.records import CONTENT_TYPES, Estimate
 from nbhelpers.scoring import texts
 from nbhelpers.scoring.published import content_type_named
 from nbhelpers.stats import estimate as estimates
@@ -184,93 +183,3 @@ def _with_interval(point: Estimate, ends: Any) -> Estimate:
     if point.mean is None or not ends.low < ends.high:
         return replace(point, reason="at its limit or degenerate: no interval")
     return replace(point, low=float(ends.low), high=float(ends.high))
-
-
-# ---- only for notebook 04 ------------------------------------------------------------------------------
-
-RETEST_MIN = 4  # prompts; Fisher's interval divides by n - 3
-
-
-def nonsense(text: str, seed: int = 0) -> str:
-    """The text with its content words dealt out anew: small words and punctuation in place, no sense left.
-
-    No bad answer for a rubric that counts words, which cannot see the difference: it shows the limit.
-    """
-
-    def is_content(word: str) -> bool:
-        return word.isalpha() and word.islower() and word not in texts.FUNCTION_WORDS
-
-    def swap(sentence: str) -> str:
-        bare = sentence.rstrip(".!?")
-        dealt = (next(deal) if is_content(word) else word for word in bare.split())
-        return " ".join(dealt) + sentence[len(bare) :]
-
-    words = [word for part in texts.sentences(text) for word in part.rstrip(".!?").split()]
-    content = list(filter(is_content, words))
-    random.Random(seed).shuffle(content)
-    deal = iter(content)
-    return "\n\n".join("\n".join(map(swap, texts.sentences(block))) for block in text.split("\n\n"))
-
-
-def ceiling() -> float:
-    """The tau-b of a perfect order without ties: below 1, because the expected order has ties."""
-    expected = sorted(levels().values())
-    return tau(range(len(expected)), expected) or 0.0
-
-
-def contributions(rubric: str) -> dict[str, Estimate]:
-    """Part of a rubric of ``scoring.RUBRICS`` -> what it adds to the agreement: tau with it minus without.
-
-    Without a part, the others make the score (``rubric.total``). Over prompts, as agreement.
-    """
-    parts = {
-        (text, answer.prompt): scoring.parts_of(text, answer.prompt, answer.content_type)[rubric]
-        for answer in reference_answers()
-        for text in known_answers(answer).values()
-    }
-
-    def taus_without(left_out: str | None) -> Array:
-        def rate(text: str, prompt: str, kind: str) -> float:
-            found = parts[text, prompt]
-            return scoring.total(rubric, {name: found[name] for name in found if name != left_out})
-
-        return np.array(taus(rate), dtype=float)
-
-    whole = taus_without(None)
-    return {
-        name: estimates.estimate(np.round(whole - taus_without(name), 12), name, method="bca")
-        for name in next(iter(parts.values()))
-    }
-
-
-def overlap(rubric: str) -> tuple[float, float]:
-    """The lowest score of a strong answer and the highest of any other, over all prompts together."""
-    strong: list[float] = []
-    other: list[float] = []
-    for answer in reference_answers():
-        for kind, text in known_answers(answer).items():
-            parts = scoring.parts_of(text, answer.prompt, answer.content_type)[rubric]
-            (strong if kind == "strong" else other).append(scoring.total(rubric, parts))
-    return min(strong), max(other)
-
-
-def retest(scores: Iterable[Score], name: str, level: float = 0.95) -> Estimate:
-    """Test-retest reliability: Pearson's r between the prompt means of two disjoint sets of repeats.
-
-    The repeats of a prompt go to the two sets in turn. Interval: Fisher's z (``scipy.stats.pearsonr``).
-    It is the reliability of a mean over half of the repeats; prompts with one repeat are left out.
-    """
-    estimates.check_level(level)
-    groups: dict[str, list[tuple[int, float]]] = {}
-    for score in scores:
-        groups.setdefault(score.prompt_id, []).append((score.repeat, score.values[name]))
-    runs = [[value for _, value in sorted(rows)] for rows in groups.values() if len(rows) > 1]
-    blank = Estimate(name, len(runs), None, None, None, None, level, "pearson")
-    if len(runs) < RETEST_MIN:
-        reason = f"{len(runs)} prompts with two or more repeats: needs {RETEST_MIN}"
-        return replace(blank, reason=reason)
-    first, second = (np.array([np.mean(run[start::2]) for run in runs]) for start in (0, 1))
-    if np.ptp(first) < 1e-12 or np.ptp(second) < 1e-12:
-        return replace(blank, reason="all prompts have the same mean: no correlation")
-    found = sps.pearsonr(first, second)
-    return _with_interval(replace(blank, mean=float(found.statistic)), found.confidence_interval(level))

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbhelpers.records import Score
 from nbhelpers.scoring import rubric as scoring
 from nbhelpers.scoring import validity
 
@@ -53,11 +52,6 @@ def test_tau_leaves_refused_ratings_out() -> None:
     assert validity.tau([3.0, 3.0], [0, 1]) == 0.0
 
 
-def test_ceiling_is_the_root_of_the_share_of_pairs_with_an_expected_order() -> None:
-    pairs = list(combinations(LEVELS.values(), 2))
-    assert validity.ceiling() == pytest.approx(math.sqrt(sum(a != b for a, b in pairs) / len(pairs)))
-
-
 def test_agreement_of_a_perfect_a_reversed_and_a_constant_rating() -> None:
     perfect = validity.agreement(lambda *a: float(level_of(*a)))
     assert perfect.mean == pytest.approx(1.0) and perfect.n == 8 and perfect.low is None
@@ -87,73 +81,6 @@ def test_the_rubrics_rank_as_notebook_04_says() -> None:
     }
     assert found["lab_v1"].low > found["composite"].high > found["business_v1"].high  # type: ignore[operator]
     assert found["business_v2"].mean < 0.1  # type: ignore[operator]
-
-
-def test_lab_v1_puts_every_bad_answer_below_every_strong_one_and_the_published_rubrics_do_not() -> None:
-    for rubric in scoring.RUBRICS:
-        strong, other = validity.overlap(rubric)
-        assert (strong > other) == (rubric == "lab_v1"), rubric
-
-
-@pytest.mark.parametrize("rubric", scoring.RUBRICS)
-def test_a_contribution_is_the_agreement_that_leaving_the_part_out_costs(rubric: str) -> None:
-    found = validity.contributions(rubric)
-
-    def without(part: str | None) -> float:
-        def rate(*of: str) -> float:
-            parts = scoring.parts_of(*of)[rubric]
-            return scoring.total(rubric, {name: v for name, v in parts.items() if name != part})
-
-        return validity.agreement(rate).mean or 0.0
-
-    part = max(found, key=lambda name: abs(found[name].mean or 0.0))
-    assert found[part].mean == pytest.approx(without(None) - without(part), abs=1e-9)
-    assert list(found) == list(scoring.parts_of("a", "b", "short_post")[rubric])
-    assert all(estimate.n == 8 for estimate in found.values())
-
-
-# ---- test-retest ---------------------------------------------------------------------------------------
-
-
-def rows(values: np.ndarray) -> list[Score]:
-    """values [prompts, repeats] as scores."""
-    return [
-        Score(f"{p}-{r}", f"b{p:02d}", r, "linkedin_post", False, 10, {"x": float(value)})
-        for p, row in enumerate(values)
-        for r, value in enumerate(row)
-    ]
-
-
-def test_retest_correlates_the_means_of_alternate_repeats() -> None:
-    values = np.random.default_rng(1).normal(size=(12, 5))
-    found = validity.retest(reversed(rows(values)), "x")
-    halves = values[:, 0::2].mean(1), values[:, 1::2].mean(1)
-    assert found.mean == pytest.approx(np.corrcoef(*halves)[0, 1])
-    z, half = math.atanh(found.mean), 1.959963984540054 / math.sqrt(12 - 3)
-    assert (found.low, found.high) == pytest.approx((math.tanh(z - half), math.tanh(z + half)))
-
-
-def test_retest_recovers_a_planted_reliability() -> None:
-    """Variance 4 between prompts, 2 within: means of two repeats correlate by 4 / (4 + 1)."""
-    rng = np.random.default_rng(2)
-    values = rng.normal(0, 2, (4000, 1)) + rng.normal(0, math.sqrt(2), (4000, 4))
-    found = validity.retest(rows(values), "x")
-    assert found.mean == pytest.approx(0.8, abs=0.02)
-    assert found.low < 0.8 < found.high  # type: ignore[operator]
-
-
-@pytest.mark.parametrize(
-    ("values", "reason"),
-    [
-        (np.ones((3, 2)), "needs 4"),
-        (np.arange(9.0).reshape(9, 1), "0 prompts"),
-        (np.ones((5, 2)), "same mean"),
-        (np.arange(5.0)[:, None] * np.ones(2), "at its limit"),
-    ],
-)
-def test_retest_says_why_there_is_no_interval(values: np.ndarray, reason: str) -> None:
-    found = validity.retest(rows(values), "x")
-    assert found.low is None and reason in (found.reason or "")
 
 
 # ---- alpha ---------------------------------------------------------------------------------------------
