@@ -226,11 +226,10 @@ def reset_peak(device: str) -> bool:
     if device in ("cuda", "xpu"):
         _backend(device).reset_peak_memory_stats()
         return True
-    try:
+    with suppress(OSError):  # another system, or a container that forbids it
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:  # another system, or a container that forbids it
-        return False
-    return True
+        return True
+    return False
 
 
 def peak_memory(device: str) -> int | None:
