@@ -25,6 +25,7 @@ from pathlib import Path
 
 from nbhelpers import registry, store
 from nbhelpers.devices import device as devices
+from nbhelpers.devices.device import usable_cores
 from nbhelpers.generation import failures
 from nbhelpers.loading.folder import inspect
 from nbhelpers.records import LabError, ModelSpec, NotebookStatus, Result, RunInfo, Settings
