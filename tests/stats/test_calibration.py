@@ -107,7 +107,7 @@ def test_clustered_interval_is_the_notebook_s():
     sizes = np.resize(calibrate.REPEATS, 7)
     groups = np.split(texts[0], np.cumsum(sizes)[:-1])
     low, high = calibrate.text_intervals(texts, 7)["clustered"]
-    assert definitions("05_statistics", "clustered").clustered(groups) == pytest.approx((low[0], high[0]))
+    assert definitions("05_statistics", "definitions").clustered(groups) == pytest.approx((low[0], high[0]))
     rows = [Score("k", f"p{p}", 0, "short_post", False, 9, {"v": t}) for p, g in enumerate(groups) for t in g]
     assert by_prompt(rows, "v") == pytest.approx({f"p{i}": m for i, m in enumerate(scores[0, 0])}, abs=1e-9)
 
