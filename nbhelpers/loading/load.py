@@ -184,6 +184,7 @@ def load(model: str | ModelSpec, device: str = "auto", dtype: str = "auto") -> L
         rss_after_forward_bytes=rss_after_forward,
         device_peak_bytes=None if place.device == "cpu" else devices.peak_memory(place.device),
         quality_applies=spec.kind != "shape",
+        prompt_format=spec.prompt_format,
     )
     home = None if spec.kind == "shape" else folder
     return Loaded(spec, net, tokenizer, home, report.revision, report, place.device)
