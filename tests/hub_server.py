@@ -193,6 +193,7 @@ def _is_large(path: Path) -> bool:
 def _row(path: Path) -> dict:
     row = {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": _blob(path)}
     if _is_large(path):
+        row["oid"] = "0" * 40  # git's name of the pointer, not of the content
         row["lfs"] = {"oid": _etag(path), "size": row["size"], "pointerSize": 135}
     return row
 

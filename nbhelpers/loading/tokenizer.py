@@ -1,22 +1,70 @@
-"""A model's chat template is a stranger's program: sandboxed by transformers, limited here."""
+"""A model's tokenizer: its pad token, its chat template, the tokens that end a text.
+
+A chat template is a stranger's program: transformers runs it in a sandbox, and here it gets limits.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from nbhelpers.records import LabError
+from nbhelpers.records import Failure, LabError, Prompt
 
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
-
-LIMIT_S = 10.0
+TIMEOUT_S = 10.0  # of a chat template
 LONGEST_BYTES = 4 * 2**20
 EXTRA_MEMORY_BYTES = 2**30
 
 
-def render(tokenizer: Any, text: str, limit_s: float = LIMIT_S) -> str:
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model folder, padding on the left, with a pad token."""
+    from transformers import AutoTokenizer
+
+    return with_padding(
+        AutoTokenizer.from_pretrained(
+            folder, padding_side="left", local_files_only=True, trust_remote_code=False
+        )
+    )
+
+
+def with_padding(tokenizer: Any) -> Any:
+    """Give a tokenizer without a pad token its end token, else its unknown token, else token 0.
+
+    Padded positions are masked, so any token serves; a new one would need a row that the model lacks.
+    """
+    if tokenizer.pad_token_id is None:
+        spare = (tokenizer.eos_token, tokenizer.unk_token, tokenizer.convert_ids_to_tokens(0))
+        tokenizer.pad_token = next(token for token in spare if token is not None)
+    return tokenizer
+
+
+def encode(loaded: Any, prompt: Prompt) -> list[int]:
+    """The input ids of a prompt as written, or in the chat template of a loaded chat model; never empty.
+
+    Raises LabError for a prompt that gives no tokens and for a chat model without a template.
+    """
+    tokenizer, text, chat = loaded.tokenizer, prompt.text, loaded.spec.prompt_format == "chat"
+    if chat and not getattr(tokenizer, "chat_template", None):
+        way_out = 'set prompt = "plain" in data/models.toml.'
+        raise LabError(f"The chat model {loaded.spec.alias!r} has no chat template: {way_out}")
+    text = render(tokenizer, text) if chat else text  # a template brings its own special tokens
+    # verbose warns of a long prompt, which is cut afterwards.
+    ids = list(tokenizer(text, add_special_tokens=not chat, verbose=False)["input_ids"])
+    if not ids and tokenizer.bos_token_id is None:
+        raise LabError(f"The prompt {prompt.id!r} has no token that the model's tokenizer knows: reword it.")
+    return ids or [tokenizer.bos_token_id]
+
+
+def end_tokens(loaded: Any) -> frozenset[int]:
+    """The ids that end a text: from the generation settings, else the model, else the tokenizer; or none."""
+    for source in (loaded.model.generation_config, loaded.model.config, loaded.tokenizer):
+        if (ids := getattr(source, "eos_token_id", None)) is not None:
+            return frozenset([ids] if isinstance(ids, int) else ids)
+    return frozenset()
+
+
+def render(tokenizer: Any, text: str, timeout_s: float = TIMEOUT_S) -> str:
     """The text as the user's turn in the tokenizer's chat template, ready for the answer.
 
     On Linux in a forked child with limits on time, memory and length (fork is not safe on macOS and absent on
@@ -32,21 +80,21 @@ def render(tokenizer: Any, text: str, limit_s: float = LIMIT_S) -> str:
     child.start()
     theirs.close()
     try:
-        if not ours.poll(limit_s):
-            raise LabError(f"The chat template takes longer than {limit_s:.0f} s: choose another model.")
-        said = ours.recv_bytes(LONGEST_BYTES)
+        if not ours.poll(timeout_s):
+            why = f"takes longer than {timeout_s:.0f} s"
+            raise LabError(f"The chat template {why}: choose another model.", Failure.TIMEOUT)
+        answer = ours.recv_bytes(LONGEST_BYTES)
     except (EOFError, OSError):  # it died, or the text is longer than allowed
-        raise LabError(
-            f"The chat template takes more than {EXTRA_MEMORY_BYTES >> 20} MiB of memory or makes more than "
-            f"{LONGEST_BYTES >> 20} MiB of text: choose another model."
-        ) from None
+        memory, length = EXTRA_MEMORY_BYTES >> 20, LONGEST_BYTES >> 20
+        why = f"takes more than {memory} MiB of memory or makes more than {length} MiB of text"
+        raise LabError(f"The chat template {why}: choose another model.", Failure.REFUSED) from None
     finally:
         child.kill()
         child.join()
         ours.close()
-    if not said.startswith(b"+"):
-        raise LabError(f"The chat template fails ({said[1:].decode()}): choose another model.")
-    return said[1:].decode("utf-8", "surrogatepass")
+    if not answer.startswith(b"+"):
+        raise LabError(f"The chat template fails ({answer[1:].decode()}): choose another model.")
+    return answer[1:].decode("utf-8", "surrogatepass")
 
 
 def _apply(tokenizer: Any, text: str) -> str:
@@ -54,7 +102,8 @@ def _apply(tokenizer: Any, text: str) -> str:
     return str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
 
 
-def _answer(pipe: Connection, tokenizer: Any, text: str) -> None:
+def _answer(pipe: Any, tokenizer: Any, text: str) -> None:
+    """In the child: send the text after a plus, or what went wrong after a minus."""
     import resource
 
     import psutil

@@ -9,8 +9,6 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from pathlib import Path
 
 import httpx2
@@ -21,7 +19,7 @@ from hub_server import Fault, Repository, proposal, serve
 from huggingface_hub.errors import HfHubHTTPError
 from saved_models import edit_json, make_model
 
-from nbhelpers.loading import downloads
+from nbhelpers.loading import hub as loading_hub
 
 # Fetches each name given, or name@revision, and prints what came of it, one JSON line per name.
 FETCH = """
@@ -33,11 +31,11 @@ for name in sys.argv[1:]:
     try:
         name, _, revision = name.partition("@")
         spec = dataclasses.replace(registry.resolve(name), revision=revision or None)
-        folder = loading.fetch(spec, download_timeout=float(os.environ.get("LIMIT", "60")))
+        folder = loading.fetch(spec, download_s=float(os.environ.get("LIMIT", "60")))
         files = sorted(path.name for path in folder.iterdir())
         print(json.dumps({"revision": loading.revision_of(spec), "files": files}))
     except LabError as error:
-        print(json.dumps({"error": str(error)}))
+        print(json.dumps({"error": str(error), "kind": error.kind}))
 """
 LOAD = """
 import json, sys
@@ -156,15 +154,14 @@ def test_pauses_grow_with_jitter_and_heed_retry_after():
         state.attempt_number = attempt
         response = httpx2.Response(503, headers=headers, request=httpx2.Request("GET", "http://x"))
         state.set_exception((HfHubHTTPError, HfHubHTTPError("busy", response=response), None))
-        return downloads._pause(state)
+        return loading_hub.pause(state)
 
     for attempt, low in [(1, 1), (2, 2), (3, 4), (4, 8), (5, 16)]:
         waits = {pause(attempt) for _ in range(20)}
         assert low <= min(waits) and max(waits) <= low + 1 and len(waits) > 1
     assert pause(1, **{"Retry-After": "77"}) == 77
-    later = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
-    assert 80 < pause(1, **{"Retry-After": later}) <= 90
-    assert [downloads.seconds_of(odd) for odd in (None, "", "soon", "-3", "²")] == [0] * 5
+    for odd in ("", "soon", "-3", "1.5"):
+        assert 1 <= pause(1, **{"Retry-After": odd}) <= 2
 
 
 def test_weights_of_the_wrong_content_or_size_are_never_kept(wide, tmp_path):
@@ -200,7 +197,7 @@ def test_a_download_that_trickles_is_stopped_at_the_limit_and_leaves_nothing_hal
         started = time.monotonic()
         (stopped,) = run(FETCH, tmp_path, hub.url, "org/wide", LIMIT="6")
         assert time.monotonic() - started >= 6
-        assert "was stopped after 6 s" in stopped["error"]
+        assert "was stopped after 6 s" in stopped["error"] and stopped["kind"] == "timeout"
         assert hub.served["model.safetensors"] > 0 and not leftovers(tmp_path)
         (fetched,) = run(FETCH, tmp_path, hub.url, "org/wide")
         assert "model.safetensors" in fetched["files"]
@@ -231,7 +228,7 @@ def test_a_full_disk_is_one_sentence_and_the_next_try_succeeds(wide, tmp_path):
     try:
         with serve({"org/wide": Repository({"main": wide})}) as hub:
             (refused,) = run(FETCH, disk, hub.url, "org/wide")
-            assert "The disk was full" in refused["error"]
+            assert "the disk was full" in refused["error"]
             assert not list(disk.rglob("model.safetensors")) and not leftovers(disk)
             subprocess.run(["mount", "-o", "remount,size=9m", disk], check=True)
             (fetched,) = run(FETCH, disk, hub.url, "org/wide")
@@ -244,7 +241,7 @@ def test_a_file_larger_than_the_system_allows_is_the_same_as_a_full_disk(wide, t
     limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))\n" + FETCH
     with serve({"org/wide": Repository({"main": wide})}) as hub:
         (refused,) = run(limited, tmp_path, hub.url, "org/wide")
-    assert "The disk was full" in refused["error"] and not leftovers(tmp_path)
+    assert "the disk was full" in refused["error"] and not leftovers(tmp_path)
 
 
 def test_two_processes_that_want_the_same_model_fetch_it_once(wide, tmp_path):
@@ -311,7 +308,7 @@ def test_every_refusal_is_one_clear_sentence(models, tiny, tmp_path):
     }
     says = {
         "org/gated": "is gated: accept its licence",
-        "org/locked": "refused access to 'org/locked' (HTTP 403)",
+        "org/locked": "'org/locked' is closed to you (HTTP 403)",
         "org/broken": "answered HTTP 418",
         "org/empty": "no config.json",
         "org/pickled": "only pickled weights (pytorch_model.bin)",
@@ -342,6 +339,6 @@ def test_pickled_weights_are_read_from_the_safetensors_copy_of_the_hubs_own_acco
 
 def test_a_hub_that_cannot_be_reached(tmp_path):
     (refused,) = run(FETCH, tmp_path, "http://127.0.0.1:9", "org/tiny")
-    assert "The Hub (http://127.0.0.1:9) cannot be reached" in refused["error"]
+    assert "the Hub (http://127.0.0.1:9) cannot be reached" in refused["error"]
     (offline,) = run(FETCH, tmp_path, "http://127.0.0.1:9", "org/tiny", HF_HUB_OFFLINE="1")
     assert "HF_HUB_OFFLINE is set" in offline["error"]

@@ -13,6 +13,7 @@ from saved_models import WORDS, edit_json, make_model, make_tokenizer
 from nbhelpers import registry, store
 from nbhelpers.devices import device as devices
 from nbhelpers.loading import load as loading
+from nbhelpers.loading import tokenizer as tokenizers
 from nbhelpers.loading.load import LoadingReport
 from nbhelpers.records import LabError, ModelSpec, Settings
 
@@ -84,7 +85,7 @@ def test_the_pad_token_falls_back_without_growing_the_vocabulary(tmp_path, speci
     make_tokenizer(tmp_path, **special)
     edit_json(tmp_path / "tokenizer_config.json", model_max_length=16)
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    tokenizer = loading.load_tokenizer(tmp_path)
+    tokenizer = tokenizers.load_tokenizer(tmp_path)
     assert tokenizer.pad_token == pad and tokenizer.padding_side == "left"
     assert len(tokenizer) == len(WORDS)
     batch = tokenizer(["Write", "Write a note"], padding=True)["input_ids"]
@@ -157,7 +158,7 @@ def test_embedded_files_are_held_against_their_recorded_digests():
     right = hashlib.sha256(config.read_bytes()).hexdigest()
     assert loading.fetch(replace(spec, sha256={"config.json": right})) == config.parent
     for name, digest in (("config.json", "0" * 64), ("absent.json", right)):
-        with pytest.raises(LabError, match=f"{name} of the embedded model lab-gpt2.*build.py"):
+        with pytest.raises(LabError, match=f"embedded model 'lab-gpt2' has a {name} other.*build.py"):
             loading.fetch(replace(spec, sha256={name: digest}))
     with pytest.raises(LabError, match=r"missing: run `python tools/models/build.py`"):
         loading.fetch(replace(spec, source="data/models/no-such"))
@@ -175,12 +176,12 @@ def _without_a_tensor(folder):
         (lambda f: make_tokenizer(f, words=(*WORDS, "extra")), "knows token 13 and the model has only 13"),
         (_without_a_tensor, r"\(1 are missing.*transformer.h.1.mlp.c_fc.weight"),
         (lambda f: edit_json(f / "config.json", n_embd=16), "of another size, such as transformer"),
-        (lambda f: edit_json(f / "config.json", model_type="no-such-type"), "model tiny cannot be loaded"),
+        (lambda f: edit_json(f / "config.json", model_type="no-such-type"), "model 'tiny' cannot be loaded"),
         (
             lambda f: edit_json(f / "config.json", model_type="t5", architectures=[]),
-            "model tiny cannot be loaded",
+            "model 'tiny' cannot be loaded",
         ),
-        (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer of tiny cannot be loaded"),
+        (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer of the model 'tiny' cannot be loaded"),
     ],
 )
 def test_a_folder_that_contradicts_itself_is_one_clear_sentence(folder, damage, says):
@@ -192,7 +193,7 @@ def test_a_folder_that_contradicts_itself_is_one_clear_sentence(folder, damage, 
 
 def test_a_model_that_cannot_fit_is_refused_before_it_is_built():
     monster = replace(registry.resolve("shape:opt-2.7b"), parameters=10**15)
-    with pytest.raises(LabError, match=r"take 3725290\.3 GiB in float32, .* and cpu has"):
+    with pytest.raises(LabError, match=r"take 3725290\.3 GiB in float32 .* free on cpu"):
         loading.load(monster, "cpu")
 
 
