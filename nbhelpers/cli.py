@@ -265,7 +265,7 @@ def _print_outcome(plan: Plan, info: RunInfo, comparison: ComparisonReport | Non
     console = _console()
     if comparison:
         if comparison.ranking:
-            results = verdicts.load_results(plan.run_dir)
+            results = verdicts.read_results(plan.run_dir)[0]
             console.print(_ranking_table(results, comparison))
             for result in results:
                 if result.noise != "quiet":

@@ -166,3 +166,13 @@ def _prompt(line: str, where: str) -> Prompt:
             f"{where}: unknown content type {row['content_type']!r}; use one of {', '.join(CONTENT_TYPES)}."
         )
     return Prompt(row["id"], row["text"], row["content_type"])
+
+
+def held_out_text() -> str:
+    """Texts written by hand that no embedded model was trained on: data/planted.toml's strong answers."""
+
+    def build(data: dict[str, Any]) -> str:
+        kinds = [rows for rows in data.values() if isinstance(rows, list)]
+        return " ".join(row["text"].strip() for rows in kinds for row in rows)
+
+    return store.read_table("planted.toml", build)

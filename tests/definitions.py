@@ -16,8 +16,8 @@ DEFINING = (ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
 def definitions(notebook: str, *tags: str) -> SimpleNamespace:
     """Functions, classes and CONSTANTS of the code cells with one of these tags, by name.
 
-    Run in a fresh namespace after the imports of the notebook's first code cell; the other lines of the cells are
-    not run. KeyError for a tag that no cell has.
+    Run in a fresh namespace, after the imports of the notebook's first code cell; other lines of the cells
+    are not run. KeyError for a tag that no cell has.
     """
     cells = json.loads((NOTEBOOKS / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]

@@ -20,10 +20,21 @@ from transformers import (
 )
 
 from nbhelpers.loading.load import Loaded, LoadingReport
-from nbhelpers.records import ModelSpec
+from nbhelpers.records import ModelSpec, Prompt, Sample, Settings
 
 FAMILIES = ("gpt2", "bloom", "opt", "llama")
 PAD, BOS, EOS = 0, 1, 2
+PROMPTS = [
+    Prompt("p1", "Hi:", "short_post"),
+    Prompt("p2", "Tell me of ships:", "linkedin_post"),
+    Prompt("p3", "A note, please:", "business_note"),
+]
+FEW = Settings(repeats=3, max_new_tokens=12)
+MANY_ENDS = [EOS, *range(100, 125)]  # about every tenth random token ends a text
+
+
+def texts(samples: list[Sample]) -> list[tuple[str, int, str, int]]:
+    return [(s.prompt_id, s.repeat, s.text, s.new_tokens) for s in samples]
 
 
 def byte_tokenizer(begins: bool = True, bos: str | None = "<s>", eos: str | None = "</s>") -> Any:
@@ -108,6 +119,7 @@ def tiny(
         rss_after_load_bytes=0,
         rss_after_forward_bytes=0,
         device_peak_bytes=None,
+        prompt_format=prompt_format,
     )
     return Loaded(spec, model, tokenizer or byte_tokenizer(), None, "memory", report, "cpu")
 

@@ -62,7 +62,7 @@ class Compiled:
         config = self.loaded.model.config.get_text_config()
         self.numbers = config.vocab_size // sampling.BLOCK + sampling.BLOCK
         with torch.inference_mode():
-            _, cache, _ = decoding.prefill(self.loaded.model, [[0]])
+            cache = decoding.KeyValues(self.loaded.model, [[0]]).cache
         rows = [held for layer in cache.layers for held in (layer.keys, layer.values)]
         self.held = [torch.zeros(*held.shape[:2], COLUMNS, held.shape[3], dtype=held.dtype) for held in rows]
         tried = [self.compiled(threads) for threads in sorted({1, torch.get_num_threads()})]
@@ -99,13 +99,13 @@ class Compiled:
         ids, seed = self.loaded.tokenizer(prompt.text)["input_ids"], sampling.row_seed(0, prompt.id, repeat)
         if len(ids) + tokens > COLUMNS:
             raise RuntimeError(f"the compiled step has room for {COLUMNS} tokens, prompt included")
-        logits, cache, _ = decoding.prefill(self.loaded.model, [ids])
-        for layer, keys, values in zip(cache.layers, self.held[::2], self.held[1::2], strict=True):
+        read = decoding.KeyValues(self.loaded.model, [ids])
+        for layer, keys, values in zip(read.cache.layers, self.held[::2], self.held[1::2], strict=True):
             keys[:, :, : len(ids)], values[:, :, : len(ids)] = layer.keys, layer.values
         numbers = torch.arange(self.numbers).expand(tokens, -1)
-        gumbel = sampling.gumbel_noise([seed] * tokens, range(tokens), numbers).split(1)
+        gumbel = sampling.gumbel([seed] * tokens, range(tokens), numbers).split(1)
         heat, places = torch.tensor(temperature or 1.0), torch.arange(len(ids), len(ids) + tokens).unbind()
-        written = [sampling.sampler([seed], temperature)(logits, [0], [0])]
+        written = [sampling.sampler([seed], temperature)(read.logits, [0], [0])]
         for step in range(1, tokens):
             logits, token = self.step(written[-1], places[step - 1], heat, gumbel[step], self.held)
             written.append(token if temperature else logits.argmax(-1))

@@ -55,7 +55,7 @@ NOTEBOOKS = {
     "03_generation": """loaded = loading.load(model, device, "float32")
 texts, path = registry.load_prompts(prompts, limit), registry.model_dir(settings)
 generation.generate_samples(loaded, texts, settings, path / "samples.jsonl", batch_size=2)
-generation.measure_latency(loaded, texts, settings, path / "latency.jsonl")
+latency.measure_latency(loaded, texts, settings, path / "latency.jsonl")
 """,
     "04_scoring": "scoring.scores_for(settings)",
     "05_statistics": "summary.stats_for(settings)",

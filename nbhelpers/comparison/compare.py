@@ -38,7 +38,7 @@ class ComparisonReport(Record):
     primary: str
     prompts: tuple[str, ...]
     ranking: dict[str, Estimate]  # model -> primary score, best first
-    pairs: tuple[Comparison, ...]
+    pairs: tuple[Comparison, ...]  # in ranking order, so that the leader is the first of its pairs
     pick: str | None
     pick_reason: str
     size_slope: Estimate | None  # points per doubling of parameters, over prompts
@@ -49,7 +49,7 @@ class ComparisonReport(Record):
 
 
 def compare_run(run_dir: Path, margin: float = MARGIN) -> ComparisonReport:
-    """Compare a run's models on its primary score; writes comparison.json. LabError as `assemble`."""
+    """Compare a run's models on its primary score; writes comparison.json. LabError as ``assemble``."""
     report = assemble(run_dir, margin)
     store.write_json(run_dir / "comparison.json", report)
     return report
@@ -62,17 +62,29 @@ def assemble(run_dir: Path, margin: float = MARGIN) -> ComparisonReport:
     run.json nor a result.json.
     """
     results, broken = read_results(run_dir)
-    if not (results or broken or (run_dir / "run.json").exists()):
-        raise LabError(f"no model in {run_dir.name} has a result.json: run the notebooks 01 to 06 first.")
-    excluded = {**_without_result(run_dir, results, broken), **_without_quality(results)}
-    usable = [result for result in results if result.model not in excluded]
-    excluded |= _under_other_conditions(usable)
-    return compare([result for result in usable if result.model not in excluded], excluded, margin)
-
-
-def load_results(run_dir: Path) -> list[Result]:
-    """Every readable result.json of a run, in the order of the folders' names."""
-    return read_results(run_dir)[0]
+    excluded: dict[str, str] = {}
+    if (run_dir / "run.json").exists():
+        info = store.read_json(run_dir / "run.json", RunInfo)
+        done = {result.slug for result in results} | {result.settings.model for result in results}
+        for model in info.models:
+            spec = spec_of(model, info)
+            if model in done or spec.slug in done:
+                continue
+            failures = [s for s in info.notebooks if s.model == model and s.status == "failed"]
+            reason = (
+                f"{failures[0].notebook}: {failures[0].error}" if failures else "its notebooks have not run"
+            )
+            excluded[spec.alias] = broken.pop(spec.slug, reason)
+    elif not results and not broken:
+        raise LabError(f"The run {run_dir.name} has no result.json: run the notebooks 01 to 06 first.")
+    excluded |= broken
+    for result in results:
+        if not result.quality_applies:
+            excluded[result.model] = "random weights: quality is not applicable, speed and memory are real"
+        elif not result.finished:
+            excluded[result.model] = f"all {result.attempted} generations failed"
+    excluded |= _under_other_conditions([result for result in results if result.model not in excluded])
+    return compare([result for result in results if result.model not in excluded], excluded, margin)
 
 
 def read_results(run_dir: Path) -> tuple[list[Result], dict[str, str]]:
@@ -83,7 +95,7 @@ def read_results(run_dir: Path) -> tuple[list[Result], dict[str, str]]:
             result = store.read_json(path, Result)
             if result.slug != path.parent.name:  # paths are made from it
                 raise LabError(f"result.json is of the folder {result.slug!r}: run the model again.")
-            results.append(replace(result, model=label(result.model)))
+            results.append(replace(result, model=spec_of(result.model).alias))
         except LabError as error:
             broken[path.parent.name] = str(error).replace(f"{path}", path.name)
     return results, broken
@@ -99,15 +111,33 @@ def count_failures(run_dir: Path, info: RunInfo | None) -> dict[str, int]:
     return dict(Counter((kind or Failure.OTHER).value for kind in kinds).most_common())
 
 
-def label(model: str) -> str:
-    """A model's name as people read it: a folder by its last part, so that no report shows local paths."""
+def spec_of(model: str, info: RunInfo | None = None) -> ModelSpec:
+    """What a name of a run means: people read its alias, its files lie in its slug.
+
+    As run.json says. Where that says nothing, a path goes by its last part, so that no report shows where
+    models lie on this machine.
+    """
+    known = dict(zip(info.models, info.specs, strict=False)) if info else {}
     is_path = Path(model).is_absolute() or model.startswith((".", "~"))
-    return (Path(model).name if is_path else model) or model
+    return known.get(model) or ModelSpec((Path(model).name if is_path else model) or model, "", "local")
 
 
-def folder_name(model: str) -> str:
-    """The folder of a model inside its run, from the name alone: no registry, no model needed."""
-    return ModelSpec(label(model), source="", kind="local").slug
+def _under_other_conditions(results: Sequence[Result]) -> dict[str, str]:
+    """Results made under other conditions than most: their scores cannot be compared with the rest."""
+
+    def short(value: object) -> str:
+        return Path(value).name or "the benchmark" if isinstance(value, str) else str(value)
+
+    made = {r.model: {"score": r.primary, **{c: getattr(r.settings, c) for c in CONDITIONS}} for r in results}
+    usual = (
+        dict(Counter(tuple(values.items()) for values in made.values()).most_common(1)[0][0]) if made else {}
+    )
+    return {
+        model: "made under other conditions: "
+        + "; ".join(f"{n} {short(v)}, not {short(usual[n])}" for n, v in values.items() if v != usual[n])
+        for model, values in made.items()
+        if values != usual
+    }
 
 
 def compare(results: Sequence[Result], excluded: dict[str, str], margin: float = MARGIN) -> ComparisonReport:
@@ -117,10 +147,12 @@ def compare(results: Sequence[Result], excluded: dict[str, str], margin: float =
         excluded = excluded | {result.model: "it shares no prompt with the others" for result in results}
         results = []
     results = [replace(r, per_prompt={prompt: r.per_prompt[prompt] for prompt in shared}) for r in results]
-    ranking = _ranking(results)
-    per_model = {result.model: result.per_prompt for result in results}
-    pairs = paired.compare_all({model: per_model[model] for model in ranking}, margin=margin)
-    pick, reason = choose(ranking, pairs, {result.model: result for result in results})
+    means = {r.model: estimate(r.per_prompt.values(), r.primary) for r in results}
+    ranking = dict(sorted(means.items(), key=lambda item: -(item[1].mean or 0.0)))
+    by_model = {result.model: result for result in results}
+    per_model = {model: by_model[model].per_prompt for model in ranking}
+    pairs = paired.compare_all(per_model, margin=margin)
+    pick, reason = pick_model(ranking, pairs, by_model)
     slope = size_slope(results)
     return ComparisonReport(
         primary=results[0].primary if results else "",
@@ -132,42 +164,47 @@ def compare(results: Sequence[Result], excluded: dict[str, str], margin: float =
         size_slope=slope,
         size_hypothesis=size_sentence(slope, results),
         excluded=excluded,
-        ranks=paired.rank_intervals({model: per_model[model] for model in ranking}),
+        ranks=paired.rank_intervals(per_model),
     )
 
 
-def choose(
+def pick_model(
     ranking: dict[str, Estimate], pairs: Sequence[Comparison], results: dict[str, Result]
 ) -> tuple[str | None, str]:
     """Which model to take, and why, in plain words.
 
     The model with the highest mean leads. Among the models tied with it the fastest is taken. A lead that
-    cannot be told from chance is said to be one: the leader is then the best guess, not the winner.
+    cannot be told from chance is called one: the leader is then the best guess, not the winner.
     """
     if not ranking:
         return None, "No model could be compared on quality."
     leader = next(iter(ranking))
-    if len(ranking) == 1:
+    rivals = [pair for pair in pairs if pair.a == leader]
+    if not rivals:
         return (
             leader,
             f"{leader} is the only model with comparable results: there is nothing to prefer it to.",
         )
-    # compare_all lists pairs in ranking order, so the leader is always the first of its pairs.
-    rivals = [pair for pair in pairs if pair.a == leader]
     tied = [pair.b for pair in rivals if pair.verdict == "tied"]
     unclear = [pair for pair in rivals if pair.verdict == "cannot tell"]
     pick = max([leader, *tied], key=lambda model: words_per_s(results[model]))
     if unclear:
-        return pick, _unclear_words(leader, pick, unclear)
+        closest = min(unclear, key=lambda pair: abs(pair.difference or 0.0))
+        lead = f"{leader} and {closest.b} have the same mean"
+        if closest.difference != 0:
+            others = _list([pair.b for pair in unclear])
+            lead = f"{leader} has the highest mean, but its lead over {others} cannot be told from chance"
+        figures = _points(closest) if closest.difference is not None else closest.reason
+        against = f"against {closest.b}: " if len(unclear) > 1 else ""
+        also = f" {pick} is tied with it and writes more words per second." if pick != leader else ""
+        return pick, f"{lead} ({against}{figures}{_needed(closest)}).{also}"
     if tied:
         return pick, (
             f"{leader} has the highest mean, but {_list(tied)} {'is' if len(tied) == 1 else 'are'} tied with "
             f"it within {pairs[0].margin:g} points; of these {pick} writes the most words per second."
         )
-    return leader, (
-        f"{leader} writes better than every other model here: ahead of the next one, {rivals[0].b}, by "
-        f"{_points(rivals[0])}."
-    )
+    ahead = f"ahead of the next one, {rivals[0].b}, by {_points(rivals[0])}"
+    return leader, f"{leader} writes better than every other model here: {ahead}."
 
 
 def size_slope(results: Sequence[Result]) -> Estimate | None:
@@ -196,15 +233,15 @@ def size_sentence(slope: Estimate | None, results: Sequence[Result]) -> str:
         return f"Whether larger models write better stays open ({slope.reason})."
     figures = f"{slope.mean:+.2f} points per doubling of the parameters [{slope.low:+.2f}, {slope.high:+.2f}]"
     differ = ", which also differ in architecture" if len({r.family for r in results}) > 1 else ""
-    limits = f"over {slope.n} prompts, for these {len(results)} models only{differ}"
+    figures += f" over {slope.n} prompts, for these {len(results)} models only{differ}."
     if slope.low > 0:
         means = {r.model: sum(r.per_prompt.values()) / len(r.per_prompt) for r in results}
         best, largest = max(means, key=lambda m: means[m]), max(results, key=lambda r: r.parameters).model
         but = "" if best == largest else f" Size alone does not decide: the best is {best}, not {largest}."
-        return f"On average the larger models here write better: {figures} {limits}.{but}"
+        return f"On average the larger models here write better: {figures}{but}"
     if slope.high < 0:
-        return f"Among these models the larger ones write worse: {figures} {limits}."
-    return f"These data do not show that larger models write better: {figures} {limits}."
+        return f"Among these models the larger ones write worse: {figures}"
+    return f"These data do not show that larger models write better: {figures}"
 
 
 def verdict_sentence(pair: Comparison) -> str:
@@ -223,74 +260,6 @@ def verdict_sentence(pair: Comparison) -> str:
 def words_per_s(result: Result) -> float:
     """Speed at batch 1 in words per second, which tokenizers do not distort; 0 if it was not measured."""
     return result.metrics.get("latency/words_per_s/mean", 0.0)
-
-
-def _ranking(results: Sequence[Result]) -> dict[str, Estimate]:
-    estimates = {r.model: estimate(list(r.per_prompt.values()), r.primary) for r in results}
-    return dict(sorted(estimates.items(), key=lambda item: -(item[1].mean or 0.0)))
-
-
-def _without_result(run_dir: Path, results: Sequence[Result], broken: dict[str, str]) -> dict[str, str]:
-    """Models that were asked for and left no usable result, with the reason."""
-    if not (run_dir / "run.json").exists():
-        return dict(broken)
-    info = store.read_json(run_dir / "run.json", RunInfo)
-    done = {result.settings.model for result in results} | {result.model for result in results}
-    excluded, left = {}, dict(broken)
-    for model in info.models:
-        if model in done or label(model) in done:
-            continue
-        failures = [s for s in info.notebooks if s.model == model and s.status == "failed"]
-        reason = f"{failures[0].notebook}: {failures[0].error}" if failures else "its notebooks have not run"
-        excluded[label(model)] = left.pop(folder_name(model), reason)
-    return {**excluded, **left}
-
-
-def _without_quality(results: Sequence[Result]) -> dict[str, str]:
-    excluded = {}
-    for result in results:
-        if not result.quality_applies:
-            excluded[result.model] = "random weights: quality is not applicable, speed and memory are real"
-        elif not result.finished:
-            excluded[result.model] = f"all {result.attempted} generations failed"
-    return excluded
-
-
-def _under_other_conditions(results: Sequence[Result]) -> dict[str, str]:
-    """Results made under other conditions than most: their scores cannot be compared with the rest."""
-    conditions = {
-        r.model: {"score": r.primary} | {c: getattr(r.settings, c) for c in CONDITIONS} for r in results
-    }
-    counts = Counter(tuple(values.items()) for values in conditions.values())
-    if len(counts) < 2:
-        return {}
-    usual = dict(counts.most_common(1)[0][0])
-    differing = {
-        model: [
-            f"{name} {_short(value)}, not {_short(usual[name])}"
-            for name, value in values.items()
-            if value != usual[name]
-        ]
-        for model, values in conditions.items()
-    }
-    return {m: f"made under other conditions: {'; '.join(found)}" for m, found in differing.items() if found}
-
-
-def _short(value: object) -> str:
-    return Path(value).name or "the benchmark" if isinstance(value, str) else str(value)
-
-
-def _unclear_words(leader: str, pick: str, unclear: Sequence[Comparison]) -> str:
-    closest = min(unclear, key=lambda pair: abs(pair.difference or 0.0))
-    others = _list([pair.b for pair in unclear])
-    if closest.difference == 0:
-        lead = f"{leader} and {closest.b} have the same mean"
-    else:
-        lead = f"{leader} has the highest mean, but its lead over {others} cannot be told from chance"
-    detail = _points(closest) if closest.difference is not None else closest.reason
-    against = f"against {closest.b}: " if len(unclear) > 1 else ""
-    tied = f" {pick} is tied with it and writes more words per second." if pick != leader else ""
-    return f"{lead} ({against}{detail}{_needed(closest)}).{tied}"
 
 
 def _needed(pair: Comparison) -> str:

@@ -1,4 +1,4 @@
-"""Ratings by people: a blind sheet of a run's texts goes out, filled-in sheets come back, agreement is told.
+"""Ratings by people: a blind sheet of a run's texts goes out, filled-in sheets come back, agreement follows.
 
 Everybody rates from 1 to 10. The rubric's 0 to 10 is brought to that scale by 1 + 0.9 x score.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import random
 import re
-from collections.abc import Container, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -22,10 +22,9 @@ from nbhelpers.records import SCHEMA_VERSION, Estimate, LabError, Record, Sample
 from nbhelpers.scoring import judge, validity
 from nbhelpers.scoring import rubric as scoring
 
-Row = TypeVar("Row", Sample, Score)
+Keyed = TypeVar("Keyed", Sample, Score)
 SHEET, KEY, LABELS = "labels.csv", "labels_key.json", "labels.json"
 PERSON = "person "
-_NUMBER = re.compile(r"\d+(?:[.,]\d+)?", re.ASCII)
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # a spreadsheet may run a cell that begins so (OWASP, CSV injection)
 
 
@@ -51,12 +50,14 @@ def write_sheet(run_dir: Path, count: int = 40, seed: int = 0) -> Path:
     Models with random weights are left out. Raises LabError for a run without texts, and for one that has a
     sheet already, which may be filled in.
     """
+    name = run_dir.name
     if (run_dir / KEY).exists() or (run_dir / SHEET).exists():
-        raise LabError(f"{run_dir.name} has {SHEET} already: read it with --read, or move it and {KEY} away.")
-    real = {result.slug for result in comparison.read_results(run_dir)[0] if result.quality_applies}
-    samples = [sample for sample in _rows_of(run_dir, Sample, real).values() if sample.error is None]
+        raise LabError(f"The run {name} has {SHEET} already: read it with --read, or move it and {KEY} away.")
+    real = [result.slug for result in comparison.read_results(run_dir)[0] if result.quality_applies]
+    rows = _by_key((run_dir / slug / "samples.jsonl" for slug in real), Sample).values()
+    samples = [sample for sample in rows if sample.error is None]
     if not samples:
-        raise LabError(f"{run_dir.name} has no finished texts to label: run the models first.")
+        raise LabError(f"The run {name} has no finished texts to label: run the models first.")
     random.Random(seed).shuffle(samples)
     items = {str(number): sample for number, sample in enumerate(samples[:count], 1)}
     store.write_json(run_dir / KEY, LabelKey({number: sample.key for number, sample in items.items()}))
@@ -77,37 +78,51 @@ def harmless(cell: str) -> str:
 def read_sheet(run_dir: Path, path: Path) -> Labels:
     """Add a filled-in sheet to labels.json; the file's name without its ending is the rater.
 
-    Empty scores are left out. A rater who is read again is replaced. Raises LabError with the line for an
-    item that is not in the key or comes twice and for a score that is not a number from 1 to 10.
+    Commas or, as some spreadsheets write, semicolons separate its cells. Empty scores are left out. A rater
+    who is read again is replaced. Raises LabError with the line for an item that is not in the key or comes
+    twice and for a score that is not a number from 1 to 10.
     """
-    items = _items(run_dir)
-    found: dict[str, float] = {}
-    for line, item, score in _rows(path):
-        where = f"{path.name}, line {line}"
-        if item not in items:
-            raise LabError(f"{where}: item {item!r} is not in {KEY}: use the sheet of this run.")
-        if item in found:
-            raise LabError(f"{where}: item {item} is there twice: keep one of the two.")
-        found[item] = float(score.replace(",", ".")) if _NUMBER.fullmatch(score) else 0.0
-        if not 1 <= found[item] <= 10:
-            raise LabError(f"{where}: the score {score!r} of item {item} is no number from 1 to 10.")
+    items, found = _items(run_dir), dict[str, float]()
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            heading = file.readline()
+            file.seek(0)
+            sheet = csv.reader(file, delimiter=";" if heading.count(";") > heading.count(",") else ",")
+            columns = [name.strip().lower() for name in next(sheet, [])]
+            if not {"item", "score"} <= set(columns):
+                raise LabError(f"{path.name}, line 1: the columns item and score are missing.")
+            line = sheet.line_num + 1
+            for row in sheet:
+                cells = dict(zip(columns, map(str.strip, row), strict=False))
+                item, score, where = cells.get("item", ""), cells.get("score"), f"{path.name}, line {line}"
+                line = sheet.line_num + 1  # a text may run over several lines
+                if not score:
+                    continue
+                if item not in items:
+                    raise LabError(f"{where}: item {item!r} is not in {KEY}: use the sheet of this run.")
+                if item in found:
+                    raise LabError(f"{where}: item {item} is there twice: keep one of the two.")
+                number = re.fullmatch(r"\d+(?:[.,]\d+)?", score, re.ASCII)
+                found[item] = float(score.replace(",", ".")) if number else 0.0
+                if not 1 <= found[item] <= 10:
+                    raise LabError(f"{where}: the score {score!r} of item {item} is no number from 1 to 10.")
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise LabError(f"The sheet {path.name} cannot be read ({error}): save it as CSV in UTF-8.") from None
     if not found:
-        raise LabError(f"{path.name} holds no scores: fill in the column score.")
+        raise LabError(f"The sheet {path.name} holds no scores: fill in the column score.")
     return _add(run_dir, f"{PERSON}{path.stem}", found)
 
 
 def add_judge(run_dir: Path, model: str) -> Labels:
     """Let a model rate the sheet's texts too; texts that it does not rate are absent from labels.json."""
-    items, samples = _items(run_dir), _rows_of(run_dir, Sample)
+    items, samples = _items(run_dir), _by_key(run_dir.glob("*/samples.jsonl"), Sample)
     loaded = loading.load(model)
     try:
         texts = {number: samples[key] for number, key in items.items() if key in samples}
         scores = {n: judge.judge(loaded, sample.prompt, sample.text).score for n, sample in texts.items()}
     finally:
         loading.unload(loaded)
-    return _add(
-        run_dir, f"judge {comparison.label(model)}", {n: s for n, s in scores.items() if s is not None}
-    )
+    return _add(run_dir, f"judge {loaded.spec.alias}", {n: s for n, s in scores.items() if s is not None})
 
 
 def agreement(run_dir: Path) -> tuple[Estimate, ...]:
@@ -118,13 +133,12 @@ def agreement(run_dir: Path) -> tuple[Estimate, ...]:
     ratings = _labels(run_dir).ratings
     if not ratings:
         return ()
-    items, scores = _items(run_dir), _rows_of(run_dir, Score)
+    items, scores = _items(run_dir), _by_key(run_dir.glob("*/scores.jsonl"), Score)
     people = [rated for rater, rated in ratings.items() if rater.startswith(PERSON)]
     each = {n: [rated[n] for rated in people if n in rated] for n in items}
-    means = {n: fmean(found) for n, found in each.items() if found}
-    rubric = {n: scores[key].values[scoring.PRIMARY] for n, key in items.items() if key in scores}
-    raters = {"people": means} if people else {}
-    raters[scoring.PRIMARY] = {n: 1 + 0.9 * score for n, score in rubric.items()}
+    rubric = {n: 1 + 0.9 * scores[key].values[scoring.PRIMARY] for n, key in items.items() if key in scores}
+    raters = {"people": {n: fmean(found) for n, found in each.items() if found}} if people else {}
+    raters[scoring.PRIMARY] = rubric
     raters |= {rater: rated for rater, rated in ratings.items() if not rater.startswith(PERSON)}
     found = [validity.krippendorff(each.values(), "people")] if len(people) > 1 else []
     for (one, first), (other, second) in combinations(raters.items(), 2):
@@ -133,31 +147,9 @@ def agreement(run_dir: Path) -> tuple[Estimate, ...]:
     return tuple(found)
 
 
-def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
-    """(line, item, score) of every row with a score, in commas or, as some spreadsheets write, semicolons."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            heading = file.readline()
-            file.seek(0)
-            sheet = csv.reader(file, delimiter=";" if heading.count(";") > heading.count(",") else ",")
-            columns = [name.strip().lower() for name in next(sheet, [])]
-            if "item" not in columns or "score" not in columns:
-                raise LabError(f"{path.name}, line 1: the columns item and score are missing.")
-            item, score, line = columns.index("item"), columns.index("score"), sheet.line_num + 1
-            for row in sheet:
-                cells = [*row, *[""] * len(columns)]
-                if cells[score].strip():
-                    yield line, cells[item].strip(), cells[score].strip()
-                line = sheet.line_num + 1  # a text may run over several lines
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise LabError(f"{path.name} cannot be read ({error}): save the sheet as CSV in UTF-8.") from None
-
-
-def _rows_of(run_dir: Path, kind: type[Row], slugs: Container[str] | None = None) -> dict[str, Row]:
-    """Key -> sample or score of every model of the run, or of those with these slugs."""
-    paths = sorted(run_dir.glob("*/samples.jsonl" if kind is Sample else "*/scores.jsonl"))
-    chosen = [path for path in paths if slugs is None or path.parent.name in slugs]
-    return {row.key: row for path in chosen for row in store.read_rows(path, kind)}
+def _by_key(paths: Iterable[Path], kind: type[Keyed]) -> dict[str, Keyed]:
+    """Key -> sample or score, of several models."""
+    return {row.key: row for path in sorted(paths) for row in store.read_rows(path, kind)}
 
 
 def _labels(run_dir: Path) -> Labels:
@@ -171,5 +163,5 @@ def _add(run_dir: Path, rater: str, ratings: dict[str, float]) -> Labels:
 
 def _items(run_dir: Path) -> dict[str, str]:
     if not (run_dir / KEY).exists():
-        raise LabError(f"{run_dir.name} has no {KEY}: write the sheet first with `nbhelpers label`.")
+        raise LabError(f"The run {run_dir.name} has no {KEY}: write the sheet first with `nbhelpers label`.")
     return store.read_json(run_dir / KEY, LabelKey).items

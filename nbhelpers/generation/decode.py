@@ -1,261 +1,242 @@
-"""The decode loop: token ids in, token ids out, with a key-value cache and a clock.
+"""The decode loop: token ids in, rows out as they end, with a key-value cache and a clock.
 
-``torch`` is imported inside the functions, so that rooms which only read results start without it.
+Imports torch and transformers: modules that must start light import this one inside functions.
 """
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nbhelpers.generation.sampling import Chooser
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
+from transformers import Cache, DynamicCache, GenerationConfig
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from nbhelpers.generation.sampling import NextToken
 from nbhelpers.records import Engine, FinishReason
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 # Share of the slots that must be free before waiting rows are admitted. Steps and prefills together, counted
 # for 150 texts of about 210 tokens in 16 slots with lab-gpt2 and lab-llama: 2,232 and 2,392 at a quarter,
 # 2,317 and 2,516 at half, 2,459 and 2,450 when all must be free. A small gain, as these texts end alike.
 REFILL = 0.25
-
-OnRow = Callable[[int, "Row"], None]
-OnAdmit = Callable[[list[int]], None]
+SPARE = 64  # columns of a cache for tokens to come
 
 
 @dataclass(frozen=True)
-class Row:
+class Started:
+    """These rows are about to be prefilled; their clock starts when the next event is asked for."""
+
+    rows: list[int]
+
+
+@dataclass(frozen=True)
+class Finished:
     """What one row produced; seconds count from the start of its own prefill."""
 
+    row: int
     tokens: tuple[int, ...]  # unpadded, the end token included
     finish_reason: FinishReason  # "eos", "length" or "time"
     ttft_s: float
     latency_s: float  # until this row's own last token
 
 
+@torch.inference_mode()
 def decode(
     model: Any,
     prompts: Sequence[Sequence[int]],
-    limits: Sequence[int],
-    choose: Chooser,
+    max_new_tokens: Sequence[int],
+    choose: NextToken,
     end_tokens: Collection[int] = (),
-    on_row: OnRow = lambda index, row: None,
-    clock: Callable[[], float] = time.perf_counter,
     slots: int | None = None,
-    on_admit: OnAdmit = lambda rows: None,
-    limit_s: float = math.inf,
-) -> list[Row]:
+    timeout_s: float = math.inf,
+    clock: Callable[[], float] = time.perf_counter,
+    engine: Engine | None = None,
+) -> Iterator[Started | Finished]:
     """Continue all prompts, at most `slots` of them at a time (None: all), one token each per pass.
 
-    prompts: lists of token ids, none empty; equal ones share one prefill. limits: most new tokens per row, at
-    least 1. choose: (logits [rows, vocabulary] in float32, indices of the rows, tokens that each has so far)
-    -> token ids [rows]. end_tokens: the ids that end a row; only generated tokens are looked at.
-    A row that ends leaves; when a quarter of the slots are free, the longest waiting prompts take them.
-    on_admit is called with the rows that start, on_row as they end. A row that took more than limit_s seconds
-    ends after the pass it is in ("time"); a pass itself cannot be stopped from within its process.
+    prompts: lists of token ids, none empty; equal ones share one prefill. max_new_tokens: for each row, at
+    least 1. end_tokens: the ids that end a row; only generated tokens are looked at. engine: None is that of
+    engine_for. A row that ends leaves; when a quarter of the slots are free, the longest waiting prompts
+    take them. A row that took more than timeout_s ends after the pass it is in ("time"); a pass itself cannot
+    be stopped from within its process.
     """
-    import torch
-
-    from nbhelpers.generation import caches
-
-    writer = Writer(prompts, limits, end_tokens, on_row, on_admit, clock, limit_s)
+    loop = (engine or engine_for(model)) == "loop"
     slots = slots or len(prompts)
-    waiting = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))  # like lengths pad little
+    # Like lengths pad little; states (see States) share a batch with their own kind only.
+    waiting = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), () if loop else tuple(prompts[i])))
     live: list[int] = []
-    cache: Any = None
-    with torch.inference_mode():
-        while live or waiting:
-            new = waiting[: slots - len(live)] if len(live) <= slots * (1 - REFILL) else []
-            if new:
-                waiting = waiting[len(new) :]
-                writer.start(new)
-                logits, memory, places = prefill(model, [prompts[row] for row in new])
-                rows = new
+    tokens: list[list[int]] = [[] for _ in prompts]
+    began, ttft_s = [0.0] * len(prompts), [0.0] * len(prompts)
+    held: Any = None
+    while live or waiting:
+        new = waiting[: slots - len(live)] if len(live) <= slots * (1 - REFILL) else []
+        if not loop:
+            new = [] if live else [row for row in new if tuple(prompts[row]) == tuple(prompts[new[0]])]
+        if new:
+            waiting = waiting[len(new) :]
+            yield Started(new)
+            now, rows = clock(), new
+            for row in new:
+                began[row] = now
+            asked = [prompts[row] for row in new]
+            memory = (
+                KeyValues(model, asked) if loop else States(model, asked, max(max_new_tokens[r] for r in new))
+            )
+        else:
+            rows, memory = live, held
+            lengths = [len(prompts[row]) + len(tokens[row]) for row in live]
+            memory.step([tokens[row][-1] for row in live], lengths)
+        ids = choose(memory.logits.float(), rows, [len(tokens[row]) for row in rows]).tolist()  # waits
+        now, stay = clock(), []
+        for place, (row, token) in enumerate(zip(rows, ids, strict=True)):
+            tokens[row].append(token)
+            latency_s = now - began[row]
+            if len(tokens[row]) == 1:
+                ttft_s[row] = latency_s
+            reason: FinishReason | None = None
+            if token in end_tokens:
+                reason = "eos"
+            elif len(tokens[row]) == max_new_tokens[row]:
+                reason = "length"
+            elif latency_s > timeout_s:
+                reason = "time"
+            if reason:
+                yield Finished(row, tuple(tokens[row]), reason, ttft_s[row], latency_s)
             else:
-                rows, memory, places = live, cache, list(range(len(live)))
-                logits = step(model, cache, [writer.tokens[row][-1] for row in live], writer.lengths(live))
-            stay = writer.write(rows, choose(logits[places].float(), rows, writer.counts(rows)))
-            if not new and len(stay) == len(rows):
-                continue
+                stay.append(place)
+        if len(stay) < len(rows):
             rows = [rows[place] for place in stay]
-            caches.keep(memory, [places[place] for place in stay], max(writer.lengths(rows), default=1) - 1)
-            if new and live:
-                caches.join(cache, memory)
-                rows, memory = live + rows, cache
-            live, cache = rows, memory
-    return writer.done()
+            memory.keep(stay, max((len(prompts[row]) + len(tokens[row]) for row in rows), default=1) - 1)
+        if new and live:
+            held.join(memory)
+            live = live + rows
+        else:
+            live, held = rows, memory
+
+
+def decode_all(*args: Any, **kwargs: Any) -> list[Finished]:
+    """The rows of ``decode``, which takes the same arguments, in their order."""
+    events = decode(*args, **kwargs)
+    return sorted((e for e in events if isinstance(e, Finished)), key=lambda event: event.row)
 
 
 def engine_for(model: Any) -> Engine:
-    """The loop where the model's memory is keys and values alone, otherwise transformers.generate."""
-    from nbhelpers.generation import caches
-
-    return "loop" if caches.serves(model) else "generate"
-
-
-def prefill(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Any, list[int]]:
-    """Read every distinct prompt once: logits [distinct, vocabulary], cache, each prompt's place."""
-    from nbhelpers.generation import caches
-
-    distinct = list(dict.fromkeys(tuple(ids) for ids in prompts))
-    ids, mask = pad_left(distinct, model.device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)  # 0, 1, 2, … from each row's first real token
-    cache = caches.new()
-    padded = len({len(row) for row in distinct}) > 1
-    logits = _forward(model, ids, positions, mask if padded else None, cache)
-    return logits, cache, [distinct.index(tuple(ids)) for ids in prompts]
+    """The loop where all that the model remembers is keys and values, otherwise transformers' generate."""
+    config = model.config.get_text_config(decoder=True)
+    kinds = {type(layer) for layer in DynamicCache(config=config).layers}
+    known = kinds <= {DynamicLayer, DynamicSlidingWindowLayer} and not config.is_encoder_decoder
+    chunked = "chunked_attention" in (getattr(config, "layer_types", None) or ())
+    return "loop" if known and not chunked else "generate"
 
 
-def step(model: Any, cache: Any, last: list[int], lengths: list[int]) -> Tensor:
-    """One more token for every row: logits [rows, vocabulary] after its last one.
+class KeyValues:
+    """Prompts that were read once each, and the rows that continue them: rows may leave and join.
 
-    lengths: tokens of each row so far, prompt included. The cache has a column for all but the last.
+    logits: after each row's last token, [rows, vocabulary].
     """
-    import torch
 
-    ids, length = torch.tensor([last, lengths], device=model.device)[..., None]
-    mask = None
-    if min(lengths) < max(lengths):
-        mask = torch.arange(max(lengths), 0, -1, device=model.device) <= length
-    return _forward(model, ids, length - 1, mask, cache)
+    logits: Tensor
 
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]]) -> None:
+        self.model, self.cache = model, Cache(layer_class_to_replicate=Window)  # layers come as it asks
+        self.takes = frozenset(inspect.signature(type(model).forward).parameters)
+        distinct = list(dict.fromkeys(tuple(ids) for ids in prompts))
+        ids, mask = pad_left(distinct, model.device)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)  # 0, 1, 2, … from each row's first real token
+        self._forward(ids, positions, mask if len(set(map(len, distinct))) > 1 else None)
+        places = [distinct.index(tuple(prompt)) for prompt in prompts]
+        self.logits = self.logits[places]
+        if places != list(range(len(distinct))):
+            self.keep(places, ids.shape[1])
 
-def _forward(model: Any, ids: Tensor, positions: Tensor, mask: Tensor | None, cache: Any) -> Tensor:
-    takes = _parameters(type(model).forward)
-    extra: dict[str, Any] = {"position_ids": positions} if "position_ids" in takes else {}
-    if "logits_to_keep" in takes:  # otherwise logits of every prompt token are computed and dropped
-        extra["logits_to_keep"] = 1
-    out = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
-    logits: Tensor = out.logits[:, -1]
-    return logits
+    def step(self, last: list[int], lengths: list[int]) -> None:
+        """Read each row's last token; lengths: tokens of each so far, prompt and last included."""
+        ids, length = torch.tensor([last, lengths], device=self.model.device)[..., None]
+        mask = None
+        if min(lengths) < max(lengths):
+            mask = torch.arange(max(lengths), 0, -1, device=self.model.device) <= length
+        self._forward(ids, length - 1, mask)
 
+    def keep(self, rows: list[int], columns: int) -> None:
+        """Only these rows, in this order (a row may come several times), and only the last columns."""
+        index = torch.tensor(rows, dtype=torch.int64, device=self.model.device)
+        for layer in self.cache.layers:
+            layer.hold(*(held[:, :, -columns:].index_select(0, index) for held in (layer.keys, layer.values)))
 
-@functools.lru_cache
-def _parameters(forward: Callable[..., Any]) -> frozenset[str]:
-    return frozenset(inspect.signature(forward).parameters)
+    def join(self, other: KeyValues) -> None:
+        """Add the other's rows below, all ending at the same column."""
+        for layer, more in zip(self.cache.layers, other.cache.layers, strict=True):
+            columns = max(layer.keys.shape[2], more.keys.shape[2])
+            pairs = (layer.keys, more.keys), (layer.values, more.values)
+            # Zeros, never garbage: a masked column is multiplied by 0, and 0 x NaN is NaN.
+            layer.hold(
+                *(torch.cat([pad(x, (0, 0, columns - x.shape[2], 0)) for x in pair]) for pair in pairs)
+            )
 
-
-def decode_by_generate(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    limits: Sequence[int],
-    choose: Chooser,
-    end_tokens: Collection[int] = (),
-    on_row: OnRow = lambda index, row: None,
-    clock: Callable[[], float] = time.perf_counter,
-    slots: int | None = None,
-    on_admit: OnAdmit = lambda rows: None,
-    limit_s: float = math.inf,
-) -> list[Row]:
-    """The same rows by transformers.generate, for models whose memory is more than keys and values.
-
-    Only the repeats of one prompt share a batch: a state that has read padding does not forget it.
-    """
-    import torch
-    from transformers import GenerationConfig
-
-    writer = Writer(prompts, limits, end_tokens, on_row, on_admit, clock, limit_s)
-    slots = slots or len(prompts)
-    waiting = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), tuple(prompts[row])))
-    while waiting:
-        same = [row for row in waiting if tuple(prompts[row]) == tuple(prompts[waiting[0]])]
-        rows = same[:slots]
-        waiting = [row for row in waiting if row not in rows]
-        live = list(rows)
-
-        def force(ids: Tensor, scores: Tensor, rows: list[int] = rows, live: list[int] = live) -> Tensor:
-            """Our chooser as a logits processor: all but the chosen token become impossible."""
-            chosen = choose(scores[[rows.index(row) for row in live]].float(), live, writer.counts(live))
-            forced = torch.full_like(scores, float("-inf"))
-            forced[:, 0] = 0.0
-            for row, token in zip(live, chosen.tolist(), strict=True):
-                forced[rows.index(row), token] = 1.0
-            live[:] = [live[place] for place in writer.write(live, chosen)]
-            return forced
-
-        def ended(ids: Tensor, scores: Tensor, rows: list[int] = rows, live: list[int] = live) -> Tensor:
-            return torch.tensor([row not in live for row in rows], device=ids.device)
-
-        ids = torch.tensor([list(prompts[row]) for row in rows], device=model.device)
-        plan = GenerationConfig(
-            do_sample=False, max_new_tokens=max(limits[row] for row in rows), pad_token_id=0
+    def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor | None) -> None:
+        extra: dict[str, Any] = {"position_ids": positions} if "position_ids" in self.takes else {}
+        if "logits_to_keep" in self.takes:  # otherwise logits of every prompt token are computed and dropped
+            extra["logits_to_keep"] = 1
+        out = self.model(
+            input_ids=ids, attention_mask=mask, past_key_values=self.cache, use_cache=True, **extra
         )
-        writer.start(rows)
-        model.generate(
+        self.logits = out.logits[:, -1]
+
+
+class States:
+    """The same for a model that remembers more than keys and values, by transformers' own generate.
+
+    All rows have one prompt, as a state that has read padding does not forget it, and none can join. One that
+    leaves reads on in vain until the last has ended.
+    """
+
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+        ids = torch.tensor([list(prompt) for prompt in prompts], device=model.device)
+        self.idle, self.places = torch.zeros_like(ids[:, 0]), list(range(len(ids)))
+        self.passes = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
-            generation_config=plan,
-            logits_processor=[force],
-            stopping_criteria=[ended],
+            generation_config=GenerationConfig(
+                do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=0
+            ),
             eos_token_id=None,  # ours end rows, and not in the latency pass
             repetition_penalty=1.0,
+            custom_generate=_passes,
         )
-    return writer.done()
+        self.logits = next(self.passes)
+
+    def step(self, last: list[int], lengths: list[int]) -> None:
+        ids = self.idle.clone()
+        ids[self.places] = ids.new_tensor(last)
+        self.logits = self.passes.send(ids)[self.places]
+
+    def keep(self, rows: list[int], columns: int) -> None:
+        self.places = [self.places[row] for row in rows]
 
 
-class Writer:
-    """Takes down what each row writes, and reads the clock once as rows start and once a pass."""
-
-    def __init__(
-        self,
-        prompts: Sequence[Sequence[int]],
-        limits: Sequence[int],
-        end_tokens: Collection[int],
-        on_row: OnRow,
-        on_admit: OnAdmit,
-        clock: Callable[[], float],
-        limit_s: float,
-    ) -> None:
-        self.prompts, self.limits, self.end_tokens = prompts, limits, end_tokens
-        self.on_row, self.on_admit, self.clock, self.limit_s = on_row, on_admit, clock, limit_s
-        self.tokens: list[list[int]] = [[] for _ in prompts]
-        self.started, self.first = [0.0] * len(prompts), [0.0] * len(prompts)
-        self.rows: dict[int, Row] = {}
-
-    def start(self, rows: list[int]) -> None:
-        self.on_admit(rows)
-        now = self.clock()
-        for row in rows:
-            self.started[row] = now
-
-    def write(self, rows: list[int], chosen: Tensor) -> list[int]:
-        """Note one token for each row; the places of those that go on."""
-        ids, stay = chosen.tolist(), []  # waits for the device
-        now = self.clock()
-        for place, (row, token) in enumerate(zip(rows, ids, strict=True)):
-            tokens = self.tokens[row]
-            tokens.append(token)
-            if len(tokens) == 1:
-                self.first[row] = now - self.started[row]
-            reason: FinishReason | None = None
-            if token in self.end_tokens:
-                reason = "eos"
-            elif len(tokens) == self.limits[row]:
-                reason = "length"
-            elif now - self.started[row] > self.limit_s:
-                reason = "time"
-            if reason:
-                self.rows[row] = Row(tuple(tokens), reason, self.first[row], now - self.started[row])
-                self.on_row(row, self.rows[row])
-            else:
-                stay.append(place)
-        return stay
-
-    def counts(self, rows: list[int]) -> list[int]:
-        """Tokens that each row has written."""
-        return [len(self.tokens[row]) for row in rows]
-
-    def lengths(self, rows: list[int]) -> list[int]:
-        """Tokens of each row, its prompt included."""
-        return [len(self.prompts[row]) + len(self.tokens[row]) for row in rows]
-
-    def done(self) -> list[Row]:
-        return [self.rows[row] for row in range(len(self.prompts))]
+def _passes(
+    model: Any,
+    ids: Tensor,
+    logits_processor: Any,
+    generation_config: Any,
+    stopping_criteria: Any,
+    **kwargs: Any,
+) -> Generator[Tensor, Tensor, None]:
+    """A decoding method for generate (its ``_sample``): yields logits and is sent the next tokens."""
+    out = model._prefill(ids, generation_config, kwargs)
+    while True:
+        kwargs = model._update_model_kwargs_for_generation(out, kwargs, is_encoder_decoder=False)
+        chosen = yield logits_processor(ids, out.logits[:, -1].float())
+        ids = torch.cat([ids, chosen[:, None]], dim=-1)
+        inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=1, **kwargs)
+        out = model(**inputs, return_dict=True)
 
 
 def pad_left(prompts: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
@@ -263,9 +244,34 @@ def pad_left(prompts: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Ten
 
     The padding id is irrelevant: the mask hides it, and it is never counted.
     """
-    import torch
-
-    width = max(len(ids) for ids in prompts)
-    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in prompts])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts])
+    rows = [torch.tensor(list(ids)) for ids in prompts]
+    ids = pad_sequence(rows, batch_first=True, padding_side="left")
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
     return ids.to(device), mask.to(device)
+
+
+class Window(DynamicLayer):
+    """Keys and values of one layer, [rows, heads, columns, size]; every row ends at the last column.
+
+    transformers' own layer copies everything it holds for each new token; this one keeps room at the end.
+    A sliding-window layer is held in full: the model's mask hides what is outside its window.
+    """
+
+    room: list[Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states, value_states
+            return self.keys, self.values
+        start = self.keys.shape[2]
+        end = start + key_states.shape[2]
+        if self.room is None or self.room[0].shape[2] < end:
+            self.room = [pad(held, (0, 0, 0, end + SPARE - start)) for held in (self.keys, self.values)]
+        keys, values = self.room
+        keys[:, :, start:end], values[:, :, start:end] = key_states, value_states
+        self.keys, self.values = keys[:, :, :end], values[:, :, :end]
+        return self.keys, self.values
+
+    def hold(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values, self.room = keys, values, None

@@ -2,31 +2,113 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from nbhelpers import registry, store
 from nbhelpers.devices import device as devices
 from nbhelpers.devices import meters
-from nbhelpers.generation import failures, inputs
-from nbhelpers.generation.decode import Row, decode, decode_by_generate, engine_for
-from nbhelpers.generation.inputs import Job, Purpose, Request
-from nbhelpers.generation.sampling import row_seed, sampler
-from nbhelpers.loading import load as loading
-from nbhelpers.loading.folder import describe
-from nbhelpers.loading.load import Loaded
-from nbhelpers.records import Engine, LabError, Prompt, Sample, Settings
-from nbhelpers.runner import limits
+from nbhelpers.generation import inputs
+from nbhelpers.loading import load
+from nbhelpers.loading.load import Loaded, LoadingReport
+from nbhelpers.records import Engine, Failure, LabError, Limits, ModelRun, Prompt, Sample, Settings
 
+if TYPE_CHECKING:
+    from nbhelpers.generation.decode import Finished
+
+ENGINE = 2  # raise it when the same settings would give another text: older rows are then made again
 LATENCY_PROMPTS = 5
-LATENCY_TOKENS = 64
+GIVE_UP_AFTER = 3  # failures in a row
+PAUSE_S = 1.0  # before a model that failed so often gets one more try
 ALLOCATION = ("out of memory", "not enough memory", "can't allocate memory")  # the last is Linux without room
-WARM_UPS, WARM_UP_TOKENS = 1, 8  # generations before the first timed one, in no row
 
-OnSample = Callable[[Sample], None]
+Purpose = Literal["sample", "latency"]
+FILES: dict[Purpose, str] = {"sample": "samples.jsonl", "latency": "latency.jsonl"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sample that is wanted; its key says whether a file already has it. ``prepare`` adds the rest."""
+
+    key: str
+    prompt: Prompt
+    repeat: int
+    ids: tuple[int, ...] = ()
+    max_new_tokens: int = 0  # that may follow the ids
+    truncated: bool = False
+
+
+def requests(
+    prompts: Sequence[Prompt], settings: Settings, report: LoadingReport, purpose: Purpose = "sample"
+) -> list[Request]:
+    """Every (prompt, repeat) in order, keyed by all that decides its text.
+
+    Latency takes the first prompts (at most 5) and no repeats.
+    """
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
+    decides = {name: getattr(settings, name) for name in names} | {
+        "model": report.model,
+        "revision": report.revision,
+        "format": report.prompt_format,
+        "device": report.device.split(":")[0],
+        "dtype": report.dtype,
+        "engine": ENGINE,
+        "purpose": purpose,
+    }
+    latency = purpose == "latency"
+    return [
+        Request(store.row_key(**decides, prompt_id=p.id, prompt=p.text, repeat=repeat), p, repeat)
+        for p in prompts[: LATENCY_PROMPTS if latency else None]
+        for repeat in range(1 if latency else settings.repeats)
+    ]
+
+
+def read_samples(run: ModelRun, purpose: Purpose = "sample") -> store.Rows[Sample]:
+    """The rows of this run's settings, in order, read when they are asked for; a failed one counts as there.
+
+    Raises LabError where some are missing.
+    """
+    path, offsets = _offsets(run, purpose)
+    if absent := offsets.count(None):
+        way_out = f"pipeline.make(run, through={'samples' if purpose == 'sample' else 'latency'!r})"
+        raise LabError(f"The file {path} lacks {absent} of {len(offsets)} rows: make them with {way_out}.")
+    return store.Rows(path, Sample, (offset for offset in offsets if offset is not None))
+
+
+def missing(run: ModelRun, purpose: Purpose = "sample") -> int:
+    """How many rows of this run's settings its file lacks."""
+    return _offsets(run, purpose)[1].count(None)
+
+
+def _offsets(run: ModelRun, purpose: Purpose) -> tuple[Path, list[int | None]]:
+    """A file of rows, and where in it each row of this run's settings starts."""
+    path, prompts = (
+        run.folder / FILES[purpose],
+        registry.load_prompts(run.settings.prompts, run.settings.limit),
+    )
+    report, have = store.read_json(run.folder / "loading.json", LoadingReport), store.index(path, Sample)
+    return path, [have.get(request.key) for request in requests(prompts, run.settings, report, purpose)]
+
+
+def prepare(loaded: Loaded, request: Request, max_new_tokens: int) -> Request:
+    """The request with its prompt's ids, cut to fit the context. Raises LabError as encode does.
+
+    The answer is promised max_new_tokens, but at most half of the context. A longer prompt keeps its last
+    tokens, with the beginning token in front.
+    """
+    context, begin = loaded.report.context, loaded.tokenizer.bos_token_id
+    ids = inputs.encode(loaded, request.prompt)
+    room = max(context - max_new_tokens, context // 2, 1)
+    truncated = len(ids) > room
+    if truncated:
+        ids = [begin, *ids[len(ids) - room + 1 :]] if ids[0] == begin and room > 1 else ids[-room:]
+    follow = max(1, min(max_new_tokens, context - len(ids)))
+    return replace(request, ids=tuple(ids), max_new_tokens=follow, truncated=truncated)
 
 
 def generate_samples(
@@ -34,230 +116,148 @@ def generate_samples(
     prompts: Sequence[Prompt],
     settings: Settings,
     path: Path | None = None,
-    on_sample: OnSample | None = None,
     batch_size: int | None = None,
+    limits: Limits = Limits(),
 ) -> list[Sample]:
     """One sample per prompt and repeat, in that order, each exactly once, generated in batches.
 
-    path: a JSONL file; its finished rows are reused, its failed ones tried again, new rows appended as
-    they end. batch_size: None chooses by memory. What goes wrong with a row is recorded in the row and the
-    run goes on. Raises LabError for settings that make no sense and for a file that cannot be written.
+    path: a JSONL file; its finished rows are reused, its failed ones tried again, new rows appended as they
+    end. batch_size: None chooses by memory. What goes wrong with a row is recorded in the row and the run
+    goes on. Raises LabError for a file that cannot be written, and when limits.fail_on_error is reached.
     """
-    wanted = inputs.requests(prompts, settings, _identity(loaded))
-    return _complete(loaded, wanted, settings, path, on_sample, batch_size)
+    return complete(loaded, requests(prompts, settings, loaded.report), settings, path, batch_size, limits)
 
 
-def measure_latency(
-    loaded: Loaded, prompts: Sequence[Prompt], settings: Settings, path: Path | None = None
-) -> list[Sample]:
-    """Latency as one user meets it: the first prompts (at most 5), one at a time, after a warm-up.
-
-    Every row gets the same number of new tokens (64, or max_new_tokens if that is less) and end tokens are
-    ignored, so that a model that writes short answers is not called fast. The prompts are run in an order
-    drawn from the seed, so that a machine that slows down does not slow the same prompts in every run, and
-    returned in their own. Same schema as samples.
-    """
-    wanted = inputs.requests(prompts[:LATENCY_PROMPTS], settings, _identity(loaded), "latency")
-    fixed = replace(settings, max_new_tokens=min(LATENCY_TOKENS, settings.max_new_tokens))
-    have = _finished(path)
-    if any(request.key not in have for request in wanted):
-        warm_up = replace(fixed, max_new_tokens=min(WARM_UP_TOKENS, fixed.max_new_tokens))
-        _complete(loaded, wanted[:1] * WARM_UPS, warm_up, batch_size=1, stop=False)
-    shuffled = random.Random(settings.seed).sample(wanted, len(wanted))
-    rows = _complete(loaded, shuffled, fixed, path, batch_size=1, stop=False, warm_ups=WARM_UPS)
-    places = {request.key: place for place, request in enumerate(wanted)}
-    return sorted(rows, key=lambda row: places[row.key])
-
-
-def samples_for(settings: Settings) -> Sequence[Sample]:
-    """The samples of this run folder and model; what its samples.jsonl lacks is generated.
-
-    A failed row counts as there. Nothing heavy is imported when no row is missing, and
-    rows are read from the file as they are asked for.
-    """
-    prompts = registry.load_prompts(settings.prompts, settings.limit)
-    return _read_or_make(settings, prompts, "sample")
-
-
-def latency_for(settings: Settings) -> Sequence[Sample]:
-    """The latency rows of this run folder and model; what its latency.jsonl lacks is measured."""
-    prompts = registry.load_prompts(settings.prompts, settings.limit)
-    return _read_or_make(settings, prompts[:LATENCY_PROMPTS], "latency")
-
-
-def throughput(samples: Iterable[Sample]) -> float:
-    """New tokens per second of batched generation: all tokens / the machine's time that the rows took.
-
-    The shares of the rows of a batch add up to its wall time. Failed rows bring no tokens; 0.0 when no row
-    finished.
-    """
-    tokens, seconds = 0, 0.0
-    for row in samples:
-        tokens += row.new_tokens
-        seconds += row.share_s or 0.0
-    return tokens / seconds if seconds > 0 else 0.0
-
-
-def batch_variants(samples: Iterable[Sample], latency: Iterable[Sample]) -> tuple[int, int]:
-    """How many texts differ between a full batch and batch 1, and how many were compared.
-
-    The latency pass has the seeds of the first repeat and a shorter limit, and ignores end tokens: of the two
-    texts one must begin with the other. Where both are the same batch, there is nothing to compare.
-    """
-    alone = {row.prompt_id: row for row in latency if row.error is None and row.repeat == 0}
-    pairs = [
-        (row.text, alone[row.prompt_id].text.rstrip("\ufffd"))  # a character cut in the middle
-        for row in samples
-        if row.error is None and row.repeat == 0 and row.batch_size > 1 and row.prompt_id in alone
-        if row.prompt_tokens == alone[row.prompt_id].prompt_tokens
-    ]
-    return sum(not (a.startswith(b) or b.startswith(a)) for a, b in pairs), len(pairs)
-
-
-def _read_or_make(settings: Settings, prompts: list[Prompt], purpose: Purpose) -> Sequence[Sample]:
-    spec, device = registry.resolve(settings.model), devices.device_for(settings)
-    spec = spec if spec.kind == "shape" else describe(spec, loading.fetch(spec))  # as load does
-    path = registry.model_dir(settings) / ("samples.jsonl" if purpose == "sample" else "latency.jsonl")
-    identity = inputs.identity(spec, loading.revision_of(spec), device.device, device.dtype)
-    wanted = inputs.requests(prompts, settings, identity, purpose)
-    have = store.index(path, Sample)
-    if all(request.key in have for request in wanted):
-        return store.Rows(path, Sample, (have[request.key] for request in wanted))
-    make = generate_samples if purpose == "sample" else measure_latency
-    loaded = loading.load(spec, device.device, device.dtype)
-    try:
-        return make(loaded, prompts, settings, path)
-    finally:
-        loading.unload(loaded)
-
-
-def _complete(
+def complete(
     loaded: Loaded,
     wanted: Sequence[Request],
     settings: Settings,
     path: Path | None = None,
-    on_sample: OnSample | None = None,
     batch_size: int | None = None,
+    limits: Limits = Limits(),
     stop: bool = True,
     warm_ups: int = 0,
 ) -> list[Sample]:
-    """The wanted samples in order: the finished rows of the file, and the rest made now."""
+    """The wanted samples in order: the finished rows of the file, and the rest made now.
+
+    stop: whether end tokens end a row. warm_ups: generations before these, in no row.
+    """
     with store.appending(path) if path else nullcontext() as append:
-        have = _finished(path)
-        tolerated = limits.current().tolerated(len(wanted))
-        failed: list[Sample] = []
-
-        def keep(sample: Sample) -> None:
-            have[sample.key] = sample
-            if append is not None:
-                append(sample)
-                failed.extend([sample] if sample.error else [])
-            if on_sample is not None:
-                on_sample(sample)
-            if failed and len(failed) >= tolerated:
-                raise LabError(failures.stopped(len(failed), len(wanted), failed[-1].error))
-
-        jobs = []
+        have, jobs, broken, failed = finished(path), list[Request](), list[Sample](), 0
         for request in wanted:
             if request.key not in have:
                 try:
-                    jobs.append(inputs.prepare(loaded, request, settings.max_new_tokens))
+                    jobs.append(prepare(loaded, request, settings.max_new_tokens))
                 except Exception as error:
-                    keep(_sample(loaded, Job(request, (), 0, False), settings, 1, error=error))
-        if jobs:
-            size = batch_size or inputs.best_batch_size(loaded, jobs)
-            ends = inputs.end_tokens(loaded) if stop else frozenset()
-            with meters.recorded(path, [job.request.key for job in jobs], warm_ups):
-                _run(loaded, jobs, settings, keep, size, ends)
+                    broken.append(sample_of(loaded, request, settings, 1, error=error))
+        ends = inputs.end_tokens(loaded) if stop else frozenset()
+        made = _run(loaded, jobs, settings, batch_size, ends, limits.generation_s) if jobs else ()
+        with meters.recorded(path, [job.key for job in jobs], warm_ups):
+            for sample in itertools.chain(broken, made):
+                have[sample.key] = sample
+                if append is not None:
+                    append(sample)
+                failed += sample.error is not None
+                if limits.fail_on_error.reached(failed, len(wanted)):
+                    count = f"{failed} of {len(wanted)} samples failed, the last with {sample.error}"
+                    raise LabError(f"The run was stopped by --fail-on-error: {count}", Failure.STOPPED)
     return [have[request.key] for request in wanted]
 
 
+def finished(path: Path | None) -> dict[str, Sample]:
+    """Key -> row of a samples file; of two rows with one key the later counts, if it did not fail."""
+    last = {row.key: row for row in store.read_rows(path, Sample)} if path else {}
+    return {key: row for key, row in last.items() if row.error is None}
+
+
 def _run(
-    loaded: Loaded, jobs: list[Job], settings: Settings, keep: OnSample, size: int, ends: frozenset[int]
-) -> None:
+    loaded: Loaded,
+    jobs: list[Request],
+    settings: Settings,
+    size: int | None,
+    ends: frozenset[int],
+    timeout_s: float,
+) -> Iterator[Sample]:
     """Run all jobs, `size` at a time; when memory runs out, halve that and try what is left again.
 
-    After failures in a row one job is tried alone; if it fails too, the rest is recorded as not tried.
+    A circuit breaker: after failures in a row one job is tried alone, and if it fails too, the rest is not
+    tried. Every job gives a sample.
     """
+    from nbhelpers.generation.decode import Started, decode, engine_for
+    from nbhelpers.generation.sampling import row_seed, sampler
+
+    engine, in_a_row = engine_for(loaded.model), 0
+    size = size or inputs.best_batch_size(loaded, jobs)
     devices.reset_peak(loaded.device)
-    breaker = failures.Breaker()
-
-    def count(sample: Sample) -> None:
-        keep(sample)
-        breaker.record(sample.error is None)
-
-    while jobs and not breaker.given_up:
-        now, later = (jobs[:1], jobs[1:]) if breaker.on_trial() else (jobs, [])
+    while jobs:
+        trial = in_a_row >= GIVE_UP_AFTER
+        if trial:
+            time.sleep(PAUSE_S)
+        now, later = (jobs[:1], jobs[1:]) if trial else (jobs, [])
         size = min(size, len(jobs))
-        started, waiting, error = _decode(loaded, now, settings, count, min(size, len(now)), ends, breaker)
-        again = isinstance(error, failures.GivenUp)
-        if error is not None and min(size, len(now)) > 1 and _out_of_memory(error):
-            size, again = size // 2, True
-        if not again:
-            for job in started:
-                count(_sample(loaded, job, settings, min(size, len(now)), error=error))
-        jobs = (started if again else []) + waiting + later
-    for job in jobs:
-        reason = failures.GivenUp(
-            f"{loaded.spec.alias} was given up after {breaker.in_a_row} failures in a row"
-        )
-        keep(_sample(loaded, job, settings, size, error=reason))
+        rows, failure = min(size, len(now)), None
+        waiting, begun = dict(enumerate(now)), dict[int, Request]()
+        paid = dict[int, meters.Share]()  # by the rows before it, when a row began
+        seeds = [row_seed(settings.seed, job.prompt.id, job.repeat) for job in now]
+        choose = sampler(seeds, settings.temperature, settings.top_k, settings.top_p)
+        ids, room = [job.ids for job in now], [job.max_new_tokens for job in now]
+        try:
+            devices.synchronize(loaded.device)
+            ledger = meters.Ledger(loaded.device)
+            for event in decode(loaded.model, ids, room, choose, ends, rows, timeout_s, engine=engine):
+                if not isinstance(event, Started):
+                    share = ledger.charge(len(begun)).since(paid[event.row])
+                    late = event.finish_reason == "time"
+                    error = TimeoutError(f"the limit of {timeout_s:g} s passed") if late else None
+                    in_a_row = in_a_row + 1 if late else 0
+                    yield sample_of(loaded, begun.pop(event.row), settings, rows, event, error, share, engine)
+                elif in_a_row >= GIVE_UP_AFTER and not trial:
+                    break
+                else:
+                    paid.update(dict.fromkeys(event.rows, ledger.charge(max(1, len(begun)))))
+                    begun.update((row, waiting.pop(row)) for row in event.rows)
+        except Exception as caught:
+            # Without the traceback, whose frames would keep this batch's tensors alive during the next try.
+            failure = caught.with_traceback(None)
+        if failure is not None and rows > 1 and failure_of(failure) == Failure.OUT_OF_MEMORY:
+            size //= 2
+        elif failure is not None:
+            in_a_row += len(begun)
+            yield from (sample_of(loaded, job, settings, rows, error=failure) for job in begun.values())
+            begun = {}
+        jobs = [*begun.values(), *waiting.values(), *later]
+        if trial and in_a_row:
+            break
+    given_up = LabError(
+        f"The model {loaded.spec.alias} was given up after {in_a_row} failures in a row.", Failure.REFUSED
+    )
+    yield from (sample_of(loaded, job, settings, size, error=given_up) for job in jobs)
 
 
-def _decode(
+def failure_of(error: Exception) -> Failure:
+    """The kind of an exception, by its type.
+
+    torch has a type for exhausted memory on CUDA and XPU alone: on the CPU and on MPS it raises a plain
+    RuntimeError, which only its text tells from others.
+    """
+    import torch
+
+    if isinstance(error, LabError):
+        return error.kind
+    full = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in ALLOCATION)
+    if full or isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return Failure.OUT_OF_MEMORY
+    if isinstance(error, TimeoutError):
+        return Failure.TIMEOUT
+    return Failure.BAD_OUTPUT if isinstance(error, UnicodeError) else Failure.OTHER
+
+
+def sample_of(
     loaded: Loaded,
-    jobs: list[Job],
-    settings: Settings,
-    keep: OnSample,
-    size: int,
-    ends: frozenset[int],
-    breaker: failures.Breaker,
-) -> tuple[list[Job], list[Job], Exception | None]:
-    """Decode the jobs. Returns those that had started and did not end, those that never started, and why."""
-    waiting, started = dict(enumerate(jobs)), dict[int, Job]()
-    paid: dict[int, meters.Share] = {}  # by the rows before it, when a row started
-    engine = engine_for(loaded.model)
-    run = decode if engine == "loop" else decode_by_generate
-    limit_s = limits.current().batch_s
-
-    def on_admit(rows: list[int]) -> None:
-        if breaker.state == "open":
-            raise failures.GivenUp
-        paid.update(dict.fromkeys(rows, ledger.charge(max(1, len(started)))))
-        started.update((row, waiting.pop(row)) for row in rows)
-
-    def on_row(index: int, row: Row) -> None:
-        share = ledger.charge(len(started)).since(paid[index])
-        late = TimeoutError(f"the limit of {limit_s:g} s passed") if row.finish_reason == "time" else None
-        keep(_sample(loaded, started.pop(index), settings, size, row, late, share, engine))
-
-    seeds = [row_seed(settings.seed, job.request.prompt.id, job.request.repeat) for job in jobs]
-    choose = sampler(seeds, settings.temperature, settings.top_k, settings.top_p)
-    ids, room = [job.ids for job in jobs], [job.limit for job in jobs]
-    try:
-        devices.synchronize(loaded.device)
-        ledger = meters.Ledger(loaded.device)
-        run(loaded.model, ids, room, choose, ends, on_row, slots=size, on_admit=on_admit, limit_s=limit_s)
-    except LabError:  # the file could not be written: nothing that another batch could mend
-        raise
-    except Exception as error:
-        # Without the traceback, whose frames would keep this batch's tensors alive during the next try.
-        return list(started.values()), list(waiting.values()), error.with_traceback(None)
-    return [], [], None
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """torch raises OutOfMemoryError on CUDA and XPU, plain RuntimeErrors on MPS and the CPU."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or any(said in text for said in ALLOCATION)
-
-
-def _sample(
-    loaded: Loaded,
-    job: Job,
+    job: Request,
     settings: Settings,
     batch_size: int,
-    row: Row | None = None,
+    row: Finished | None = None,
     error: Exception | None = None,
     share: meters.Share | None = None,
     engine: Engine = "loop",
@@ -268,14 +268,14 @@ def _sample(
     text = loaded.tokenizer.decode(list(tokens[:-1] if ended else tokens), skip_special_tokens=True).strip()
     per_token = (row.latency_s - row.ttft_s) / (len(tokens) - 1) if row and len(tokens) > 1 else None
     return Sample(
-        key=job.request.key,
+        key=job.key,
         model=loaded.spec.alias,
         revision=loaded.revision,
-        prompt_id=job.request.prompt.id,
-        content_type=job.request.prompt.content_type,
-        repeat=job.request.repeat,
+        prompt_id=job.prompt.id,
+        content_type=job.prompt.content_type,
+        repeat=job.repeat,
         seed=settings.seed,
-        prompt=job.request.prompt.text,
+        prompt=job.prompt.text,
         text=text,
         prompt_tokens=len(job.ids),
         new_tokens=len(tokens),
@@ -291,14 +291,33 @@ def _sample(
         prompt_truncated=job.truncated,
         engine=engine,
         share_s=share.seconds if share else None,
+        failure=failure_of(error) if error else None,
     )
 
 
-def _identity(loaded: Loaded) -> dict[str, str]:
-    return inputs.identity(loaded.spec, loaded.revision, loaded.device, loaded.report.dtype)
+def samples_for(settings: Settings) -> Sequence[Sample]:
+    return _read_or_make(settings, "sample")
 
 
-def _finished(path: Path | None) -> dict[str, Sample]:
-    """Key -> row of a samples file; of two rows with one key the later counts, if it did not fail."""
-    last = {row.key: row for row in store.read_rows(path, Sample)} if path else {}
-    return {key: row for key, row in last.items() if row.error is None}
+def _read_or_make(settings: Settings, purpose: Purpose) -> Sequence[Sample]:
+    from nbhelpers import pipeline
+    from nbhelpers.generation.latency import measure_latency
+
+    run = pipeline.open_run(settings)
+    load.report_for(settings)
+    if missing(run, purpose):
+        place = devices.device_for(settings)
+        loaded = load.load(run.spec, place.device, place.dtype)
+        try:
+            make = generate_samples if purpose == "sample" else measure_latency
+            prompts = registry.load_prompts(settings.prompts, settings.limit)
+            return make(
+                loaded, prompts, settings, run.folder / FILES[purpose], limits=inputs.current_limits()
+            )
+        finally:
+            load.unload(loaded)
+    return read_samples(run, purpose)
+
+
+def latency_for(settings: Settings) -> Sequence[Sample]:
+    return _read_or_make(settings, "latency")

@@ -1,67 +1,64 @@
-"""Which token comes next: temperature, top-k, top-p, and noise that depends on a row's own seed alone."""
+"""Which token comes next: temperature, top-k, top-p, and draws that depend on a row's own seed alone."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
+
+from nbhelpers.records import Failure, LabError
 
 # SplitMix64's constants 9E3779B97F4A7C15, BF58476D1CE4E5B9 and 94D049BB133111EB, as signed 64-bit integers.
 GAMMA = -7046029254386353131
 MIX_A = -4658895280553007687
 MIX_B = -7723592293110705685
-BLOCK = 64  # neighbouring tokens that are drawn as one, then singled out: little noise per draw
+BLOCK = 64  # neighbouring tokens that are drawn as one, then singled out: few random numbers per draw
 
-Chooser = Callable[["Tensor", list[int], list[int]], "Tensor"]
+# (logits [rows, vocabulary] in float32, the rows, tokens that each has so far) -> token ids [rows]
+NextToken = Callable[[Tensor, list[int], list[int]], Tensor]
 
 
-def sampler(seeds: Sequence[int], temperature: float, top_k: int = 0, top_p: float = 1.0) -> Chooser:
-    """A chooser that samples from softmax(logits / temperature), filtered; temperature 0 is greedy.
+def sampler(seeds: Sequence[int], temperature: float, top_k: int = 0, top_p: float = 1.0) -> NextToken:
+    """Draws from softmax(logits / temperature), filtered; temperature 0 is greedy.
 
-    The Gumbel-max trick (Gumbel 1954; Maddison et al. 2014): the argmax of logits plus Gumbel noise is a
-    draw from their softmax. The noise is a hash of (row seed, step, number), so a row's draw depends on
-    nothing but its own seed: not on its place in the batch, nor on who shares it.
+    The Gumbel-max trick (Gumbel 1954; Maddison et al. 2014): the argmax of logits plus Gumbel variates is a
+    draw from their softmax. The variates are a hash of (row seed, step, number), so a row's text does not
+    depend on its place in the batch, nor on who shares it; torch's own generators cannot promise that.
     """
 
-    def choose(logits: Tensor, rows: list[int], steps: list[int]) -> Tensor:
+    def next_token(logits: Tensor, rows: list[int], steps: list[int]) -> Tensor:
         if temperature <= 0:
             return _largest(logits)
-        noise = functools.partial(gumbel_noise, [seeds[row] for row in rows], steps)
-        logits = logits / temperature
+        row_seeds, logits = [seeds[row] for row in rows], logits / temperature
         if not 0 < top_k < logits.shape[-1] and top_p >= 1:
-            return _draw(logits, noise)
+            return _draw(logits, row_seeds, steps)
         logits, tokens = shortlist(logits, top_k, top_p)
-        return tokens.gather(1, _largest(logits + noise(tokens))[:, None])[:, 0]
+        best = _largest(logits + gumbel(row_seeds, steps, tokens))
+        return tokens.gather(1, best[:, None])[:, 0]
 
-    return choose
+    return next_token
 
 
-def _draw(logits: Tensor, noise: Callable[[Tensor], Tensor]) -> Tensor:
+def _draw(logits: Tensor, seeds: Sequence[int], steps: Sequence[int]) -> Tensor:
     """One token [B] of softmax(logits [B, n]): first its block, by the block's summed weight, then the token.
 
-    The same distribution as noise on every logit, from n / 64 + 64 random numbers a row instead of n.
+    The same distribution as a variate for every logit, from n / 64 + 64 of them instead of n.
     """
-    import torch
-
     weights = logits.softmax(dim=-1)
-    if short := -logits.shape[1] % BLOCK:
-        weights = torch.nn.functional.pad(weights, (0, short))
-    blocks = weights.unflatten(1, (-1, BLOCK))
+    blocks = torch.nn.functional.pad(weights, (0, -logits.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
     count = blocks.shape[1]
-    random = noise(torch.arange(count + BLOCK, device=logits.device).expand(len(logits), -1))
-    block = _largest(blocks.sum(dim=-1).log() + random[:, :count])
+    variates = gumbel(seeds, steps, torch.arange(count + BLOCK, device=logits.device).expand(len(logits), -1))
+    block = _largest(blocks.sum(dim=-1).log() + variates[:, :count])
     within = blocks[torch.arange(len(block), device=block.device), block].log()
-    return block * BLOCK + _largest(within + random[:, count:])
+    return block * BLOCK + _largest(within + variates[:, count:])
 
 
 def _largest(logits: Tensor) -> Tensor:
     best = logits.max(dim=-1)
     if best.values.isnan().any():
-        raise ArithmeticError("the model returned NaN logits: try dtype float32")
+        raise LabError("The model returned NaN logits: try dtype float32.", Failure.BAD_OUTPUT)
     return best.indices
 
 
@@ -77,26 +74,23 @@ def shortlist(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> tuple[Tenso
     if top_p < 1.0:
         probabilities = logits.softmax(dim=-1)
         before = probabilities.cumsum(dim=-1) - probabilities
-        most = int((before < top_p).sum(dim=-1).max()) or size  # none: NaN, which the chooser reports
+        most = int((before < top_p).sum(dim=-1).max()) or size  # none: NaN, which _largest reports
         logits = logits.masked_fill(before >= top_p, float("-inf"))[:, :most]
         tokens = tokens[:, :most]
     return logits, tokens
 
 
-def gumbel_noise(seeds: Sequence[int], steps: Sequence[int], numbers: Tensor) -> Tensor:
-    """Standard Gumbel noise [B, n] float32, a pure function of (seed, step, number) for numbers [B, n].
+def gumbel(seeds: Sequence[int], steps: Sequence[int], numbers: Tensor) -> Tensor:
+    """Standard Gumbel variates [B, n] float32, a pure function of (seed, step, number) for numbers [B, n].
 
     Each row is the SplitMix64 stream (Steele, Lea and Flood 2014) seeded by the mixed (seed, step); number i
     takes its i-th output. Integer arithmetic wraps at 64 bits and is the same on every device.
     """
-    import torch
-
     base, step = torch.tensor([list(seeds), list(steps)], dtype=torch.int64, device=numbers.device)[..., None]
     bits = _shift_right(_mix(_mix(base + (step + 1) * GAMMA) + (numbers + 1) * GAMMA), 11)
     # Between 0 and 1, both excluded, and finest near 0: small exponentials are the ones that win.
     uniform = ((bits.float() + 0.5) * 2.0**-53).clamp_(max=1 - 2.0**-24)
-    exponential = uniform.neg_().log1p_().neg_()
-    return exponential.log_().neg_()
+    return uniform.neg_().log1p_().neg_().log_().neg_()
 
 
 def row_seed(seed: int, prompt_id: str, repeat: int) -> int:

@@ -157,10 +157,12 @@ def _pictures(results: Sequence[Result], report: ComparisonReport) -> dict[str, 
 
 def _notebooks(run_dir: Path, info: RunInfo | None, results: Sequence[Result]) -> dict[str, Any]:
     """Statuses by model and notebook, folders by model, the executed pages, and the notebooks' names."""
-    statuses = {(comparison.label(s.model), s.notebook): s for s in info.notebooks} if info else {}
+    notebooks = info.notebooks if info else ()
+    statuses = {(comparison.spec_of(s.model, info).alias, s.notebook): s for s in notebooks}
     folders = {result.model: result.slug for result in results}
     for model in info.models if info else ():
-        folders.setdefault(comparison.label(model), comparison.folder_name(model))
+        spec = comparison.spec_of(model, info)
+        folders.setdefault(spec.alias, spec.slug)
     of_models = {p.stem for p in run_dir.glob("*/[0-9]*.html")} | {n for model, n in statuses if model}
     of_run = {p.stem for p in run_dir.glob("[0-9]*.html")} | {n for model, n in statuses if not model}
     pages = [path.relative_to(run_dir).as_posix() for path in run_dir.glob("**/[0-9]*.html")]
@@ -192,7 +194,7 @@ def _environment(folder: Path) -> Environment:
         lstrip_blocks=True,
     )
     environment.globals |= {"mark": MARK, "three": three, "dollars": dollars}
-    filters = (interval, duration, plots.counted, comparison.label, comparison.verdict_sentence)
+    filters = (interval, duration, plots.counted, comparison.spec_of, comparison.verdict_sentence)
     environment.filters |= {f.__name__: f for f in filters}
     return environment
 

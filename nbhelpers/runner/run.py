@@ -26,7 +26,6 @@ from pathlib import Path
 from nbhelpers import registry, store
 from nbhelpers.devices import device as devices
 from nbhelpers.devices.device import usable_cores
-from nbhelpers.generation import failures
 from nbhelpers.loading.folder import inspect
 from nbhelpers.records import LabError, ModelSpec, NotebookStatus, Result, RunInfo, Settings
 from nbhelpers.runner.limits import Limits
@@ -40,6 +39,7 @@ SMALL_PARAMETERS = 50_000_000  # up to this size two models at a time are no bur
 GRACE_S = 90.0  # a worker may take this much longer than a cell's limit: kernel start, saving, HTML
 WORKER = ("-m", "nbhelpers.runner.worker")
 DATABASE = ("-c", "from nbhelpers.tracking.mlflow_run import init_database; init_database()")
+STOPPED = "stopped by --fail-on-error"
 REPORT = "report"  # the step after the comparison; it is in run.json only if it failed
 
 
@@ -278,7 +278,7 @@ class _Runner:
         """What the worker left unsaid: one notebook failed, and the rest is skipped."""
         for name in unsaid:
             if model and self.stopped:
-                self._record(NotebookStatus(name, model, "skipped", 0.0, failures.STOPPED))
+                self._record(NotebookStatus(name, model, "skipped", 0.0, STOPPED))
             elif name == failed:
                 self._record(NotebookStatus(name, model, "failed", 0.0, problem))
             else:
@@ -286,7 +286,7 @@ class _Runner:
 
     def _record(self, status: NotebookStatus) -> None:
         with self.lock:
-            wanted = self.limits.fail_on_error == 1 or failures.STOPPED in (status.error or "")
+            wanted = self.limits.fail_on_error == 1 or STOPPED in (status.error or "")
             self.stopped |= status.status == "failed" and wanted
             others = [
                 s for s in self.info.notebooks if (s.model, s.notebook) != (status.model, status.notebook)

@@ -199,7 +199,7 @@ def _params(result: Result) -> dict[str, object]:
     settings = {name: value for name, value in dataclasses.asdict(result.settings).items() if name != "model"}
     known = ("revision", "family", "parameters", "device", "dtype", "primary")
     described = {name: getattr(result, name) for name in known}
-    return {**settings, **described, "model": comparison.label(result.model)}
+    return {**settings, **described, "model": comparison.spec_of(result.model).alias}
 
 
 def _log_numbers(client: MlflowClient, run_id: str, result: Result) -> None:

@@ -13,6 +13,7 @@ from nbhelpers import registry, store
 from nbhelpers.devices import device as devices
 from nbhelpers.devices import meters
 from nbhelpers.generation import generate as generation
+from nbhelpers.generation import latency as speed
 from nbhelpers.loading import load as loading
 from nbhelpers.loading.load import LoadingReport
 from nbhelpers.records import Estimate, Result, Sample, Score, Settings, StatsReport
@@ -66,7 +67,7 @@ def summarise(settings: Settings) -> Result:
     money = costs.cost_summary(samples, device)
     rows = itertools.chain(samples, generation.latency_for(settings))
     passes = meters.passes(registry.model_dir(settings), (row.key for row in rows))
-    differ, compared = generation.batch_variants(samples, generation.latency_for(settings))
+    differ, compared = speed.batch_variants(samples, generation.latency_for(settings))
     variants = {"samples/batch_variant_rate": differ / compared} if compared else {}
     result = Result(
         model=settings.model,
@@ -118,7 +119,7 @@ def flat_metrics(
             total["bytes"] += sample.bytes
             total["words"] += len(sample.text.split())
     written = {
-        "latency/batch_tokens_per_s": generation.throughput(s for s in samples if s.error is None),
+        "latency/batch_tokens_per_s": speed.throughput(s for s in samples if s.error is None),
         "latency/fetch_s": loaded.fetch_s,
         "latency/load_s": loaded.load_s,
         "memory/parameters_mib": loaded.parameter_bytes / MIB,

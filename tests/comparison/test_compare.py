@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_runs import make_result, planted, write_info, write_model
+from matplotlib.colors import to_hex
 
 from nbhelpers import store
 from nbhelpers.comparison import compare as comparison
 from nbhelpers.comparison import plots
 from nbhelpers.comparison.compare import ComparisonReport
-from nbhelpers.records import Comparison, LabError
+from nbhelpers.records import Comparison, LabError, ModelSpec
 
 
 @pytest.fixture(autouse=True)
@@ -226,7 +227,7 @@ def test_models_that_take_no_part_are_named_with_the_reason(tmp_path: Path):
     assert set(reasons) == {"shape:x", "dead", "broken", "org/gone", "mine"}
     assert "random weights" in reasons["shape:x"]
     assert reasons["dead"] == "all 30 generations failed"
-    assert "cannot be read as JSON" in reasons["broken"] and str(tmp_path) not in reasons["broken"]
+    assert "not JSON" in reasons["broken"] and str(tmp_path) not in reasons["broken"]
     assert reasons["org/gone"] == "02_loading: the Hub cannot be reached"
     assert reasons["mine"] == "02_loading: no weights"
 
@@ -243,8 +244,15 @@ def test_a_local_folder_goes_by_its_name(tmp_path: Path):
     ("name", "shown"),
     [("/a/b/", "b"), ("../x/y", "y"), ("~/m", "m"), (".", "."), ("org/name", "org/name"), ("gpt2", "gpt2")],
 )
-def test_labels_show_no_paths(name, shown):
-    assert comparison.label(name) == shown
+def test_names_show_no_paths(name, shown):
+    assert comparison.spec_of(name).alias == shown
+
+
+def test_a_name_means_what_the_run_says(tmp_path):
+    spec = ModelSpec("lab-gpt2", "data/models/lab-gpt2", "embedded")
+    info = replace(write_info(tmp_path, ["data/models/lab-gpt2", "/a/b"]), specs=(spec,))
+    assert comparison.spec_of("data/models/lab-gpt2", info) == spec
+    assert comparison.spec_of("/a/b", info).slug == "b"  # a run that is older than specs
 
 
 def test_results_made_under_other_conditions_are_left_out(tmp_path: Path):
@@ -261,7 +269,7 @@ def test_results_made_under_other_conditions_are_left_out(tmp_path: Path):
 
 
 def test_an_empty_run_is_refused(tmp_path: Path):
-    with pytest.raises(LabError, match=r"no model in .* has a result"):
+    with pytest.raises(LabError, match=r"The run .* has no result"):
         comparison.compare_run(tmp_path)
 
 
@@ -298,10 +306,10 @@ def test_the_ranking_picture_shows_the_intervals_and_the_pick():
         r"model-1-\$x\$",
         r"model-0-\$x\$",
     ]
-    segments = [line for line in axes.lines if len(line.get_xdata()) == 2]
-    for line, estimate in zip(segments, report.ranking.values(), strict=True):
-        assert list(line.get_xdata()) == [estimate.low, estimate.high]
-    assert [line.get_color() for line in segments] == [plots.ORANGE, plots.BLUE, plots.BLUE]
+    for line, estimate in zip(axes.collections, report.ranking.values(), strict=True):
+        assert list(line.get_segments()[0][:, 0]) == [estimate.low, estimate.high]
+    colours = [to_hex(line.get_color()[0]) for line in axes.collections]
+    assert colours == [plots.ORANGE, plots.BLUE, plots.BLUE]
 
 
 def test_the_matrix_shows_each_pair_from_both_sides():

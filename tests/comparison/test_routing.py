@@ -182,7 +182,7 @@ def test_a_run_whose_models_all_failed_routes_nothing(tmp_path):
 
 def test_results_without_their_scores_are_one_sentence(tmp_path):
     write_model(tmp_path, make_result("a", planted(5, seed=1)))
-    with pytest.raises(LabError, match="holds the prompt b01: run notebook 04"):
+    with pytest.raises(LabError, match=r"b01 is in no scores\.jsonl of .*: run notebook 04"):
         routing.assemble(tmp_path)
     with pytest.raises(LabError, match="run the notebooks 01 to 06 first"):
         routing.assemble(tmp_path / "empty")

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 from scipy import stats
-from test_generation import FEW, MANY_ENDS, PROMPTS, texts
-from tiny_models import BOS, FAMILIES, build, tiny, watch
+from tiny_models import BOS, FAMILIES, FEW, MANY_ENDS, PROMPTS, build, texts, tiny, watch
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -27,7 +26,7 @@ from transformers import (
 
 from nbhelpers.generation import decode as decoding
 from nbhelpers.generation import generate as generation
-from nbhelpers.generation import inputs, sampling
+from nbhelpers.generation import latency, sampling
 from nbhelpers.loading import load as loading
 from nbhelpers.loading.load import Loaded
 from nbhelpers.records import LabError, Prompt, Sample, Settings
@@ -63,16 +62,15 @@ def test_freed_slots_are_given_to_waiting_rows_and_change_no_text(family: str, s
     prompts = [[BOS, *range(3, 4 + n % 7)] for n in range(30)]
     limits = [5 + 7 * n % 11 for n in range(30)]
     choose = sampling.sampler(range(30), 1.0)
-    admitted: list[list[int]] = []
     alone = [
-        decoding.decode(model, [p], [n], sampling.sampler([row], 1.0), MANY_ENDS)[0].tokens
+        decoding.decode_all(model, [p], [n], sampling.sampler([row], 1.0), MANY_ENDS)[0].tokens
         for row, (p, n) in enumerate(zip(prompts, limits, strict=True))
     ]
     sizes.clear()
-    rows = decoding.decode(
-        model, prompts, limits, choose, MANY_ENDS, slots=slots, on_admit=lambda new: admitted.append(new)
-    )
-    assert [row.tokens for row in rows] == alone
+    events = list(decoding.decode(model, prompts, limits, choose, MANY_ENDS, slots=slots))
+    admitted = [event.rows for event in events if isinstance(event, decoding.Started)]
+    rows = {event.row: event.tokens for event in events if isinstance(event, decoding.Finished)}
+    assert [rows[row] for row in range(30)] == alone
     assert max(sizes) <= slots
     order = list(itertools.chain(*admitted))
     assert sorted(order) == list(range(30))
@@ -84,7 +82,7 @@ def test_freed_slots_are_given_to_waiting_rows_and_change_no_text(family: str, s
 def test_a_row_is_timed_from_its_own_prefill() -> None:
     ticks = itertools.count()  # one second a reading: as rows start and after every pass
     choose = sampling.sampler(range(3), 1.0)
-    rows = decoding.decode(
+    rows = decoding.decode_all(
         build("gpt2"), [[5], [6], [7]], [4] * 3, choose, clock=lambda: next(ticks), slots=1
     )
     assert [(row.ttft_s, row.latency_s) for row in rows] == [(1.0, 4.0)] * 3
@@ -103,7 +101,7 @@ def test_a_window_of_attention_is_kept(kind: str) -> None:
     model.eval()
     assert decoding.engine_for(model) == "loop"
     prompts = [list(range(3, 3 + n)) for n in (2, 9, 14)]
-    rows = decoding.decode(model, prompts, [15] * 3, sampling.sampler([0] * 3, 0.0))
+    rows = decoding.decode_all(model, prompts, [15] * 3, sampling.sampler([0] * 3, 0.0))
     for prompt, row in zip(prompts, rows, strict=True):
         options = {"do_sample": False, "max_new_tokens": 15, "eos_token_id": None}
         ids = torch.tensor([prompt])
@@ -120,7 +118,7 @@ def test_a_state_space_model_is_served_by_generate_and_the_row_says_so(tmp_path:
     for size in (1, 2):
         assert texts(generation.generate_samples(loaded, PROMPTS, FEW, batch_size=size)) == texts(whole)
     assert generation.generate_samples(loaded, PROMPTS, FEW, path) == whole
-    for s in generation.measure_latency(loaded, PROMPTS, FEW):
+    for s in latency.measure_latency(loaded, PROMPTS, FEW):
         assert s.ttft_s is not None and s.latency_s is not None and 0 < s.ttft_s < s.latency_s
 
 
@@ -129,8 +127,8 @@ def test_both_engines_write_the_same(temperature: float) -> None:
     model = build("llama")
     prompts, limits = [[5], [6, 7], [5], [8, 9, 3]], [12, 9, 7, 12]
     choose = sampling.sampler(range(4), temperature)
-    ours = decoding.decode(model, prompts, limits, choose, MANY_ENDS)
-    theirs = decoding.decode_by_generate(model, prompts, limits, choose, MANY_ENDS)
+    ours = decoding.decode_all(model, prompts, limits, choose, MANY_ENDS)
+    theirs = decoding.decode_all(model, prompts, limits, choose, MANY_ENDS, engine="generate")
     assert [(r.tokens, r.finish_reason) for r in ours] == [(r.tokens, r.finish_reason) for r in theirs]
     assert {r.finish_reason for r in ours} == {"eos", "length"} or temperature == 0
 
@@ -146,7 +144,7 @@ def test_an_encoder_decoder_is_refused_in_one_sentence(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (40, 1.0), (0, 0.6), (40, 0.6)])
 def test_a_large_vocabulary_is_drawn_from_by_its_softmax(top_k: int, top_p: float) -> None:
-    """Blocks of noise, and noise for a shortlist only, leave the distribution as it is, step by step."""
+    """Variates for blocks, and for a shortlist only, leave the distribution as it is, step by step."""
     logits = torch.randn(10_000, generator=torch.Generator().manual_seed(1)) * 3
     kept, ids = sampling.shortlist(logits[None], top_k, top_p)
     best = ids[0, :9]
@@ -165,11 +163,13 @@ def test_a_large_vocabulary_is_drawn_from_by_its_softmax(top_k: int, top_p: floa
 
 def test_texts_that_depend_on_the_batch_are_counted() -> None:
     def row(text: str, prompt: str, size: int, error: str | None = None) -> Sample:
-        job = inputs.Job(inputs.Request("k", Prompt(prompt, "Hi", "short_post"), 0), (1,), 9, False)
-        made = generation._sample(tiny(), job, Settings(), size, decoding.Row((5,), "length", 0.1, 0.1))
+        job = generation.Request("k", Prompt(prompt, "Hi", "short_post"), 0, (1,), 9)
+        made = generation.sample_of(
+            tiny(), job, Settings(), size, decoding.Finished(0, (5,), "length", 0.1, 0.1)
+        )
         return replace(made, text=text, error=error)
 
     batch = [row("abc def", "p1", 4), row("abx", "p2", 4), row("ab", "p3", 4), row("z", "p4", 4, "failed")]
     alone = [row("abc\ufffd", "p1", 1), row("aby", "p2", 1), row("ab and on", "p3", 1), row("y", "p4", 1)]
-    assert generation.batch_variants(batch, alone) == (1, 3)
-    assert generation.batch_variants(alone, alone) == (0, 0)  # the same batch: nothing was compared
+    assert latency.batch_variants(batch, alone) == (1, 3)
+    assert latency.batch_variants(alone, alone) == (0, 0)  # the same batch: nothing was compared

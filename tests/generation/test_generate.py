@@ -18,28 +18,28 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from scipy import stats
-from tiny_models import BOS, EOS, FAMILIES, break_above, byte_tokenizer, tiny, watch
+from tiny_models import (
+    BOS,
+    EOS,
+    FAMILIES,
+    FEW,
+    MANY_ENDS,
+    PROMPTS,
+    break_above,
+    byte_tokenizer,
+    texts,
+    tiny,
+    watch,
+)
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from nbhelpers import store
+from nbhelpers import pipeline, registry, store
 from nbhelpers.devices import meters
 from nbhelpers.generation import decode as decoding
 from nbhelpers.generation import generate as generation
-from nbhelpers.generation import inputs, sampling
-from nbhelpers.records import LabError, Prompt, Sample, Settings
-
-PROMPTS = [
-    Prompt("p1", "Hi:", "short_post"),
-    Prompt("p2", "Tell me of ships:", "linkedin_post"),
-    Prompt("p3", "A note, please:", "business_note"),
-]
-FEW = Settings(repeats=3, max_new_tokens=12)
-MANY_ENDS = [EOS, *range(100, 125)]  # about every tenth random token ends a text
-
-
-def texts(samples: list[Sample]) -> list[tuple[str, int, str, int]]:
-    return [(s.prompt_id, s.repeat, s.text, s.new_tokens) for s in samples]
-
+from nbhelpers.generation import inputs, latency, sampling
+from nbhelpers.loading import load as loading
+from nbhelpers.records import Failure, LabError, Prompt, Sample, Settings
 
 # The decode loop
 
@@ -49,7 +49,7 @@ def texts(samples: list[Sample]) -> list[tuple[str, int, str, int]]:
 def test_greedy_equals_transformers_with_left_padding(family: str, ends: list[int] | None) -> None:
     loaded = tiny(family, eos=ends)
     ids = [list(loaded.tokenizer(p.text)["input_ids"]) for p in PROMPTS]
-    rows = decoding.decode(loaded.model, ids, [20] * 3, sampling.sampler([0] * 3, 0.0), ends or ())
+    rows = decoding.decode_all(loaded.model, ids, [20] * 3, sampling.sampler([0] * 3, 0.0), ends or ())
     batch = loaded.tokenizer([p.text for p in PROMPTS], padding=True, return_tensors="pt")
     width = batch["input_ids"].shape[1]
     theirs = loaded.model.generate(
@@ -82,16 +82,11 @@ def test_rows_leave_the_batch_and_are_timed_by_their_own_tokens() -> None:
     sizes = watch(loaded.model)
     ids = [[BOS, 3 + n] for n in range(12)]
     ticks = itertools.count(100.0)  # read once at the start and once a step: a step takes one second
-    ended: list[int] = []
-    rows = decoding.decode(
-        loaded.model,
-        ids,
-        [9] * 12,
-        sampling.sampler(list(range(12)), 1.0),
-        MANY_ENDS,
-        lambda index, row: ended.append(index),
-        lambda: next(ticks),
-    )
+    choose = sampling.sampler(list(range(12)), 1.0)
+    begun, *rows = decoding.decode(loaded.model, ids, [9] * 12, choose, MANY_ENDS, clock=lambda: next(ticks))
+    assert begun == decoding.Started(list(range(12)))
+    ended = [row.row for row in rows]
+    rows.sort(key=lambda row: row.row)
     lengths = [len(row.tokens) for row in rows]
     assert len(set(lengths)) > 3 and 9 in lengths
     assert [row.latency_s for row in rows] == lengths
@@ -105,11 +100,11 @@ def test_rows_leave_the_batch_and_are_timed_by_their_own_tokens() -> None:
 
 def test_each_row_has_its_own_limit() -> None:
     loaded = tiny("opt", eos=None)
-    rows = decoding.decode(loaded.model, [[5], [6, 7], [8]], [1, 4, 2], sampling.sampler([1, 2, 3], 1.0))
+    rows = decoding.decode_all(loaded.model, [[5], [6, 7], [8]], [1, 4, 2], sampling.sampler([1, 2, 3], 1.0))
     assert [len(row.tokens) for row in rows] == [1, 4, 2]
 
 
-# Noise, temperature, top-k, top-p
+# Draws, temperature, top-k, top-p
 
 
 def splitmix64(state: int) -> int:
@@ -119,28 +114,28 @@ def splitmix64(state: int) -> int:
     return state ^ (state >> 31)
 
 
-def test_noise_is_splitmix64_made_gumbel() -> None:
+def test_a_variate_is_splitmix64_made_gumbel() -> None:
     gamma = 0x9E3779B97F4A7C15
-    noise = sampling.gumbel_noise([7, 2**63 - 1], [5, 5], torch.arange(50).expand(2, -1))
+    variates = sampling.gumbel([7, 2**63 - 1], [5, 5], torch.arange(50).expand(2, -1))
     for row, seed in enumerate((7, 2**63 - 1)):
         base = splitmix64((seed + 6 * gamma) % 2**64)
         for token in range(50):
             bits = splitmix64((base + (token + 1) * gamma) % 2**64) >> 11
             exact = -math.log(-math.log1p(-(bits + 0.5) / 2**53))
-            assert noise[row, token].item() == pytest.approx(exact, rel=1e-5, abs=1e-5)
+            assert variates[row, token].item() == pytest.approx(exact, rel=1e-5, abs=1e-5)
 
 
 @pytest.mark.parametrize("axis", ["tokens", "steps", "rows"])
-def test_noise_is_standard_gumbel_and_independent_along_every_axis(axis: str) -> None:
+def test_variates_are_standard_gumbel_and_independent_along_every_axis(axis: str) -> None:
     n = 3_000 if axis == "steps" else 20_000
     if axis == "tokens":
-        noise = sampling.gumbel_noise([3], [0], torch.arange(n)[None])[0]
+        variates = sampling.gumbel([3], [0], torch.arange(n)[None])[0]
     elif axis == "steps":
-        noise = sampling.gumbel_noise([3] * n, range(n), torch.zeros(n, 1, dtype=torch.long))[:, 0]
+        variates = sampling.gumbel([3] * n, range(n), torch.zeros(n, 1, dtype=torch.long))[:, 0]
     else:
         seeds = [sampling.row_seed(0, "b01", r) for r in range(n)]
-        noise = sampling.gumbel_noise(seeds, [0] * n, torch.zeros(n, 1, dtype=torch.long))[:, 0]
-    values = noise.double().numpy()
+        variates = sampling.gumbel(seeds, [0] * n, torch.zeros(n, 1, dtype=torch.long))[:, 0]
+    values = variates.double().numpy()
     assert np.isfinite(values).all()
     assert stats.kstest(values, "gumbel_r").pvalue > 1e-3
     ranks = stats.rankdata(values)
@@ -267,12 +262,12 @@ def test_a_prompt_too_long_keeps_its_end_and_its_beginning_token(
 ) -> None:
     loaded = tiny("gpt2", context=context, eos=None)
     text = "".join(chr(ord("a") + n % 26) for n in range(letters))
-    job = inputs.prepare(loaded, inputs.Request("k", Prompt("p", text, "short_post"), 0), new)
+    job = generation.prepare(loaded, generation.Request("k", Prompt("p", text, "short_post"), 0), new)
     whole = loaded.tokenizer(text)["input_ids"]
     assert job.ids == (BOS, *whole[len(whole) - kept + 1 :])
-    assert (job.limit, job.truncated) == (limit, truncated)
+    assert (job.max_new_tokens, job.truncated) == (limit, truncated)
     once = Settings(repeats=1, max_new_tokens=new)
-    sample = generation.generate_samples(loaded, [job.request.prompt], once)[0]
+    sample = generation.generate_samples(loaded, [job.prompt], once)[0]
     assert sample.error is None
     assert (sample.prompt_tokens, sample.new_tokens) == (kept, limit)
     assert (sample.prompt_truncated, sample.finish_reason) == (truncated, "length")
@@ -301,24 +296,24 @@ def test_without_an_end_token_only_length_ends() -> None:
 
 def test_special_tokens_and_the_end_token_are_not_text() -> None:
     loaded = tiny("gpt2", eos=[EOS, 3 + 30])  # 33 is an ordinary byte that ends a text here
-    job = inputs.prepare(loaded, inputs.Request("k", PROMPTS[0], 0), 5)
+    job = generation.prepare(loaded, generation.Request("k", PROMPTS[0], 0), 5)
     letters = loaded.tokenizer("ab", add_special_tokens=False)["input_ids"]
-    row = decoding.Row((BOS, *letters, 0, 33), "eos", 1.0, 3.0)
-    sample = generation._sample(loaded, job, FEW, 1, row)
+    row = decoding.Finished(0, (BOS, *letters, 0, 33), "eos", 1.0, 3.0)
+    sample = generation.sample_of(loaded, job, FEW, 1, row)
     assert (sample.text, sample.new_tokens, sample.tpot_s) == ("ab", 5, 0.5)
-    single = generation._sample(loaded, job, FEW, 1, decoding.Row((33,), "eos", 1.0, 1.0))
+    single = generation.sample_of(loaded, job, FEW, 1, decoding.Finished(0, (33,), "eos", 1.0, 1.0))
     assert (single.text, single.tpot_s) == ("", None)
 
 
 def test_chat_models_get_their_template_once() -> None:
     loaded = tiny("gpt2", prompt_format="chat")
-    request = inputs.Request("k", Prompt("p", "Hi", "short_post"), 0)
+    request = generation.Request("k", Prompt("p", "Hi", "short_post"), 0)
     with pytest.raises(LabError, match="no chat template"):
-        inputs.prepare(loaded, request, 5)
+        generation.prepare(loaded, request, 5)
     loaded.tokenizer.chat_template = (
         "{{ bos_token }}[{{ messages[0]['content'] }}]{{ '=' if add_generation_prompt }}"
     )
-    job = inputs.prepare(loaded, request, 5)
+    job = generation.prepare(loaded, request, 5)
     assert loaded.tokenizer.decode(job.ids) == "<s>[Hi]="
     assert job.ids.count(BOS) == 1
 
@@ -354,7 +349,7 @@ def test_out_of_memory_at_one_row_is_recorded_and_the_run_goes_on() -> None:
     handle.remove()
     assert [s.prompt_id for s in samples if s.error] == ["p2"] * 3
     failed = next(s for s in samples if s.error)
-    assert failed.error == "OutOfMemoryError: out of memory"
+    assert (failed.error, failed.failure) == ("OutOfMemoryError: out of memory", Failure.OUT_OF_MEMORY)
     assert (failed.text, failed.new_tokens, failed.finish_reason) == ("", 0, "error")
     assert (failed.latency_s, failed.ttft_s, failed.tpot_s) == (None, None, None)
 
@@ -387,7 +382,7 @@ def test_nan_logits_are_a_failure_not_a_text() -> None:
         loaded.model.transformer.ln_f.weight[0] = float("nan")
     for temperature in (0.0, 0.8):
         samples = generation.generate_samples(loaded, PROMPTS, replace(FEW, temperature=temperature))
-        assert all("NaN" in str(s.error) for s in samples)
+        assert all("NaN" in str(s.error) and s.failure == Failure.BAD_OUTPUT for s in samples)
 
 
 @pytest.mark.parametrize(
@@ -395,7 +390,7 @@ def test_nan_logits_are_a_failure_not_a_text() -> None:
 )
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(LabError, match=next(iter(wrong))):
-        generation.generate_samples(tiny(), PROMPTS, replace(FEW, **wrong))
+        replace(FEW, **wrong)
 
 
 def test_a_file_that_cannot_be_written_is_said_before_anything_is_generated(tmp_path: Path) -> None:
@@ -415,11 +410,10 @@ def test_resume_makes_nothing_twice_and_gives_the_same_texts(tmp_path: Path) -> 
     whole = generation.generate_samples(loaded, PROMPTS, FEW)
     path = tmp_path / "run" / "samples.jsonl"
     generation.generate_samples(loaded, PROMPTS[:2], replace(FEW, repeats=2), path)
-    seen: list[str] = []
     sizes = watch(loaded.model)
-    resumed = generation.generate_samples(loaded, PROMPTS, FEW, path, lambda s: seen.append(s.key))
+    resumed = generation.generate_samples(loaded, PROMPTS, FEW, path)
     assert texts(resumed) == texts(whole)
-    assert sizes[0] == 3 and max(sizes) <= len(seen) == 5  # three prompts are read for five rows
+    assert sizes[0] == 3 and max(sizes) <= 5  # three prompts are read for five rows
     sizes.clear()
     assert (
         generation.generate_samples(loaded, PROMPTS, FEW, path) == resumed
@@ -474,22 +468,22 @@ def test_rows_of_other_settings_stay_and_are_not_returned(tmp_path: Path, other:
 
 
 def test_the_key_holds_everything_that_decides_the_text() -> None:
-    loaded = tiny("gpt2")
-    spec = loaded.spec
-    variants = [
-        inputs.identity(spec, "r", "cpu", "float32"),
-        inputs.identity(spec, "s", "cpu", "float32"),
-        inputs.identity(spec, "r", "cuda", "float32"),
-        inputs.identity(spec, "r", "cpu", "bfloat16"),
-        inputs.identity(replace(spec, prompt_format="chat"), "r", "cpu", "float32"),
-        inputs.identity(replace(spec, alias="other"), "r", "cpu", "float32"),
-    ]
-    keys = [request.key for v in variants for request in inputs.requests(PROMPTS, FEW, v)]
+    report = tiny("gpt2").report
+    others = (
+        ("revision", "s"),
+        ("device", "cuda"),
+        ("dtype", "bfloat16"),
+        ("prompt_format", "chat"),
+        ("model", "x"),
+    )
+    variants = [report, *(replace(report, **{name: value}) for name, value in others)]
+    keys = [request.key for v in variants for request in generation.requests(PROMPTS, FEW, v)]
     reworded = [replace(PROMPTS[0], text="Ho:"), replace(PROMPTS[0], id="p9")]
-    keys += [request.key for request in inputs.requests(reworded, FEW, variants[0])]
-    keys += [request.key for request in inputs.requests(PROMPTS, FEW, variants[0], "latency")]
+    keys += [request.key for request in generation.requests(reworded, FEW, variants[0])]
+    keys += [request.key for request in generation.requests(PROMPTS, FEW, variants[0], "latency")]
     assert len(set(keys)) == len(keys) == 6 * 9 + 2 * 3 + 3
-    assert inputs.identity(spec, "r", "cuda:1", "float32") == variants[2]
+    second = generation.requests(PROMPTS, FEW, replace(report, device="cuda:1"))
+    assert second == generation.requests(PROMPTS, FEW, variants[2])
 
 
 # Latency and throughput
@@ -500,7 +494,7 @@ def test_latency_is_measured_one_by_one_over_a_fixed_length_after_a_warm_up(tmp_
     sizes = watch(loaded.model)
     path = tmp_path / "latency.jsonl"
     prompts = [Prompt(f"p{n}", "Hello " * n, "short_post") for n in range(1, 8)]
-    samples = generation.measure_latency(loaded, prompts, Settings(max_new_tokens=20), path)
+    samples = latency.measure_latency(loaded, prompts, Settings(max_new_tokens=20), path)
     assert [s.prompt_id for s in samples] == ["p1", "p2", "p3", "p4", "p5"]
     assert {(s.batch_size, s.new_tokens, s.repeat) for s in samples} == {(1, 20, 0)}
     assert sizes == [1] * (8 + 5 * 20)  # eight tokens to warm up, in no row
@@ -508,21 +502,21 @@ def test_latency_is_measured_one_by_one_over_a_fixed_length_after_a_warm_up(tmp_
         assert s.latency_s is not None and s.ttft_s is not None and s.tpot_s is not None
         assert 0 < s.ttft_s < s.latency_s
         assert s.tpot_s == pytest.approx((s.latency_s - s.ttft_s) / 19)
-    assert generation.measure_latency(loaded, prompts, Settings(max_new_tokens=20), path) == samples
+    assert latency.measure_latency(loaded, prompts, Settings(max_new_tokens=20), path) == samples
     assert len(sizes) == 108
 
 
 def test_throughput_by_hand() -> None:
     loaded = tiny()
-    job = inputs.Job(inputs.Request("k", PROMPTS[0], 0), (1,), 9, False)
+    job = generation.Request("k", PROMPTS[0], 0, (1,), 9)
 
     def row(tokens: int, seconds: float) -> Sample:
-        made = decoding.Row((5,) * tokens, "length", 0.1, 9.9)
-        return generation._sample(loaded, job, FEW, 2, made, share=meters.Share(seconds, None))
+        made = decoding.Finished(0, (5,) * tokens, "length", 0.1, 9.9)
+        return generation.sample_of(loaded, job, FEW, 2, made, share=meters.Share(seconds, None))
 
-    failed = generation._sample(loaded, job, FEW, 2, error=ValueError("x"))
-    assert generation.throughput([row(10, 4.0), row(5, 2.0), failed]) == pytest.approx(15 / 6)
-    assert generation.throughput([]) == generation.throughput([failed]) == 0.0
+    failed = generation.sample_of(loaded, job, FEW, 2, error=ValueError("x"))
+    assert latency.throughput([row(10, 4.0), row(5, 2.0), failed]) == pytest.approx(15 / 6)
+    assert latency.throughput([]) == latency.throughput([failed]) == 0.0
 
 
 def test_the_shares_of_a_batch_add_up_to_its_time() -> None:
@@ -538,7 +532,7 @@ def test_the_shares_of_a_batch_add_up_to_its_time() -> None:
 
 def test_the_batch_is_chosen_by_memory_and_split_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = tiny("llama")
-    job = inputs.Job(inputs.Request("k", PROMPTS[0], 0), (1,) * 20, 30, False)
+    job = generation.Request("k", PROMPTS[0], 0, (1,) * 20, 30)
     # keys and values x layers x one key-value head x head size 8 x 50 tokens x 4 bytes, and the vocabulary
     row = 2 * 2 * 1 * 8 * 50 * 4 + 24 * 259
     for free, rows, expected in (
@@ -553,17 +547,27 @@ def test_the_batch_is_chosen_by_memory_and_split_evenly(monkeypatch: pytest.Monk
         assert inputs.best_batch_size(loaded, [job] * rows) == expected
 
 
-def test_samples_for_makes_what_is_missing_and_then_starts_without_torch(tmp_path: Path) -> None:
+def test_rows_are_read_by_key_without_torch_and_what_is_missing_is_named(tmp_path: Path) -> None:
     settings = Settings(
         "lab-gpt2", str(tmp_path), limit=2, repeats=1, max_new_tokens=4, device="cpu", dtype="float32"
     )
-    made = generation.samples_for(settings)
-    timed = generation.latency_for(settings)
+    run = pipeline.open_run(settings)
+    loaded = loading.load(run.spec, "cpu", "float32")
+    store.write_json(run.folder / "loading.json", loaded.report)
+    prompts = registry.load_prompts(limit=2)
+    made = generation.generate_samples(loaded, prompts, settings, run.folder / "samples.jsonl")
+    timed = latency.measure_latency(loaded, prompts, settings, run.folder / "latency.jsonl")
     assert [(s.prompt_id, s.error) for s in made] == [("b01", None), ("b02", None)]
+    assert generation.missing(run) == generation.missing(run, "latency") == 0
     code = (
-        "import sys; from nbhelpers import generation; from nbhelpers.records import Settings;"
-        f"s = {settings!r}; rows = [*generation.samples_for(s), *generation.latency_for(s)];"
+        "import sys; from nbhelpers import pipeline; from nbhelpers.generation import generate, latency;"
+        f"from nbhelpers.records import Settings; run = pipeline.open_run({settings!r});"
+        "rows = [*generate.read_samples(run), *latency.read_latency(run)];"
         "print(*(r.key for r in rows)); print('torch' in sys.modules, 'transformers' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.split() == [*(s.key for s in made + timed), "False", "False"]
+    more = replace(run, settings=replace(settings, repeats=2))
+    assert (generation.missing(more), generation.missing(more, "latency")) == (2, 0)
+    with pytest.raises(LabError, match=r"lacks 2 of 4 rows: .*through='samples'"):
+        generation.read_samples(more)

@@ -19,7 +19,6 @@ from test_readme import COMMANDS
 from nbhelpers import registry, store
 from nbhelpers.comparison.compare import ComparisonReport
 from nbhelpers.devices import device as devices
-from nbhelpers.generation import failures
 from nbhelpers.records import LabError, Result, RunInfo, Settings
 from nbhelpers.runner import forked, processes
 from nbhelpers.runner import run as batch
@@ -182,7 +181,7 @@ for name in names:
         ("ValueError: a fault", 0.0, True),
         ("ValueError: a fault", 5.0, True),
         ("ValueError: a fault", 1.0, False),
-        (failures.stopped(5, 9, "a fault"), 5.0, False),
+        ("The run was stopped by --fail-on-error: 5 of 9 samples failed, the last with a fault", 5.0, False),
     ],
 )
 def test_a_failure_policy_stops_the_run_and_the_run_can_go_on(stand_in, error, policy, goes_on):

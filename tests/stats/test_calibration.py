@@ -107,7 +107,7 @@ def test_clustered_interval_is_the_notebook_s():
     sizes = np.resize(calibrate.REPEATS, 7)
     groups = np.split(texts[0], np.cumsum(sizes)[:-1])
     low, high = calibrate.text_intervals(texts, 7)["clustered"]
-    assert definitions("05_statistics", "clustered").clustered(groups) == pytest.approx((low[0], high[0]))
+    assert definitions("05_statistics", "definitions").clustered(groups) == pytest.approx((low[0], high[0]))
     rows = [Score("k", f"p{p}", 0, "short_post", False, 9, {"v": t}) for p, g in enumerate(groups) for t in g]
     assert by_prompt(rows, "v") == pytest.approx({f"p{i}": m for i, m in enumerate(scores[0, 0])}, abs=1e-9)
 
@@ -119,7 +119,7 @@ def test_test_methods_are_the_package_s():
     flips = calibrate.flip_p(rows, signs)
     ranks = calibrate.flip_p(calibrate.signed_ranks(rows), signs)
     assert list(flips) == pytest.approx([paired.sign_flip_p(row) for row in rows], abs=1e-12)
-    assert list(ranks) == pytest.approx([paired.wilcoxon(row).p for row in rows], abs=1e-12)
+    assert list(ranks) == pytest.approx([sps.wilcoxon(row).pvalue for row in rows], abs=1e-12)
     for row, low, high in zip(rows, *calibrate.superiority_intervals(rows), strict=True):
         wins = sum(row > 0) + sum(row == 0) / 2
         assert (low, high) == pytest.approx(calibrate.chance_to_win(wins, 9), abs=1e-12)
@@ -141,8 +141,9 @@ def test_ranks_agree_with_the_package():
     rng = np.random.default_rng(3)
     first = calibrate._rank_hits(5, 40, np.random.default_rng(3))
     scores, _ = calibrate.draw("normal", (40, calibrate.MODELS, 5), rng)
-    counts = paired.resample_counts(5, calibrate.RESAMPLES, int(rng.integers(2**32)))
+    seed = int(rng.integers(2**32))
     for hit, table in zip(first, scores + calibrate.LEADS[:, None], strict=True):
         models = {f"m{i}": dict(enumerate(row)) for i, row in enumerate(table)}
-        rank = next(r for r in paired.rank_intervals(models, counts=counts) if r.model == "m0")
+        found = paired.rank_intervals(models, seed=seed, resamples=calibrate.RESAMPLES)
+        rank = next(r for r in found if r.model == "m0")
         assert hit == (rank.low <= 1 <= rank.high)

@@ -23,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from nbhelpers import store
 from nbhelpers.devices import device as devices
-from nbhelpers.generation import generate as generation
+from nbhelpers.generation import latency
 from nbhelpers.scoring import rubric as scoring
 from nbhelpers.tracking import result as summary
 from nbhelpers.records import Sample, Score
@@ -38,7 +38,7 @@ for name, row in (("samples", sample), ("scores", score)):
 samples = store.all_rows(folder / "samples.jsonl", Sample)
 scores = store.all_rows(folder / "scores.jsonl", Score)
 failed, quality = summary._quality(scores)
-generation.throughput(samples)
+latency.throughput(samples)
 positions = sum(1 for _ in scoring._scored(samples[:200]))
 peak = devices.peak_memory("cpu") / 2**20
 print(json.dumps([len(samples), failed, quality["lab_v1"].n, positions, peak]))

@@ -18,7 +18,7 @@ from tiny_models import tiny
 from nbhelpers import registry, store
 from nbhelpers.devices import device as devices
 from nbhelpers.devices.device import DeviceReport, DtypeTrial
-from nbhelpers.generation import dtypes
+from nbhelpers.generation import latency
 from nbhelpers.loading import load as loading
 from nbhelpers.loading.load import Loaded
 from nbhelpers.records import DTYPES, Settings
@@ -34,6 +34,10 @@ def settings(tmp_path: Path, **given: Any) -> Settings:
     return Settings(model="lab-gpt2", run_dir=str(tmp_path), device="cpu", **given)
 
 
+def choose(report: DeviceReport, asked: Settings) -> DeviceReport:
+    return latency.choose_dtype(report, asked, registry.resolve(asked.model))
+
+
 @pytest.fixture
 def planted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Real models of any size with planted speeds; the dtypes that were loaded."""
@@ -43,8 +47,8 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         tried.append(loaded.report.dtype)
         return SPEEDS[loaded.report.dtype]
 
-    monkeypatch.setattr(dtypes, "SMALLEST", 0)
-    monkeypatch.setattr(dtypes, "batch_speed", speed)
+    monkeypatch.setattr(latency, "SMALLEST", 0)
+    monkeypatch.setattr(latency, "batch_speed", speed)
     return tried
 
 
@@ -67,33 +71,33 @@ def test_perplexity_is_that_of_transformers_loss(family: str) -> None:
     batch = torch.tensor([ids])
     with torch.inference_mode():
         theirs = loaded.model(input_ids=batch, labels=batch).loss.item()
-    assert dtypes.perplexity(loaded, ids) == pytest.approx(math.exp(theirs), rel=1e-5)
+    assert latency.perplexity(loaded, ids) == pytest.approx(math.exp(theirs), rel=1e-5)
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.2])  # however short the time, one step is timed
 def test_the_speed_is_that_of_a_step_and_the_text_is_no_models_training(seconds: float) -> None:
     loaded, step_s = tiny("llama"), 0.02
     loaded.model.register_forward_pre_hook(lambda *_: time.sleep(step_s))
-    assert 0 < dtypes.batch_speed(loaded, seconds) < dtypes.ROWS / step_s
-    assert 2 < len(dtypes.held_out(loaded)) <= dtypes.TOKENS
+    assert 0 < latency.batch_speed(loaded, seconds) < latency.ROWS / step_s
+    assert 2 < len(latency.held_out(loaded)) <= latency.HELD_OUT_TOKENS
 
 
 def test_the_fastest_faithful_dtype_is_chosen_and_stays(tmp_path: Path, planted: list[str]) -> None:
     asked = settings(tmp_path)
-    report = dtypes.choose(here(), asked)
+    report = choose(here(), asked)
     assert report.dtype == "bfloat16" and report.dtype_reason.startswith("measured: 3.00 times")
     assert [t.speed_ratio for t in report.dtype_trials] == [1.0, 3.0, 2.0]
     ratios = [t.perplexity_ratio or 0 for t in report.dtype_trials]
     assert ratios[0] == 1 and all(0 < abs(ratio - 1) < 0.01 for ratio in ratios[1:])
     path = store.write_json(registry.model_dir(asked) / "device.json", report)
     planted.clear()
-    assert dtypes.choose(replace(report, dtype="float32", dtype_trials=()), asked) == report
+    assert choose(replace(report, dtype="float32", dtype_trials=()), asked) == report
     assert not planted  # a run that goes on tries nothing again
     store.write_json(path, replace(report, versions={"torch": "another"}))
     assert devices.device_for(asked).dtype == "bfloat16"  # nor after an update
     by_hand = devices.device_for(replace(asked, dtype="fp16"))
     assert (by_hand.dtype, by_hand.dtype_reason) == ("float16", "asked for")
-    assert dtypes.choose(by_hand, replace(asked, dtype="fp16")) == by_hand
+    assert choose(by_hand, replace(asked, dtype="fp16")) == by_hand
     assert devices.device_for(asked).dtype == "bfloat16" and not planted
 
 
@@ -101,7 +105,7 @@ def test_other_weights_are_tried_again(tmp_path: Path, planted: list[str]) -> No
     asked = settings(tmp_path)
     old = DtypeTrial("float32", 1.0, 2.0, 1.0, 1.0, "another revision")
     store.write_json(registry.model_dir(asked) / "device.json", here(dtype_trials=(old,)))
-    assert dtypes.choose(here(), asked).dtype == "bfloat16"
+    assert choose(here(), asked).dtype == "bfloat16"
     assert planted == list(DTYPES)
 
 
@@ -110,29 +114,29 @@ def test_a_fast_dtype_that_predicts_worse_is_not_chosen(
     tmp_path: Path, planted: list[str], monkeypatch: pytest.MonkeyPatch, spoil: Any
 ) -> None:
     damage(monkeypatch, spoil, "bfloat16")
-    assert dtypes.choose(here(), settings(tmp_path)).dtype == "float16"
+    assert choose(here(), settings(tmp_path)).dtype == "float16"
 
 
 def test_without_a_usable_reference_the_rule_stays(
     tmp_path: Path, planted: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = dtypes.choose(here(memory_free_bytes=1000), settings(tmp_path))
+    small = choose(here(memory_free_bytes=1000), settings(tmp_path))
     assert (small.dtype, planted) == ("float32", []) and "does not fit" in small.dtype_reason
     damage(monkeypatch, lambda weight: weight.fill_(math.nan), "float32")
-    assert dtypes.choose(here(), settings(tmp_path)).dtype == "float32"
+    assert choose(here(), settings(tmp_path)).dtype == "float32"
 
 
 def test_a_slower_dtype_is_asked_nothing_more(
     tmp_path: Path, planted: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(SPEEDS, "float16", 25.0)
-    last = dtypes.choose(here(), settings(tmp_path)).dtype_trials[-1]
+    last = choose(here(), settings(tmp_path)).dtype_trials[-1]
     assert (last.dtype, last.speed_ratio, last.perplexity) == ("float16", 0.25, None)
 
 
 def test_small_models_cost_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "load", lambda *_: pytest.fail("a small model was tried"))
-    report = dtypes.choose(here(), settings(tmp_path))
+    report = choose(here(), settings(tmp_path))
     assert report.dtype == "float32"
     assert report.dtype_reason.endswith("; not measured: below 50 million parameters")
 
