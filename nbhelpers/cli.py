@@ -1,25 +1,29 @@
 """The commands ``nbhelpers run | models | doctor | memory | report | route | label | quiz | ui``.
 
-Exit codes: 0 all is well, 1 some model failed (the others are reported), 2 wrong usage.
+Exit codes: 0 all is well, 1 a model failed (the others are reported) or the run was stopped, 2 wrong usage.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import json
+import math
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from nbhelpers import quiz
-from nbhelpers.records import LabError, Settings
+from nbhelpers.records import FailOnError, Failure, LabError, Limits, Settings
 from nbhelpers.scoring.texts import printable
 
 if TYPE_CHECKING:
     from nbhelpers.comparison.compare import ComparisonReport
-    from nbhelpers.records import Result, RunInfo
-    from nbhelpers.runner.run import Plan
+    from nbhelpers.records import RunInfo
 
 app = typer.Typer(
     help="Judge local language models: quality with error bars, speed, memory and cost.",
@@ -28,81 +32,160 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("quiz")(quiz.command)
-RUN_SETTINGS = ("prompts", "limit", "repeats", "max_new_tokens", "seed", "device", "dtype")
+SETTINGS = {field.name: field for field in dataclasses.fields(Settings) if "help" in field.metadata}
+LIMITS = {  # option -> the field of Limits, its least value, help
+    "timeout": ("cell_s", 1, "Seconds a notebook's cell may take."),
+    "model_timeout": ("model_s", 1, "Seconds for a model's notebooks."),
+    "batch_timeout": ("generation_s", 0, "Seconds a generation may take."),
+    "download_timeout": ("download_s", 1, "Seconds for a download."),
+    "wait_for_memory": ("memory_wait_s", 0, "Seconds to wait for free memory."),
+}
+Run = Annotated[str, typer.Argument(help="A run's folder or name, or 'latest'.")]
+
+
+def _with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with an option for each of SETTINGS and LIMITS in place of its ``**options``."""
+    types, given = get_type_hints(Settings), inspect.signature(command, eval_str=True)
+    options = {
+        name: (types[name], field.default, typer.Option(help=field.metadata["help"]))
+        for name, field in SETTINGS.items()
+    }
+    for name, (field, least, text) in LIMITS.items():
+        options[name] = (float, getattr(Limits, field), typer.Option(min=least, help=text))
+    parameters = list(given.parameters.values())[:-1]
+    for name, (kind, default, option) in options.items():
+        annotation = Annotated[kind, option]  # type: ignore[valid-type]
+        parameters.append(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        )
+    command.__signature__ = given.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
 
 
 @app.command()
+@_with_options
 def run(
     context: typer.Context,
     models: Annotated[
         list[str] | None, typer.Argument(help="Alias, org/name, folder or shape:alias.")
     ] = None,
-    prompts: Annotated[str, typer.Option(help="JSONL file of prompts; default: 15 benchmark prompts.")] = "",
-    limit: Annotated[int | None, typer.Option(help="Only the first N prompts.")] = None,
-    repeats: Annotated[int, typer.Option(help="Generations per prompt.")] = 4,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
-    seed: Annotated[int, typer.Option(help="Seed of all sampling.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps or xpu.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
     jobs: Annotated[int, typer.Option(min=0, help="Models at a time; 0: two small ones on a CPU.")] = 0,
     out: Annotated[str, typer.Option(help="Folder of this run; default: outputs/<date-time>.")] = "",
     resume: Annotated[str, typer.Option(help="Continue a run: its folder, its name, or 'latest'.")] = "",
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds a notebook's cell may take.")] = 1800,
-    model_timeout: Annotated[float, typer.Option(min=1, help="Seconds for a model's notebooks.")] = 21600,
-    batch_timeout: Annotated[float, typer.Option(min=0, help="Seconds a generation may take.")] = 300,
-    download_timeout: Annotated[float, typer.Option(min=1, help="Seconds for a download.")] = 1800,
-    wait_for_memory: Annotated[float, typer.Option(min=0, help="Seconds to wait for free memory.")] = 0,
     fail_on_error: Annotated[
         str, typer.Option(help="Stop at failed samples of a model: true, a share, a count or false.")
     ] = "false",
-    json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+    **options: Any,
 ) -> None:
     """Evaluate models (default: the embedded ones) and write the report."""
-    from nbhelpers.runner import limits, progress
-    from nbhelpers.runner import run as batch
+    from nbhelpers.runner import plan as plans
+    from nbhelpers.runner import progress, run
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    tolerated = limits.fail_on_error(fail_on_error)
-    allowed = limits.Limits(
-        timeout, model_timeout, batch_timeout, download_timeout, wait_for_memory, tolerated
-    )
+    allowed = {field: options[name] for name, (field, _, _) in LIMITS.items()}
+    limits = Limits(**allowed, fail_on_error=_tolerated(fail_on_error))
     if resume:
         _refuse_with_resume(context)
-        plan = batch.plan_resume(resume)
+        plan = plans.plan_resume(resume)
     else:
-        settings = Settings(**{name: context.params[name] for name in RUN_SETTINGS})
-        plan = batch.plan_run(models or [], settings, out)
+        settings = Settings(**{name: options[name] for name in SETTINGS})
+        plan = plans.plan_run(models or [], settings, out)
     try:
-        with progress.watching(plan, quiet=json) as watch:
-            info = batch.run(plan, jobs or batch.default_jobs(plan), allowed, watch)
+        with progress.watching(plan, quiet=as_json) as watch:
+            info = run.run(plan, jobs or plans.default_jobs(plan), limits, watch)
     except KeyboardInterrupt:
         raise LabError(
-            f"stopped; what was finished is kept. Continue with: nbhelpers run --resume {plan.run_dir}"
+            f"The run was stopped; what was finished is kept. "
+            f"Continue with: nbhelpers run --resume {plan.run_dir}",
+            Failure.STOPPED,
         ) from None
-    comparison = _comparison(plan)
-    if json:
-        print(_json(comparison))
+    if as_json:
+        comparison = _comparison(plan.run_dir)
+        print(json.dumps(comparison and dataclasses.asdict(comparison), indent=2))
     else:
-        _print_outcome(plan, info, comparison)
+        _print_outcome(plan.run_dir, info)
     if any(status.status == "failed" for status in info.notebooks):
         raise typer.Exit(1)
+
+
+def _refuse_with_resume(context: typer.Context) -> None:
+    """A resumed run keeps its own settings: a changed one would mix two experiments."""
+    for name in ("models", "out", *SETTINGS):
+        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE":
+            flag = name if name == "models" else f"--{name.replace('_', '-')}"
+            raise LabError(
+                f"The option --resume continues a run with its own settings: leave out {flag}, "
+                "or start a new run."
+            )
+
+
+def _tolerated(text: str) -> FailOnError:
+    """--fail-on-error: true is the first failure, false none, a number below 1 a share. Raises LabError."""
+    text = {"true": "1", "false": "0"}.get(text.lower(), text)
+    try:
+        number = float(text) if text[:1].isdigit() else math.inf
+    except ValueError:
+        number = math.inf
+    if number == math.inf:
+        raise LabError(
+            f"The option --fail-on-error is {text!r}: give true, false, a share like 0.1 or a count like 5."
+        )
+    return FailOnError(count=math.ceil(number)) if number >= 1 else FailOnError(share=number or None)
+
+
+def _print_outcome(run_dir: Path, info: RunInfo) -> None:
+    """The comparison with its verdicts, what failed, and where the report is."""
+    from nbhelpers.comparison import compare
+
+    lines = []
+    if (comparison := _comparison(run_dir)) is not None:
+        by_model = {result.model: result for result in compare.read_results(run_dir)[0]}
+        lines.append(f"{comparison.primary}, 0 to 10, over {len(comparison.prompts)} prompts")
+        lines.append(f"{'model':24} quality  95% interval  tokens/s  TTFT ms  weights MiB  finished  timing")
+        for model, estimate in comparison.ranking.items():
+            r, low, high = by_model[model], estimate.low, estimate.high
+            interval = f"[{low:.2f}, {high:.2f}]" if low is not None else estimate.reason
+            speed = r.metrics.get("latency/tokens_per_s/mean", math.nan)
+            ttft_ms = 1000 * r.metrics.get("latency/ttft_s/mean", math.nan)
+            lines.append(
+                f"{model:24} {estimate.mean:7.2f}  {interval:>12}  {speed:8,.0f}  {ttft_ms:7,.1f}  "
+                f"{r.metrics['memory/parameters_mib']:11,.1f}  {r.finished:>4}/{r.attempted:<3}  {r.noise}"
+            )
+        lines += [f"  {compare.verdict_sentence(pair)}" for pair in comparison.pairs]
+        lines += ["", comparison.pick_reason, comparison.size_hypothesis]
+        lines += [f"not compared: {model}: {reason}" for model, reason in comparison.excluded.items()]
+    failed = [status for status in info.notebooks if status.status == "failed"]
+    lines += [f"failed: {s.model or 'comparison'}, {s.notebook}: {s.error}" for s in failed]
+    if kinds := compare.count_failures(run_dir, info):
+        lines.append(f"failures: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}")
+    for line in (*lines, "", f"report  {run_dir / 'index.html'}", f"runs    {run_dir.parent / 'index.html'}"):
+        print(printable(line))
+
+
+def _comparison(run_dir: Path) -> ComparisonReport | None:
+    from nbhelpers import store
+    from nbhelpers.comparison.compare import ComparisonReport
+
+    path = run_dir / "comparison.json"
+    return store.read_json(path, ComparisonReport) if path.exists() else None
 
 
 @app.command()
 def models() -> None:
     """List the registry: what can be evaluated by name."""
+    from rich.console import Console
     from rich.table import Table
 
     from nbhelpers import registry
 
     table = Table("model", "kind", "family", "parameters", "context", "format", "licence", "gated", box=None)
-    for spec in registry.load_registry().values():
-        size = f"{spec.parameters / 1e6:,.1f} M" if spec.parameters else "?"
-        context, gated = str(spec.context or "?"), "yes" if spec.gated else ""
-        table.add_row(
-            spec.alias, spec.kind, spec.family, size, context, spec.prompt_format, spec.licence, gated
-        )
-    _console().print(table)
+    for s in registry.load_registry().values():
+        size, context = f"{s.parameters / 1e6:,.1f} M" if s.parameters else "?", str(s.context or "?")
+        gated = "yes" if s.gated else ""
+        table.add_row(s.alias, s.kind, s.family, size, context, s.prompt_format, s.licence, gated)
+    Console().print(table)
     print("Any other Hub repository (org/name), local folder or shape:<alias> works too.")
 
 
@@ -110,16 +193,24 @@ def models() -> None:
 def doctor() -> None:
     """Show what this machine is, which dtype suits it, and whether the laboratory can run here."""
     from nbhelpers import registry, store
-    from nbhelpers.devices import device as devices
+    from nbhelpers.devices import device
+    from nbhelpers.loading import load
+    from nbhelpers.runner import notebook
 
-    report = devices.detect()
+    report = device.detect()
     gib = 2**30
     print(f"device    {report.device} ({report.name}), {report.cores} cores")
     print(f"memory    {report.memory_free_bytes / gib:.1f} of {report.memory_total_bytes / gib:.1f} GiB free")
     print(f"dtype     {report.dtype}: {report.dtype_reason}")
     print(f"versions  {', '.join(f'{name} {version}' for name, version in report.versions.items())}")
     print(f"outputs   {store.outputs_dir()}")
-    problems = list(_problems(registry.embedded_models()))
+    paths = [notebook.notebook_path(name) for name in (*notebook.PIPELINE, notebook.COMPARISON)]
+    problems = [f"notebooks/{path.name} is missing" for path in paths if not path.is_file()]
+    for alias in registry.embedded_models():
+        try:
+            load.fetch(registry.resolve(alias))
+        except LabError as error:
+            problems.append(str(error))
     for problem in problems:
         print(f"problem   {problem}")
     print("ready" if not problems else f"{len(problems)} problems")
@@ -143,27 +234,23 @@ def memory(
 
 
 @app.command()
-def report(
-    run: Annotated[str, typer.Argument(help="A run's folder or name, or 'latest'.")] = "latest",
-) -> None:
+def report(run: Run = "latest") -> None:
     """Write a run's HTML report again, and the index of all runs."""
-    from nbhelpers.report import html as reports
-    from nbhelpers.runner import run as batch
+    from nbhelpers.report import html
+    from nbhelpers.runner.plan import find_run
 
-    folder = batch.find_run(run)
-    print(reports.write_report(folder))
-    print(reports.write_runs_index(folder.parent))
+    folder = find_run(run)
+    print(html.write_report(folder))
+    print(html.write_runs_index(folder.parent))
 
 
 @app.command()
-def route(
-    run: Annotated[str, typer.Argument(help="A run's folder or name, or 'latest'.")] = "latest",
-) -> None:
+def route(run: Run = "latest") -> None:
     """Choose a model for each content type of a finished run, and say why."""
     from nbhelpers.comparison import routing
-    from nbhelpers.runner import run as batch
+    from nbhelpers.runner.plan import find_run
 
-    found = routing.route_run(batch.find_run(run))
+    found = routing.route_run(find_run(run))
     for row in found.routes:
         print(f"{row.model or 'no model':24} {row.reason}")
     print(f"{found.default or 'no model':24} everything else: {found.default_reason}")
@@ -171,7 +258,7 @@ def route(
 
 @app.command()
 def label(
-    run: Annotated[str, typer.Argument(help="A run's folder or name, or 'latest'.")] = "latest",
+    run: Run = "latest",
     read: Annotated[
         list[Path] | None, typer.Option(help="A filled-in sheet, named after its rater; may be repeated.")
     ] = None,
@@ -181,9 +268,9 @@ def label(
 ) -> None:
     """Have people rate a run's texts: write a blind sheet, read it back, tell how far raters agree."""
     from nbhelpers.comparison import labels
-    from nbhelpers.runner import run as batch
+    from nbhelpers.runner.plan import find_run
 
-    folder = batch.find_run(run)
+    folder = find_run(run)
     try:
         if not read and not judge:
             print(labels.write_sheet(folder, count, seed))
@@ -227,110 +314,7 @@ def main() -> None:
         app()
     except LabError as error:
         print(f"nbhelpers: {printable(str(error))}", file=sys.stderr)
-        sys.exit(1 if str(error).startswith("stopped;") else 2)
-
-
-def _refuse_with_resume(context: typer.Context) -> None:
-    """A resumed run keeps its own settings: a changed one would mix two experiments."""
-    given = [
-        name
-        for name in ("models", "out", *RUN_SETTINGS)
-        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
-    ]
-    if given:
-        flag = given[0] if given[0] == "models" else f"--{given[0].replace('_', '-')}"
-        raise LabError(
-            f"--resume continues a run with its own settings: leave out {flag}, or start a new run."
-        )
-
-
-def _comparison(plan: Plan) -> ComparisonReport | None:
-    from nbhelpers import store
-    from nbhelpers.comparison.compare import ComparisonReport
-
-    path = plan.run_dir / "comparison.json"
-    return store.read_json(path, ComparisonReport) if path.exists() else None
-
-
-def _json(comparison: ComparisonReport | None) -> str:
-    import dataclasses
-    import json
-
-    return json.dumps(dataclasses.asdict(comparison) if comparison else None, indent=2)
-
-
-def _print_outcome(plan: Plan, info: RunInfo, comparison: ComparisonReport | None) -> None:
-    from nbhelpers.comparison import compare as verdicts
-
-    console = _console()
-    if comparison:
-        if comparison.ranking:
-            results = verdicts.read_results(plan.run_dir)[0]
-            console.print(_ranking_table(results, comparison))
-            for result in results:
-                if result.noise != "quiet":
-                    print(printable(f"  timings of {result.model}: {result.noise}"))
-        for pair in comparison.pairs:
-            print(f"  {printable(verdicts.verdict_sentence(pair))}")
-        print(printable(f"\n{comparison.pick_reason}\n{comparison.size_hypothesis}"))
-        for model, reason in comparison.excluded.items():
-            print(printable(f"not compared: {model}: {reason}"))
-    for status in info.notebooks:
-        if status.status == "failed":
-            print(printable(f"failed: {status.model or 'comparison'}, {status.notebook}: {status.error}"))
-    if kinds := verdicts.count_failures(plan.run_dir, info):
-        print(printable(f"failures: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}"))
-    print(f"\nreport  {plan.run_dir / 'index.html'}\nruns    {plan.run_dir.parent / 'index.html'}")
-
-
-def _ranking_table(results: list[Result], comparison: ComparisonReport):  # type: ignore[no-untyped-def]
-    from rich.markup import escape
-    from rich.table import Table
-
-    by_model = {result.model: result for result in results}
-    table = Table(
-        "model", box=None, title=f"{comparison.primary}, 0 to 10, over {len(comparison.prompts)} prompts"
-    )
-    for column in ("quality", "95% interval", "tokens/s", "TTFT ms", "weights MiB", "finished"):
-        table.add_column(column, justify="right")
-    table.add_column("timing")
-    for model, estimate in comparison.ranking.items():
-        result = by_model[model]
-        interval = (
-            f"[{estimate.low:.2f}, {estimate.high:.2f}]" if estimate.low is not None else estimate.reason
-        )
-        table.add_row(
-            escape(printable(model)),
-            f"{estimate.mean:.2f}",
-            (interval or "").replace("[", r"\["),
-            f"{result.metrics.get('latency/tokens_per_s/mean', float('nan')):,.0f}",
-            f"{1000 * result.metrics.get('latency/ttft_s/mean', float('nan')):,.1f}",
-            f"{result.metrics['memory/parameters_mib']:,.1f}",
-            f"{result.finished}/{result.attempted}",
-            result.noise.partition(":")[0],
-        )
-    return table
-
-
-def _problems(embedded: list[str]):  # type: ignore[no-untyped-def]
-    from nbhelpers import registry
-    from nbhelpers.loading import load as loading
-    from nbhelpers.runner.worker import COMPARISON, PIPELINE, notebook_path
-
-    for alias in embedded:
-        try:
-            loading.fetch(registry.resolve(alias))
-        except LabError as error:
-            yield str(error)
-    for name in (*PIPELINE, COMPARISON):
-        if not notebook_path(name).is_file():
-            yield f"notebooks/{name}.ipynb is missing"
-
-
-def _console():  # type: ignore[no-untyped-def]
-    from rich.console import Console
-
-    return Console()
+        sys.exit(1 if error.kind is Failure.STOPPED else 2)
 
 
 if __name__ == "__main__":

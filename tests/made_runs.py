@@ -10,7 +10,7 @@ import numpy as np
 
 from nbhelpers import store
 from nbhelpers.records import ModelSpec, NotebookStatus, Result, RunInfo, Sample, Score, Settings
-from nbhelpers.runner.worker import PIPELINE
+from nbhelpers.runner.notebook import PIPELINE
 from nbhelpers.stats.estimate import estimate
 
 METRICS = {

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from nbhelpers import cli
+from nbhelpers.records import FailOnError, LabError, Limits, RunInfo, Settings
+from nbhelpers.runner import run as runner
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def test_limit_zero_is_refused(call):
 
 
 def test_repeats_zero_is_refused(call):
-    assert "--repeats" in sentence(call("run", "--repeats", "0"))
+    assert "repeats is 0" in sentence(call("run", "--repeats", "0"))
 
 
 @pytest.mark.parametrize(("flag", "value"), [("--device", "tpu"), ("--dtype", "int3")])
@@ -77,6 +79,54 @@ def test_wrong_flag_exits_2(call):
 def test_resume_of_an_unknown_run_and_with_changed_settings(call):
     assert "no run" in sentence(call("run", "--resume", "never-was"))
     assert "--seed" in sentence(call("run", "--resume", "latest", "--seed", "3"))
+
+
+@pytest.mark.parametrize(
+    ("text", "failed", "attempted", "reached"),
+    [
+        ("false", 60, 60, False),
+        ("0", 60, 60, False),
+        ("true", 1, 60, True),
+        ("TRUE", 0, 2, False),
+        ("0.1", 6, 60, True),
+        ("0.1", 5, 60, False),
+        ("5", 5, 60, True),
+        ("5", 4, 60, False),
+    ],
+)
+def test_fail_on_error_counts_as_inspect_ai_does(text, failed, attempted, reached):
+    assert cli._tolerated(text).reached(failed, attempted) == reached
+
+
+@pytest.mark.parametrize("text", ["", "no", "-1", "1e999", "5x", "nan"])
+def test_another_fail_on_error_is_refused(text):
+    with pytest.raises(LabError, match="give true, false, a share"):
+        cli._tolerated(text)
+
+
+def test_the_command_line_hands_settings_and_limits_to_the_run(call, tmp_path, monkeypatch):
+    seen: list[tuple[Settings, Limits]] = []
+
+    def run(plan, jobs, limits, watch) -> RunInfo:
+        seen.append((plan.info.settings, limits))
+        return plan.info
+
+    monkeypatch.setattr(runner, "run", run)
+    flags = "--timeout 1 --model-timeout 2 --batch-timeout 3 --download-timeout 4 --wait-for-memory 5"
+    drawn = "--temperature 0.5 --top-k 3 --top-p 0.9"
+    given = ["run", "lab-gpt2", "--out", str(tmp_path), *flags.split(), *drawn.split()]
+    assert call(*given, "--fail-on-error", "0.5")[0] == 0
+    settings = Settings(model="", temperature=0.5, top_k=3, top_p=0.9)
+    assert seen == [(settings, Limits(1, 2, 3, 4, 5, FailOnError(share=0.5)))]
+
+
+def test_a_stopped_run_says_how_to_go_on_and_exits_1(call, tmp_path, monkeypatch):
+    def run(plan, jobs, limits, watch) -> RunInfo:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run", run)
+    code, _, shown = call("run", "lab-gpt2", "--out", str(tmp_path))
+    assert code == 1 and shown.endswith(f"Continue with: nbhelpers run --resume {tmp_path}\n")
 
 
 def test_models_lists_the_registry(call):

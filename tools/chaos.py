@@ -2,15 +2,16 @@
 
     python tools/chaos.py --kills 50 [--seed 0]
 
-A copy of the checkout with short notebooks is run by the real runner, workers, kernels and fork server.
-Killed are the runner (SIGKILL, SIGTERM, SIGINT), a worker or kernel, the fork server, and all at once with
-the last bytes of the row files cut off, as a power failure may leave them. Prints one line of JSON; the exit
+A copy of the checkout with short notebooks is run by the real runner, kernels and fork server. Killed are the
+runner (SIGKILL, SIGTERM, SIGINT), a kernel, the fork server, and all at once with the last bytes of the row
+files cut off, as a power failure may leave them. Prints one line of JSON; the exit
 code is 1 if a row was lost, repeated or changed, a file was left half-written, or a process survived.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import random
@@ -28,39 +29,48 @@ from pathlib import Path
 import nbformat
 import psutil
 
+from nbhelpers.records import Settings
+
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ("lab-gpt2", "lab-opt")
-SETTINGS = ("--limit", "3", "--repeats", "2", "--max-new-tokens", "16", "--device", "cpu", "--jobs", "1")
-TARGETS = ("runner KILL", "runner TERM", "runner INT", "worker", "kernel", "server", "power")
+SETTINGS = (
+    "--limit",
+    "3",
+    "--repeats",
+    "2",
+    "--max-new-tokens",
+    "16",
+    "--device",
+    "cpu",
+    "--dtype",
+    "float32",
+)
+TARGETS = ("runner KILL", "runner TERM", "runner INT", "kernel", "server", "power")
 ENDS_S = 120.0  # what a dead runner leaves must be gone by then: imports are not interrupted
 LONGEST_S = 20.0  # before the next kill; a resumed run goes on where the last one was
-PARAMETERS = """model = "lab-gpt2"
-run_dir = ""
-prompts = ""
-limit = 3
-repeats = 2
-max_new_tokens = 16
-seed = 0
-device = "cpu"
-dtype = "auto"
-"""
-READ = """from nbhelpers import comparison, devices, generation, loading, registry, scoring, summary
+PARAMETERS = "\n".join(f"{field.name} = {field.default!r}" for field in dataclasses.fields(Settings))
+OPEN = f"""from nbhelpers import pipeline, registry
+from nbhelpers.generation import generate, latency
+from nbhelpers.loading import load
 from nbhelpers.records import Settings
-given = {"seed": seed, "device": device, "dtype": dtype}
-settings = Settings(model, run_dir, prompts, limit, repeats, max_new_tokens, **given)
+run = pipeline.open_run(Settings({", ".join(field.name for field in dataclasses.fields(Settings))}))
 """
 NOTEBOOKS = {
-    "01_device_detection": "devices.device_for(settings)",
-    "02_loading": "loading.report_for(settings)",
-    "03_generation": """loaded = loading.load(model, device, "float32")
-texts, path = registry.load_prompts(prompts, limit), registry.model_dir(settings)
-generation.generate_samples(loaded, texts, settings, path / "samples.jsonl", batch_size=2)
-latency.measure_latency(loaded, texts, settings, path / "latency.jsonl")
+    "01_device_detection": 'pipeline.make(run, "device")',
+    "02_loading": 'pipeline.make(run, "loading")',
+    # Two rows at a time, so that kills fall between them.
+    "03_generation": """loaded = load.load(run.spec, device, dtype)
+texts = registry.load_prompts(prompts, limit)
+generate.generate_samples(loaded, texts, run.settings, run.folder / "samples.jsonl", batch_size=2)
+latency.measure_latency(loaded, texts, run.settings, run.folder / "latency.jsonl")
 """,
-    "04_scoring": "scoring.scores_for(settings)",
-    "05_statistics": "summary.stats_for(settings)",
-    "06_tracking": "summary.summarise(settings)",
-    "07_comparison": "from pathlib import Path; comparison.assemble(Path(run_dir)).pick_reason",
+    "04_scoring": 'pipeline.make(run, "scores")',
+    "05_statistics": 'pipeline.make(run, "stats")',
+    "06_tracking": 'pipeline.make(run, "result")',
+    "07_comparison": """from pathlib import Path
+from nbhelpers.comparison import compare
+compare.assemble(Path(run_dir)).pick_reason
+""",
 }
 
 Rows = dict[tuple[str, str], str]  # (file, key) -> text
@@ -182,14 +192,14 @@ class Chaos:
         return bool(found)
 
     def _role(self, who: str, runner: int) -> list[psutil.Process]:
-        """The fork server, or what it forked: the first of them is a worker, the last a kernel."""
+        """The fork server, or the kernels that it forked, the latest first."""
         try:
             live = [p for p in psutil.Process(runner).children() if p.status() != psutil.STATUS_ZOMBIE]
-            servers = [p for p in live if "nbhelpers.runner.forkserver" in p.cmdline()]
-            forked = sorted((c for p in servers for c in p.children()), key=lambda p: p.create_time())
+            servers = [p for p in live if "multiprocessing.forkserver" in " ".join(p.cmdline())]
+            forked = sorted((c for p in servers for c in p.children()), key=lambda p: -p.create_time())
         except psutil.Error:
             return []
-        return {"server": servers, "worker": forked[:1], "kernel": forked[1:][-1:]}[who]
+        return servers if who == "server" else forked
 
     def _cut(self, run_dir: Path) -> Rows:
         """Cut the row files as a power failure may: what came last is missing, a part of a line stays."""
@@ -264,8 +274,7 @@ def _checkout(folder: Path) -> None:
         comparing = name.startswith("07")
         given = nbformat.v4.new_code_cell('run_dir = ""' if comparing else PARAMETERS)
         given.metadata["tags"] = ["parameters"]
-        read = "from nbhelpers import comparison\n" if comparing else READ
-        body = nbformat.v4.new_code_cell(read + code)
+        body = nbformat.v4.new_code_cell(code if comparing else OPEN + code)
         kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
         nbformat.write(
             nbformat.v4.new_notebook(cells=[given, body], metadata=kernel),

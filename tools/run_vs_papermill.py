@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 
 from nbhelpers import registry
-from nbhelpers.runner.worker import COMPARISON, PIPELINE, notebook_path
+from nbhelpers.runner.notebook import COMPARISON, PIPELINE, notebook_path
 
 SIZES = ("limit", "repeats", "max_new_tokens")
 

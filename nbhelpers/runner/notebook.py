@@ -7,6 +7,8 @@ and no cell holds an error output.
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import json
 import os
 import re
@@ -17,11 +19,27 @@ from pathlib import Path
 from typing import Any
 
 from nbhelpers import store
-from nbhelpers.records import LabError, NotebookStatus
+from nbhelpers.records import Failure, LabError, NotebookStatus
+from nbhelpers.runner import kernels
 
-KERNEL_ENVIRONMENT = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONWARNINGS": "ignore"}
-SOCKET_PATH_LIMIT = 100  # characters; Linux allows 107, macOS 103
+PIPELINE = (
+    *("01_device_detection", "02_loading", "03_generation"),
+    *("04_scoring", "05_statistics", "06_tracking"),
+)
+COMPARISON = "07_comparison"
 HTML_POLICY = "default-src 'none'; img-src data:; font-src data:; style-src 'unsafe-inline'"
+KINDS = {
+    "CellTimeoutError": Failure.TIMEOUT,
+    "TimeoutError": Failure.TIMEOUT,
+    "DeadKernelError": Failure.DEAD_KERNEL,
+    "MemoryError": Failure.OUT_OF_MEMORY,
+    "OutOfMemoryError": Failure.OUT_OF_MEMORY,
+}
+Problem = tuple[str, Failure]  # a sentence and its kind
+
+
+def notebook_path(name: str) -> Path:
+    return store.project_root() / "notebooks" / f"{name}.ipynb"
 
 
 def check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> None:
@@ -37,36 +55,44 @@ def check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> None:
     for name, value in parameters.items():
         if name not in known:
             raise LabError(f"{notebook.name} has no parameter {name!r}; it has {', '.join(known)}.")
+        kind = type(value).__name__
         if not _is_json(value):
-            kind = type(value).__name__
-            raise LabError(f"parameter {name!r} of {notebook.name} is a {kind}: pass a plain JSON value.")
-        default = _default(known[name]["default"])
-        if default is not None and value is not None and not _same_kind(value, default):
-            kind, wanted = type(value).__name__, type(default).__name__
+            raise LabError(f"The parameter {name!r} of {notebook.name} is a {kind}: pass a plain JSON value.")
+        default = None
+        with contextlib.suppress(ValueError, SyntaxError):
+            default = ast.literal_eval(known[name]["default"])
+        allowed = (int, float) if isinstance(default, float) else type(default)
+        mixed = isinstance(value, bool) != isinstance(default, bool)  # a bool is an int to Python
+        if value is not None and default is not None and (mixed or not isinstance(value, allowed)):
             raise LabError(
-                f"parameter {name!r} of {notebook.name} must be a {wanted}, not a {kind}: {value!r}."
+                f"The parameter {name!r} of {notebook.name} must be a {type(default).__name__}, "
+                f"not a {kind}: {value!r}."
             )
 
 
+def _is_json(value: Any) -> bool:
+    """Whether a value comes back from JSON as it was: no tuple, path, numpy scalar or NaN."""
+    try:
+        back = json.loads(json.dumps(value))
+    except (TypeError, ValueError):
+        return False
+    return type(back) is type(value) and back == value
+
+
 def run_notebook(
-    notebook: Path, output: Path, parameters: Mapping[str, Any], timeout: float, model: str = ""
+    notebook: Path, output: Path, parameters: Mapping[str, Any], timeout_s: float, model: str = ""
 ) -> NotebookStatus:
     """Execute one notebook into `output`; every failure of its cells is a status, not an exception.
 
-    timeout: seconds one cell may take. Raises LabError for wrong parameters, before anything runs.
+    timeout_s: for one cell. Raises LabError for wrong parameters, before anything runs.
     """
     import papermill
-
-    from nbhelpers.runner.provisioner import use_fork_server
 
     check_parameters(notebook, parameters)
     output.parent.mkdir(parents=True, exist_ok=True)
     for stale in (output, output.with_suffix(".html")):
         stale.unlink(missing_ok=True)
-    os.environ.update(KERNEL_ENVIRONMENT)
-    use_fork_server()
-    started = time.monotonic()
-    problem = None
+    started, problem = time.monotonic(), None
     with tempfile.TemporaryDirectory(prefix="nb") as sockets:
         try:
             papermill.execute_notebook(
@@ -75,30 +101,58 @@ def run_notebook(
                 parameters=dict(parameters),
                 kernel_name="python3",
                 progress_bar=False,
-                execution_timeout=max(1, int(timeout)),
-                **_kernel_config(f"{sockets}/k"),
+                execution_timeout=max(1, int(timeout_s)),
+                config=kernels.kernel_config(output.with_name(kernels.LOG), sockets),
             )
         except Exception as raised:  # papermill, nbclient and kernel errors have no common base
             problem = raised
-    error = _verdict(output, problem, timeout)
+    if problem is None:
+        found = notebook_error(output)
+    elif type(problem).__name__ == "CellTimeoutError":
+        found = f"a cell passed the limit of {timeout_s:g} s", Failure.TIMEOUT
+    else:
+        found = (output.exists() and _cell_error(_code_cells(output))) or describe(problem)
     if output.exists():
         with output.open("rb+") as written:  # a notebook that counts as passed is on the disk
             os.fsync(written.fileno())
-    seconds = round(time.monotonic() - started, 3)
-    return NotebookStatus(notebook.stem, model, "failed" if error else "passed", seconds, error)
+    status, seconds = "failed" if found else "passed", round(time.monotonic() - started, 3)
+    return NotebookStatus(notebook.stem, model, status, seconds, *(found or ()))  # type: ignore[arg-type]
 
 
-def notebook_error(path: Path) -> str | None:
-    """Why an executed notebook does not count as a success, in one line; None when it does."""
+def notebook_error(path: Path) -> Problem | None:
+    """Why an executed notebook does not count as a success, and the kind of failure; None when it does."""
     try:
         code = _code_cells(path)
     except Exception as problem:  # nbformat's errors have no common base
-        return f"{path.name} could not be read: {_first_line(problem)}"
-    if error := _cell_error(code):
-        return error
+        return f"{path.name} could not be read: {describe(problem)[0]}", Failure.OTHER
     missing = sum(cell.execution_count is None for cell in code)
-    if missing:
-        return f"the kernel stopped early: {missing} of {len(code)} code cells never ran"
+    early = f"the kernel stopped early: {missing} of {len(code)} code cells never ran"
+    return _cell_error(code) or ((early, Failure.DEAD_KERNEL) if missing else None)
+
+
+def describe(problem: Exception) -> Problem:
+    """An exception in one line, and its kind."""
+    if isinstance(problem, LabError):
+        return str(problem), problem.kind
+    name, text = type(problem).__name__, str(problem).strip().splitlines()
+    return f"{name}: {text[0]}" if text else name, KINDS.get(name, Failure.OTHER)
+
+
+def _code_cells(path: Path) -> list[Any]:
+    import nbformat
+
+    cells = nbformat.read(path, as_version=4).cells
+    return [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
+
+
+def _cell_error(code: list[Any]) -> Problem | None:
+    """The first error output. A LabError's sentence stands for itself; its traceback ends with its kind."""
+    for output in (output for cell in code for output in cell.outputs):
+        if output.output_type == "error":
+            value = next(iter(output.evalue.strip().splitlines()), "")
+            if output.ename == "LabError":
+                return value, Failure(output.traceback[-1])
+            return f"{output.ename}: {value}", KINDS.get(output.ename, Failure.OTHER)
     return None
 
 
@@ -114,70 +168,4 @@ def to_html(path: Path) -> Path:
     body, _ = exporter.from_filename(str(path))
     body = re.sub(r"<script\b.*?</script>", "", body, flags=re.DOTALL | re.IGNORECASE)
     policy = f'<meta http-equiv="Content-Security-Policy" content="{HTML_POLICY}"/>'
-    body = body.replace("<head>", f"<head>{policy}", 1)
-    target = path.with_suffix(".html")
-    return store.write_text(target, [body])
-
-
-def _kernel_config(sockets: str) -> dict[str, Any]:
-    """TCP ports of kernels that start together collide; sockets in a folder of their own cannot."""
-    from traitlets.config import Config
-
-    if os.name != "posix" or len(sockets) > SOCKET_PATH_LIMIT:
-        return {}
-    return {"config": Config({"KernelManager": {"transport": "ipc", "ip": sockets}})}
-
-
-def _verdict(output: Path, problem: Exception | None, timeout: float) -> str | None:
-    """What went wrong, most telling first: the limit, the cell's own error, what papermill raised."""
-    if problem is None:
-        return notebook_error(output)
-    if type(problem).__name__ == "CellTimeoutError":
-        return f"a cell passed the limit of {timeout:g} s"
-    return (output.exists() and _cell_error(_code_cells(output))) or _first_line(problem)
-
-
-def _code_cells(path: Path) -> list[Any]:
-    import nbformat
-
-    cells = nbformat.read(path, as_version=4).cells
-    return [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
-
-
-def _cell_error(code: list[Any]) -> str | None:
-    """The first error output as one line; a LabError's sentence stands for itself."""
-    for output in (output for cell in code for output in cell.outputs):
-        if output.output_type == "error":
-            value = next(iter(output.evalue.strip().splitlines()), "")
-            return value if output.ename == "LabError" else f"{output.ename}: {value}"
-    return None
-
-
-def _is_json(value: Any) -> bool:
-    """Whether a value comes back from JSON as it was: no tuple, path, numpy scalar or NaN."""
-    try:
-        back = json.loads(json.dumps(value))
-    except (TypeError, ValueError):
-        return False
-    return type(back) is type(value) and back == value
-
-
-def _default(source: str) -> Any:
-    import ast
-
-    try:
-        return ast.literal_eval(source)
-    except (ValueError, SyntaxError):
-        return None
-
-
-def _same_kind(value: Any, default: Any) -> bool:
-    if isinstance(value, bool) or isinstance(default, bool):
-        return isinstance(value, bool) and isinstance(default, bool)
-    numbers = (int, float)
-    return isinstance(value, type(default)) or (isinstance(value, numbers) and isinstance(default, float))
-
-
-def _first_line(problem: BaseException) -> str:
-    text = str(problem).strip().splitlines()
-    return f"{type(problem).__name__}: {text[0]}" if text else type(problem).__name__
+    return store.write_text(path.with_suffix(".html"), [body.replace("<head>", f"<head>{policy}", 1)])

@@ -34,7 +34,8 @@ from nbhelpers.records import LabError, ModelSpec, NotebookStatus, RunInfo
 from nbhelpers.report import html as report
 from nbhelpers.runner import notebook as execute
 from nbhelpers.runner import progress
-from nbhelpers.runner import run as batch
+from nbhelpers.runner.plan import Plan
+from nbhelpers.runner.run import Event
 from nbhelpers.scoring import texts
 
 
@@ -305,15 +306,15 @@ def test_an_executed_notebook_shows_hostile_texts_as_texts(tmp_path):
 
 def test_no_terminal_code_reaches_the_terminal(tmp_path, capsys):
     run_dir = hostile_run(tmp_path / "run")
-    plan = batch.Plan(run_dir, (), store.read_json(run_dir / "run.json", RunInfo), 1)
-    cli._print_outcome(plan, plan.info, comparison.assemble(run_dir))
-    said = capsys.readouterr().out
-    assert "evil<script>" in said and "\x1b" not in said and "\x07" not in said
-    board = progress.Board(replace(plan, info=replace(plan.info, models=())))
-    board.done["evil"] = []
-    failed = NotebookStatus("02_loading", "evil", "failed", 1.0, "\x1b[5m")
-    board.watch(batch.Event("evil", "02_loading", failed))
-    assert "\x1b" not in board.failed["evil"]
+    comparison.compare_run(run_dir)
+    info = store.read_json(run_dir / "run.json", RunInfo)
+    cli._print_outcome(run_dir, info)
+    spec = ModelSpec("evil", "evil", "hub")
+    plan = Plan(run_dir, replace(info, models=("evil",), specs=(spec,)), 1)
+    with progress.watching(plan) as watch:
+        watch(Event("evil", "02_loading", NotebookStatus("02_loading", "evil", "failed", 1.0, "\x1b[5m")))
+    shown = capsys.readouterr().out
+    assert "evil<script>" in shown and "\x1b" not in shown and "\x07" not in shown
 
 
 @pytest.mark.parametrize("name", ["\x1b[31mred", "a\nb", "x/\x9bmodel", "shape:\x1b", "a\u202eb"])

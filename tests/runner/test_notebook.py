@@ -10,7 +10,7 @@ import nbformat
 import numpy as np
 import pytest
 
-from nbhelpers.records import LabError
+from nbhelpers.records import Failure, LabError
 from nbhelpers.runner import notebook as execute
 
 DEFAULTS = 'name = "a"\ncount = 1\nrate = 0.5\nquick = False\nlimit = None\nitems = [1]'
@@ -104,21 +104,24 @@ def test_texts_of_a_model_are_escaped(page):
 
 
 @pytest.mark.parametrize(
-    "source, error",
+    "source, error, kind",
     [
-        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("1 / 0", "ZeroDivisionError: division by zero", Failure.OTHER),
+        ("raise MemoryError('no room')", "MemoryError: no room", Failure.OUT_OF_MEMORY),
         (
-            "from nbhelpers.records import LabError\nraise LabError('one clear sentence.')",
-            "one clear sentence.",
+            "from nbhelpers.records import Failure, LabError\n"
+            "raise LabError('One clear sentence.', Failure.DOWNLOAD)",
+            "One clear sentence.",
+            Failure.DOWNLOAD,
         ),
-        ("import sys; sys.exit(0)", "SystemExit: 0"),
-        ("import os; os._exit(1)", "DeadKernelError: Kernel died"),
+        ("import sys; sys.exit(0)", "SystemExit: 0", Failure.OTHER),
+        ("import os; os._exit(1)", "DeadKernelError: Kernel died", Failure.DEAD_KERNEL),
     ],
-    ids=["exception", "LabError", "sys.exit", "os._exit"],
+    ids=["exception", "memory", "LabError", "sys.exit", "os._exit"],
 )
-def test_a_failing_cell_is_a_status_with_one_line(tmp_path, source, error):
+def test_a_failing_cell_is_a_status_with_one_line_and_a_kind(tmp_path, source, error, kind):
     status, output = run(tmp_path, "x = 1", source, "y = 2")
-    assert (status.status, status.error) == ("failed", error)
+    assert (status.status, status.error, status.failure) == ("failed", error, kind)
     assert execute.notebook_error(output) is not None
     assert execute.to_html(output).stat().st_size > 1000
 
@@ -126,6 +129,7 @@ def test_a_failing_cell_is_a_status_with_one_line(tmp_path, source, error):
 def test_a_cell_that_passes_its_limit_is_stopped(tmp_path):
     status, _ = run(tmp_path, "while True: pass", "y = 2", timeout=1)
     assert (status.status, status.error) == ("failed", "a cell passed the limit of 1 s")
+    assert status.failure is Failure.TIMEOUT
     assert status.seconds < 30
 
 
@@ -200,4 +204,4 @@ def test_a_file_that_is_no_notebook_is_an_error_not_a_crash(tmp_path, content):
     path = tmp_path / "01_tiny.ipynb"
     if content is not None:
         path.write_text(content)
-    assert re.match(r"01_tiny\.ipynb could not be read", execute.notebook_error(path))
+    assert re.match(r"01_tiny\.ipynb could not be read", execute.notebook_error(path)[0])

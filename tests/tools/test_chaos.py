@@ -1,18 +1,15 @@
 """A run that is killed and resumed ends as if nobody had disturbed it; `make chaos` does it 50 times."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from nbhelpers.runner import forked
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-import chaos
+from nbhelpers.runner import kernels
+from tools import chaos
 
 
-@pytest.mark.skipif(not forked.possible(), reason="the targets are found below a fork server")
+@pytest.mark.skipif(not kernels.FORKS, reason="the targets are found below a fork server")
 def test_nothing_is_lost_repeated_or_left_behind(tmp_path: Path) -> None:
     tally = chaos.Chaos(tmp_path, seed=0, models=("lab-gpt2",)).run(3, ("runner KILL", "kernel", "power"))
     assert dict(tally.kills) == {"runner KILL": 1, "kernel": 1, "power": 1}

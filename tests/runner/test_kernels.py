@@ -1,0 +1,201 @@
+"""Processes from the fork server: real ones, their environment, their ends, and what happens without it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing import forkserver
+from pathlib import Path
+
+import psutil
+import pytest
+from test_notebook import run, texts
+
+from nbhelpers.runner import kernels
+
+pytestmark = pytest.mark.skipif(not kernels.FORKS, reason="forking after imports is safe on Linux only")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server(tmp_path_factory):
+    """This process's fork server, with the libraries loaded."""
+    folder = tmp_path_factory.mktemp("server")
+    forkserver._forkserver._stop()  # an earlier test's, which may have loaded nothing
+    with kernels.environment("1"):
+        kernels.serve(folder / "log")
+        yield
+    kernels.kill()
+
+
+def facts() -> None:
+    import random
+    import threading
+
+    import numpy
+
+    found = {
+        "modules": sorted({"torch", "transformers", "mlflow"} & set(sys.modules)),
+        "cwd": str(Path.cwd()),
+        "mark": os.environ.get("MARK"),
+        "stdin": sys.stdin.read(),
+        "leader": os.getpgid(0) == os.getpid(),
+        "threads": threading.active_count(),
+        "drawn": [float(numpy.random.rand()), random.random()],
+        "tqdm": os.environ.get("TQDM_DISABLE"),
+    }
+    import torch
+
+    found |= {"sum": float((torch.ones(300, 300) @ torch.ones(300, 300)).sum())}
+    print(json.dumps(found), flush=True)
+    import atexit
+
+    atexit.register(print, "the end", flush=True)
+    sys.exit(3)
+
+
+def family() -> None:
+    """A process with a child in a session of its own, as kernels may have."""
+    code = [sys.executable, "-c", "import time; time.sleep(600)"]
+    print(subprocess.Popen(code, start_new_session=True).pid, flush=True)
+    time.sleep(600)
+
+
+def until(condition) -> bool:
+    limit = time.monotonic() + 60
+    while not condition() and time.monotonic() < limit:
+        time.sleep(0.02)
+    return condition()
+
+
+def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def server_pid() -> int:
+    [server] = [
+        child.pid
+        for child in psutil.Process().children()
+        if "multiprocessing.forkserver" in " ".join(child.cmdline()) and not gone(child.pid)
+    ]
+    return server
+
+
+def test_a_forked_process_is_as_if_started_with_the_libraries_loaded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = []
+    for number in range(2):
+        log = tmp_path / f"{number}.log"
+        process = kernels.start(log, facts, variables={**os.environ, "MARK": "here"})
+        assert process.wait(120) == 3
+        first, last = log.read_text().splitlines()
+        assert last == "the end"  # what was registered for the exit has run
+        found.append(json.loads(first))
+    for fact in found:
+        assert fact["modules"] == ["mlflow", "torch", "transformers"]
+        assert (fact["mark"], fact["cwd"], fact["stdin"]) == ("here", str(tmp_path), "")
+        assert (fact["leader"], fact["tqdm"], fact["threads"]) == (True, "1", 2)  # one waits for our end
+        assert fact["sum"] == 300.0**3
+    assert found[0]["drawn"][0] != found[1]["drawn"][0] and found[0]["drawn"][1] != found[1]["drawn"][1]
+    assert kernels.plain == ""
+
+
+def test_killing_reaches_what_a_process_started(tmp_path):
+    log = tmp_path / "log"
+    process = kernels.start(log, family)
+    assert until(lambda: log.exists() and log.read_text().endswith("\n"))
+    assert process.poll() is None and process.wait(0.05) is None
+    kernels.kill(tmp_path / "another log")
+    assert process.poll() is None
+    kernels.kill(log)
+    assert process.wait(30) == -signal.SIGKILL
+    assert until(lambda: gone(process.pid) and gone(int(log.read_text())))
+
+
+RUNNER = """
+import os, sys, time
+from pathlib import Path
+import test_kernels
+from nbhelpers.runner import kernels
+if {bare}:
+    kernels.PRELOAD.clear()
+log = Path(sys.argv[1])
+kernels.serve(log)
+print(kernels.start(log, test_kernels.family).pid, test_kernels.server_pid(), flush=True)
+while not log.exists() or not log.read_text().endswith("\\n"): time.sleep(0.01)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_a_killed_runner_started_does_not_survive_it(tmp_path):
+    log = tmp_path / "log"
+    command = [sys.executable, "-c", RUNNER.format(bare=True), str(log)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    pids = [int(pid) for pid in (done.stdout + log.read_text()).split()]
+    assert len(pids) == 3, done.stderr
+    assert until(lambda: all(map(gone, pids)))
+
+
+def test_notebooks_run_in_forked_kernels(tmp_path):
+    """Pictures included: matplotlib was loaded before there was a notebook to show them in."""
+    status, output = run(
+        tmp_path,
+        "import os, sys; print('torch' in sys.modules, os.getppid())",
+        "import matplotlib.pyplot as plt; plt.plot([1, 2]); 'drawn'",
+        "import os; os._exit(7)",
+    )
+    assert status.error == "DeadKernelError: Kernel died"
+    assert "image/png" in output.read_text()
+    assert texts(output) == f"True {server_pid()}\n"
+    status, _ = run(tmp_path, "while True: pass", timeout=1)
+    assert status.error == "a cell passed the limit of 1 s"
+    assert until(lambda: not psutil.Process(server_pid()).children())
+
+
+def test_a_server_that_was_killed_is_started_again(tmp_path, monkeypatch):
+    first = kernels.start(tmp_path / "log", family)
+    old = server_pid()
+    os.kill(old, signal.SIGKILL)
+    assert first.wait(30) != 0 and until(lambda: gone(first.pid))
+    forkserver.set_forkserver_preload([])
+    second = kernels.start(tmp_path / "log", family)
+    assert second.poll() is None and server_pid() != old and kernels.plain == ""
+    kernels.kill()
+    assert until(lambda: gone(second.pid))
+
+
+def test_without_a_server_everything_starts_plainly(tmp_path, monkeypatch):
+    monkeypatch.setattr(kernels, "plain", "")
+    monkeypatch.setattr(forkserver._forkserver, "connect_to_new_process", refuse)
+    monkeypatch.setattr(forkserver, "connect_to_new_process", refuse)
+    status, output = run(tmp_path, "import sys; print('torch' in sys.modules)")
+    assert status.error is None and texts(output) == "False\n"
+    assert kernels.plain == "no answer from the fork server (it is gone)"
+
+
+def refuse(fds):
+    raise ConnectionError("it is gone")
+
+
+GENERATIONS = """
+import subprocess, sys, time
+left = int(sys.argv[1])
+if left:
+    subprocess.Popen([sys.executable, "-c", sys.argv[2], str(left - 1), sys.argv[2]], start_new_session=True)
+else:
+    print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+def test_kill_tree_reaches_every_generation():
+    command = [sys.executable, "-c", GENERATIONS, "2", GENERATIONS]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as root:
+        assert root.stdout.readline() == "ready\n"
+        family = [root.pid, *(p.pid for p in psutil.Process(root.pid).children(recursive=True))]
+        assert len(family) == 3
+        kernels.kill_tree(root.pid)
+    assert all(gone(pid) for pid in family)
+    kernels.kill_tree(root.pid)  # a process that is no more
