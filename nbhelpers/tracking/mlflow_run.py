@@ -1,36 +1,35 @@
-"""One MLflow run per model, holding all of it: settings, metrics, samples, dataset, plots and notebooks."""
+"""One MLflow run per model, holding all of it: settings, metrics, samples, dataset, figures and notebooks."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import logging
 import os
 import re
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbhelpers import registry, store
-from nbhelpers.comparison import compare as comparison
-from nbhelpers.devices import device as devices
-from nbhelpers.generation import generate as generation
-from nbhelpers.records import SCHEMA_VERSION, LabError, Prompt, Record, Result, Settings
-from nbhelpers.scoring import rubric as scoring
-from nbhelpers.tracking.result import stats_for as stats_for
-from nbhelpers.tracking.result import summarise
+from nbhelpers.devices import device
+from nbhelpers.generation import generate
+from nbhelpers.records import SCHEMA_VERSION, LabError, ModelRun, Prompt, Record, Result
+from nbhelpers.scoring import rubric
 
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from matplotlib.figure import Figure
     from mlflow import MlflowClient
 
 EXPERIMENT = "local-model-evaluation"
-BATCH_LIMIT = 1000  # metrics MLflow takes in one log_batch
+MOST_METRICS = 1000  # metrics MLflow takes in one log_batch
 LATE_NOTEBOOKS = ("06_tracking", "07_comparison")  # still being executed while a run is logged
 SAMPLE_COLUMNS = (
     "prompt_id",
@@ -96,71 +95,80 @@ def init_database() -> str:
             unfinished.replace(place)
         client = open_client()
         found = client.get_experiment_by_name(EXPERIMENT)
-        if found is None:
-            return str(client.create_experiment(EXPERIMENT, artifact_location=_artifact_location()))
+        if found is None:  # files go below outputs/; a tracking server has a place of its own
+            served = tracking_uri().startswith(("http:", "https:", "databricks"))
+            files = None if served else (store.outputs_dir() / "mlartifacts").as_uri()
+            return str(client.create_experiment(EXPERIMENT, artifact_location=files))
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
 
 
-def log_run(settings: Settings, result: Result | None = None) -> TrackingReport:
-    """Log a model as one MLflow run: parameters, tags, metrics, samples table, dataset, plots, notebooks.
+def log_run(run: ModelRun, figures: Mapping[str, Figure] | None = None) -> TrackingReport:
+    """Log a model's files as one MLflow run: parameters, tags, metrics, samples, prompts, figures, notebooks.
 
-    One model of one run folder has one MLflow run: when the new one is complete, those of earlier
-    executions go to MLflow's trash (restorable; `mlflow gc` frees their space). Writes tracking.json.
-    Raises LabError when the tracking store cannot be used; result.json is there by then.
+    ``figures``: file name -> figure. One model of one run folder has one MLflow run: when the new one is
+    complete, those of earlier executions go to MLflow's trash (restorable; `mlflow gc` frees their space).
+    Writes tracking.json. Raises LabError where the tracking store cannot be used.
     """
-    result = result or summarise(settings)
-    folder = registry.model_dir(settings)
+    result = store.read_json(run.folder / "result.json", Result)
+    # Names the folder a run came from, without telling a shared server where that is.
+    folder = hashlib.sha256(str(run.folder).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    tags = {
+        "run": run.folder.parent.name,
+        "folder": folder,
+        "family": result.family,
+        "quality_applies": str(result.quality_applies).lower(),
+        **{f"version.{name}": version for name, version in device.versions().items()},
+    }
     experiment = init_database()
     with _one_sentence():
         client = open_client()
-        name = f"{folder.parent.name}/{result.slug}"
-        run_id = client.create_run(experiment, tags=_tags(result, folder), run_name=name).info.run_id
+        name = f"{run.folder.parent.name}/{result.slug}"
+        run_id = client.create_run(experiment, tags=tags, run_name=name).info.run_id
         try:
-            _log_numbers(client, run_id, result)
-            _log_samples(client, run_id, settings)
-            _log_dataset(client, run_id, settings)
-            _log_figures(client, run_id, result, settings)
-            _log_files(client, run_id, folder)
+            _log_numbers(client, run_id, run, result)
+            _log_samples(client, run_id, run)
+            _log_prompts(client, run_id, run)
+            for file, figure in (figures or {}).items():
+                client.log_figure(run_id, figure, f"plots/{file}")
+            notebooks = [p for p in sorted(run.folder.glob("*.ipynb")) if p.stem not in LATE_NOTEBOOKS]
+            files = [p for p in sorted(run.folder.glob("*.json*")) if p.name != "tracking.json"]
+            _log_files(client, run_id, [*notebooks, *files])
         except BaseException:
             client.set_terminated(run_id, "FAILED")
             raise
         client.set_terminated(run_id)
-        _retire_earlier(client, experiment, run_id, folder)
-        report = TrackingReport(
-            tracking_uri=_without_password(tracking_uri()),
-            experiment=EXPERIMENT,
-            run_id=run_id,
-            metrics_logged=len(client.get_run(run_id).data.metrics),
-            artifacts=tuple(_artifacts(client, run_id)),
-        )
-    store.write_json(folder / "tracking.json", report)
+        for found in client.search_runs([experiment], f"tags.folder = '{folder}'"):
+            if found.info.run_id != run_id:
+                client.delete_run(found.info.run_id)
+        artifacts = [
+            item.path
+            for top in client.list_artifacts(run_id)
+            for item in (client.list_artifacts(run_id, top.path) if top.is_dir else [top])
+        ]
+        metrics = len(client.get_run(run_id).data.metrics)
+    place = _without_password(tracking_uri())
+    report = TrackingReport(place, EXPERIMENT, run_id, metrics, tuple(artifacts))
+    store.write_json(run.folder / "tracking.json", report)
     return report
 
 
 def attach(run_dir: Path) -> None:
     """Add what was finished after the runs were logged: each 06 notebook, and the comparison."""
-    tracked = sorted(run_dir.glob("*/tracking.json"))
-    if not tracked:
+    if not (tracked := sorted(run_dir.glob("*/tracking.json"))):
         return
     with _one_sentence():
         client = open_client()
         for path in tracked:
             run_id = store.read_json(path, TrackingReport).run_id
             late = [path.parent / f"{LATE_NOTEBOOKS[0]}.ipynb", run_dir / f"{LATE_NOTEBOOKS[1]}.ipynb"]
-            _log_paths(client, run_id, [*late, run_dir / "comparison.json"])
+            _log_files(client, run_id, [*late, run_dir / "comparison.json"])
 
 
 def prompts_digest(prompts: Iterable[Prompt]) -> str:
     """Eight hexadecimal digits that change with any word, id or the order of the prompts."""
     return store.row_key(prompts=[dataclasses.asdict(prompt) for prompt in prompts])[:8]
-
-
-def _artifact_location() -> str | None:
-    """Below outputs/, whatever the working directory; a tracking server has a place of its own."""
-    served = tracking_uri().startswith(("http:", "https:", "databricks"))
-    return None if served else (store.outputs_dir() / "mlartifacts").as_uri()
 
 
 @contextmanager
@@ -180,103 +188,48 @@ def _without_password(address: str) -> str:
     return re.sub(r"//[^/@\s]+@", "//***@", address)
 
 
-def _tags(result: Result, folder: Path) -> dict[str, str]:
-    return {
-        "run": folder.parent.name,
-        "folder": _folder_tag(folder),
-        "family": result.family,
-        "quality_applies": str(result.quality_applies).lower(),
-        **{f"version.{name}": version for name, version in devices.versions().items()},
-    }
-
-
-def _folder_tag(folder: Path) -> str:
-    """Names the folder a run came from, without telling a shared server where that is."""
-    return hashlib.sha256(str(folder).encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-def _params(result: Result) -> dict[str, object]:
-    settings = {name: value for name, value in dataclasses.asdict(result.settings).items() if name != "model"}
-    known = ("revision", "family", "parameters", "device", "dtype", "primary")
-    described = {name: getattr(result, name) for name in known}
-    return {**settings, **described, "model": comparison.spec_of(result.model).alias}
-
-
-def _log_numbers(client: MlflowClient, run_id: str, result: Result) -> None:
+def _log_numbers(client: MlflowClient, run_id: str, run: ModelRun, result: Result) -> None:
     """Parameters, then metrics in as few log_batch calls as they fit; a loop of log_metric is far slower."""
     from mlflow.entities import Metric, Param
 
-    client.log_batch(run_id, params=[Param(name, str(value)) for name, value in _params(result).items()])
+    params = dataclasses.asdict(result.settings)
+    params |= {"model": Path(result.model).name if run.spec.kind in ("embedded", "local") else result.model}
+    for name in ("revision", "family", "parameters", "device", "dtype", "primary"):
+        params[name] = getattr(result, name)
+    client.log_batch(run_id, params=[Param(name, str(value)) for name, value in params.items()])
     now = int(time.time() * 1000)
     metrics = [Metric(name, value, now, 0) for name, value in result.metrics.items()]
-    for start in range(0, len(metrics), BATCH_LIMIT):
-        client.log_batch(run_id, metrics=metrics[start : start + BATCH_LIMIT])
+    for start in range(0, len(metrics), MOST_METRICS):
+        client.log_batch(run_id, metrics=metrics[start : start + MOST_METRICS])
 
 
-def _log_samples(client: MlflowClient, run_id: str, settings: Settings) -> None:
+def _log_samples(client: MlflowClient, run_id: str, run: ModelRun) -> None:
     """Every generation with its score, as the table the MLflow page shows."""
-    primary = {score.key: score.values.get(scoring.PRIMARY) for score in scoring.scores_for(settings)}
-    samples = generation.samples_for(settings)
+    scores = {score.key: score.values.get(rubric.PRIMARY) for score in rubric.read_scores(run)}
+    samples = generate.read_samples(run)
     table: dict[str, Any] = {name: [getattr(s, name) for s in samples] for name in SAMPLE_COLUMNS}
-    table[scoring.PRIMARY] = [primary.get(s.key) for s in samples]
+    table[rubric.PRIMARY] = [scores.get(s.key) for s in samples]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # log_table itself calls pandas in a way that pandas deprecates
         client.log_table(run_id, table, "samples.json")
 
 
-def _log_dataset(client: MlflowClient, run_id: str, settings: Settings) -> None:
+def _log_prompts(client: MlflowClient, run_id: str, run: ModelRun) -> None:
     """The prompts as the run's dataset: their number, and a digest that changes with any word of them."""
-    import json
-
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    prompts = registry.load_prompts(settings.prompts, settings.limit)
-    name = Path(settings.prompts).stem if settings.prompts else "benchmark-15"
+    file, prompts = run.settings.prompts, registry.load_prompts(run.settings.prompts, run.settings.limit)
     dataset = Dataset(
-        name=name,
+        name=Path(file).stem if file else "benchmark-15",
         digest=prompts_digest(prompts),
         source_type="local",
-        source=json.dumps({"file": Path(settings.prompts or "prompts.jsonl").name}),
+        source=json.dumps({"file": Path(file or "prompts.jsonl").name}),
         profile=json.dumps({"num_prompts": len(prompts)}),
     )
     client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "evaluation")])])
 
 
-def _log_figures(client: MlflowClient, run_id: str, result: Result, settings: Settings) -> None:
-    from matplotlib import pyplot
-
-    from nbhelpers.comparison import plots
-
-    figures = {
-        "scores_by_prompt.png": plots.scores_by_prompt(scoring.scores_for(settings), result.primary),
-        "dimensions.png": plots.dimensions(result.quality),
-    }
-    for name, figure in figures.items():
-        client.log_figure(run_id, figure, f"plots/{name}")
-        pyplot.close(figure)
-
-
-def _log_files(client: MlflowClient, run_id: str, folder: Path) -> None:
-    finished = [path for path in sorted(folder.glob("*.ipynb")) if path.stem not in LATE_NOTEBOOKS]
-    files = [path for path in sorted(folder.glob("*.json*")) if path.name != "tracking.json"]
-    _log_paths(client, run_id, [*finished, *files])
-
-
-def _log_paths(client: MlflowClient, run_id: str, paths: Iterable[Path]) -> None:
+def _log_files(client: MlflowClient, run_id: str, paths: Iterable[Path]) -> None:
     for path in paths:
         if path.exists():
             client.log_artifact(run_id, str(path), "notebooks" if path.suffix == ".ipynb" else "files")
-
-
-def _retire_earlier(client: MlflowClient, experiment: str, run_id: str, folder: Path) -> None:
-    for run in client.search_runs([experiment], f"tags.folder = '{_folder_tag(folder)}'"):
-        if run.info.run_id != run_id:
-            client.delete_run(run.info.run_id)
-
-
-def _artifacts(client: MlflowClient, run_id: str, folder: str | None = None) -> Iterator[str]:
-    for item in client.list_artifacts(run_id, folder):
-        if item.is_dir:
-            yield from _artifacts(client, run_id, item.path)
-        else:
-            yield item.path

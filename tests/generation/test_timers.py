@@ -220,7 +220,7 @@ def test_the_bootstrap_covers_the_median_but_not_the_tail() -> None:
 def test_a_model_s_percentiles_say_why_they_are_missing() -> None:
     rows = latency.measure_latency(planted(0.0, 0.0), PROMPTS, SETTINGS)
     rows = [replace(row, latency_s=1.0 + n, ttft_s=0.5, tpot_s=None) for n, row in enumerate(rows * 6)]
-    found = summary._percentiles(rows)
+    found = summary.latency_estimates(rows)[1]
     assert found["latency_s/p50"].mean == 12.5 and found["latency_s/p50"].low is not None
     assert found["latency_s/p95"].mean == pytest.approx(np.percentile(range(1, 25), 95))
     assert found["latency_s/p95"].reason == "n = 24: an interval for p95 needs at least 72 values"
@@ -235,7 +235,7 @@ def test_no_latency_interval_goes_below_zero() -> None:
     times = (0.1, 0.11, 0.12, 0.1, 2.0)
     rows = [replace(rows[0], latency_s=time_s) for time_s in times]
     assert (estimate(times).low or 0) < 0
-    found = summary._latency(rows)["latency_s"]
+    found = summary.latency_estimates(rows)[0]["latency_s"]
     assert found.method == "bootstrap-t" and found.low is not None and found.low >= 0
 
 
@@ -244,6 +244,6 @@ def test_one_odd_row_does_not_promise_speed() -> None:
     rows = latency.measure_latency(planted(0.0, 0.0), PROMPTS[:1] * 5, SETTINGS)
     speeds = (100.0, 99.0, 101.0, 98.0, 300.0)
     rows = [replace(rows[0], new_tokens=10, latency_s=10 / speed) for speed in speeds]
-    found = summary._latency(rows)["tokens_per_s"]
+    found = summary.latency_estimates(rows)[0]["tokens_per_s"]
     assert 0 <= found.low < found.mean < found.high < max(speeds)
     assert estimate(speeds, method="bootstrap-t").high > 2 * max(speeds)

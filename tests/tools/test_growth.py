@@ -37,7 +37,7 @@ for name, row in (("samples", sample), ("scores", score)):
             out.write(json.dumps(row) + "\\n")
 samples = store.all_rows(folder / "samples.jsonl", Sample)
 scores = store.all_rows(folder / "scores.jsonl", Score)
-failed, quality = summary._quality(scores)
+failed, quality = summary.quality_estimates(scores)
 latency.throughput(samples)
 positions = sum(1 for _ in scoring._scored(samples[:200]))
 peak = devices.peak_memory("cpu") / 2**20

@@ -13,11 +13,24 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
+from matplotlib import pyplot
 
-from nbhelpers import registry, store
-from nbhelpers.generation import generate as generation
+from nbhelpers import pipeline, registry, store
+from nbhelpers.comparison import plots
+from nbhelpers.generation import generate
 from nbhelpers.loading.load import LoadingReport
-from nbhelpers.records import Estimate, LabError, Prompt, Result, Sample, Score, Settings, StatsReport
+from nbhelpers.records import (
+    Estimate,
+    LabError,
+    ModelRun,
+    ModelSpec,
+    Prompt,
+    Result,
+    Sample,
+    Score,
+    Settings,
+    StatsReport,
+)
 from nbhelpers.scoring import rubric as scoring
 from nbhelpers.tracking import mlflow_run as tracking
 from nbhelpers.tracking import result as summary
@@ -25,6 +38,13 @@ from nbhelpers.tracking.mlflow_run import TrackingReport
 
 SETTINGS = Settings(model="lab-gpt2", limit=2, repeats=2, max_new_tokens=16)
 GROUPS = {"quality", "latency", "memory", "cost", "samples", "model", "noise"}
+
+
+def made(settings: Settings) -> tuple[ModelRun, Result]:
+    """A model's part of a run with every file up to result.json."""
+    run = pipeline.open_run(settings)
+    pipeline.make(run, "result")
+    return run, store.read_json(run.folder / "result.json", Result)
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +55,17 @@ def lab(tmp_path_factory):
         patch.setenv("NBHELPERS_OUTPUTS", str(outputs))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.chdir(elsewhere)
-        folder = registry.model_dir(SETTINGS)
+        folder = outputs / "standalone" / "lab-gpt2"
         folder.mkdir(parents=True)
         for name in ("01_device_detection", "06_tracking"):
             (folder / f"{name}.ipynb").write_text("{}")
-        result = tracking.summarise(SETTINGS)
-        report = tracking.log_run(SETTINGS, result)
+        run, result = made(SETTINGS)
+        shown = {
+            "scores_by_prompt.png": plots.scores_by_prompt(scoring.read_scores(run), result.primary),
+            "dimensions.png": plots.dimensions(result.quality),
+        }
+        report = tracking.log_run(run, shown)
+        pyplot.close("all")
         yield outputs, result, report
         assert list(elsewhere.iterdir()) == []
 
@@ -76,7 +101,7 @@ def test_metrics_are_grouped_and_named_consistently(lab):
 
 def test_one_prompt_and_one_repeat_still_give_fifty_metrics(lab):
     settings = dataclasses.replace(SETTINGS, limit=1, repeats=1, run_dir=str(lab[0] / "one"))
-    metrics = tracking.summarise(settings).metrics
+    metrics = made(settings)[1].metrics
     assert len(metrics) >= 50
     assert metrics["quality/lab_v1/n"] == 1
     assert "quality/lab_v1/low" not in metrics
@@ -94,15 +119,20 @@ def test_parameters_and_tags_say_what_was_run(lab):
 
 
 def test_a_model_folder_is_named_without_the_way_to_it(lab):
-    local = dataclasses.replace(lab[1], model=str(lab[0] / "models" / "mine"))
-    assert tracking._params(local)["model"] == "mine"
-    assert tracking._params(lab[1])["model"] == "lab-gpt2"
+    source = str(lab[0] / "models" / "mine")
+    run = pipeline.open_run(SETTINGS)
+    local = dataclasses.replace(run, spec=ModelSpec("mine", source, "local"))
+    client = tracking.open_client()
+    run_id = client.create_run(tracking.init_database(), tags={"run": "local"}).info.run_id
+    tracking._log_numbers(client, run_id, local, dataclasses.replace(lab[1], model=source))
+    assert client.get_run(run_id).data.params["model"] == "mine"
 
 
 def test_the_samples_table_holds_every_generation_with_its_score(lab):
     table = json.loads(artifact(lab, "samples.json").read_text())
     assert table["columns"] == [*tracking.SAMPLE_COLUMNS, scoring.PRIMARY]
-    samples, scores = generation.samples_for(SETTINGS), scoring.scores_for(SETTINGS)
+    run = pipeline.open_run(SETTINGS)
+    samples, scores = generate.read_samples(run), scoring.read_scores(run)
     assert len(table["data"]) == len(samples) == 4
     found = [row[table["columns"].index("text")] for row in table["data"]]
     assert found == [sample.text for sample in samples]
@@ -150,12 +180,13 @@ def runs(lab, view: int = 1) -> dict[str, str]:
 
 
 def test_logging_again_leaves_one_run_and_the_earlier_one_in_the_trash(lab):
-    outputs, result, _ = lab
+    outputs = lab[0]
     settings = dataclasses.replace(SETTINGS, run_dir=str(outputs / "again"))
     shutil.copytree(outputs / "standalone" / "lab-gpt2", outputs / "again" / "lab-gpt2")
-    first = tracking.log_run(settings, result)
-    shorter = dataclasses.replace(settings, limit=1)  # other parameters: MLflow would refuse to change them
-    second = tracking.log_run(shorter, tracking.summarise(shorter))
+    run = pipeline.open_run(settings)
+    first = tracking.log_run(run)
+    shorter, _ = made(dataclasses.replace(settings, limit=1))  # MLflow would refuse to change parameters
+    second = tracking.log_run(shorter)
     assert runs(lab) == {second.run_id: "FINISHED"}
     assert set(runs(lab, view=2)) == {first.run_id}
     table = outputs / "mlartifacts" / second.run_id / "artifacts" / "samples.json"
@@ -166,7 +197,7 @@ def test_logging_again_leaves_one_run_and_the_earlier_one_in_the_trash(lab):
     with (outputs / "again" / "lab-gpt2" / "samples.jsonl").open("a") as lines:
         lines.write("not a row\n")
     with pytest.raises(LabError, match="not JSON"):
-        tracking.log_run(shorter, result)
+        tracking.log_run(shorter)
     assert sorted(runs(lab).values()) == ["FAILED", "FINISHED"]
     assert runs(lab)[second.run_id] == "FINISHED"
 
@@ -175,7 +206,7 @@ def test_more_metrics_than_one_batch_takes(lab):
     many = dataclasses.replace(lab[1], metrics={f"quality/m{i}": float(i) for i in range(1001)})
     client = tracking.open_client()
     run_id = client.create_run(tracking.init_database(), tags={"run": "many"}).info.run_id
-    tracking._log_numbers(client, run_id, many)
+    tracking._log_numbers(client, run_id, pipeline.open_run(SETTINGS), many)
     assert client.get_run(run_id).data.metrics == many.metrics
 
 
@@ -187,11 +218,11 @@ def test_a_deleted_experiment_comes_back(lab):
 
 
 def test_the_user_s_tracking_address_is_honoured(lab, tmp_path, monkeypatch):
-    outputs, result, _ = lab
+    outputs = lab[0]
     before = rows(outputs / "mlflow.db", "select count(*) from runs")
     shutil.copy(outputs / "mlflow.db", tmp_path / "mine.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mine.db'}")
-    report = tracking.log_run(SETTINGS, result)
+    report = tracking.log_run(pipeline.open_run(SETTINGS))
     assert report.tracking_uri.endswith("mine.db")
     found = rows(tmp_path / "mine.db", "select status from runs where run_uuid = ?", report.run_id)
     assert found == [("FINISHED",)]
@@ -268,7 +299,7 @@ def test_three_processes_start_on_a_fresh_database_at_once_in_silence(tmp_path):
 def test_a_kill_while_the_database_is_made_spoils_nothing(tmp_path):
     environment = {**os.environ, "NBHELPERS_OUTPUTS": str(tmp_path)}
     environment.pop("MLFLOW_TRACKING_URI", None)
-    made = "from nbhelpers import tracking; print(tracking.init_database())"
+    made = "from nbhelpers.tracking.mlflow_run import init_database; print(init_database())"
     unfinished = tmp_path / ".mlflow.db"
     with subprocess.Popen([sys.executable, "-c", made], env=environment) as first:
         while not (unfinished.exists() and unfinished.stat().st_size) and first.poll() is None:
@@ -382,7 +413,7 @@ def test_what_was_not_measured_is_absent_and_random_weights_have_no_quality():
 
 
 def test_estimates_are_over_prompts_with_repeats_averaged_first(lab):
-    report = tracking.stats_for(SETTINGS)
+    report = store.read_json(lab[0] / "standalone" / "lab-gpt2" / "stats.json", StatsReport)
     scores = list(store.read_rows(lab[0] / "standalone" / "lab-gpt2" / "scores.jsonl", Score))
     by_prompt = {
         prompt: mean(s.values["composite"] for s in scores if s.prompt_id == prompt)
