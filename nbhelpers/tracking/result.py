@@ -43,7 +43,8 @@ def make_stats(run: ModelRun) -> StatsReport:
 
 def make_result(run: ModelRun) -> Result:
     """Everything about one model in one record, from its files; writes result.json."""
-    loaded, report = load.read_report(run), store.read_json(run.folder / "stats.json", StatsReport)
+    loaded = store.read_json(run.folder / "loading.json", load.LoadingReport)
+    report = store.read_json(run.folder / "stats.json", StatsReport)
     samples, timed = generate.read_samples(run), latency.read_latency(run)
     metrics = flat_metrics(report, loaded, samples, costs.cost_summary(samples, device.read_report(run)))
     passes = meters.passes(run.folder, (row.key for row in itertools.chain(samples, timed)))
