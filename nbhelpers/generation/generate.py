@@ -14,7 +14,7 @@ from nbhelpers import registry, store
 from nbhelpers.devices import device as devices
 from nbhelpers.devices import meters
 from nbhelpers.generation import inputs
-from nbhelpers.loading import load
+from nbhelpers.loading import load, tokenizer
 from nbhelpers.loading.load import Loaded, LoadingReport
 from nbhelpers.records import Engine, Failure, LabError, Limits, ModelRun, Prompt, Sample, Settings
 
@@ -102,7 +102,7 @@ def prepare(loaded: Loaded, request: Request, max_new_tokens: int) -> Request:
     tokens, with the beginning token in front.
     """
     context, begin = loaded.report.context, loaded.tokenizer.bos_token_id
-    ids = inputs.encode(loaded, request.prompt)
+    ids = tokenizer.encode(loaded, request.prompt)
     room = max(context - max_new_tokens, context // 2, 1)
     truncated = len(ids) > room
     if truncated:
@@ -150,7 +150,7 @@ def complete(
                     jobs.append(prepare(loaded, request, settings.max_new_tokens))
                 except Exception as error:
                     broken.append(sample_of(loaded, request, settings, 1, error=error))
-        ends = inputs.end_tokens(loaded) if stop else frozenset()
+        ends = tokenizer.end_tokens(loaded) if stop else frozenset()
         made = _run(loaded, jobs, settings, batch_size, ends, limits.generation_s) if jobs else ()
         with meters.recorded(path, [job.key for job in jobs], warm_ups):
             for sample in itertools.chain(broken, made):
@@ -307,7 +307,7 @@ def _read_or_make(settings: Settings, purpose: Purpose) -> Sequence[Sample]:
     load.report_for(settings)
     if missing(run, purpose):
         place = devices.device_for(settings)
-        loaded = load.load(run.spec, place.device, place.dtype)
+        loaded = load.load(run.spec, place.device, place.dtype, run.limits)
         try:
             make = generate_samples if purpose == "sample" else measure_latency
             prompts = registry.load_prompts(settings.prompts, settings.limit)

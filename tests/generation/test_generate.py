@@ -39,6 +39,7 @@ from nbhelpers.generation import decode as decoding
 from nbhelpers.generation import generate as generation
 from nbhelpers.generation import inputs, latency, sampling
 from nbhelpers.loading import load as loading
+from nbhelpers.loading import tokenizer
 from nbhelpers.records import Failure, LabError, Prompt, Sample, Settings
 
 # The decode loop
@@ -289,7 +290,7 @@ def test_an_end_token_that_is_also_the_beginning_ends_only_generated_text() -> N
 
 def test_without_an_end_token_only_length_ends() -> None:
     loaded = tiny("gpt2", eos=None, tokenizer=byte_tokenizer(eos=None))
-    assert inputs.end_tokens(loaded) == frozenset()
+    assert tokenizer.end_tokens(loaded) == frozenset()
     samples = generation.generate_samples(loaded, PROMPTS, FEW)
     assert {(s.finish_reason, s.new_tokens) for s in samples} == {("length", 12)}
 
