@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from scipy import special
 from scipy import stats as sps
 
-from nbhelpers.stats import paired
 from nbhelpers.stats.estimate import wilson
 
 Array = NDArray[np.float64]
@@ -99,6 +98,11 @@ def draw(data: str, size: tuple[int, int, int], rng: np.random.Generator) -> tup
     return scores, texts
 
 
+def resample_counts(n: int, resamples: int, seed: int) -> NDArray[np.int_]:
+    """How often each of n prompts is drawn in each resample, as paired.rank_intervals draws."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+
+
 def intervals(x: Array, rng: np.random.Generator) -> dict[str, Ends]:
     """95% intervals of every row's mean; x has shape (simulations, n)."""
     n = x.shape[1]
@@ -106,7 +110,7 @@ def intervals(x: Array, rng: np.random.Generator) -> dict[str, Ends]:
     sd = np.where(np.ptp(x, axis=1) < 1e-9, np.nan, sd)  # equal scores give no interval
     error = sd / math.sqrt(n)
     z = (x - mean[:, None]) / sd[:, None]
-    counts = paired.resample_counts(n, RESAMPLES, int(rng.integers(2**32))).astype(float)
+    counts = resample_counts(n, RESAMPLES, int(rng.integers(2**32))).astype(float)
     means = np.round(z @ counts.T / n, 12)
     spread = np.sqrt(np.maximum((z**2) @ counts.T / n - means**2, 0) * n / (n - 1))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -249,7 +253,7 @@ def _rank_hits(n: int, simulations: int, rng: np.random.Generator) -> Array:
     hits = []
     for start in range(0, simulations, BLOCK):
         latent, _ = draw("normal", (min(BLOCK, simulations - start), MODELS, n), rng)
-        counts = paired.resample_counts(n, RESAMPLES, int(rng.integers(2**32))).astype(float)
+        counts = resample_counts(n, RESAMPLES, int(rng.integers(2**32))).astype(float)
         means = (latent + LEADS[:, None]) @ counts.T / n  # simulations x models x resamples
         ranks = 1 + np.sum(means[:, 1:] > means[:, :1], axis=1)
         low, high = np.quantile(ranks, [0.025, 0.975], axis=1, method="inverted_cdf")

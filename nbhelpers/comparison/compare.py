@@ -78,13 +78,16 @@ def assemble(run_dir: Path, margin: float = MARGIN) -> ComparisonReport:
     elif not results and not broken:
         raise LabError(f"The run {run_dir.name} has no result.json: run the notebooks 01 to 06 first.")
     excluded |= broken
+    usable = []
     for result in results:
         if not result.quality_applies:
             excluded[result.model] = "random weights: quality is not applicable, speed and memory are real"
         elif not result.finished:
             excluded[result.model] = f"all {result.attempted} generations failed"
-    excluded |= _under_other_conditions([result for result in results if result.model not in excluded])
-    return compare([result for result in results if result.model not in excluded], excluded, margin)
+        else:
+            usable.append(result)
+    other = _other_conditions(usable)
+    return compare([result for result in usable if result.model not in other], excluded | other, margin)
 
 
 def read_results(run_dir: Path) -> tuple[list[Result], dict[str, str]]:
@@ -122,7 +125,7 @@ def spec_of(model: str, info: RunInfo | None = None) -> ModelSpec:
     return known.get(model) or ModelSpec((Path(model).name if is_path else model) or model, "", "local")
 
 
-def _under_other_conditions(results: Sequence[Result]) -> dict[str, str]:
+def _other_conditions(results: Sequence[Result]) -> dict[str, str]:
     """Results made under other conditions than most: their scores cannot be compared with the rest."""
 
     def short(value: object) -> str:
@@ -194,10 +197,9 @@ def pick_model(
         if closest.difference != 0:
             others = _list([pair.b for pair in unclear])
             lead = f"{leader} has the highest mean, but its lead over {others} cannot be told from chance"
-        figures = _points(closest) if closest.difference is not None else closest.reason
         against = f"against {closest.b}: " if len(unclear) > 1 else ""
         also = f" {pick} is tied with it and writes more words per second." if pick != leader else ""
-        return pick, f"{lead} ({against}{figures}{_needed(closest)}).{also}"
+        return pick, f"{lead} ({against}{_points(closest)}).{also}"
     if tied:
         return pick, (
             f"{leader} has the highest mean, but {_list(tied)} {'is' if len(tied) == 1 else 'are'} tied with "
@@ -218,10 +220,9 @@ def size_slope(results: Sequence[Result]) -> Estimate | None:
         return None
     centre = sum(sizes) / len(sizes)
     weights = [(size - centre) / sum((other - centre) ** 2 for other in sizes) for size in sizes]
-    slopes = [
-        sum(weight * result.per_prompt[prompt] for weight, result in zip(weights, results, strict=True))
-        for prompt in sorted(results[0].per_prompt)
-    ]
+    weighted = list(zip(weights, results, strict=True))
+    prompts = sorted(results[0].per_prompt)
+    slopes = [sum(weight * result.per_prompt[p] for weight, result in weighted) for p in prompts]
     return estimate(slopes, "points per doubling of parameters")
 
 
@@ -248,13 +249,12 @@ def verdict_sentence(pair: Comparison) -> str:
     """One comparison as a sentence with its figures."""
     if pair.difference is None or pair.low is None:
         return f"{pair.a} and {pair.b}: cannot tell ({pair.reason})."
-    words = {
-        "better": f"{pair.a} writes better than {pair.b}",
-        "worse": f"{pair.a} writes worse than {pair.b}",
-        "tied": f"{pair.a} and {pair.b} are tied within {pair.margin:g} points",
-        "cannot tell": f"{pair.a} and {pair.b}: cannot tell",
-    }[pair.verdict]
-    return f"{words}: {_points(pair)}{_needed(pair)}."
+    words = f"{pair.a} writes {pair.verdict} than {pair.b}"
+    if pair.verdict == "tied":
+        words = f"{pair.a} and {pair.b} are tied within {pair.margin:g} points"
+    elif pair.verdict == "cannot tell":
+        words = f"{pair.a} and {pair.b}: cannot tell"
+    return f"{words}: {_points(pair)}."
 
 
 def words_per_s(result: Result) -> float:
@@ -262,19 +262,19 @@ def words_per_s(result: Result) -> float:
     return result.metrics.get("latency/words_per_s/mean", 0.0)
 
 
-def _needed(pair: Comparison) -> str:
-    """How many prompts would settle an open comparison."""
-    if pair.verdict != "cannot tell" or pair.low is None:
-        return ""
-    if pair.prompts_needed is None:
-        return f"; not even {paired.MOST_PROMPTS:,} prompts would tell a difference this small from chance"
-    return f"; about {pair.prompts_needed:,} prompts would be needed"
-
-
 def _points(pair: Comparison) -> str:
+    """The difference with its interval and, where it is open, the prompts that would settle it."""
+    if pair.difference is None:
+        return pair.reason or ""
     if pair.low is None or pair.high is None:
         return f"{pair.difference:+.2f} points, {pair.reason}"
-    return f"{pair.difference:+.2f} points [{pair.low:+.2f}, {pair.high:+.2f}] over {pair.n} prompts"
+    found = f"{pair.difference:+.2f} points [{pair.low:+.2f}, {pair.high:+.2f}] over {pair.n} prompts"
+    if pair.verdict != "cannot tell":
+        return found
+    if pair.prompts_needed is None:
+        never = f"not even {paired.MOST_PROMPTS:,} prompts would tell a difference this small from chance"
+        return f"{found}; {never}"
+    return f"{found}; about {pair.prompts_needed:,} prompts would be needed"
 
 
 def _list(names: Sequence[str]) -> str:

@@ -54,8 +54,8 @@ def write_sheet(run_dir: Path, count: int = 40, seed: int = 0) -> Path:
     if (run_dir / KEY).exists() or (run_dir / SHEET).exists():
         raise LabError(f"The run {name} has {SHEET} already: read it with --read, or move it and {KEY} away.")
     real = [result.slug for result in comparison.read_results(run_dir)[0] if result.quality_applies]
-    rows = _by_key((run_dir / slug / "samples.jsonl" for slug in real), Sample).values()
-    samples = [sample for sample in rows if sample.error is None]
+    rows = _by_key((run_dir / slug / "samples.jsonl" for slug in real), Sample)
+    samples = [sample for sample in rows.values() if sample.error is None]
     if not samples:
         raise LabError(f"The run {name} has no finished texts to label: run the models first.")
     random.Random(seed).shuffle(samples)

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from nbhelpers.comparison.compare import ComparisonReport, words_per_s
@@ -19,7 +20,6 @@ BLUE, ORANGE, GREY, GREEN, RED = "#2b6cb0", "#c05621", "#718096", "#2f855a", "#c
 MODEL_COLOURS = [BLUE, ORANGE, GREEN, RED, "#6b46c1", "#975a16", "#2c7a7b", "#97266d"]
 VERDICT_COLOURS = {"better": GREEN, "worse": RED, "tied": BLUE, "cannot tell": GREY}
 FOREST_PAIRS = 15  # six models
-Label = tuple[str, float, float, str]  # text, x, y, colour
 # Offsets of a label from its point in typographic points, in the order in which they are tried.
 LABEL_SHIFTS = [(dx, dy) for dy in (7, -12, 19, -24, 31, -36, 43, -48) for dx in (8, -8)]
 
@@ -115,38 +115,35 @@ def quality_speed_memory(results: Sequence[Result], report: ComparisonReport) ->
     figure, axes = _axes("What does quality cost? (area: memory of the weights)", 7, 4.4)
     shown = [result for result in results if result.model in report.ranking and words_per_s(result)]
     memory = {result.model: result.metrics["memory/parameters_mib"] for result in shown}
-    short, labels = _short_names(memory), list[Label]()
+    short, points = _short_names(memory), dict[str, tuple[float, Estimate]]()
     for result, colour in zip(shown, cycle(MODEL_COLOURS), strict=False):
-        speed, mib, mean = words_per_s(result), memory[result.model], report.ranking[result.model].mean or 0.0
+        speed, mib, quality = words_per_s(result), memory[result.model], report.ranking[result.model]
         low, high = (result.metrics.get(f"latency/words_per_s/{end}", speed) for end in ("low", "high"))
-        axes.scatter(speed, mean, s=25 + 900 * mib / max(memory.values()), color=colour, alpha=0.35, lw=0)
-        axes.hlines(mean, low, high, color=colour, lw=1.5)
+        area = 25 + 900 * mib / max(memory.values())
+        axes.scatter(speed, quality.mean, s=area, color=colour, alpha=0.35, lw=0)
+        axes.hlines(quality.mean, low, high, color=colour, lw=1.5)
         size = f"{mib / 1024:,.1f} GiB" if mib >= 1024 else f"{mib:,.{0 if mib >= 10 else 1}f} MiB"
-        labels.append((f"{short[result.model]} ({size})", speed, mean, colour))
+        points[f"{short[result.model]} ({size})"] = speed, quality
     axes.set(xlabel="words per second at batch 1", ylabel=f"{report.primary} (0 to 10)")
-    speeds = [speed for _, speed, _, _ in labels]
-    wide = max(speeds, default=0) > 20 * min(speeds, default=0)
-    _draw_models(figure, axes, labels, [report.ranking[result.model] for result in shown], log=wide)
+    speeds = [speed for speed, _ in points.values()]
+    _draw_models(figure, axes, points, log=max(speeds, default=0) > 20 * min(speeds, default=0))
     return figure
 
 
 def size_quality(results: Sequence[Result], report: ComparisonReport) -> Figure:
     """Do larger models write better? Quality against parameters with the mean slope per doubling."""
     figure, axes = _axes("Do larger models write better? (dashed: mean slope)", 7, 3.6)
-    shown = [result for result in results if result.model in report.ranking]
-    short = _short_names([result.model for result in shown])
-    labels = [
-        (short[r.model], r.parameters, report.ranking[r.model].mean or 0.0, colour)
-        for r, colour in zip(shown, cycle(MODEL_COLOURS), strict=False)
-    ]
+    short = _short_names(report.ranking)
+    shown = [result for result in results if result.model in short]
+    points = {short[r.model]: (float(r.parameters), report.ranking[r.model]) for r in shown}
     if report.size_slope is not None and report.size_slope.mean is not None:
-        sizes = [math.log2(size) for _, size, _, _ in labels]
-        centre, level = sum(sizes) / len(sizes), sum(mean for _, _, mean, _ in labels) / len(labels)
+        sizes = [math.log2(size) for size, _ in points.values()]
+        level = fmean(quality.mean or 0.0 for _, quality in points.values())
         ends = [min(sizes), max(sizes)]
-        line = [level + report.size_slope.mean * (size - centre) for size in ends]
+        line = [level + report.size_slope.mean * (size - fmean(sizes)) for size in ends]
         axes.plot([2**size for size in ends], line, "--", color=GREY, lw=1, zorder=1)
     axes.set(xlabel="parameters (log scale)", ylabel=f"{report.primary} (0 to 10)")
-    _draw_models(figure, axes, labels, [report.ranking[result.model] for result in shown], log=True)
+    _draw_models(figure, axes, points, log=True)
     return figure
 
 
@@ -191,16 +188,14 @@ def _ends(e: Estimate) -> tuple[float, float]:
     return (math.nan, math.nan) if e.low is None or e.high is None else (e.low, e.high)
 
 
-def _draw_models(
-    figure: Figure, axes: Any, labels: Sequence[Label], quality: Sequence[Estimate], log: bool
-) -> None:
+def _draw_models(figure: Figure, axes: Any, points: Mapping[str, tuple[float, Estimate]], log: bool) -> None:
     """A point with its interval for each label, which goes to the first place beside it that is free."""
     from matplotlib.patheffects import withStroke
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    for (_, x, y, colour), e in zip(labels, quality, strict=True):
+    for (x, e), colour in zip(points.values(), cycle(MODEL_COLOURS), strict=False):
         axes.vlines(x, *_ends(e), color=colour, lw=1.5)
-        axes.plot(x, y, "o", color=colour, ms=5)
+        axes.plot(x, e.mean, "o", color=colour, ms=5)
     if log:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=7))
@@ -208,17 +203,18 @@ def _draw_models(
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(0.2)
     figure.draw_without_rendering()
-    frame = axes.get_window_extent()
-    points, taken = [axes.transData.transform((x, y)) for _, x, y, _ in labels], list[Any]()
-    for text, x, y, colour in labels:
-        note = axes.annotate(text, (x, y), (8, 7), textcoords="offset points", fontsize=8.5, color=colour)
+    frame, taken = axes.get_window_extent(), list[Any]()
+    centres = [axes.transData.transform((x, e.mean)) for x, e in points.values()]
+    for (text, (x, e)), colour in zip(points.items(), cycle(MODEL_COLOURS), strict=False):
+        note = axes.annotate(
+            text, (x, e.mean), (8, 7), textcoords="offset points", fontsize=8.5, color=colour
+        )
         note.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
         for shift in (*LABEL_SHIFTS, LABEL_SHIFTS[0]):  # no free place: better crossed than missing
             note.set(position=shift, ha="left" if shift[0] > 0 else "right")
             box = note.get_window_extent().padded(1)
             inside = frame.fully_contains(*box.min) and frame.fully_contains(*box.max)
-            crossed = any(box.overlaps(b) for b in taken) or any(box.contains(*p) for p in points)
-            if inside and not crossed:
+            if inside and not (box.count_overlaps(taken) or box.count_contains(centres)):
                 break
         taken.append(note.get_window_extent())
 

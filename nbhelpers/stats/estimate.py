@@ -51,8 +51,8 @@ def estimate(
     if method == "t":
         low, high = t_interval(mean, sd, len(x), level)
     elif len(x) < BOOTSTRAP_MIN:
-        reason = f"n = {len(x)}: too few values to resample (the bootstrap starts at {BOOTSTRAP_MIN})"
-        return replace(found, reason=reason)
+        few = f"n = {len(x)}: too few values to resample (the bootstrap starts at {BOOTSTRAP_MIN})"
+        return replace(found, reason=few)
     else:
         ends = (_bca if method == "bca" else _bootstrap_t)((x - mean) / sd, level, seed)
         low, high = (mean + sd * float(end) for end in ends)
@@ -154,11 +154,11 @@ def percentile_estimate(
         return found
     if n < (least := math.ceil(round(1 / tail, 9))):
         return replace(found, reason=f"n = {n}: {label} needs at least {least} values")
-    found = replace(found, mean=float(np.percentile(x, q)), sd=mean_sd(x)[1], reason=no_interval(x))
-    if found.reason:
+    few = f"n = {n}: the bootstrap starts at {BOOTSTRAP_MIN} values"
+    reason = no_interval(x) or (few if method == "bootstrap" and n < BOOTSTRAP_MIN else None)
+    found = replace(found, mean=float(np.percentile(x, q)), sd=mean_sd(x)[1], reason=reason)
+    if reason:
         return found
-    if method == "bootstrap" and n < BOOTSTRAP_MIN:
-        return replace(found, reason=f"n = {n}: the bootstrap starts at {BOOTSTRAP_MIN} values")
     if method == "bootstrap":
         draws = np.percentile(np.random.default_rng(seed).choice(x, (RESAMPLES, n)), q, axis=1)
         low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])

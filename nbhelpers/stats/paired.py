@@ -13,16 +13,14 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import special
 from scipy import stats as sps
 
-from nbhelpers.records import Comparison, LabError, Record, Verdict
+from nbhelpers.records import Comparison, LabError, Record
 from nbhelpers.stats import estimate as estimates
 
 EXACT_FLIPS = 20  # sign patterns are enumerated up to here: 2**19 sums, 4 MB
 FLIPS = 99_999  # random sign patterns above EXACT_FLIPS
-RANK_RESAMPLES = 9999
 MOST_PROMPTS = 100_000  # more prompts than this is the same as "never"
 POWER = 0.8  # that a needed number of prompts is planned for
 Scores = dict[str, float]  # prompt id -> mean score
@@ -125,12 +123,10 @@ def _judged(c: Comparison, level: float) -> Comparison:
         reason = f"the difference is significant, but inside ±{c.margin:g}: too small to matter"
         return replace(c, verdict="tied", prompts_needed=None, reason=reason if significant else None)
     if significant:
-        verdict: Verdict = "better" if c.low > 0 else "worse"
-        return replace(c, verdict=verdict, prompts_needed=None)
+        return replace(c, verdict="better" if c.low > 0 else "worse", prompts_needed=None)
+    reason = f"the interval holds 0 and reaches outside ±{c.margin:g}"
     if apart:
         reason = f"the interval excludes 0, but the adjusted p of {c.p_holm:.3f} is not below {alpha:g}"
-    else:
-        reason = f"the interval holds 0 and reaches outside ±{c.margin:g}"
     return replace(c, reason=reason)
 
 
@@ -203,30 +199,25 @@ def power(difference: float, sd: float, n: int, alpha: float = 0.05) -> float:
 
 
 def prompts_needed(difference: float, sd: float, alpha: float = 0.05) -> int | None:
-    """Smallest n >= 2 at which a paired t test of this difference and sd has 80% power.
-
-    None when the difference or the sd is 0 or when more than ``MOST_PROMPTS`` would be needed.
-    """
+    """Smallest n >= 2 at which a paired t test has 80% power; None: no number up to ``MOST_PROMPTS``."""
     if difference == 0 or sd <= 0:
         return None
     return _smallest(lambda n: power(difference, sd, n, alpha) >= POWER)
 
 
 def prompts_to_tie(difference: float, sd: float, margin: float, alpha: float = 0.05) -> int | None:
-    """Smallest n >= 2 at which a 1 - alpha t interval lies inside +-margin with 80% power.
+    """Smallest n >= 2 at which a 1 - alpha t interval lies inside +-margin with 80% power, or None.
 
     Power is bounded from below: 1 minus the chances (noncentral t) that the interval crosses either border.
-    None when the difference is not inside the margin, when sd is 0, or beyond ``MOST_PROMPTS``.
     """
-    rooms = (margin - abs(difference), margin + abs(difference))
-
-    def crossing(n: int) -> float:
-        critical = special.stdtrit(n - 1, 1 - alpha / 2)
-        shifts = np.array(rooms) / sd * math.sqrt(n)
-        return float(np.nansum(special.nctdtr(n - 1, shifts, critical)))  # NaN for huge shifts: never
-
+    rooms = np.array([margin - abs(difference), margin + abs(difference)])
     if rooms[0] <= 0 or sd <= 0:
         return None
+
+    def crossing(n: int) -> float:
+        critical, shifts = special.stdtrit(n - 1, 1 - alpha / 2), rooms / sd * math.sqrt(n)
+        return float(np.nansum(special.nctdtr(n - 1, shifts, critical)))  # NaN for huge shifts: never
+
     return _smallest(lambda n: 1 - crossing(n) >= POWER)
 
 
@@ -237,13 +228,8 @@ def _smallest(enough: Callable[[int], bool]) -> int | None:
     return counts[place] if place < len(counts) else None
 
 
-def resample_counts(n: int, resamples: int = RANK_RESAMPLES, seed: int = 0) -> NDArray[np.int_]:
-    """How often each of n prompts is drawn in each bootstrap resample: (resamples, n), rows add up to n."""
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
-
-
 def rank_intervals(
-    per_model: dict[str, Scores], level: float = 0.95, seed: int = 0, resamples: int = RANK_RESAMPLES
+    per_model: dict[str, Scores], level: float = 0.95, seed: int = 0, resamples: int = estimates.RESAMPLES
 ) -> tuple[RankInterval, ...]:
     """Every model's rank by mean score with a percentile bootstrap interval over prompts, best first.
 
@@ -261,15 +247,15 @@ def rank_intervals(
     table = np.array([[per_model[m][p] for p in prompts] for m in models], dtype=float)
     if refused := estimates.unusable(table.ravel(), "scores"):
         return tuple(replace(rank, reason=refused) for rank in found)
-    means = np.vstack([table.mean(axis=1), resample_counts(n, resamples, seed) @ table.T / n])
-    # Sums that differ by rounding only are equal.
-    ranks = sps.rankdata(-np.round(means, 12), "min", axis=1).astype(int)
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+    means = np.vstack([table.mean(axis=1), counts @ table.T / n])  # of the prompts, and of each resample
+    ranks = sps.rankdata(-np.round(means, 12), "min", axis=1).astype(int)  # ties but for rounding are ties
     tails = [(1 - level) / 2, (1 + level) / 2]
     ends = np.quantile(ranks[1:], tails, axis=0, method="inverted_cdf").astype(int)
-    order = np.argsort(ranks[0], kind="stable")
-    if n < estimates.BOOTSTRAP_MIN:
-        reason = f"n = {n}: too few prompts to resample (the bootstrap starts at {estimates.BOOTSTRAP_MIN})"
-        return tuple(replace(found[i], rank=int(ranks[0, i]), reason=reason) for i in order)
-    return tuple(
-        replace(found[i], rank=int(ranks[0, i]), low=int(ends[0, i]), high=int(ends[1, i])) for i in order
-    )
+    few = f"n = {n}: too few prompts to resample (the bootstrap starts at {estimates.BOOTSTRAP_MIN})"
+    for i, own in enumerate(ranks[0]):
+        if n < estimates.BOOTSTRAP_MIN:
+            found[i] = replace(found[i], rank=int(own), reason=few)
+        else:
+            found[i] = replace(found[i], rank=int(own), low=int(ends[0, i]), high=int(ends[1, i]))
+    return tuple(sorted(found, key=lambda rank: rank.rank or 0))
