@@ -187,12 +187,8 @@ def no_interval(x: Array, what: str = "values") -> str | None:
     """Why sorted, usable x has a mean but no interval, or None."""
     if len(x) == 1:
         return "n = 1: no interval"
-    return f"all {len(x)} {what} are equal: no interval" if x[-1] - x[0] <= rounding_error(x) else None
-
-
-def rounding_error(x: Array) -> float:
-    """The rounding error that sorted values of this size carry."""
-    return max(8 * float(np.finfo(float).eps) * max(abs(x[0]), abs(x[-1])), 1 / HUGE)
+    rounding = max(8 * float(np.finfo(float).eps) * max(abs(x[0]), abs(x[-1])), 1 / HUGE)
+    return f"all {len(x)} {what} are equal: no interval" if x[-1] - x[0] <= rounding else None
 
 
 def mean_sd(x: Array) -> tuple[float, float | None]:
