@@ -25,7 +25,7 @@ from nbhelpers.records import SCHEMA_VERSION, Failure, LabError, Limits, ModelRu
 MEMORY_LOOK_S = 1.0
 SHAPE_TOKENIZER = "lab-gpt2"  # any text becomes ids below 4,096, which every registered architecture has
 SETTINGS_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja")
-REST = ("merges.txt", "special_tokens_map.json", "added_tokens.json")  # of a vocabulary
+WORD_FILES = (*folders.VOCABULARIES, "merges.txt", "special_tokens_map.json", "added_tokens.json")
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,7 @@ def revision_of(spec: ModelSpec, folder: Path | None = None) -> str:
         return folder.name  # the Hub's cache names snapshots by commit
     if spec.kind == "shape":
         return random_weights.revision(spec)
-    small = [
-        folder / name for name in (*SETTINGS_FILES, *folders.VOCABULARIES, *REST) if (folder / name).is_file()
-    ]
+    small = [folder / name for name in (*SETTINGS_FILES, *WORD_FILES) if (folder / name).is_file()]
     lines = [
         f"{path.name} {file_digest(path)}" for path in (*folders.weight_files(folder, spec.alias), *small)
     ]
@@ -129,7 +127,8 @@ def load(
     import torch
 
     spec = registry.resolve(model) if isinstance(model, str) else model
-    quiet_torchao()
+    for name in ("torchao", "torch.utils._pytree"):  # no advice where transformers imports torchao
+        logging.getLogger(name).setLevel(logging.ERROR)
     from transformers import GenerationMixin, PreTrainedModel  # noqa: F401  # imports are not timed
 
     place = devices.detect(device, dtype)
@@ -186,11 +185,7 @@ def load(
 
 
 def unload(loaded: Loaded) -> None:
-    """Give the model's memory back. What is left of it has shapes but no numbers and cannot generate.
-
-    Dropping the last name is not enough where another one exists (a notebook's output history, a traceback),
-    so the parameters themselves are dropped.
-    """
+    """Give the memory of the parameters back, whatever other names the model has (a notebook's history)."""
     loaded.model.to("meta")
     release(loaded.device)
 
@@ -265,24 +260,13 @@ def _wait_for_room(spec: ModelSpec, place: devices.DeviceReport, wait_s: float =
     until, free = time.monotonic() + wait_s, place.memory_free_bytes
     while not fit.fits(needed, free):
         if time.monotonic() >= until:
-            weights, cache, room = (n / 2**30 for n in (needed.weights, needed.cache, free))
-            raise LabError(
-                f"The model {spec.alias!r} does not fit: its weights take {weights:.1f} GiB in {place.dtype} "
-                f"and the cache of one row {cache:.1f}, and {fit.HEADROOM:.0%} of {room:.1f} GiB free on "
-                f"{place.device} may be used: choose a half dtype or a smaller model, or wait with "
-                "--wait-for-memory.",
-                Failure.OUT_OF_MEMORY,
-            )
+            weights, cache, room = (f"{n / 2**30:.1f} GiB" for n in (needed.weights, needed.cache, free))
+            why = f"its weights take {weights} in {place.dtype} and the cache of one row {cache}, and "
+            why += f"{fit.HEADROOM:.0%} of {room} free on {place.device} may be used"
+            way_out = "choose a half dtype or a smaller model, or wait with --wait-for-memory."
+            raise LabError(f"The model {spec.alias!r} does not fit: {why}: {way_out}", Failure.OUT_OF_MEMORY)
         time.sleep(MEMORY_LOOK_S)
         free = devices.free_memory(place.device)
-
-
-def quiet_torchao() -> None:
-    """No advice from torchao, which transformers imports wherever it is installed, used or not."""
-    import torch  # noqa: F401  # sets levels of its own
-
-    for name in ("torchao", "torch.utils._pytree"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @contextmanager
