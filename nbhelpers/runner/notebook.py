@@ -43,7 +43,7 @@ def notebook_path(name: str) -> Path:
 
 
 def check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> None:
-    """Raise LabError for a parameter the notebook does not have, or a value that is not plain JSON.
+    """Raise LabError for a parameter the notebook does not have, or a value that is not JSON of its kind.
 
     papermill itself only warns about an unknown name, and turns tuples into strings.
     """
@@ -55,19 +55,12 @@ def check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> None:
     for name, value in parameters.items():
         if name not in known:
             raise LabError(f"{notebook.name} has no parameter {name!r}; it has {', '.join(known)}.")
-        kind = type(value).__name__
-        if not _is_json(value):
-            raise LabError(f"The parameter {name!r} of {notebook.name} is a {kind}: pass a plain JSON value.")
         default = None
         with contextlib.suppress(ValueError, SyntaxError):
             default = ast.literal_eval(known[name]["default"])
-        allowed = (int, float) if isinstance(default, float) else type(default)
-        mixed = isinstance(value, bool) != isinstance(default, bool)  # a bool is an int to Python
-        if value is not None and default is not None and (mixed or not isinstance(value, allowed)):
-            raise LabError(
-                f"The parameter {name!r} of {notebook.name} must be a {type(default).__name__}, "
-                f"not a {kind}: {value!r}."
-            )
+        if not _is_json(value) or not _fits(value, default):
+            wanted = "plain JSON" if default is None else f"plain JSON, a {type(default).__name__}"
+            raise LabError(f"The parameter {name!r} of {notebook.name} is {value!r}: pass {wanted}.")
 
 
 def _is_json(value: Any) -> bool:
@@ -77,6 +70,14 @@ def _is_json(value: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return type(back) is type(value) and back == value
+
+
+def _fits(value: Any, default: Any) -> bool:
+    if value is None or default is None:
+        return True
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is type(default)
 
 
 def run_notebook(

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from nbhelpers.records import NotebookStatus
 from nbhelpers.runner.notebook import PIPELINE
 from nbhelpers.runner.plan import Plan
-from nbhelpers.runner.run import Event, Watcher
+from nbhelpers.runner.run import Watcher
 from nbhelpers.scoring.texts import printable
 
 
@@ -37,41 +38,35 @@ def watching(plan: Plan, quiet: bool = False) -> Iterator[Watcher]:
     names = {model: spec.alias for model, spec in plan.models.items()} | {"": "comparison"}
     console = Console(stderr=True)
 
-    def line(event: Event) -> None:
-        if status := event.status:
+    def line(model: str, notebook: str, status: NotebookStatus | None) -> None:
+        if status:
             error = f": {status.error}" if status.error else ""
             time = f"{status.status:>7} {status.seconds:6.1f} s"
-            print(printable(f"{names[event.model]:<24} {event.notebook:<22} {time}{error}"), flush=True)
+            print(printable(f"{names[model]:<24} {notebook:<22} {time}{error}"), flush=True)
 
     if quiet or not console.is_terminal:
-        yield (lambda event: None) if quiet else line
+        yield (lambda *event: None) if quiet else line
         return
-    texts = ("{task.description}", "{task.fields[notebook]}", "{task.fields[samples]}")
+    texts = ("{task.description}", "{task.fields[samples]}", "{task.fields[notebook]}")
     columns = (*(progress.TextColumn(text, markup=False) for text in texts), progress.BarColumn(20))
     times = progress.TimeElapsedColumn(), progress.TimeRemainingColumn()
-    with progress.Progress(
-        *columns, *times, console=console, refresh_per_second=2, speed_estimate_period=3600
-    ) as bars:
-        passed = [status.model for status in plan.info.notebooks if status.status == "passed"]
-        rows = {}
-        for model, alias in names.items():
-            samples = (
-                _Samples(plan.run_dir / plan.models[model].slug / "samples.jsonl", plan.samples_per_model)
-                if model
-                else ""
-            )
-            total, done = len(PIPELINE) if model else 1, passed.count(model) if model else 0
-            rows[model] = bars.add_task(
-                alias, total=total, completed=done, notebook="waiting", samples=samples
-            )
-        everything = sum(task.total or 0 for task in bars.tasks)
-        whole = bars.add_task("run", total=everything, completed=len(passed), notebook="", samples="")
+    with progress.Progress(*columns, *times, console=console, speed_estimate_period=3600) as bars:
+        total = {model: len(PIPELINE) for model in plan.models} | {"": 1}
+        whole = bars.add_task("run", total=sum(total.values()), notebook="", samples="")
+        rows = {
+            model: bars.add_task(names[model], total=total[model], notebook="waiting", samples="")
+            for model in total
+        }
+        for model, spec in plan.models.items():
+            samples = _Samples(plan.run_dir / spec.slug / "samples.jsonl", plan.samples_per_model)
+            bars.update(rows[model], samples=samples)
 
-        def watch(event: Event) -> None:
-            done = event.status is not None
-            error = event.status.error if event.status and event.status.status == "failed" else ""
-            shown = printable(f"{event.notebook} {error}".strip())
-            bars.update(rows[event.model], advance=int(done), notebook=shown)
-            bars.update(whole, advance=int(done))
+        def watch(model: str, notebook: str, status: NotebookStatus | None) -> None:
+            error = f": {status.error}" if status and status.status == "failed" else ""
+            bars.update(rows[model], advance=int(status is not None), notebook=printable(notebook + error))
+            bars.update(whole, advance=int(status is not None))
 
+        for status in plan.info.notebooks:  # of a resumed run
+            if status.status == "passed" and status.model:
+                watch(status.model, status.notebook, status)
         yield watch

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +31,13 @@ REPORT = "report"  # the step after the comparison; it is in run.json only if it
 STOPPED = "stopped by --fail-on-error"
 
 
-@dataclass(frozen=True)
-class Event:
-    """What whoever watches a run is told: a notebook started (no status) or ended."""
-
-    model: str
-    notebook: str
-    status: NotebookStatus | None = None
+# Called when a notebook of a model starts (no status yet) and when it ends.
+Watcher = Callable[[str, str, NotebookStatus | None], None]
 
 
-Watcher = Callable[[Event], None]
-
-
-def run(plan: Plan, jobs: int = 1, limits: Limits = Limits(), watch: Watcher = lambda event: None) -> RunInfo:
+def run(
+    plan: Plan, jobs: int = 1, limits: Limits = Limits(), watch: Watcher = lambda *event: None
+) -> RunInfo:
     """Execute a plan, `jobs` models at a time, and return the run's final RunInfo.
 
     A model that fails is in there as failed, never raised. KeyboardInterrupt kills the kernels and leaves a
@@ -154,7 +148,7 @@ class _Run:
     def _notebook(self, output: Path, parameters: dict[str, Any], end: float, model: str = "") -> bool:
         """Whether one notebook passed within its limits."""
         began, most, log = time.monotonic(), self.limits.cell_s + GRACE_S, output.with_name(kernels.LOG)
-        self.watch(Event(model, output.stem))
+        self.watch(model, output.stem, None)
         self.deadlines[log] = deadline = min(end, began + most)
         try:
             status = run_notebook(notebook_path(output.stem), output, parameters, self.limits.cell_s, model)
@@ -190,7 +184,7 @@ class _Run:
             others = [s for s in self.info.notebooks if (s.model, s.notebook) != which]
             self.info = replace(self.info, notebooks=(*others, status))
         self._save()
-        self.watch(Event(status.model, status.notebook, status))
+        self.watch(status.model, status.notebook, status)
 
     def _save(self) -> None:
         with self.lock:

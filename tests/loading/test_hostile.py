@@ -35,7 +35,6 @@ from nbhelpers.report import html as report
 from nbhelpers.runner import notebook as execute
 from nbhelpers.runner import progress
 from nbhelpers.runner.plan import Plan
-from nbhelpers.runner.run import Event
 from nbhelpers.scoring import texts
 
 
@@ -312,7 +311,7 @@ def test_no_terminal_code_reaches_the_terminal(tmp_path, capsys):
     spec = ModelSpec("evil", "evil", "hub")
     plan = Plan(run_dir, replace(info, models=("evil",), specs=(spec,)), 1)
     with progress.watching(plan) as watch:
-        watch(Event("evil", "02_loading", NotebookStatus("02_loading", "evil", "failed", 1.0, "\x1b[5m")))
+        watch("evil", "02_loading", NotebookStatus("02_loading", "evil", "failed", 1.0, "\x1b[5m"))
     shown = capsys.readouterr().out
     assert "evil<script>" in shown and "\x1b" not in shown and "\x07" not in shown
 

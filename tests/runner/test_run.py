@@ -91,12 +91,12 @@ def statuses(info: RunInfo, model: str) -> list[tuple[str, str | None]]:
 def test_every_notebook_of_every_model_then_the_comparison(steps):
     events = []
     plan = planned(steps, "lab-gpt2", "lab-opt")
-    info = runner.run(plan, watch=events.append)
+    info = runner.run(plan, watch=lambda *event: events.append(event))
     for model in ("lab-gpt2", "lab-opt", ""):
         assert set(statuses(info, model)) == {("passed", None)}
     wanted = [(m, n) for m in ("lab-gpt2", "lab-opt") for n in PIPELINE] + [("", COMPARISON)]
-    assert [(e.model, e.notebook) for e in events if e.status is None] == wanted
-    assert [(e.model, e.notebook) for e in events if e.status is not None] == wanted
+    assert [(m, n) for m, n, status in events if status is None] == wanted
+    assert [(m, n) for m, n, status in events if status is not None] == wanted
     assert store.read_json(plan.run_dir / "run.json", RunInfo) == info
     assert info.seconds >= 0 and info.jobs == 1 and info.limits == Limits()
     assert info.threads == os.environ.get("OMP_NUM_THREADS", str(devices.usable_cores()))
