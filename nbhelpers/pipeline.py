@@ -1,15 +1,16 @@
-"""One model's files, from device.json to result.json: what a name means, and what is still missing.
+"""One model's files, from device.json to result.json: what its name means, and what is still missing.
 
 A notebook opens its run, makes what is missing in one visible call, and only reads from there on.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 from nbhelpers import registry, store
 from nbhelpers.devices import device
-from nbhelpers.generation import generate
+from nbhelpers.generation import generate, latency
 from nbhelpers.loading import load
 from nbhelpers.loading.folder import inspect
 from nbhelpers.records import ModelRun, RunInfo, Settings
@@ -18,6 +19,12 @@ from nbhelpers.tracking import result
 
 Step = Literal["device", "loading", "samples", "latency", "scores", "stats", "result"]
 STEPS: tuple[Step, ...] = get_args(Step)
+# What is computed from other files: the function that does it, the file it writes, and those it reads.
+COMPUTED = {
+    "scores": (rubric.make_scores, "scores.jsonl", ("samples.jsonl",)),
+    "stats": (result.make_stats, "stats.json", ("scores.jsonl", "latency.jsonl")),
+    "result": (result.make_result, "result.json", ("stats.json",)),
+}
 
 
 def open_run(settings: Settings) -> ModelRun:
@@ -30,25 +37,57 @@ def open_run(settings: Settings) -> ModelRun:
     if (folder / "run.json").exists():
         info = store.read_json(folder / "run.json", RunInfo)
         specs = dict(zip(info.models, info.specs, strict=False))
-        if (spec := specs.get(settings.model)) is not None:
+        if spec := specs.get(settings.model):
             return ModelRun(settings, spec, folder / spec.slug, info.limits)
     spec = inspect(registry.resolve(settings.model))
     return ModelRun(settings, spec, folder / spec.slug)
 
 
 def make(run: ModelRun, through: Step) -> None:
-    """Make what is missing of a model's files, up to ``through``, and print what was made.
+    """Make what is missing of a model's files, up to ``through``, and print what is made.
 
-    What is there and answers these settings stays. Texts and latencies are made with one load of the model.
+    What is there and answers the settings stays. The model is loaded once, if at all. Raises LabError as
+    the steps do.
     """
-    makers = {
-        "device": device.device_for,
-        "loading": load.report_for,
-        "samples": generate.samples_for,
-        "latency": generate.latency_for,
-        "scores": rubric.scores_for,
-        "stats": result.stats_for,
-        "result": result.summarise,
-    }
-    for step in STEPS[: STEPS.index(through) + 1]:
-        makers[step](run.settings)
+    wanted = STEPS[: STEPS.index(through) + 1]
+    place = device.make_report(run)
+    if "loading" in wanted:
+        _make_rows(run, place, [step for step in wanted if step in ("samples", "latency")])
+    for step, (compute, name, sources) in COMPUTED.items():
+        path, newest = run.folder / name, 0.0
+        if step in wanted:
+            newest = max((run.folder / source).stat().st_mtime for source in sources)
+            if not path.exists() or path.stat().st_mtime < newest:
+                _say(run, name)
+                compute(run)
+
+
+def _make_rows(run: ModelRun, place: device.DeviceReport, rows: list[str]) -> None:
+    """loading.json and, of samples and latency, those that are wanted."""
+    path, known = run.folder / "loading.json", False
+    if path.exists():
+        old, revision = load.read_report(run), load.revision_of(run.spec)
+        known = (old.device, old.dtype, old.revision) == (place.device, place.dtype, revision)
+    purposes: dict[str, generate.Purpose] = {"samples": "sample", "latency": "latency"}
+    if known and not any(generate.missing(run, purposes[step]) for step in rows):
+        return
+    loaded = load.load(run.spec, place.device, place.dtype, run.limits)
+    prompts = registry.load_prompts(run.settings.prompts, run.settings.limit)
+    try:
+        if not known:
+            _say(run, path.name)
+            store.write_json(path, loaded.report)
+        makers: dict[str, Callable[..., object]] = {
+            "samples": generate.generate_samples,
+            "latency": latency.measure_latency,
+        }
+        for step in rows:
+            if generate.missing(run, purposes[step]):
+                _say(run, f"{step}.jsonl")
+                makers[step](loaded, prompts, run.settings, run.folder / f"{step}.jsonl", limits=run.limits)
+    finally:
+        load.unload(loaded)
+
+
+def _say(run: ModelRun, name: str) -> None:
+    print(f"making {run.folder.name}/{name}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nbhelpers import records, registry, store
+from nbhelpers import records, store
 from nbhelpers.records import LabError, ModelRun, Record, Settings
 
 LIBRARIES = ("torch", "transformers", "numpy", "scipy", "mlflow", "papermill")
@@ -261,7 +261,3 @@ def empty_cache(device: str) -> None:
     """Hand unused blocks of the device's allocator back to the driver."""
     if device != "cpu":
         _backend(device).empty_cache()
-
-
-def device_for(settings: Settings) -> DeviceReport:
-    return make_report(ModelRun(settings, registry.resolve(settings.model), registry.model_dir(settings)))

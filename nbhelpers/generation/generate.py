@@ -14,7 +14,7 @@ from nbhelpers import registry, store
 from nbhelpers.devices import device as devices
 from nbhelpers.devices import meters
 from nbhelpers.generation import inputs
-from nbhelpers.loading import load, tokenizer
+from nbhelpers.loading import tokenizer
 from nbhelpers.loading.load import Loaded, LoadingReport
 from nbhelpers.records import Engine, Failure, LabError, Limits, ModelRun, Prompt, Sample, Settings
 
@@ -293,31 +293,3 @@ def sample_of(
         share_s=share.seconds if share else None,
         failure=failure_of(error) if error else None,
     )
-
-
-def samples_for(settings: Settings) -> Sequence[Sample]:
-    return _read_or_make(settings, "sample")
-
-
-def _read_or_make(settings: Settings, purpose: Purpose) -> Sequence[Sample]:
-    from nbhelpers import pipeline
-    from nbhelpers.generation.latency import measure_latency
-
-    run = pipeline.open_run(settings)
-    load.report_for(settings)
-    if missing(run, purpose):
-        place = devices.device_for(settings)
-        loaded = load.load(run.spec, place.device, place.dtype, run.limits)
-        try:
-            make = generate_samples if purpose == "sample" else measure_latency
-            prompts = registry.load_prompts(settings.prompts, settings.limit)
-            return make(
-                loaded, prompts, settings, run.folder / FILES[purpose], limits=inputs.current_limits()
-            )
-        finally:
-            load.unload(loaded)
-    return read_samples(run, purpose)
-
-
-def latency_for(settings: Settings) -> Sequence[Sample]:
-    return _read_or_make(settings, "latency")

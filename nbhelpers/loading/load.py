@@ -20,7 +20,7 @@ from nbhelpers.devices import device as devices
 from nbhelpers.devices import fit
 from nbhelpers.loading import folder as folders
 from nbhelpers.loading import hub, random_weights, tokenizer
-from nbhelpers.records import SCHEMA_VERSION, Failure, LabError, Limits, ModelRun, ModelSpec, Record, Settings
+from nbhelpers.records import SCHEMA_VERSION, Failure, LabError, Limits, ModelRun, ModelSpec, Record
 
 MEMORY_LOOK_S = 1.0
 SHAPE_TOKENIZER = "lab-gpt2"  # any text becomes ids below 4,096, which every registered architecture has
@@ -201,21 +201,6 @@ def release(device: str) -> None:
 
 def read_report(run: ModelRun) -> LoadingReport:
     return store.read_json(run.folder / "loading.json", LoadingReport)
-
-
-def report_for(settings: Settings) -> LoadingReport:
-    """The run's loading.json for this model, made now if it is missing or of something else."""
-    place = devices.device_for(settings)
-    path = registry.model_dir(settings) / "loading.json"
-    if path.exists():
-        report = store.read_json(path, LoadingReport)
-        revision = revision_of(registry.resolve(settings.model))
-        if (report.device, report.dtype, report.revision) == (place.device, place.dtype, revision):
-            return report
-    loaded = load(settings.model, place.device, place.dtype)
-    unload(loaded)
-    store.write_json(path, loaded.report)
-    return loaded.report
 
 
 def _read_weights(folder: Path, spec: ModelSpec, device: str, dtype: str) -> Any:

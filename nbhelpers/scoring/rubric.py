@@ -13,9 +13,9 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from nbhelpers import registry, store
+from nbhelpers import store
 from nbhelpers.generation import generate
-from nbhelpers.records import LabError, ModelRun, Sample, Score, Settings
+from nbhelpers.records import LabError, ModelRun, Sample, Score
 from nbhelpers.scoring import published, texts
 
 PRIMARY = "lab_v1"
@@ -194,7 +194,7 @@ def _diversity(own: set[tuple[str, ...]], shared: Counter[tuple[str, ...]], sibl
 
 def make_scores(run: ModelRun) -> None:
     """Score the run's samples and write scores.jsonl, always anew: an old one may be of another rubric."""
-    store.write_rows(run.folder / "scores.jsonl", _scored(generate.samples_for(run.settings)))
+    store.write_rows(run.folder / "scores.jsonl", _scored(generate.read_samples(run)))
 
 
 def read_scores(run: ModelRun) -> store.Rows[Score]:
@@ -203,8 +203,3 @@ def read_scores(run: ModelRun) -> store.Rows[Score]:
     if not path.exists():
         raise LabError(f"{path} does not exist: run the notebook that writes it first.")
     return store.all_rows(path, Score)
-
-
-def scores_for(settings: Settings) -> store.Rows[Score]:
-    path = registry.model_dir(settings) / "scores.jsonl"
-    return store.all_rows(store.write_rows(path, _scored(generate.samples_for(settings))), Score)

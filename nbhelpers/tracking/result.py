@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
-from nbhelpers import registry, store
+from nbhelpers import store
 from nbhelpers.devices import device, meters
 from nbhelpers.generation import generate, latency
 from nbhelpers.loading import load
-from nbhelpers.records import Estimate, ModelRun, Result, Sample, Score, Settings, StatsReport
+from nbhelpers.records import Estimate, ModelRun, Result, Sample, Score, StatsReport
 from nbhelpers.scoring import costs, rubric
 from nbhelpers.stats import estimate as stats
 
@@ -169,15 +169,3 @@ def flat_metrics(
 
 def _ratio(top: float | None, bottom: float) -> float | None:
     return None if top is None or not bottom else top / bottom
-
-
-def stats_for(settings: Settings) -> StatsReport:
-    rubric.scores_for(settings)
-    generate.latency_for(settings)
-    return make_stats(ModelRun(settings, registry.resolve(settings.model), registry.model_dir(settings)))
-
-
-def summarise(settings: Settings) -> Result:
-    load.report_for(settings)
-    stats_for(settings)
-    return make_result(ModelRun(settings, registry.resolve(settings.model), registry.model_dir(settings)))

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import tiny
 
-from nbhelpers import registry, store
+from nbhelpers import pipeline, registry, store
 from nbhelpers.devices import device as devices
 from nbhelpers.devices.device import DeviceReport, DtypeTrial
 from nbhelpers.generation import latency
@@ -94,11 +94,11 @@ def test_the_fastest_faithful_dtype_is_chosen_and_stays(tmp_path: Path, planted:
     assert choose(replace(report, dtype="float32", dtype_trials=()), asked) == report
     assert not planted  # a run that goes on tries nothing again
     store.write_json(path, replace(report, versions={"torch": "another"}))
-    assert devices.device_for(asked).dtype == "bfloat16"  # nor after an update
-    by_hand = devices.device_for(replace(asked, dtype="fp16"))
+    assert devices.make_report(pipeline.open_run(asked)).dtype == "bfloat16"  # nor after an update
+    by_hand = devices.make_report(pipeline.open_run(replace(asked, dtype="fp16")))
     assert (by_hand.dtype, by_hand.dtype_reason) == ("float16", "asked for")
     assert choose(by_hand, replace(asked, dtype="fp16")) == by_hand
-    assert devices.device_for(asked).dtype == "bfloat16" and not planted
+    assert devices.make_report(pipeline.open_run(asked)).dtype == "bfloat16" and not planted
 
 
 def test_other_weights_are_tried_again(tmp_path: Path, planted: list[str]) -> None:

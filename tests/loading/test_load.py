@@ -10,12 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from saved_models import WORDS, edit_json, make_model, make_tokenizer
 
-from nbhelpers import registry, store
+from nbhelpers import registry
 from nbhelpers.devices import device as devices
 from nbhelpers.loading import load as loading
 from nbhelpers.loading import tokenizer as tokenizers
-from nbhelpers.loading.load import LoadingReport
-from nbhelpers.records import LabError, ModelSpec, Settings
+from nbhelpers.records import LabError, ModelSpec
 
 MIB = 2**20
 EMBEDDED = registry.embedded_models()
@@ -200,19 +199,6 @@ def test_a_model_that_cannot_fit_is_refused_before_it_is_built():
 def test_a_missing_folder_and_an_unregistered_spec():
     with pytest.raises(LabError, match=r"no config\.json"):
         loading.load(ModelSpec("gone", "/no/such/folder", "local"), "cpu")
-
-
-def test_loading_json_is_made_once_and_again_for_another_question(tmp_path):
-    settings = Settings(model="lab-gpt2", run_dir=str(tmp_path), device="cpu")
-    path = tmp_path / "lab-gpt2" / "loading.json"
-    first = loading.report_for(settings)
-    assert store.read_json(path, LoadingReport) == first
-    marked = replace(first, load_s=12345.0)
-    store.write_json(path, marked)
-    assert loading.report_for(settings) == marked
-    assert loading.report_for(replace(settings, dtype="bfloat16")).dtype == "bfloat16"
-    store.write_json(path, replace(marked, revision="another"))
-    assert loading.report_for(settings).revision == first.revision
 
 
 @pytest.mark.skipif(devices.available_devices()[0] != "cuda", reason="needs CUDA")

@@ -14,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbhelpers import pipeline, registry, store
-from nbhelpers.devices.device import DeviceReport
-from nbhelpers.generation import inputs
-from nbhelpers.loading import load as loading
+from nbhelpers.generation import generate
+from nbhelpers.loading.load import LoadingReport
 from nbhelpers.records import CONTENT_TYPES, LabError, Sample, Score, Settings
 from nbhelpers.scoring import published as rubrics
 from nbhelpers.scoring import rubric as scoring
@@ -470,14 +469,14 @@ def test_scores_are_one_row_a_sample_however_often_they_are_made(tmp_path) -> No
 
 def _write_samples(chosen: Settings) -> list[Sample]:
     """A run folder as notebook 03 leaves it, without a model having run."""
-    here = DeviceReport("cpu", "test", 2, 2**30, 2**30, ("float32",), "float32", "test", {}, "test")
-    store.write_json(registry.model_dir(chosen) / "device.json", here)
-    spec = registry.resolve(chosen.model)
-    identity = inputs.identity(spec, loading.revision_of(spec), here.device, here.dtype)
-    requests = inputs.requests(registry.load_prompts(limit=chosen.limit), chosen, identity)
+    run = pipeline.open_run(chosen)
+    report = LoadingReport(
+        "lab-gpt2", "lab-gpt2", "r", "s", "gpt2", 1, 1, 1, "cpu", "float32", *[0] * 6, None
+    )
+    store.write_json(run.folder / "loading.json", report)
+    requests = generate.requests(registry.load_prompts(limit=chosen.limit), chosen, report)
     made = [sample(key=r.key, prompt_id=r.prompt.id, prompt=r.prompt.text) for r in requests]
-    for row in made:
-        store.append_row(registry.model_dir(chosen) / "samples.jsonl", row)
+    store.write_rows(run.folder / "samples.jsonl", made)
     return made
 
 

@@ -1,0 +1,77 @@
+"""What is missing of a model's files is made, once and visibly; what is there and right stays."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nbhelpers import pipeline, store
+from nbhelpers.generation import generate, latency
+from nbhelpers.loading import load
+from nbhelpers.records import LabError, Limits, ModelSpec, Result, RunInfo, Sample, Settings
+from nbhelpers.scoring import rubric
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    asked = Settings("lab-gpt2", str(folder), limit=2, repeats=1, max_new_tokens=8, device="cpu")
+    made = pipeline.open_run(asked)
+    pipeline.make(made, "result")
+    return made
+
+
+def test_every_step_leaves_its_file_and_the_next_call_makes_nothing(run, capsys):
+    names = ["device", "loading", "stats", "result"]
+    assert all((run.folder / f"{name}.json").exists() for name in names)
+    assert len(generate.read_samples(run)) == len(rubric.read_scores(run)) == 2
+    assert len(latency.read_latency(run)) == 2
+    before = {path.name: path.stat().st_mtime_ns for path in run.folder.iterdir()}
+    pipeline.make(run, "result")
+    assert {path.name: path.stat().st_mtime_ns for path in run.folder.iterdir()} == before
+    assert capsys.readouterr().out == ""
+
+
+def test_only_what_is_asked_for_is_made(tmp_path, capsys):
+    made = pipeline.open_run(Settings("lab-gpt2", str(tmp_path), device="cpu"))
+    pipeline.make(made, "device")
+    assert [path.name for path in made.folder.iterdir()] == ["device.json"]
+    with pytest.raises(LabError, match=r"loading\.json does not exist"):
+        generate.read_samples(made)
+    pipeline.make(made, "loading")
+    assert capsys.readouterr().out == "making lab-gpt2/loading.json\n"
+    with pytest.raises(LabError, match=r"lacks 60 of 60 rows: make them with pipeline\.make"):
+        generate.read_samples(made)
+
+
+def test_loading_json_stays_until_it_answers_another_question(run, tmp_path):
+    path, first = run.folder / "loading.json", load.read_report(run)
+    marked = replace(first, load_s=12345.0)
+    store.write_json(path, marked)
+    pipeline.make(run, "loading")
+    assert load.read_report(run) == marked
+    other = pipeline.open_run(replace(run.settings, run_dir=str(tmp_path), dtype="bfloat16"))
+    pipeline.make(other, "loading")
+    assert load.read_report(other).dtype == "bfloat16"
+    store.write_json(path, replace(marked, revision="another"))
+    pipeline.make(run, "loading")
+    assert load.read_report(run).revision == first.revision
+
+
+def test_new_rows_bring_new_scores_and_a_new_result(run):
+    more = pipeline.open_run(replace(run.settings, repeats=2))
+    pipeline.make(more, "result")
+    assert len(generate.read_samples(more)) == len(rubric.read_scores(more)) == 4
+    assert store.read_json(more.folder / "result.json", Result).attempted == 4
+    assert sum(1 for _ in store.read_rows(more.folder / "samples.jsonl", Sample)) == 4
+
+
+def test_a_run_s_own_record_says_what_a_name_means(tmp_path):
+    spec = ModelSpec("tuned", "/gone/by/now", "local")
+    info = RunInfo(
+        "r", ("./tuned",), Settings(), "2026", None, {}, "m", None, specs=(spec,), limits=Limits(9.0)
+    )
+    store.write_json(tmp_path / "run.json", info)
+    found = pipeline.open_run(Settings("./tuned", str(tmp_path)))
+    assert (found.spec, found.folder.name, found.limits.cell_s) == (spec, "tuned", 9.0)
+    assert found.folder == Path(tmp_path).resolve() / "tuned"
