@@ -73,7 +73,7 @@ def decode(
     waiting = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), () if loop else tuple(prompts[i])))
     live: list[int] = []
     tokens: list[list[int]] = [[] for _ in prompts]
-    began, ttft_s = [0.0] * len(prompts), [0.0] * len(prompts)
+    began, ttft_s = dict[int, float](), dict[int, float]()
     held: Any = None
     while live or waiting:
         new = waiting[: slots - len(live)] if len(live) <= slots * (1 - REFILL) else []
@@ -82,9 +82,8 @@ def decode(
         if new:
             waiting = waiting[len(new) :]
             yield Started(new)
-            now, rows = clock(), new
-            for row in new:
-                began[row] = now
+            began.update(dict.fromkeys(new, clock()))
+            rows = new
             asked = [prompts[row] for row in new]
             memory = (
                 KeyValues(model, asked) if loop else States(model, asked, max(max_new_tokens[r] for r in new))
@@ -98,8 +97,7 @@ def decode(
         for place, (row, token) in enumerate(zip(rows, ids, strict=True)):
             tokens[row].append(token)
             latency_s = now - began[row]
-            if len(tokens[row]) == 1:
-                ttft_s[row] = latency_s
+            ttft_s.setdefault(row, latency_s)
             reason: FinishReason | None = None
             if token in end_tokens:
                 reason = "eos"
@@ -240,10 +238,7 @@ def _passes(
 
 
 def pad_left(prompts: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask, both [B, longest] int64; zeros in front, so that every row ends at the edge.
-
-    The padding id is irrelevant: the mask hides it, and it is never counted.
-    """
+    """Ids and attention mask, both [B, longest] int64; zeros in front, so that every row ends at the edge."""
     rows = [torch.tensor(list(ids)) for ids in prompts]
     ids = pad_sequence(rows, batch_first=True, padding_side="left")
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")

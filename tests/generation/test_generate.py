@@ -37,7 +37,7 @@ from nbhelpers import pipeline, registry, store
 from nbhelpers.devices import meters
 from nbhelpers.generation import decode as decoding
 from nbhelpers.generation import generate as generation
-from nbhelpers.generation import inputs, latency, sampling
+from nbhelpers.generation import latency, sampling
 from nbhelpers.loading import load as loading
 from nbhelpers.loading import tokenizer
 from nbhelpers.records import Failure, LabError, Prompt, Sample, Settings
@@ -544,8 +544,8 @@ def test_the_batch_is_chosen_by_memory_and_split_evenly(monkeypatch: pytest.Monk
         (10 * row, 12, 6),
         (0, 5, 1),
     ):
-        monkeypatch.setattr(inputs.devices, "free_memory", lambda device, free=free: free)
-        assert inputs.best_batch_size(loaded, [job] * rows) == expected
+        monkeypatch.setattr(generation.devices, "free_memory", lambda device, free=free: free)
+        assert generation.best_batch_size(loaded, [job] * rows) == expected
 
 
 def test_rows_are_read_by_key_without_torch_and_what_is_missing_is_named(tmp_path: Path) -> None:
