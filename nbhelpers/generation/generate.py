@@ -1,3 +1,304 @@
 """Prompts in, one ``Sample`` per prompt and repeat out, written down as they end and never made twice."""
 
 from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from nbhelpers import registry, store
+from nbhelpers.devices import device as devices
+from nbhelpers.devices import fit, meters
+from nbhelpers.loading import load, tokenizer
+from nbhelpers.loading.load import Loaded, LoadingReport
+from nbhelpers.records import Engine, Failure, LabError, Limits, ModelRun, Prompt, Sample, Settings
+
+if TYPE_CHECKING:
+    from nbhelpers.generation.decode import Finished
+
+ENGINE = 2  # raise it when the same settings would give another text: older rows are then made again
+LATENCY_PROMPTS = 5
+BATCH_CAP = 128  # rows
+GIVE_UP_AFTER = 3  # failures in a row
+PAUSE_S = 1.0  # before a model that failed so often gets one more try
+ALLOCATION = ("out of memory", "not enough memory", "can't allocate memory")  # the last is Linux without room
+
+Purpose = Literal["sample", "latency"]
+FILES: dict[Purpose, str] = {"sample": "samples.jsonl", "latency": "latency.jsonl"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sample that is wanted; its key says whether a file already has it. ``prepare`` adds the rest."""
+
+    key: str
+    prompt: Prompt
+    repeat: int
+    ids: tuple[int, ...] = ()
+    max_new_tokens: int = 0  # that may follow the ids
+    truncated: bool = False
+
+
+def requests(
+    prompts: Sequence[Prompt], settings: Settings, report: LoadingReport, purpose: Purpose = "sample"
+) -> list[Request]:
+    """Every (prompt, repeat) in order, keyed by all that decides its text.
+
+    Latency takes the first prompts (at most 5) and no repeats.
+    """
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
+    decides = {name: getattr(settings, name) for name in names} | {
+        "model": report.model,
+        "revision": report.revision,
+        "format": report.prompt_format,
+        "device": report.device.split(":")[0],
+        "dtype": report.dtype,
+        "engine": ENGINE,
+        "purpose": purpose,
+    }
+    latency = purpose == "latency"
+    return [
+        Request(store.row_key(**decides, prompt_id=p.id, prompt=p.text, repeat=repeat), p, repeat)
+        for p in prompts[: LATENCY_PROMPTS if latency else None]
+        for repeat in range(1 if latency else settings.repeats)
+    ]
+
+
+def read_samples(run: ModelRun, purpose: Purpose = "sample") -> store.Rows[Sample]:
+    """The rows of this run's settings, in order, read when they are asked for; a failed one counts as there.
+
+    Raises LabError where some are missing.
+    """
+    path, offsets = _offsets(run, purpose)
+    if absent := offsets.count(None):
+        way_out = f"pipeline.make(run, through={'samples' if purpose == 'sample' else 'latency'!r})"
+        raise LabError(f"The file {path} lacks {absent} of {len(offsets)} rows: make them with {way_out}.")
+    return store.Rows(path, Sample, (offset for offset in offsets if offset is not None))
+
+
+def missing(run: ModelRun, purpose: Purpose = "sample") -> int:
+    """How many rows of this run's settings its file lacks."""
+    return _offsets(run, purpose)[1].count(None)
+
+
+def _offsets(run: ModelRun, purpose: Purpose) -> tuple[Path, list[int | None]]:
+    """A file of rows, and where in it each row of this run's settings starts."""
+    path, prompts = (
+        run.folder / FILES[purpose],
+        registry.load_prompts(run.settings.prompts, run.settings.limit),
+    )
+    wanted, have = requests(prompts, run.settings, load.read_report(run), purpose), store.index(path, Sample)
+    return path, [have.get(request.key) for request in wanted]
+
+
+def prepare(loaded: Loaded, request: Request, max_new_tokens: int) -> Request:
+    """The request with its prompt's ids, cut to fit the context. Raises LabError as encode does.
+
+    The answer is promised max_new_tokens, but at most half of the context. A longer prompt keeps its last
+    tokens, with the beginning token in front.
+    """
+    context, begin = loaded.report.context, loaded.tokenizer.bos_token_id
+    ids = tokenizer.encode(loaded, request.prompt)
+    room = max(context - max_new_tokens, context // 2, 1)
+    truncated = len(ids) > room
+    if truncated:
+        ids = [begin, *ids[len(ids) - room + 1 :]] if ids[0] == begin and room > 1 else ids[-room:]
+    follow = max(1, min(max_new_tokens, context - len(ids)))
+    return replace(request, ids=tuple(ids), max_new_tokens=follow, truncated=truncated)
+
+
+def generate_samples(
+    loaded: Loaded,
+    prompts: Sequence[Prompt],
+    settings: Settings,
+    path: Path | None = None,
+    batch_size: int | None = None,
+    limits: Limits = Limits(),
+) -> list[Sample]:
+    """One sample per prompt and repeat, in that order, each exactly once, generated in batches.
+
+    path: a JSONL file; its finished rows are reused, its failed ones tried again, new rows appended as they
+    end. batch_size: None chooses by memory. What goes wrong with a row is recorded in the row and the run
+    goes on. Raises LabError for a file that cannot be written, and when limits.fail_on_error is reached.
+    """
+    return complete(loaded, requests(prompts, settings, loaded.report), settings, path, batch_size, limits)
+
+
+def complete(
+    loaded: Loaded,
+    wanted: Sequence[Request],
+    settings: Settings,
+    path: Path | None = None,
+    batch_size: int | None = None,
+    limits: Limits = Limits(),
+    stop: bool = True,
+    warm_ups: int = 0,
+) -> list[Sample]:
+    """The wanted samples in order: the finished rows of the file, and the rest made now.
+
+    stop: whether end tokens end a row. warm_ups: generations before these, in no row.
+    """
+    with store.appending(path) if path else nullcontext() as append:
+        have, jobs, broken, failed = finished(path), list[Request](), list[Sample](), 0
+        for request in wanted:
+            if request.key not in have:
+                try:
+                    jobs.append(prepare(loaded, request, settings.max_new_tokens))
+                except Exception as error:
+                    broken.append(sample_of(loaded, request, settings, 1, error=error))
+        ends = tokenizer.end_tokens(loaded) if stop else frozenset()
+        made = _run(loaded, jobs, settings, batch_size, ends, limits.generation_s) if jobs else ()
+        with meters.recorded(path, [job.key for job in jobs], warm_ups):
+            for sample in itertools.chain(broken, made):
+                have[sample.key] = sample
+                if append is not None:
+                    append(sample)
+                failed += sample.error is not None
+                if limits.fail_on_error.reached(failed, len(wanted)):
+                    count = f"{failed} of {len(wanted)} samples failed, the last with {sample.error}"
+                    raise LabError(f"The run was stopped by --fail-on-error: {count}", Failure.STOPPED)
+    return [have[request.key] for request in wanted]
+
+
+def finished(path: Path | None) -> dict[str, Sample]:
+    """Key -> row of a samples file; of two rows with one key the later counts, if it did not fail."""
+    last = {row.key: row for row in store.read_rows(path, Sample)} if path else {}
+    return {key: row for key, row in last.items() if row.error is None}
+
+
+def _run(
+    loaded: Loaded,
+    jobs: list[Request],
+    settings: Settings,
+    size: int | None,
+    ends: frozenset[int],
+    timeout_s: float,
+) -> Iterator[Sample]:
+    """Run all jobs, `size` at a time; when memory runs out, halve that and try what is left again.
+
+    A circuit breaker: after failures in a row one job is tried alone, and if it fails too, the rest is not
+    tried. Every job gives a sample.
+    """
+    from nbhelpers.generation.decode import Started, decode, engine_for
+    from nbhelpers.generation.sampling import row_seed, sampler
+
+    engine, in_a_row = engine_for(loaded.model), 0
+    size = size or best_batch_size(loaded, jobs)
+    devices.reset_peak(loaded.device)
+    while jobs:
+        trial = in_a_row >= GIVE_UP_AFTER
+        if trial:
+            time.sleep(PAUSE_S)
+        now, later = (jobs[:1], jobs[1:]) if trial else (jobs, [])
+        size = min(size, len(jobs))
+        rows, failure = min(size, len(now)), None
+        waiting, begun = dict(enumerate(now)), dict[int, Request]()
+        paid = dict[int, meters.Share]()  # by the rows before it, when a row began
+        seeds = [row_seed(settings.seed, job.prompt.id, job.repeat) for job in now]
+        choose = sampler(seeds, settings.temperature, settings.top_k, settings.top_p)
+        ids, room = [job.ids for job in now], [job.max_new_tokens for job in now]
+        try:
+            devices.synchronize(loaded.device)
+            ledger = meters.Ledger(loaded.device)
+            for event in decode(loaded.model, ids, room, choose, ends, rows, timeout_s, engine=engine):
+                if not isinstance(event, Started):
+                    share = ledger.charge(len(begun)).since(paid[event.row])
+                    late = event.finish_reason == "time"
+                    error = TimeoutError(f"the limit of {timeout_s:g} s passed") if late else None
+                    in_a_row = in_a_row + 1 if late else 0
+                    yield sample_of(loaded, begun.pop(event.row), settings, rows, event, error, share, engine)
+                elif in_a_row >= GIVE_UP_AFTER and not trial:
+                    break
+                else:
+                    paid.update(dict.fromkeys(event.rows, ledger.charge(max(1, len(begun)))))
+                    begun.update((row, waiting.pop(row)) for row in event.rows)
+        except Exception as caught:
+            # Without the traceback, whose frames would keep this batch's tensors alive during the next try.
+            failure = caught.with_traceback(None)
+        if failure is not None and rows > 1 and failure_of(failure) == Failure.OUT_OF_MEMORY:
+            size //= 2
+        elif failure is not None:
+            in_a_row += len(begun)
+            yield from (sample_of(loaded, job, settings, rows, error=failure) for job in begun.values())
+            begun = {}
+        jobs = [*begun.values(), *waiting.values(), *later]
+        if trial and in_a_row:
+            break
+    given_up = LabError(
+        f"The model {loaded.spec.alias} was given up after {in_a_row} failures in a row.", Failure.REFUSED
+    )
+    yield from (sample_of(loaded, job, settings, size, error=given_up) for job in jobs)
+
+
+def best_batch_size(loaded: Loaded, jobs: Sequence[Request]) -> int:
+    """As many rows as fit the free memory, at most 128, split evenly where there are more."""
+    tokens, report = max(len(job.ids) + job.max_new_tokens for job in jobs), loaded.report
+    one = fit.generation_need(loaded.spec, report.dtype, 1, tokens, report.vocabulary)
+    most = min(BATCH_CAP, max(1, fit.rows_that_fit(one, devices.free_memory(loaded.device), loaded=True)))
+    return math.ceil(len(jobs) / math.ceil(len(jobs) / most))
+
+
+def failure_of(error: Exception) -> Failure:
+    """The kind of an exception, by its type.
+
+    torch has a type for exhausted memory on CUDA and XPU alone: on the CPU and on MPS it raises a plain
+    RuntimeError, which only its text tells from others.
+    """
+    import torch
+
+    if isinstance(error, LabError):
+        return error.kind
+    full = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in ALLOCATION)
+    if full or isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return Failure.OUT_OF_MEMORY
+    if isinstance(error, TimeoutError):
+        return Failure.TIMEOUT
+    return Failure.BAD_OUTPUT if isinstance(error, UnicodeError) else Failure.OTHER
+
+
+def sample_of(
+    loaded: Loaded,
+    job: Request,
+    settings: Settings,
+    batch_size: int,
+    row: Finished | None = None,
+    error: Exception | None = None,
+    share: meters.Share | None = None,
+    engine: Engine = "loop",
+) -> Sample:
+    """The record of one row, or of its failure."""
+    tokens = row.tokens if row else ()
+    ended = row is not None and row.finish_reason == "eos"
+    text = loaded.tokenizer.decode(list(tokens[:-1] if ended else tokens), skip_special_tokens=True).strip()
+    per_token = (row.latency_s - row.ttft_s) / (len(tokens) - 1) if row and len(tokens) > 1 else None
+    return Sample(
+        key=job.key,
+        model=loaded.spec.alias,
+        revision=loaded.revision,
+        prompt_id=job.prompt.id,
+        content_type=job.prompt.content_type,
+        repeat=job.repeat,
+        seed=settings.seed,
+        prompt=job.prompt.text,
+        text=text,
+        prompt_tokens=len(job.ids),
+        new_tokens=len(tokens),
+        bytes=len(text.encode("utf-8", "surrogatepass")),
+        finish_reason=row.finish_reason if row else "error",
+        error=f"{type(error).__name__}: {error}".splitlines()[0] if error else None,
+        batch_size=batch_size,
+        latency_s=row.latency_s if row else None,
+        ttft_s=row.ttft_s if row else None,
+        tpot_s=per_token,
+        peak_memory_bytes=devices.peak_memory(loaded.device) if row else None,
+        energy_j=share.joules if share else None,
+        prompt_truncated=job.truncated,
+        engine=engine,
+        share_s=share.seconds if share else None,
+        failure=failure_of(error) if error else None,
+    )
