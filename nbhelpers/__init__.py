@@ -11,7 +11,7 @@
     comparison   (07, 08)      models side by side, routing, plots, labels by people
     report                     the HTML pages
     runner                     a run: plan, kernels, notebooks, progress
-    quiz, cli                  the question bank, the command line
+    cli                        the command line
 
 A file imports only from files above it in this list, or from its own folder.
 """

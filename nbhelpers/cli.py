@@ -1,4 +1,4 @@
-"""The commands ``nbhelpers run | models | doctor | memory | report | route | label | quiz | ui``.
+"""The commands ``nbhelpers run | models | doctor | memory | report | route | label | ui``.
 
 Exit codes: 0 all is well, 1 a model failed (the others are reported) or the run was stopped, 2 wrong usage.
 """
@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from nbhelpers import quiz
 from nbhelpers.records import FailOnError, Failure, LabError, Limits, Settings
 from nbhelpers.scoring.texts import printable
 
@@ -31,7 +30,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("quiz")(quiz.command)
 SETTINGS = {field.name: field for field in dataclasses.fields(Settings) if "help" in field.metadata}
 LIMITS = {  # option -> the field of Limits, its least value, help
     "timeout": ("cell_s", 1, "Seconds a notebook's cell may take."),

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from saved_models import make_model
 
-from nbhelpers import quiz, records, registry, store
+from nbhelpers import records, registry, store
 from nbhelpers.comparison import compare as comparison
 from nbhelpers.comparison import labels
 from nbhelpers.loading import folder as checkpoints
@@ -23,6 +23,7 @@ from nbhelpers.records import LabError
 from nbhelpers.report import html as report
 from nbhelpers.scoring import costs, validity
 from nbhelpers.scoring import published as rubrics
+from tools import quiz
 
 MANY = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 DATA = store.data_dir()

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "nbhelpers"
 # From the ground up; a name is a file of the package or one of its folders.
 FLOORS = (
     *("records", "store", "registry", "stats", "devices", "loading", "generation", "scoring"),
-    *("tracking", "pipeline", "comparison", "report", "runner", "quiz", "cli"),
+    *("tracking", "pipeline", "comparison", "report", "runner", "cli"),
 )
 MOST_LINES, MOST_CODE_LINES, MOST_FILES, LONGEST_FILE = 5_500, 3_900, 40, 300
 

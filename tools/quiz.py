@@ -10,6 +10,7 @@ import csv
 import html
 import io
 import math
+import sys
 import textwrap
 from collections.abc import Sequence
 from contextlib import suppress
@@ -171,3 +172,16 @@ def command(
         raise LabError(
             f"The file {path} cannot be written ({error.strerror}): choose another path."
         ) from None
+
+
+def main() -> None:
+    """A LabError becomes one sentence and exit code 2, as in ``nbhelpers``."""
+    try:
+        typer.run(command)
+    except LabError as error:
+        print(f"quiz: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

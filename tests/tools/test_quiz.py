@@ -18,17 +18,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbhelpers import quiz, store
+from nbhelpers import store
 from nbhelpers.comparison import labels
 from nbhelpers.records import LabError
+from tools import quiz
 
-NBHELPERS = Path(sys.executable).with_name("nbhelpers")
+QUIZ = [sys.executable, Path(quiz.__file__)]
 COST = quiz.select("cost")
 DAY = date(2026, 1, 1)
 
 
 def call(typed: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
-    command = [NBHELPERS, "quiz", *map(str, arguments)]
+    command = [*QUIZ, *map(str, arguments)]
     env = {**os.environ, "COLUMNS": "200", **environment}
     return subprocess.run(command, input=typed, capture_output=True, text=True, env=env, timeout=60)
 
@@ -104,7 +105,7 @@ def test_keeps_progress_in_the_user_s_folder_by_default(tmp_path):
 def sentence(done: subprocess.CompletedProcess) -> str:
     assert done.returncode == 2
     lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("nbhelpers: "), done.stderr
+    assert len(lines) == 1 and lines[0].startswith("quiz: "), done.stderr
     return lines[0]
 
 
