@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nbhelpers import store
-from nbhelpers.records import CONTENT_TYPES, LabError, ModelSpec, Prompt, Settings
+from nbhelpers.records import CONTENT_TYPES, LabError, ModelSpec, Prompt
 
 SHAPE = "shape:"
 _FIELDS = "id, text and content_type"
@@ -113,11 +113,6 @@ def folder_of(spec: ModelSpec) -> Path | None:
     return Path(spec.source) if spec.kind == "local" else None
 
 
-def model_dir(settings: Settings) -> Path:
-    """Where a run keeps this model's files: <run>/<slug>."""
-    return store.run_dir(settings) / resolve(settings.model).slug
-
-
 def load_prompts(path: str | Path = "", limit: int | None = None) -> list[Prompt]:
     """Read prompts from JSON lines {"id", "text", "content_type"}; "" is the 15 benchmark prompts b01…b15.
 
@@ -126,46 +121,37 @@ def load_prompts(path: str | Path = "", limit: int | None = None) -> list[Prompt
     if limit is not None and limit < 1:
         raise LabError(f"The limit is {limit}: ask for at least 1 prompt.")
     source = Path(path).expanduser() if str(path) else store.data_dir() / "prompts.jsonl"
-    prompts = _read_prompts(source)
-    if not str(path):
-        prompts = [prompt for prompt in prompts if re.fullmatch(r"b\d\d", prompt.id)]
-    return prompts[:limit]
-
-
-def _read_prompts(path: Path) -> list[Prompt]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines also splits at U+2028
+        lines = source.read_text(encoding="utf-8-sig").split("\n")  # splitlines also splits at U+2028
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise LabError(f"The prompts file {path} cannot be read: {reason}.") from None
+        raise LabError(f"The prompts file {source} cannot be read: {reason}.") from None
     prompts: dict[str, Prompt] = {}
     for number, line in enumerate(lines, 1):
         if line.strip():
-            where = f"{path.name}, line {number}"
-            prompt = _prompt(line, where)
+            prompt = _prompt(line, where := f"{source.name}, line {number}")
             if prompt.id in prompts:
                 raise LabError(f"{where}: the id {prompt.id!r} was used before; ids are unique.")
             prompts[prompt.id] = prompt
     if not prompts:
-        raise LabError(f"The prompts file {path} is empty: write one JSON object ({_FIELDS}) per line.")
-    return list(prompts.values())
+        raise LabError(f"The prompts file {source} is empty: write one JSON object ({_FIELDS}) per line.")
+    chosen = [p for p in prompts.values() if str(path) or re.fullmatch(r"b\d\d", p.id)]
+    return chosen[:limit]
 
 
 def _prompt(line: str, where: str) -> Prompt:
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise LabError(f"{where}: not valid JSON ({error}).") from None
-    if not isinstance(row, dict):
-        raise LabError(f"{where}: expected a JSON object with {_FIELDS}.")
-    for name in ("id", "text", "content_type"):
-        if not isinstance(row.get(name), str) or not row[name].strip():
+        given = {name: row.get(name) for name in ("id", "text", "content_type")}
+    except (ValueError, RecursionError, AttributeError) as error:
+        raise LabError(f"{where}: not a JSON object with {_FIELDS} ({error}).") from None
+    for name, value in given.items():
+        if not isinstance(value, str) or not value.strip():
             raise LabError(f"{where}: the field {name!r} is missing or not a non-empty text.")
-    if row["content_type"] not in CONTENT_TYPES:
-        raise LabError(
-            f"{where}: unknown content type {row['content_type']!r}; use one of {', '.join(CONTENT_TYPES)}."
-        )
-    return Prompt(row["id"], row["text"], row["content_type"])
+    if given["content_type"] not in CONTENT_TYPES:
+        known = ", ".join(CONTENT_TYPES)
+        raise LabError(f"{where}: unknown content type {given['content_type']!r}; use one of {known}.")
+    return Prompt(**given)
 
 
 def held_out_text() -> str:

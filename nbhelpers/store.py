@@ -29,15 +29,10 @@ LOCK_S = 60.0  # wait for another writer: what a killed run left behind ends wit
 
 def project_root() -> Path:
     """The checkout: the nearest folder, from here or from the working directory up, with data/models.toml."""
-    starts = (Path(__file__).resolve().parent.parent, Path.cwd())
-    for start in starts:
-        for folder in (start, *start.parents):
-            if (folder / "data" / "models.toml").is_file():
-                return folder
-    raise LabError(
-        "data/models.toml was not found near the package or the working directory: "
-        "run from a checkout of the laboratory."
-    )
+    for folder in (*Path(__file__).resolve().parents, Path.cwd(), *Path.cwd().parents):
+        if (folder / "data" / "models.toml").is_file():
+            return folder
+    raise LabError("The file data/models.toml was not found: run from a checkout of the laboratory.")
 
 
 def data_dir() -> Path:
@@ -263,12 +258,12 @@ def _record(body: bytes, cls: type[T], where: str) -> T:
         problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
         if problem["type"] == "json_invalid":
             raise LabError(f"{where}: not JSON ({problem['msg']}); delete it and run again.") from None
-        _check_version(json.loads(body), cls, where)
+        _check_version(body, cls, where)
         field = ".".join(map(str, problem["loc"]))
         raise LabError(f"{where}: not a valid {cls.__name__} ({field}: {problem['msg']}).") from None
     version = getattr(record, "schema_version", None)
     if version is not None and (version != SCHEMA_VERSION or b"schema_version" not in body):
-        _check_version(json.loads(body), cls, where)
+        _check_version(body, cls, where)
     return record
 
 
@@ -288,12 +283,11 @@ def _reader(cls: Any) -> TypeAdapter[Any]:
     return TypeAdapter(cls)
 
 
-def _check_version(data: Any, cls: type[Any], where: str) -> None:
+def _check_version(body: bytes, cls: type[Any], where: str) -> None:
     """Raises LabError for a file of another version of this record."""
-    if "schema_version" not in {field.name for field in dataclasses.fields(cls)}:
-        return
+    data = json.loads(body)
     version = data.get("schema_version") if isinstance(data, dict) else None
-    if version != SCHEMA_VERSION:
+    if hasattr(cls, "schema_version") and version != SCHEMA_VERSION:
         raise LabError(
             f"{where}: schema version {version!r} is unknown to this release (it knows {SCHEMA_VERSION}): "
             "upgrade nbhelpers or make the file again."

@@ -89,7 +89,7 @@ def test_the_fastest_faithful_dtype_is_chosen_and_stays(tmp_path: Path, planted:
     assert [t.speed_ratio for t in report.dtype_trials] == [1.0, 3.0, 2.0]
     ratios = [t.perplexity_ratio or 0 for t in report.dtype_trials]
     assert ratios[0] == 1 and all(0 < abs(ratio - 1) < 0.01 for ratio in ratios[1:])
-    path = store.write_json(registry.model_dir(asked) / "device.json", report)
+    path = store.write_json(pipeline.open_run(asked).folder / "device.json", report)
     planted.clear()
     assert choose(replace(report, dtype="float32", dtype_trials=()), asked) == report
     assert not planted  # a run that goes on tries nothing again
@@ -104,7 +104,7 @@ def test_the_fastest_faithful_dtype_is_chosen_and_stays(tmp_path: Path, planted:
 def test_other_weights_are_tried_again(tmp_path: Path, planted: list[str]) -> None:
     asked = settings(tmp_path)
     old = DtypeTrial("float32", 1.0, 2.0, 1.0, 1.0, "another revision")
-    store.write_json(registry.model_dir(asked) / "device.json", here(dtype_trials=(old,)))
+    store.write_json(pipeline.open_run(asked).folder / "device.json", here(dtype_trials=(old,)))
     assert choose(here(), asked).dtype == "bfloat16"
     assert planted == list(DTYPES)
 
