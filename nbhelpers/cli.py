@@ -9,6 +9,7 @@ import dataclasses
 import inspect
 import json
 import math
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -21,7 +22,6 @@ from nbhelpers.records import FailOnError, Failure, LabError, Limits, Settings
 from nbhelpers.scoring.texts import printable
 
 if TYPE_CHECKING:
-    from nbhelpers.comparison.compare import ComparisonReport
     from nbhelpers.records import RunInfo
 
 app = typer.Typer(
@@ -43,19 +43,18 @@ Run = Annotated[str, typer.Argument(help="A run's folder or name, or 'latest'.")
 
 def _with_options(command: Callable[..., None]) -> Callable[..., None]:
     """The command with an option for each of SETTINGS and LIMITS in place of its ``**options``."""
+
+    def option(name: str, kind: Any, default: Any, info: Any) -> inspect.Parameter:
+        place = inspect.Parameter.KEYWORD_ONLY
+        return inspect.Parameter(name, place, default=default, annotation=Annotated[kind, info])
+
     types, given = get_type_hints(Settings), inspect.signature(command, eval_str=True)
-    options = {
-        name: (types[name], field.default, typer.Option(help=field.metadata["help"]))
-        for name, field in SETTINGS.items()
-    }
-    for name, (field, least, text) in LIMITS.items():
-        options[name] = (float, getattr(Limits, field), typer.Option(min=least, help=text))
     parameters = list(given.parameters.values())[:-1]
-    for name, (kind, default, option) in options.items():
-        annotation = Annotated[kind, option]  # type: ignore[valid-type]
-        parameters.append(
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-        )
+    for name, setting in SETTINGS.items():
+        info = typer.Option(help=setting.metadata["help"])
+        parameters.append(option(name, types[name], setting.default, info))
+    for name, (field, least, text) in LIMITS.items():
+        parameters.append(option(name, float, getattr(Limits, field), typer.Option(min=least, help=text)))
     command.__signature__ = given.replace(parameters=parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
@@ -65,14 +64,12 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
 @_with_options
 def run(
     context: typer.Context,
-    models: Annotated[
-        list[str] | None, typer.Argument(help="Alias, org/name, folder or shape:alias.")
-    ] = None,
+    models: Annotated[list[str] | None, typer.Argument(help="Alias, org/name, folder, shape:alias.")] = None,
     jobs: Annotated[int, typer.Option(min=0, help="Models at a time; 0: two small ones on a CPU.")] = 0,
     out: Annotated[str, typer.Option(help="Folder of this run; default: outputs/<date-time>.")] = "",
     resume: Annotated[str, typer.Option(help="Continue a run: its folder, its name, or 'latest'.")] = "",
     fail_on_error: Annotated[
-        str, typer.Option(help="Stop at failed samples of a model: true, a share, a count or false.")
+        str, typer.Option(help="Failed samples that stop a run: true, a share, a count.")
     ] = "false",
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
     **options: Any,
@@ -94,16 +91,9 @@ def run(
         with progress.watching(plan, quiet=as_json) as watch:
             info = run.run(plan, jobs or plans.default_jobs(plan), limits, watch)
     except KeyboardInterrupt:
-        raise LabError(
-            f"The run was stopped; what was finished is kept. "
-            f"Continue with: nbhelpers run --resume {plan.run_dir}",
-            Failure.STOPPED,
-        ) from None
-    if as_json:
-        comparison = _comparison(plan.run_dir)
-        print(json.dumps(comparison and dataclasses.asdict(comparison), indent=2))
-    else:
-        _print_outcome(plan.run_dir, info)
+        kept = "The run was stopped; what was finished is kept. Continue with: nbhelpers run --resume"
+        raise LabError(f"{kept} {plan.run_dir}", Failure.STOPPED) from None
+    _print_outcome(plan.run_dir, info, as_json)
     if any(status.status == "failed" for status in info.notebooks):
         raise typer.Exit(1)
 
@@ -113,32 +103,30 @@ def _refuse_with_resume(context: typer.Context) -> None:
     for name in ("models", "out", *SETTINGS):
         if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE":
             flag = name if name == "models" else f"--{name.replace('_', '-')}"
-            raise LabError(
-                f"The option --resume continues a run with its own settings: leave out {flag}, "
-                "or start a new run."
-            )
+            raise LabError(f"The option --resume keeps a run's own settings: leave out {flag} or start anew.")
 
 
 def _tolerated(text: str) -> FailOnError:
     """--fail-on-error: true is the first failure, false none, a number below 1 a share. Raises LabError."""
-    text = {"true": "1", "false": "0"}.get(text.lower(), text)
-    try:
-        number = float(text) if text[:1].isdigit() else math.inf
-    except ValueError:
-        number = math.inf
-    if number == math.inf:
-        raise LabError(
-            f"The option --fail-on-error is {text!r}: give true, false, a share like 0.1 or a count like 5."
-        )
-    return FailOnError(count=math.ceil(number)) if number >= 1 else FailOnError(share=number or None)
+    number = {"true": "1", "false": "0"}.get(text.lower(), text)
+    if not re.fullmatch(r"[0-9]+(\.[0-9]*)?", number):
+        raise LabError(f"The option --fail-on-error is {text!r}: give true, false, a share or a count (5).")
+    value = float(number)
+    return FailOnError(count=math.ceil(value)) if value >= 1 else FailOnError(share=value or None)
 
 
-def _print_outcome(run_dir: Path, info: RunInfo) -> None:
+def _print_outcome(run_dir: Path, info: RunInfo, as_json: bool = False) -> None:
     """The comparison with its verdicts, what failed, and where the report is."""
+    from nbhelpers import store
     from nbhelpers.comparison import compare
 
+    path = run_dir / "comparison.json"
+    comparison = store.read_json(path, compare.ComparisonReport) if path.exists() else None
+    if as_json:
+        print(json.dumps(comparison and dataclasses.asdict(comparison), indent=2))
+        return
     lines = []
-    if (comparison := _comparison(run_dir)) is not None:
+    if comparison:
         by_model = {result.model: result for result in compare.read_results(run_dir)[0]}
         lines.append(f"{comparison.primary}, 0 to 10, over {len(comparison.prompts)} prompts")
         lines.append(f"{'model':24} quality  95% interval  tokens/s  TTFT ms  weights MiB  finished  timing")
@@ -160,14 +148,6 @@ def _print_outcome(run_dir: Path, info: RunInfo) -> None:
         lines.append(f"failures: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}")
     for line in (*lines, "", f"report  {run_dir / 'index.html'}", f"runs    {run_dir.parent / 'index.html'}"):
         print(printable(line))
-
-
-def _comparison(run_dir: Path) -> ComparisonReport | None:
-    from nbhelpers import store
-    from nbhelpers.comparison.compare import ComparisonReport
-
-    path = run_dir / "comparison.json"
-    return store.read_json(path, ComparisonReport) if path.exists() else None
 
 
 @app.command()
@@ -195,8 +175,7 @@ def doctor() -> None:
     from nbhelpers.loading import load
     from nbhelpers.runner import notebook
 
-    report = device.detect()
-    gib = 2**30
+    report, gib = device.detect(), 2**30
     print(f"device    {report.device} ({report.name}), {report.cores} cores")
     print(f"memory    {report.memory_free_bytes / gib:.1f} of {report.memory_total_bytes / gib:.1f} GiB free")
     print(f"dtype     {report.dtype}: {report.dtype_reason}")
@@ -211,9 +190,8 @@ def doctor() -> None:
             problems.append(str(error))
     for problem in problems:
         print(f"problem   {problem}")
-    print("ready" if not problems else f"{len(problems)} problems")
-    if problems:
-        raise typer.Exit(1)
+    print(f"{len(problems)} problems" if problems else "ready")
+    raise typer.Exit(1 if problems else 0)
 
 
 @app.command()
@@ -291,9 +269,7 @@ def label(
 @app.command()
 def ui(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5001,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; this machine only by default.")
-    ] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; default: this machine.")] = "127.0.0.1",
 ) -> None:
     """Open the MLflow page over the laboratory's database."""
     import subprocess
