@@ -5,8 +5,8 @@ A notebook opens its run, makes what is missing in one visible call, and only re
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, get_args
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, get_args
 
 from nbhelpers import registry, store
 from nbhelpers.devices import device
@@ -57,7 +57,10 @@ def make(run: ModelRun, through: Step) -> None:
         path, newest = run.folder / name, 0.0
         if step in wanted:
             newest = max((run.folder / source).stat().st_mtime for source in sources)
-            if not path.exists() or path.stat().st_mtime < newest:
+            stale = not path.exists() or path.stat().st_mtime < newest
+            if stale or (
+                step == "scores" and _keys(rubric.read_scores(run)) != _keys(generate.read_samples(run))
+            ):
                 _say(run, name)
                 compute(run)
 
@@ -87,6 +90,10 @@ def _make_rows(run: ModelRun, place: device.DeviceReport, rows: list[str]) -> No
                 makers[step](loaded, prompts, run.settings, run.folder / f"{step}.jsonl", limits=run.limits)
     finally:
         load.unload(loaded)
+
+
+def _keys(rows: Iterable[Any]) -> list[str]:
+    return [row.key for row in rows]
 
 
 def _say(run: ModelRun, name: str) -> None:

@@ -66,6 +66,14 @@ def test_new_rows_bring_new_scores_and_a_new_result(run):
     assert sum(1 for _ in store.read_rows(more.folder / "samples.jsonl", Sample)) == 4
 
 
+def test_scores_of_other_settings_are_made_anew_from_rows_that_are_there(run):
+    fewer = pipeline.open_run(replace(run.settings, limit=1))
+    for asked, count in ((fewer, 1), (run, 2)):
+        pipeline.make(asked, "result")
+        assert len(rubric.read_scores(asked)) == count
+        assert store.read_json(asked.folder / "result.json", Result).attempted == count
+
+
 def test_a_run_s_own_record_says_what_a_name_means(tmp_path):
     spec = ModelSpec("tuned", "/gone/by/now", "local")
     info = RunInfo(
