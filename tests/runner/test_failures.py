@@ -7,42 +7,30 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from made_runs import make_result, make_sample, prompt_ids, write_info, write_model
-from test_generation import FEW, PROMPTS, texts
-from tiny_models import tiny, watch
+from tiny_models import FEW, PROMPTS, texts, tiny, watch
 
 from nbhelpers import registry, store
 from nbhelpers.comparison import compare as comparison
 from nbhelpers.devices import device as devices
-from nbhelpers.generation import failures
 from nbhelpers.generation import generate as generation
 from nbhelpers.loading import load as loading
-from nbhelpers.records import Failure, LabError, Sample, Settings
+from nbhelpers.records import FailOnError, Failure, LabError, Limits, Sample, Settings
 from nbhelpers.report import html as report
-from nbhelpers.runner import limits
 
 JOBS = len(PROMPTS) * FEW.repeats
 
 
-@pytest.fixture
-def allow(monkeypatch: pytest.MonkeyPatch) -> Any:
-    def tell(**changes: float) -> None:
-        for name, value in limits.Limits(**changes).environment().items():
-            monkeypatch.setenv(name, value)
-
-    return tell
-
-
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(failures.Breaker.__init__, "__defaults__", (3, 0.0, time.sleep))
+    monkeypatch.setattr(generation, "PAUSE_S", 0.0)
     yield
 
 
@@ -57,16 +45,15 @@ def fail_when(model: Any, fails: Any) -> Any:
 # Limits
 
 
-def test_a_row_past_its_limit_keeps_its_text_and_counts_as_failed(tmp_path: Path, allow: Any) -> None:
+def test_a_row_past_its_limit_keeps_its_text_and_counts_as_failed(tmp_path: Path) -> None:
     loaded, path = tiny("gpt2"), tmp_path / "samples.jsonl"
     whole = generation.generate_samples(loaded, PROMPTS, FEW)
-    allow(batch_s=0.0)  # every row is late after its first token
-    late = generation.generate_samples(loaded, PROMPTS, FEW, path)
-    assert {(s.finish_reason, s.new_tokens, s.error) for s in late} == {
-        ("time", 1, "TimeoutError: the limit of 0 s passed")
+    at_once = Limits(generation_s=0.0)  # every row is late after its first token
+    late = generation.generate_samples(loaded, PROMPTS, FEW, path, limits=at_once)
+    assert {(s.finish_reason, s.new_tokens, s.error, s.failure) for s in late} == {
+        ("time", 1, "TimeoutError: the limit of 0 s passed", Failure.TIMEOUT)
     }
     assert all(w.text.startswith(s.text.rstrip("\ufffd")) for w, s in zip(whole, late, strict=True))
-    allow()
     assert texts(generation.generate_samples(loaded, PROMPTS, FEW, path)) == texts(whole)  # tried again
 
 
@@ -113,24 +100,6 @@ def test_a_process_that_really_runs_out_of_memory_goes_on_with_less() -> None:
 # The breaker
 
 
-def test_the_breaker_opens_lets_one_through_and_closes_or_gives_up() -> None:
-    slept: list[float] = []
-    breaker = failures.Breaker(3, 7.0, slept.append)
-    for passed in (False, False, True, False, False):
-        breaker.record(passed)
-        assert (breaker.state, breaker.on_trial()) == ("closed", False)
-    breaker.record(False)
-    assert breaker.state == "open" and slept == []
-    assert breaker.on_trial() and breaker.on_trial() and slept == [7.0]
-    breaker.record(True)
-    assert (breaker.state, breaker.given_up) == ("closed", False)
-    for _ in range(3):
-        breaker.record(False)
-    assert breaker.on_trial() and not breaker.given_up
-    breaker.record(False)
-    assert breaker.given_up
-
-
 def test_a_model_that_always_fails_is_given_up_and_every_row_is_counted(tmp_path: Path) -> None:
     loaded = tiny("gpt2")
     sizes = watch(loaded.model)
@@ -139,31 +108,35 @@ def test_a_model_that_always_fails_is_given_up_and_every_row_is_counted(tmp_path
     errors = [s.error for s in samples]
     assert errors.count("ValueError: a planted fault") == 3 + 1  # a batch of three, then one on trial
     assert sum("was given up after 4 failures in a row" in str(error) for error in errors) == JOBS - 4
+    assert [s.failure for s in samples].count(Failure.REFUSED) == JOBS - 4
     assert len(sizes) == 2
     assert len(list(store.read_rows(tmp_path / "samples.jsonl", Sample))) == JOBS
 
 
-def test_a_model_that_recovers_on_trial_goes_on() -> None:
-    loaded = tiny("gpt2")
+def test_a_model_that_recovers_on_trial_after_a_pause_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, slept = tiny("gpt2"), list[float]()
+    monkeypatch.setattr(generation.time, "sleep", slept.append)
+    monkeypatch.setattr(generation, "PAUSE_S", 7.0)
     expected = texts(generation.generate_samples(loaded, PROMPTS, FEW))
     passes = itertools.count()
     fail_when(loaded.model, lambda ids: next(passes) == 0)
     samples = generation.generate_samples(loaded, PROMPTS, FEW, batch_size=3)
-    assert sum(s.error is not None for s in samples) == 3
+    assert sum(s.error is not None for s in samples) == 3 and slept == [7.0]
     assert all(one in expected for one, s in zip(texts(samples), samples, strict=True) if not s.error)
 
 
-@pytest.mark.parametrize(("policy", "rows"), [(1, 1), (0.5, 5), (5, 5)])
-def test_failed_samples_stop_the_run_at_the_policy(
-    tmp_path: Path, allow: Any, policy: float, rows: int
-) -> None:
+@pytest.mark.parametrize(
+    ("policy", "rows"), [(FailOnError(1), 1), (FailOnError(share=0.5), 5), (FailOnError(5), 5)]
+)
+def test_failed_samples_stop_the_run_at_the_policy(tmp_path: Path, policy: FailOnError, rows: int) -> None:
     loaded, path = tiny("gpt2"), tmp_path / "samples.jsonl"
     fail_when(loaded.model, lambda ids: True)
-    allow(fail_on_error=policy)
     with pytest.raises(
         LabError, match=f"stopped by --fail-on-error: {rows} of 9 samples failed, the last with"
     ):
-        generation.generate_samples(loaded, PROMPTS, FEW, path, batch_size=1)
+        generation.generate_samples(
+            loaded, PROMPTS, FEW, path, batch_size=1, limits=Limits(fail_on_error=policy)
+        )
     assert len(list(store.read_rows(path, Sample))) == rows
 
 
@@ -173,24 +146,19 @@ def test_failed_samples_stop_the_run_at_the_policy(
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        ("OutOfMemoryError: CUDA out of memory. Tried to allocate", "out of memory"),
-        ("The weights of x take 15.0 GiB in float32, ... has 3.1 GiB free: choose", "out of memory"),
-        ("TimeoutError: the limit of 300 s passed", "timeout"),
-        ("a cell passed the limit of 1800 s", "timeout"),
-        ("stopped by the runner after 1890 s", "timeout"),
-        ("DeadKernelError: Kernel died", "dead kernel"),
-        ("the kernel stopped early: 3 of 9 code cells never ran", "dead kernel"),
-        ("the worker process died; see lab-gpt2/worker.log", "dead kernel"),
-        ("The download of 'org/name' was stopped after 1800 s: check the network", "download"),
-        ("GivenUp: lab-gpt2 was given up after 4 failures in a row", "refused"),
-        ("The model 'x' asks to run Python code from its own repository (auto_map), which the laboratory "
-         "never does: choose", "refused"),
-        ("ValueError: logits hold NaN", "bad output"),
-        ("ValueError: a planted fault", "other"),
+        (torch.OutOfMemoryError("CUDA: what it says does not matter"), Failure.OUT_OF_MEMORY),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), Failure.OUT_OF_MEMORY),
+        (RuntimeError("MPS backend out of memory"), Failure.OUT_OF_MEMORY),
+        (ValueError("a text about out of memory"), Failure.OTHER),
+        (MemoryError(), Failure.OUT_OF_MEMORY),
+        (TimeoutError("the limit of 300 s passed"), Failure.TIMEOUT),
+        (UnicodeDecodeError("utf-8", b"x", 0, 1, "y"), Failure.BAD_OUTPUT),
+        (LabError("The model is gated.", Failure.REFUSED), Failure.REFUSED),
+        (ValueError("a planted fault"), Failure.OTHER),
     ],
-)  # fmt: skip
-def test_failures_have_kinds(error: str, kind: str) -> None:
-    assert failures.kind(error) == kind
+)
+def test_failures_have_kinds_by_their_type(error: Exception, kind: Failure) -> None:
+    assert generation.failure_of(error) == kind
 
 
 def test_the_report_counts_failures_by_kind(tmp_path: Path) -> None:
