@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,7 +76,7 @@ def read_samples(run: ModelRun, purpose: Purpose = "sample") -> store.Rows[Sampl
     """
     path, offsets = _offsets(run, purpose)
     if absent := offsets.count(None):
-        way_out = f"pipeline.make(run, through={'samples' if purpose == 'sample' else 'latency'!r})"
+        way_out = f"pipeline.make(run, through={path.stem!r})"
         raise LabError(f"The file {path} lacks {absent} of {len(offsets)} rows: make them with {way_out}.")
     return store.Rows(path, Sample, (offset for offset in offsets if offset is not None))
 
@@ -88,11 +88,9 @@ def missing(run: ModelRun, purpose: Purpose = "sample") -> int:
 
 def _offsets(run: ModelRun, purpose: Purpose) -> tuple[Path, list[int | None]]:
     """A file of rows, and where in it each row of this run's settings starts."""
-    path, prompts = (
-        run.folder / FILES[purpose],
-        registry.load_prompts(run.settings.prompts, run.settings.limit),
-    )
-    wanted, have = requests(prompts, run.settings, load.read_report(run), purpose), store.index(path, Sample)
+    path, settings = run.folder / FILES[purpose], run.settings
+    prompts, have = registry.load_prompts(settings.prompts, settings.limit), store.index(path, Sample)
+    wanted = requests(prompts, settings, load.read_report(run), purpose)
     return path, [have.get(request.key) for request in wanted]
 
 
@@ -152,7 +150,10 @@ def complete(
                 except Exception as error:
                     broken.append(sample_of(loaded, request, settings, 1, error=error))
         ends = tokenizer.end_tokens(loaded) if stop else frozenset()
-        made = _run(loaded, jobs, settings, batch_size, ends, limits.generation_s) if jobs else ()
+        made: Iterable[Sample] = ()
+        if jobs:
+            size = batch_size or best_batch_size(loaded, jobs)
+            made = _run(loaded, jobs, settings, size, ends, limits.generation_s)
         with meters.recorded(path, [job.key for job in jobs], warm_ups):
             for sample in itertools.chain(broken, made):
                 have[sample.key] = sample
@@ -172,12 +173,7 @@ def finished(path: Path | None) -> dict[str, Sample]:
 
 
 def _run(
-    loaded: Loaded,
-    jobs: list[Request],
-    settings: Settings,
-    size: int | None,
-    ends: frozenset[int],
-    timeout_s: float,
+    loaded: Loaded, jobs: list[Request], settings: Settings, size: int, ends: frozenset[int], timeout_s: float
 ) -> Iterator[Sample]:
     """Run all jobs, `size` at a time; when memory runs out, halve that and try what is left again.
 
@@ -188,7 +184,6 @@ def _run(
     from nbhelpers.generation.sampling import row_seed, sampler
 
     engine, in_a_row = engine_for(loaded.model), 0
-    size = size or best_batch_size(loaded, jobs)
     devices.reset_peak(loaded.device)
     while jobs:
         trial = in_a_row >= GIVE_UP_AFTER
@@ -229,9 +224,8 @@ def _run(
         jobs = [*begun.values(), *waiting.values(), *later]
         if trial and in_a_row:
             break
-    given_up = LabError(
-        f"The model {loaded.spec.alias} was given up after {in_a_row} failures in a row.", Failure.REFUSED
-    )
+    reason = f"The model {loaded.spec.alias!r} was given up after {in_a_row} failures in a row."
+    given_up = LabError(reason, Failure.REFUSED)
     yield from (sample_of(loaded, job, settings, size, error=given_up) for job in jobs)
 
 
@@ -244,10 +238,9 @@ def best_batch_size(loaded: Loaded, jobs: Sequence[Request]) -> int:
 
 
 def failure_of(error: Exception) -> Failure:
-    """The kind of an exception, by its type.
+    """The kind of an exception, by its type; only where memory ran out on the CPU or on MPS by its text.
 
-    torch has a type for exhausted memory on CUDA and XPU alone: on the CPU and on MPS it raises a plain
-    RuntimeError, which only its text tells from others.
+    There torch raises a plain RuntimeError, which nothing else tells from others.
     """
     import torch
 
