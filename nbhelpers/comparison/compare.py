@@ -120,13 +120,13 @@ def _other_conditions(results: Sequence[Result]) -> dict[str, str]:
     usual, found = Counter(made.values()).most_common(1)[0][0] if made else (), {}
     for model, values in made.items():
         both = zip(("score", *CONDITIONS), values, usual, strict=True)
-        unlike = [
-            (name, [Path(f"{v}").name or "default" for v in vs]) for name, *vs in both if vs[0] != vs[1]
-        ]
-        if unlike:
-            listed = "; ".join(f"{name} {own}, not {most}" for name, (own, most) in unlike)
-            found[model] = f"made under other conditions: {listed}"
+        if unlike := [f"{name} {_short(own)}, not {_short(most)}" for name, own, most in both if own != most]:
+            found[model] = f"made under other conditions: {'; '.join(unlike)}"
     return found
+
+
+def _short(value: object) -> str:
+    return Path(f"{value}").name or "default"  # a path's last part
 
 
 def compare(results: Sequence[Result], excluded: dict[str, str], margin: float = MARGIN) -> ComparisonReport:

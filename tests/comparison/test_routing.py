@@ -61,7 +61,7 @@ def test_the_best_model_of_each_type_is_found(tmp_path):
     assert (
         "+2.00 points [" in report.routes[0].reason and "ahead of the others too" in report.routes[0].reason
     )
-    assert "are tied with it within 0.5 points" in report.default_reason
+    assert "Within 0.5 points it is tied with" in report.default_reason
     assert store.read_json(tmp_path / "routing.json", RoutingReport) == report
 
 
