@@ -9,7 +9,6 @@ import logging
 import os
 import re
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,18 +28,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "local-model-evaluation"
-MOST_METRICS = 1000  # metrics MLflow takes in one log_batch
-LATE_NOTEBOOKS = ("06_tracking", "07_comparison")  # still being executed while a run is logged
-SAMPLE_COLUMNS = (
-    "prompt_id",
-    "content_type",
-    "repeat",
-    "prompt",
-    "text",
-    "new_tokens",
-    "finish_reason",
-    "error",
-)
+FOLDERS = {".json": "files", ".jsonl": "files", ".ipynb": "notebooks", ".png": "plots"}  # in an MLflow run
+LATE_NOTEBOOK = "06_tracking"  # still being executed while a run is logged
+COLUMNS = ("prompt_id", "content_type", "repeat", "prompt", "text", "new_tokens", "finish_reason", "error")
 
 
 @dataclass(frozen=True)
@@ -59,8 +49,9 @@ def tracking_uri() -> str:
 
 
 def quiet_mlflow() -> ModuleType:
-    """The mlflow module, without its log lines, run links and progress bars, and without the usage
-    statistics it would send to its makers. Whatever the user set in the environment wins.
+    """The mlflow module without log lines, links, progress bars and the usage statistics it would send.
+
+    Whatever the user set in the environment wins.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read once, while mlflow is imported
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -94,9 +85,8 @@ def init_database() -> str:
             quiet_mlflow().MlflowClient(f"sqlite:///{unfinished}").search_experiments(max_results=1)
             unfinished.replace(place)
         client = open_client()
-        found = client.get_experiment_by_name(EXPERIMENT)
-        if found is None:  # files go below outputs/; a tracking server has a place of its own
-            served = tracking_uri().startswith(("http:", "https:", "databricks"))
+        if (found := client.get_experiment_by_name(EXPERIMENT)) is None:
+            served = tracking_uri().startswith(("http:", "https:", "databricks"))  # has a place for files
             files = None if served else (store.outputs_dir() / "mlartifacts").as_uri()
             return str(client.create_experiment(EXPERIMENT, artifact_location=files))
         if found.lifecycle_stage == "deleted":
@@ -107,63 +97,48 @@ def init_database() -> str:
 def log_run(run: ModelRun, figures: Mapping[str, Figure] | None = None) -> TrackingReport:
     """Log a model's files as one MLflow run: parameters, tags, metrics, samples, prompts, figures, notebooks.
 
-    ``figures``: file name -> figure. One model of one run folder has one MLflow run: when the new one is
-    complete, those of earlier executions go to MLflow's trash (restorable; `mlflow gc` frees their space).
+    ``figures``: file name, ending in .png -> figure. One model of one run folder has one MLflow run: when the
+    new one is complete, earlier ones go to MLflow's trash (restorable; `mlflow gc` frees their space).
     Writes tracking.json. Raises LabError where the tracking store cannot be used.
     """
     result = store.read_json(run.folder / "result.json", Result)
     # Names the folder a run came from, without telling a shared server where that is.
     folder = hashlib.sha256(str(run.folder).encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    tags = {
-        "run": run.folder.parent.name,
-        "folder": folder,
-        "family": result.family,
-        "quality_applies": str(result.quality_applies).lower(),
-        **{f"version.{name}": version for name, version in device.versions().items()},
-    }
+    tags = {"run": run.folder.parent.name, "folder": folder, "family": result.family}
+    tags["quality_applies"] = str(result.quality_applies).lower()
+    tags |= {f"version.{name}": version for name, version in device.versions().items()}
     experiment = init_database()
     with _one_sentence():
-        client = open_client()
-        name = f"{run.folder.parent.name}/{result.slug}"
-        run_id = client.create_run(experiment, tags=tags, run_name=name).info.run_id
+        client, name = open_client(), f"{run.folder.parent.name}/{result.slug}"
+        run_id, status = client.create_run(experiment, tags=tags, run_name=name).info.run_id, "FAILED"
         try:
             _log_numbers(client, run_id, run, result)
             _log_samples(client, run_id, run)
             _log_prompts(client, run_id, run)
             for file, figure in (figures or {}).items():
-                client.log_figure(run_id, figure, f"plots/{file}")
-            notebooks = [p for p in sorted(run.folder.glob("*.ipynb")) if p.stem not in LATE_NOTEBOOKS]
-            files = [p for p in sorted(run.folder.glob("*.json*")) if p.name != "tracking.json"]
-            _log_files(client, run_id, [*notebooks, *files])
-        except BaseException:
-            client.set_terminated(run_id, "FAILED")
-            raise
-        client.set_terminated(run_id)
+                figure.savefig(run.folder / file)
+            done = [p for p in run.folder.iterdir() if p.stem not in ("tracking", LATE_NOTEBOOK)]
+            files, status = _log_files(client, run_id, done), "FINISHED"
+        finally:
+            client.set_terminated(run_id, status)
         for found in client.search_runs([experiment], f"tags.folder = '{folder}'"):
             if found.info.run_id != run_id:
                 client.delete_run(found.info.run_id)
-        artifacts = [
-            item.path
-            for top in client.list_artifacts(run_id)
-            for item in (client.list_artifacts(run_id, top.path) if top.is_dir else [top])
-        ]
-        metrics = len(client.get_run(run_id).data.metrics)
-    place = _without_password(tracking_uri())
-    report = TrackingReport(place, EXPERIMENT, run_id, metrics, tuple(artifacts))
+    uri, artifacts = _without_password(tracking_uri()), (*files, "samples.json")
+    report = TrackingReport(uri, EXPERIMENT, run_id, len(result.metrics), artifacts)
     store.write_json(run.folder / "tracking.json", report)
     return report
 
 
 def attach(run_dir: Path) -> None:
     """Add what was finished after the runs were logged: each 06 notebook, and the comparison."""
-    if not (tracked := sorted(run_dir.glob("*/tracking.json"))):
-        return
-    with _one_sentence():
-        client = open_client()
-        for path in tracked:
-            run_id = store.read_json(path, TrackingReport).run_id
-            late = [path.parent / f"{LATE_NOTEBOOKS[0]}.ipynb", run_dir / f"{LATE_NOTEBOOKS[1]}.ipynb"]
-            _log_files(client, run_id, [*late, run_dir / "comparison.json"])
+    if tracked := sorted(run_dir.glob("*/tracking.json")):
+        with _one_sentence():
+            client = open_client()
+            for path in tracked:
+                run_id = store.read_json(path, TrackingReport).run_id
+                of_run = run_dir / "07_comparison.ipynb", run_dir / "comparison.json"
+                _log_files(client, run_id, [path.with_name(f"{LATE_NOTEBOOK}.ipynb"), *of_run])
 
 
 def prompts_digest(prompts: Iterable[Prompt]) -> str:
@@ -180,38 +155,34 @@ def _one_sentence() -> Iterator[None]:
     try:
         yield
     except (errors.MlflowException, SQLAlchemyError, ImportError, OSError) as error:
-        first = _without_password(next(iter(str(error).splitlines()), type(error).__name__))
-        raise LabError(f"MLflow at {_without_password(tracking_uri())} refused: {first}") from None
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise LabError(_without_password(f"MLflow at {tracking_uri()} refused: {first}")) from None
 
 
-def _without_password(address: str) -> str:
-    return re.sub(r"//[^/@\s]+@", "//***@", address)
+def _without_password(text: str) -> str:
+    """The text without what stands before the @ of an address: a password may hold "/", "@" and blanks."""
+    credentials = tracking_uri().partition("://")[2].rpartition("@")[0]
+    return re.sub(r"(\w+://)?\S*@", r"\1***@", text.replace(f"{credentials}@", "@"))
 
 
 def _log_numbers(client: MlflowClient, run_id: str, run: ModelRun, result: Result) -> None:
-    """Parameters, then metrics in as few log_batch calls as they fit; a loop of log_metric is far slower."""
+    """Parameters and metrics in one call; a loop of log_metric is far slower."""
     from mlflow.entities import Metric, Param
 
-    params = dataclasses.asdict(result.settings)
-    params |= {"model": Path(result.model).name if run.spec.kind in ("embedded", "local") else result.model}
-    for name in ("revision", "family", "parameters", "device", "dtype", "primary"):
-        params[name] = getattr(result, name)
-    client.log_batch(run_id, params=[Param(name, str(value)) for name, value in params.items()])
-    now = int(time.time() * 1000)
-    metrics = [Metric(name, value, now, 0) for name, value in result.metrics.items()]
-    for start in range(0, len(metrics), MOST_METRICS):
-        client.log_batch(run_id, metrics=metrics[start : start + MOST_METRICS])
+    names = ("revision", "family", "parameters", "device", "dtype", "primary")
+    values = dataclasses.asdict(result.settings) | {name: getattr(result, name) for name in names}
+    local = run.spec.kind in ("embedded", "local")
+    values["model"] = Path(result.model).name if local else result.model
+    params, now = [Param(name, str(value)) for name, value in values.items()], int(time.time() * 1000)
+    client.log_batch(run_id, [Metric(name, value, now, 0) for name, value in result.metrics.items()], params)
 
 
 def _log_samples(client: MlflowClient, run_id: str, run: ModelRun) -> None:
     """Every generation with its score, as the table the MLflow page shows."""
     scores = {score.key: score.values.get(rubric.PRIMARY) for score in rubric.read_scores(run)}
     samples = generate.read_samples(run)
-    table: dict[str, Any] = {name: [getattr(s, name) for s in samples] for name in SAMPLE_COLUMNS}
-    table[rubric.PRIMARY] = [scores.get(s.key) for s in samples]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # log_table itself calls pandas in a way that pandas deprecates
-        client.log_table(run_id, table, "samples.json")
+    table: dict[str, Any] = {name: [getattr(s, name) for s in samples] for name in COLUMNS}
+    client.log_table(run_id, table | {rubric.PRIMARY: [scores.get(s.key) for s in samples]}, "samples.json")
 
 
 def _log_prompts(client: MlflowClient, run_id: str, run: ModelRun) -> None:
@@ -219,17 +190,15 @@ def _log_prompts(client: MlflowClient, run_id: str, run: ModelRun) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     file, prompts = run.settings.prompts, registry.load_prompts(run.settings.prompts, run.settings.limit)
-    dataset = Dataset(
-        name=Path(file).stem if file else "benchmark-15",
-        digest=prompts_digest(prompts),
-        source_type="local",
-        source=json.dumps({"file": Path(file or "prompts.jsonl").name}),
-        profile=json.dumps({"num_prompts": len(prompts)}),
-    )
+    name, source = Path(file).stem or "benchmark-15", json.dumps({"file": Path(file or "prompts.jsonl").name})
+    profile = json.dumps({"num_prompts": len(prompts)})
+    dataset = Dataset(name, prompts_digest(prompts), "local", source, profile=profile)
     client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "evaluation")])])
 
 
-def _log_files(client: MlflowClient, run_id: str, paths: Iterable[Path]) -> None:
-    for path in paths:
-        if path.exists():
-            client.log_artifact(run_id, str(path), "notebooks" if path.suffix == ".ipynb" else "files")
+def _log_files(client: MlflowClient, run_id: str, paths: Iterable[Path]) -> list[str]:
+    """Log those of the paths that exist and have a place in an MLflow run; their names there."""
+    places = {p: FOLDERS[p.suffix] for p in sorted(paths) if p.suffix in FOLDERS and p.exists()}
+    for path, folder in places.items():
+        client.log_artifact(run_id, str(path), folder)
+    return sorted(f"{folder}/{path.name}" for path, folder in places.items())

@@ -17,34 +17,24 @@ from nbhelpers.records import Estimate, ModelRun, Result, Sample, Score, StatsRe
 from nbhelpers.scoring import costs, rubric
 from nbhelpers.stats import estimate as stats
 
-LATENCY_FIELDS = ("latency_s", "ttft_s", "tpot_s")
-# A bootstrap interval holds its promise for the median; in the tail only order statistics do (notebook 05).
-PERCENTILES = (50, 95, 99)
+LOADED = {"latency": ("fetch_s", "load_s"), "model": ("parameters", "context", "vocabulary")}  # as they are
 MIB = 2**20
 
 
 def make_stats(run: ModelRun) -> StatsReport:
-    """Estimates over prompts of every score and latency, read from their files; writes stats.json."""
+    """Estimates over prompts of every score and latency, from their files; writes stats.json."""
     scores = rubric.read_scores(run)
     failed, quality = quality_estimates(scores)
-    times, percentiles = latency_estimates(latency.read_latency(run))
-    report = StatsReport(
-        model=run.settings.model,
-        attempted=len(scores),
-        finished=len(scores) - failed,
-        failed=failed,
-        quality=quality,
-        latency=times,
-        percentiles=percentiles,
-    )
+    finished = len(scores) - failed
+    estimates = quality, *latency_estimates(latency.read_latency(run))
+    report = StatsReport(run.settings.model, len(scores), finished, failed, *estimates)
     store.write_json(run.folder / "stats.json", report)
     return report
 
 
 def make_result(run: ModelRun) -> Result:
     """Everything about one model in one record, from its files; writes result.json."""
-    loaded = store.read_json(run.folder / "loading.json", load.LoadingReport)
-    report = store.read_json(run.folder / "stats.json", StatsReport)
+    loaded, report = load.read_report(run), store.read_json(run.folder / "stats.json", StatsReport)
     samples, timed = generate.read_samples(run), latency.read_latency(run)
     metrics = flat_metrics(report, loaded, samples, costs.cost_summary(samples, device.read_report(run)))
     passes = meters.passes(run.folder, (row.key for row in itertools.chain(samples, timed)))
@@ -52,20 +42,11 @@ def make_result(run: ModelRun) -> Result:
     differ, compared = latency.batch_variants(samples, timed)
     if compared:
         metrics["samples/batch_variant_rate"] = differ / compared
+    names = {field.name for field in dataclasses.fields(Result)} - {"schema_version"}
+    copied = {name: value for name, value in (vars(loaded) | vars(report)).items() if name in names}
     result = Result(
-        model=run.settings.model,
-        slug=run.spec.slug,
-        revision=loaded.revision,
-        family=loaded.family,
-        parameters=loaded.parameters,
-        device=loaded.device,
-        dtype=loaded.dtype,
-        attempted=report.attempted,
-        finished=report.finished,
-        failed=report.failed,
+        **copied,
         primary=rubric.PRIMARY,
-        quality_applies=loaded.quality_applies,
-        quality=report.quality,
         metrics=metrics,
         per_prompt=stats.by_prompt(rubric.read_scores(run), rubric.PRIMARY),
         settings=dataclasses.replace(run.settings, run_dir=""),
@@ -93,9 +74,13 @@ def latency_estimates(rows: Iterable[Sample]) -> tuple[dict[str, Estimate], dict
     Times are skewed: bootstrap-t, which covers them best (notebook 05). Speeds, their inverses, have t:
     of five rows with one unlike the rest, bootstrap-t puts an end far out of reach. No end is below 0.
     """
+    found, percentiles = dict[str, Estimate](), dict[str, Estimate]()
     good = [row for row in rows if row.error is None]
-    times = {f: [t for row in good if (t := getattr(row, f)) is not None] for f in LATENCY_FIELDS}
-    found = {name: stats.estimate(values, name, method="bootstrap-t") for name, values in times.items()}
+    for name in ("latency_s", "ttft_s", "tpot_s"):
+        times = [t for row in good if (t := getattr(row, name)) is not None]
+        found[name] = stats.estimate(times, name, method="bootstrap-t")
+        for q in (50, 95, 99):
+            percentiles[f"{name}/p{q}"] = stats.percentile_estimate(times, q, name)
     timed = [(row, row.latency_s) for row in good if row.latency_s]
     for name, speeds in {
         "tokens_per_s": [row.new_tokens / seconds for row, seconds in timed],
@@ -103,11 +88,6 @@ def latency_estimates(rows: Iterable[Sample]) -> tuple[dict[str, Estimate], dict
         "words_per_s": [len(row.text.split()) / seconds for row, seconds in timed],
     }.items():
         found[name] = stats.estimate(speeds, name)
-    percentiles = {
-        f"{name}/p{q}": stats.percentile_estimate(values, q, name)
-        for name, values in times.items()
-        for q in PERCENTILES
-    }
     clipped = {n: dataclasses.replace(e, low=e.low and max(0.0, e.low)) for n, e in found.items()}
     return clipped, percentiles
 
@@ -117,52 +97,40 @@ def flat_metrics(
 ) -> dict[str, float]:
     """Metrics under grouped names: ``quality/…``, ``latency/…``, ``memory/…``, ``cost/…``, ``samples/…``.
 
-    Units are in the names. A figure that could not be measured or does not apply (the quality of random
-    weights) is absent, never zero.
+    A figure that was not measured or does not apply (the quality of random weights) is absent, never zero.
     """
     found: dict[str, float | None] = {}
     quality = report.quality if loaded.quality_applies else {}
     for group, estimates in (("quality", quality), ("latency", report.latency)):
         for name, e in estimates.items():
-            found |= {
-                f"{group}/{name}/{part}": getattr(e, part) for part in ("n", "mean", "sd", "low", "high")
-            }
+            found |= {f"{group}/{name}/{part}": vars(e)[part] for part in ("n", "mean", "sd", "low", "high")}
     for name, e in report.percentiles.items():
         found |= {f"latency/{name}": e.mean, f"latency/{name}_low": e.low, f"latency/{name}_high": e.high}
-    total = Counter[str]()
-    for sample in samples:
-        total["peak"] = max(total["peak"], sample.peak_memory_bytes or 0)
-        total["eos"] += sample.finish_reason == "eos"
-        total["truncated"] += sample.prompt_truncated
-        total["tokens"] += sample.new_tokens
-        if sample.error is None:
-            total["finished tokens"] += sample.new_tokens
-            total["bytes"] += sample.bytes
-            total["words"] += len(sample.text.split())
+    peak, every, done = 0, Counter[str](), Counter[str]()
+    for s in samples:
+        peak = max(peak, s.peak_memory_bytes or 0)
+        every.update(rows=1, tokens=s.new_tokens, eos=s.finish_reason == "eos", truncated=s.prompt_truncated)
+        if s.error is None:
+            done.update(rows=1, tokens=s.new_tokens, bytes=s.bytes, words=len(s.text.split()))
     found |= {
         "latency/batch_tokens_per_s": latency.throughput(s for s in samples if s.error is None),
-        "latency/fetch_s": loaded.fetch_s,
-        "latency/load_s": loaded.load_s,
         "memory/parameters_mib": loaded.parameter_bytes / MIB,
-        "memory/rss_before_mib": loaded.rss_before_bytes / MIB,
-        "memory/rss_after_load_mib": loaded.rss_after_load_bytes / MIB,
-        "memory/rss_after_forward_mib": loaded.rss_after_forward_bytes / MIB,
-        "memory/device_peak_mib": _ratio(loaded.device_peak_bytes, MIB),
-        "memory/generation_peak_mib": _ratio(total["peak"] or None, MIB),
-        "samples/attempted": len(samples),
-        "samples/finished": report.finished,
-        "samples/failed": report.failed,
-        "samples/success_rate": _ratio(report.finished, len(samples)),
-        "samples/ended_by_itself_rate": _ratio(total["eos"], len(samples)),
-        "samples/truncated_prompts": total["truncated"],
-        "samples/new_tokens_total": total["tokens"],
-        "samples/new_tokens_mean": _ratio(total["finished tokens"], report.finished),
-        "samples/words_mean": _ratio(total["words"], report.finished),
-        "samples/bytes_per_token": _ratio(total["bytes"], total["finished tokens"]),
-        "model/parameters": loaded.parameters,
-        "model/context": loaded.context,
-        "model/vocabulary": loaded.vocabulary,
+        "memory/generation_peak_mib": _ratio(peak or None, MIB),
+        "samples/attempted": every["rows"],
+        "samples/finished": done["rows"],
+        "samples/failed": every["rows"] - done["rows"],
+        "samples/success_rate": _ratio(done["rows"], every["rows"]),
+        "samples/ended_by_itself_rate": _ratio(every["eos"], every["rows"]),
+        "samples/truncated_prompts": every["truncated"],
+        "samples/new_tokens_total": every["tokens"],
+        "samples/new_tokens_mean": _ratio(done["tokens"], done["rows"]),
+        "samples/words_mean": _ratio(done["words"], done["rows"]),
+        "samples/bytes_per_token": _ratio(done["bytes"], done["tokens"]),
     }
+    for part in ("rss_before", "rss_after_load", "rss_after_forward", "device_peak"):
+        found[f"memory/{part}_mib"] = _ratio(vars(loaded)[f"{part}_bytes"], MIB)
+    for group, names in LOADED.items():
+        found |= {f"{group}/{name}": vars(loaded)[name] for name in names}
     found |= {f"cost/{name}": value for name, value in money.items()}
     return {name: float(value) for name, value in found.items() if value is not None}
 
