@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import sys
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from nbhelpers import records, store
-from nbhelpers.records import LabError, ModelRun, Record, Settings
+from nbhelpers.records import LabError, ModelRun, Record
 
 LIBRARIES = ("torch", "transformers", "numpy", "scipy", "mlflow", "papermill")
 FIDELITY = 0.01  # most by which a faithful dtype changes float32's perplexity on held-out text
@@ -52,8 +54,7 @@ class DeviceReport(Record):
 
 def versions() -> dict[str, str]:
     """Python's and the main libraries' versions, from package metadata: nothing is imported."""
-    libraries = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    return {"python": platform.python_version(), **libraries}
+    return {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in LIBRARIES}
 
 
 def print_versions() -> None:
@@ -68,24 +69,23 @@ def usable_cores() -> int:
 
 def detect(device: str = "auto", dtype: str = "auto") -> DeviceReport:
     """Look at the machine. Raises LabError when the device or dtype asked for is not there."""
-    chosen = pick_device(available_devices(), device)
-    supported = supported_dtypes(chosen)
+    device, asked = pick_device(available_devices(), device), dtype != "auto"
+    dtypes, (total, free) = supported_dtypes(device), memory(device)
     # Older NVIDIA cards emulate bfloat16: it runs, slowly.
-    native = chosen != "cuda" or _backend(chosen).is_bf16_supported(including_emulation=False)
-    chosen_dtype, reason = pick_dtype(chosen, supported, dtype, native)
-    total, free = _memory(chosen)
+    native = device != "cuda" or _backend(device).is_bf16_supported(including_emulation=False)
+    dtype, reason = pick_dtype(device, dtypes, dtype, native)
     return DeviceReport(
-        device=chosen,
-        name=_device_name(chosen),
+        device=device,
+        name=_name(device),
         cores=usable_cores(),
         memory_total_bytes=total,
         memory_free_bytes=free,
-        dtypes=supported,
-        dtype=chosen_dtype,
+        dtypes=dtypes,
+        dtype=dtype,
         dtype_reason=reason,
         versions=versions(),
         platform=f"{platform.system()} {platform.machine()}",
-        dtype_asked=dtype != "auto",
+        dtype_asked=asked,
     )
 
 
@@ -101,12 +101,12 @@ def pick_device(available: tuple[str, ...], wanted: str = "auto") -> str:
     return available[0] if wanted == "auto" else wanted
 
 
-def supported_dtypes(device: str, dtypes: Iterable[str] = tuple(records.DTYPES)) -> tuple[str, ...]:
+def supported_dtypes(device: str) -> tuple[str, ...]:
     """The dtypes in which the device really runs a matrix product and a normalisation."""
     import torch
 
     running = []
-    for dtype in dtypes:
+    for dtype in records.DTYPES:
         with suppress(RuntimeError, TypeError):
             x = torch.eye(4, dtype=getattr(torch, dtype), device=device)
             if torch.nn.functional.layer_norm(x @ x, (4,)).isfinite().all():
@@ -139,8 +139,8 @@ def with_trials(report: DeviceReport, trials: tuple[DtypeTrial, ...]) -> DeviceR
     if not faithful or report.dtype_asked:
         return report
     best = max(faithful, key=lambda trial: trial.speed_ratio)
-    speed, perplexity = f"{best.speed_ratio:.2f}", f"{best.perplexity_ratio:.4f}"
-    reason = f"measured: {speed} times the speed of float32 in a batch, {perplexity} times its perplexity"
+    reason = f"measured: {best.speed_ratio:.2f} times the speed of float32 in a batch, "
+    reason += f"{best.perplexity_ratio:.4f} times its perplexity"
     return replace(report, dtype=best.dtype, dtype_reason=reason)
 
 
@@ -149,23 +149,18 @@ def read_report(run: ModelRun) -> DeviceReport:
 
 
 def make_report(run: ModelRun) -> DeviceReport:
-    """device.json: the one there if it answers the settings, else a new one that keeps measured trials."""
-    old = read_report(run) if (run.folder / "device.json").exists() else None
-    if old and answers(old, run.settings):
+    """device.json: the one there if it still holds, else a new one that keeps its trials."""
+    path, device = run.folder / "device.json", run.settings.device
+    dtype = records.SHORT_DTYPES.get(run.settings.dtype, run.settings.dtype)
+    old = read_report(run) if path.exists() else None
+    holds = old and old.dtype_asked == (dtype != "auto") and old.versions == versions()
+    if old and holds and dtype in ("auto", old.dtype) and device in ("auto", old.device):
         return old
-    report = detect(run.settings.device, run.settings.dtype)
+    report = detect(device, dtype)
     if old and old.device == report.device:
         report = with_trials(report, old.dtype_trials)
-    store.write_json(run.folder / "device.json", report)
+    store.write_json(path, report)
     return report
-
-
-def answers(report: DeviceReport, settings: Settings) -> bool:
-    """Whether a report holds for these settings and the libraries installed now."""
-    asked = settings.dtype != "auto"
-    dtype = records.SHORT_DTYPES.get(settings.dtype, settings.dtype) if asked else report.dtype
-    same = (report.dtype_asked, report.dtype, report.versions) == (asked, dtype, versions())
-    return same and settings.device in ("auto", report.device)
 
 
 def _backend(device: str) -> Any:
@@ -173,19 +168,17 @@ def _backend(device: str) -> Any:
     return importlib.import_module(f"torch.{device}")
 
 
-def _device_name(device: str) -> str:
+def _name(device: str) -> str:
     if device in ("cuda", "xpu"):
         return str(_backend(device).get_device_name())
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
+    with suppress(OSError):
+        if found := re.search(r"^model name\s*: (.+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return found[1]
+    return platform.processor() or platform.machine()
 
 
-def _memory(device: str) -> tuple[int, int]:
+def memory(device: str) -> tuple[int, int]:
     """Total and free bytes of the device's memory (Apple's GPU shares the machine's)."""
-    import psutil
-
     machine = psutil.virtual_memory()
     if device == "cpu":
         limit, unused = container_memory()
@@ -201,8 +194,7 @@ def _memory(device: str) -> tuple[int, int]:
 def container_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
     """Limit and unused bytes of this process's container (cgroup v2); sys.maxsize where there is none."""
     try:
-        limit = int((cgroup / "memory.max").read_text())
-        used = int((cgroup / "memory.current").read_text())
+        limit, used = (int((cgroup / f"memory.{name}").read_text()) for name in ("max", "current"))
         stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):  # no cgroup v2, or no limit ("max")
         return sys.maxsize, sys.maxsize
@@ -211,13 +203,11 @@ def container_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
 
 def free_memory(device: str) -> int:
     """Bytes that can still be allocated on the device."""
-    return _memory(device)[1]
+    return memory(device)[1]
 
 
 def resident_memory() -> int:
     """Bytes of this process that are in physical memory now (the resident set)."""
-    import psutil
-
     return int(psutil.Process().memory_info().rss)
 
 
@@ -237,24 +227,21 @@ def peak_memory(device: str) -> int | None:
 
     On Apple MPS, which keeps no peak, what the driver holds for the process. None where unknown.
     """
-    if device in ("cuda", "xpu"):
-        return int(_backend(device).max_memory_allocated())
-    if device == "mps":
-        return int(_backend(device).driver_allocated_memory())
-    if sys.platform == "linux":
-        text = Path("/proc/self/status").read_text()
-        return int(text.partition("VmHWM:")[2].split()[0]) * 1024
-    if sys.platform == "darwin":
+    if device == "cpu" and sys.platform == "linux":
+        return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
+    if device == "cpu" and sys.platform == "darwin":
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # of the process's whole life
-    return None
+    if device == "cpu":
+        return None
+    backend = _backend(device)
+    return int(backend.driver_allocated_memory() if device == "mps" else backend.max_memory_allocated())
 
 
 def synchronize(device: str) -> None:
     """Wait until the device has finished: without it a timer stops before the work does."""
-    if device != "cpu":  # where torch may not even be imported
-        _backend(device).synchronize()
+    _backend(device).synchronize()
 
 
 def empty_cache(device: str) -> None:

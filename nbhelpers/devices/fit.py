@@ -67,7 +67,6 @@ def summary(spec: ModelSpec, dtype: str, rows: int, tokens: int) -> str:
     free = devices.free_memory(device)
     parts = {"weights": need.weights, "cache": need.cache, "total": need.total}
     lines = [f"{name:12}{size / mib:12,.1f} MiB" for name, size in parts.items() if size]
-    verdict = "fits" if fits(need, free) else "does not fit"
+    verdict, most = "fits" if fits(need, free) else "does not fit", rows_that_fit(one, free) or "none"
     share = f"{HEADROOM:.0%} of the {free / mib:,.0f} MiB free on {device}"
-    lines.append(f"{verdict} into {share}; the largest batch that does: {rows_that_fit(one, free) or 'none'}")
-    return "\n".join(lines)
+    return "\n".join([*lines, f"{verdict} into {share}; the largest batch that does: {most}"])

@@ -1,59 +1,24 @@
-"""Meters of a stretch of work: its memory, its energy, and what disturbed it meanwhile."""
+"""Meters of a stretch of work: its energy, and what disturbed it meanwhile."""
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import timeit
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+
+import psutil
 
 from nbhelpers import store
-from nbhelpers.devices import device as devices
 from nbhelpers.records import SCHEMA_VERSION, Record
 
 MOST_LOAD = 0.10  # of all cores' time used by others; above it a pass is called noisy (a choice)
 MOST_DRIFT = 0.10  # change of the time that a fixed work takes, from before a pass to after it (a choice)
-SPIN_TRIES = 10
 NOISE_FILE = "noise.jsonl"
 
 Times = tuple[float, float, float]  # wall, all cores' busy time, this process's share of it; seconds
-
-
-@dataclass
-class MemoryUse:
-    """Bytes of a block, complete when it has ended."""
-
-    process_before_bytes: int  # resident
-    process_peak_bytes: int
-    process_peak_by: Literal["kernel", "sampling"]  # sampling misses peaks between two readings
-
-
-@contextmanager
-def track_memory() -> Iterator[MemoryUse]:
-    """Meter the memory of a block: ``with track_memory() as use: ...``. Blocks must not be nested.
-
-    The peak is the kernel's (VmHWM, set back at the start; proc(5)), or else comes from readings in between.
-    """
-    by_kernel = devices.reset_peak("cpu")
-    before = devices.resident_memory()
-    use, ended = MemoryUse(before, before, "kernel" if by_kernel else "sampling"), threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(0.005):
-            use.process_peak_bytes = max(use.process_peak_bytes, devices.resident_memory())
-
-    watcher = threading.Thread(target=watch, name="watch", daemon=True)
-    watcher.start()
-    try:
-        yield use
-    finally:
-        ended.set()
-        watcher.join()
-        last = devices.peak_memory("cpu") if by_kernel else devices.resident_memory()
-        use.process_peak_bytes = max(use.process_peak_bytes, last or 0)
 
 
 @dataclass(frozen=True)
@@ -71,10 +36,18 @@ def read_energy(device: str = "cpu", powercap: Path = Path("/sys/class/powercap"
 
     RAPL covers whole processor packages, idle power included, but no memory modules; NVML one whole card.
     """
-    kind, _, card = device.partition(":")
-    if kind == "cuda":
-        return _nvml(int(card or 0))
-    return _rapl(powercap) if kind == "cpu" else Reading(reason=f"no energy counter is known for {kind}")
+    try:
+        if device == "cuda":
+            return _nvml()
+        if device == "cpu":
+            return _rapl(powercap)
+    except ImportError:
+        return Reading(reason="reading the card's energy counter needs the package nvidia-ml-py")
+    except PermissionError:  # since CVE-2020-8694
+        return Reading(reason="only the administrator may read the processor's energy counter (energy_uj)")
+    except Exception as error:  # NVML's own class of errors cannot be named where its package is missing
+        return Reading(reason=f"the energy counter of {device} cannot be read ({error})")
+    return Reading(reason=f"no energy counter is known for {device}")
 
 
 def _rapl(powercap: Path) -> Reading:
@@ -82,36 +55,24 @@ def _rapl(powercap: Path) -> Reading:
 
     Zones inside a package, "psys" around it and intel-rapl-mmio count the same energy again.
     """
-    joules, ranges = [], []
-    try:
-        for zone in sorted(powercap.glob("intel-rapl:*")):
-            if zone.name.count(":") == 1 and (zone / "name").read_text().startswith("package"):
-                joules.append(int((zone / "energy_uj").read_text()) / 1e6)
-                ranges.append(int((zone / "max_energy_range_uj").read_text()) / 1e6)
-    except PermissionError:  # since CVE-2020-8694
-        return Reading(reason="only the administrator may read the processor's energy counter (energy_uj)")
-    except (OSError, ValueError) as error:
-        return Reading(reason=f"the processor's energy counter cannot be read ({type(error).__name__})")
-    if not joules:
+    zones = [zone for zone in sorted(powercap.glob("intel-rapl:*")) if zone.name.count(":") == 1]
+    zones = [zone for zone in zones if (zone / "name").read_text().startswith("package")]
+    if not zones:
         return Reading(reason="this machine shows no energy counter of its processor (powercap)")
-    return Reading("RAPL", tuple(joules), tuple(ranges))
+    files = ("energy_uj", "max_energy_range_uj")
+    joules, ranges = (tuple(int((zone / file).read_text()) / 1e6 for zone in zones) for file in files)
+    return Reading("RAPL", joules, ranges)
 
 
-def _nvml(index: int) -> Reading:
-    """The card's counter since its driver was loaded; Volta or newer."""
-    try:
-        import pynvml
-    except ImportError:
-        return Reading(reason="reading the card's energy counter needs the package nvidia-ml-py")
+def _nvml() -> Reading:
+    """The counter of PyTorch's first card since its driver was loaded; Volta or newer."""
+    import pynvml
     import torch
 
-    try:
-        pynvml.nvmlInit()
-        # By name: CUDA_VISIBLE_DEVICES renumbers cards for torch and not for NVML.
-        card = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(index).uuid}")
-        return Reading("NVML", (pynvml.nvmlDeviceGetTotalEnergyConsumption(card) / 1e3,), (0.0,))
-    except (pynvml.NVMLError, RuntimeError, AssertionError) as error:  # torch's own are the latter two
-        return Reading(reason=f"the card's energy counter cannot be read ({error})")
+    pynvml.nvmlInit()
+    # By name: CUDA_VISIBLE_DEVICES renumbers cards for torch and not for NVML.
+    card = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
+    return Reading("NVML", (pynvml.nvmlDeviceGetTotalEnergyConsumption(card) / 1e3,), (0.0,))
 
 
 def spent_joules(before: Reading, after: Reading) -> float | None:
@@ -132,8 +93,7 @@ class Share:
 
     def since(self, earlier: Share) -> Share:
         """What a row pays that came in when ``Ledger.charge`` returned ``earlier``."""
-        measured = self.joules is not None and earlier.joules is not None
-        joules = (self.joules or 0.0) - (earlier.joules or 0.0) if measured else None
+        joules = None if self.joules is None else self.joules - (earlier.joules or 0.0)
         return Share(self.seconds - earlier.seconds, joules)
 
 
@@ -143,19 +103,13 @@ class Ledger:
     Of our own, because libraries (codecarbon, zeus) meter a process and not the rows of a batch.
     """
 
-    def __init__(
-        self,
-        device: str,
-        clock: Callable[[], float] = time.perf_counter,
-        meter: Callable[[str], Reading] = read_energy,
-    ) -> None:
-        self._device, self._clock, self._meter = device, clock, meter
-        self._time, self._reading = clock(), meter(device)
+    def __init__(self, device: str) -> None:
+        self._device, self._time, self._reading = device, time.perf_counter(), read_energy(device)
         self._share = Share(0.0, 0.0 if self._reading.joules else None)
 
     def charge(self, alive: int) -> Share:
         """Split what was spent since the last call; returns what a row that was there all along has paid."""
-        now, reading = self._clock(), self._meter(self._device)
+        now, reading = time.perf_counter(), read_energy(self._device)
         joules, paid = spent_joules(self._reading, reading), self._share.joules
         total = None if joules is None or paid is None else paid + joules / alive
         self._share = Share(self._share.seconds + (now - self._time) / alive, total)
@@ -204,8 +158,7 @@ def recorded(path: Path | None, keys: Sequence[str], warm_ups: int = 0) -> Itera
         yield
     finally:
         during, end = _moment(middle), cpu_times()  # read at once: the clock is still the one of the work
-        after = _moment(end, spin())
-        load = other_load(start, cpu_times())
+        after, load = _moment(end, spin()), other_load(start, cpu_times())
         row = NoisePass(tuple(keys), before, during, after, load, warm_ups)
         store.append_row(path.with_name(NOISE_FILE), row)
 
@@ -220,14 +173,15 @@ def verdict(found: Sequence[NoisePass]) -> str:
     """ "quiet", "noisy: " with the reasons, or "not recorded": the words beside every timing of a run."""
     if not found:
         return "not recorded"
-    worst, reasons = metrics(found), []
-    if (load := worst["noise/other_load"]) > MOST_LOAD:
-        reasons.append(f"{load:.0%} load by other processes")
-    if abs(drift := worst["noise/clock_drift"]) > MOST_DRIFT:
-        reasons.append(f"clock drift of {drift:+.0%}")
-    if any((p.after.throttled or 0) > (p.before.throttled or 0) for p in found):
-        reasons.append("the processor throttled")
-    return f"noisy: {', '.join(reasons)}" if reasons else "quiet"
+    worst = metrics(found)
+    load, drift = worst["noise/other_load"], worst["noise/clock_drift"]
+    throttled = any((p.after.throttled or 0) > (p.before.throttled or 0) for p in found)
+    crossed = {
+        f"{load:.0%} load by other processes": load > MOST_LOAD,
+        f"clock drift of {drift:+.0%}": abs(drift) > MOST_DRIFT,
+        "the processor throttled": throttled,
+    }
+    return "noisy: " + ", ".join(filter(crossed.get, crossed)) if any(crossed.values()) else "quiet"
 
 
 def metrics(found: Sequence[NoisePass]) -> dict[str, float]:
@@ -241,20 +195,13 @@ def metrics(found: Sequence[NoisePass]) -> dict[str, float]:
     }
 
 
-def spin(clock: Callable[[], float] = time.perf_counter) -> float:
-    """Seconds of a fixed piece of work (about 10 ms), the best of a few: others only add time."""
-    tries = []
-    for _ in range(SPIN_TRIES):
-        started = clock()
-        sum(range(500_000))
-        tries.append(clock() - started)
-    return min(tries)
+def spin() -> float:
+    """Seconds of a fixed piece of work (about 10 ms), the best of ten: others only add time."""
+    return min(timeit.repeat(lambda: sum(range(500_000)), number=1, repeat=10))
 
 
 def cpu_times() -> Times:
     """Wall clock, busy time of all cores, and that of this process with its children (psutil)."""
-    import psutil
-
     idle, mine = ("idle", "iowait", "guest", "guest_nice"), 0.0  # guests are in user and nice too
     busy = sum(used for kind, used in psutil.cpu_times()._asdict().items() if kind not in idle)
     for process in (me := psutil.Process(), *me.children(recursive=True)):
@@ -265,16 +212,12 @@ def cpu_times() -> Times:
 
 def other_load(first: Times, last: Times) -> float:
     """Share of all cores' time, 0..1, that other processes used between two readings (10 ms resolution)."""
-    import psutil
-
     wall, busy, mine = (b - a for a, b in zip(first, last, strict=True))
     cores = psutil.cpu_count() or 1
     return min(1.0, max(0.0, (busy - mine) / (wall * cores))) if wall > 0 else 0.0
 
 
 def _moment(since: Times, spin_s: float | None = None) -> Moment:
-    import psutil
-
     clock = None
     with suppress(AttributeError, OSError, NotImplementedError):  # where the system does not tell
         clock = psutil.cpu_freq()

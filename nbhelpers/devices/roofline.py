@@ -7,7 +7,6 @@ and Patterson 2009, doi 10.1145/1498765.1498785). Both are measured here.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,11 +18,8 @@ from nbhelpers import store
 from nbhelpers.devices import device as devices
 from nbhelpers.records import DTYPES, SCHEMA_VERSION, Record
 
-SIZES_MIB = (1, 4, 16, 64, 256)  # working sets: from a processor's cache to well beyond it
-COLUMNS, MATRIX = (
-    1024,
-    512,
-)  # of the matrix that is read; both sides of those multiplied
+SIZES = tuple(mib * 2**20 for mib in (1, 4, 16, 64, 256))  # bytes: from a processor's cache to well beyond it
+COLUMNS, MATRIX = 1024, 512  # of the matrix that is read; both sides of those multiplied
 
 
 @dataclass(frozen=True)
@@ -41,33 +37,27 @@ class MachineSpeed(Record):
 def measure(device: str = "cpu", dtype: str = "float32", seconds: float = 2.0) -> MachineSpeed:
     """Bandwidth of matrix-vector products by working set, and rate of matrix products; about ``seconds``."""
     import torch
+    from torch.utils.benchmark import Timer
+
+    def clock() -> float:
+        devices.synchronize(device)
+        return time.perf_counter()
+
+    def best(call: str, **tensors: torch.Tensor) -> float:  # disturbances only slow down
+        timer = Timer(call, timer=clock, globals=tensors, num_threads=torch.get_num_threads())
+        return min(timer.blocked_autorange(min_run_time=seconds / (len(SIZES) + 1)).times)
 
     ones = partial(torch.ones, dtype=getattr(torch, dtype), device=device)
-    each, sizes = seconds / (len(SIZES_MIB) + 1), tuple(size * 2**20 for size in SIZES_MIB)
-    bandwidth = []
-    for size in sizes:
-        weights, vector = ones(size // (COLUMNS * DTYPES[dtype]), COLUMNS), ones(COLUMNS)
-        bandwidth.append(size / _best(partial(torch.mv, weights, vector), each, device))
+    rows = [size // (COLUMNS * DTYPES[dtype]) for size in SIZES]
+    bandwidth = [
+        size / best("weights.mv(vector)", weights=ones(n, COLUMNS), vector=ones(COLUMNS))
+        for size, n in zip(SIZES, rows, strict=True)
+    ]
     # A smaller set can be read as fast as a larger one: a slower measurement of it is overhead.
     envelope = np.maximum.accumulate(bandwidth[::-1])[::-1]
-    square = ones(MATRIX, MATRIX)
     # A linear layer multiplies by a transposed matrix: CPUs may have no fast routine for the other layout.
-    rate = 2 * MATRIX**3 / _best(partial(torch.mm, square, square.T), each, device)
-    return MachineSpeed(device, dtype, sizes, tuple(envelope.tolist()), rate)
-
-
-def _best(work: Callable[[], object], seconds: float, device: str) -> float:
-    """Shortest time of one call in seconds: disturbances only slow down."""
-    calls = 1 if device == "cpu" else 20  # queued on an accelerator, so that only work counts
-    times: list[float] = []
-    stop = time.perf_counter() + seconds
-    while len(times) < 2 or time.perf_counter() < stop:  # the first warms up
-        started = time.perf_counter()
-        for _ in range(calls):
-            work()
-        devices.synchronize(device)
-        times.append((time.perf_counter() - started) / calls)
-    return min(times[1:])
+    rate = 2 * MATRIX**3 / best("square @ square.T", square=ones(MATRIX, MATRIX))
+    return MachineSpeed(device, dtype, SIZES, tuple(envelope.tolist()), rate)
 
 
 def machine_speed(folder: Path, device: str, dtype: str) -> MachineSpeed:
@@ -86,9 +76,7 @@ def bandwidth_at(speed: MachineSpeed, working_set: float) -> float:
 def decode_bound(speed: MachineSpeed, weight_bytes: int, cache_bytes: int, rows: int = 1) -> float:
     """The most tokens per second of ``rows`` together. cache_bytes: keys and values of one row."""
     read = weight_bytes + rows * cache_bytes
-    operations = (
-        2 * (weight_bytes / DTYPES[speed.dtype]) * rows
-    )  # without the few of attention: still a bound
+    operations = 2 * weight_bytes / DTYPES[speed.dtype] * rows  # without attention's few: still a bound
     return rows / max(read / bandwidth_at(speed, read), operations / speed.operations_per_s)
 
 

@@ -115,35 +115,38 @@ def card(monkeypatch: pytest.MonkeyPatch, millijoules: int | None) -> None:
         "nvmlDeviceGetTotalEnergyConsumption": total,
     }
     monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(**names))
-    properties = {0: SimpleNamespace(uuid="no"), 1: SimpleNamespace(uuid="1234")}
+    properties = {0: SimpleNamespace(uuid="1234")}
     monkeypatch.setattr("torch.cuda.get_device_properties", properties.__getitem__)
 
 
 def test_nvml_counts_millijoules_of_the_card_that_torch_means(monkeypatch: pytest.MonkeyPatch) -> None:
     card(monkeypatch, 12_500)
-    before = meters.read_energy("cuda:1")
+    before = meters.read_energy("cuda")
     card(monkeypatch, 14_000)
-    assert meters.spent_joules(before, meters.read_energy("cuda:1")) == pytest.approx(1.5)
+    assert meters.spent_joules(before, meters.read_energy("cuda")) == pytest.approx(1.5)
     card(monkeypatch, None)
-    assert "Not Supported" in (meters.read_energy("cuda:1").reason or "")
+    assert "Not Supported" in (meters.read_energy("cuda").reason or "")
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert "nvidia-ml-py" in (meters.read_energy("cuda").reason or "")
 
 
-def test_live_rows_share_a_batch_equally() -> None:
+def test_live_rows_share_a_batch_equally(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three rows: all alive for 3 s, two for 2 s more, one for 1 s more; 10 W, 20 W and 40 W."""
     times = iter([100.0, 103.0, 105.0, 106.0])
     joules = iter([500.0, 530.0, 570.0, 610.0])
-    ledger = Ledger("cpu", lambda: next(times), lambda device: Reading("RAPL", (next(joules),), (1000.0,)))
+    monkeypatch.setattr(meters, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    monkeypatch.setattr(meters, "read_energy", lambda device: Reading("RAPL", (next(joules),), (1000.0,)))
+    ledger = Ledger("cpu")
     first, second, third = (ledger.charge(alive) for alive in (3, 2, 1))
     assert (first, second, third) == (Share(1.0, 10.0), Share(2.0, 30.0), Share(3.0, 70.0))
     shares = (first, second, third)
     assert sum(share.seconds for share in shares) == 6 and sum(share.joules or 0 for share in shares) == 110
+    assert third.since(first) == Share(2.0, 60.0)
 
 
-def test_a_counter_that_fails_once_leaves_the_batch_unmeasured() -> None:
-    readings = iter(
-        [Reading("RAPL", (1.0,), (9.0,)), Reading(reason="gone"), Reading("RAPL", (3.0,), (9.0,))]
-    )
-    ledger = Ledger("cpu", meter=lambda device: next(readings))
+def test_a_counter_that_fails_once_leaves_the_batch_unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    good, bad = Reading("RAPL", (1.0,), (9.0,)), Reading(reason="gone")
+    readings = iter([good, bad, good])
+    monkeypatch.setattr(meters, "read_energy", lambda device: next(readings))
+    ledger = Ledger("cpu")
     assert ledger.charge(1).joules is None and ledger.charge(1).joules is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import subprocess
 import sys
 import time
@@ -94,12 +93,6 @@ def test_a_planted_burner_is_load_by_others_and_our_own_work_is_not(tmp_path: Pa
 def test_load_by_hand(monkeypatch: pytest.MonkeyPatch, mine: float, cores: int, load: float) -> None:
     monkeypatch.setattr("psutil.cpu_count", lambda: cores)
     assert meters.other_load((10.0, 100.0, 5.0), (12.0, 102.0, 5.0 + mine)) == pytest.approx(load)
-
-
-def test_the_spin_is_the_best_of_its_tries() -> None:
-    ends = [0.03, 0.01, 0.02, *[0.5] * meters.SPIN_TRIES]
-    ticks = itertools.chain.from_iterable((10.0 * n, 10.0 * n + took) for n, took in enumerate(ends))
-    assert meters.spin(lambda: next(ticks)) == pytest.approx(0.01)
 
 
 def test_throttling_counts_every_core_and_none_is_not_zero(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_tables_that_are_looked_up_are_not_read(family: str) -> None:
 def test_a_measurement_is_plausible_and_made_once_per_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(roofline, "SIZES_MIB", (1, 4))
+    monkeypatch.setattr(roofline, "SIZES", (MIB, 4 * MIB))
     monkeypatch.setattr(roofline, "measure", lambda *args, real=roofline.measure: real(*args, seconds=0.05))
     speed = roofline.machine_speed(tmp_path, "cpu", "float32")
     assert speed.sizes_bytes == (MIB, 4 * MIB)

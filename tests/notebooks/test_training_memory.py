@@ -64,8 +64,8 @@ ctypes.CDLL(None).mallopt(-3, 2**16)  # glibc hands freed tensors back at once
 sys.path.insert(0, "tests")
 import torch
 from definitions import definitions
-from nbhelpers.devices import meters
 from nbhelpers.loading import load as loading
+from tools.memory import track_memory
 torch.set_num_threads(1)
 model = loading.load("lab-llama", "cpu", "float32").model.train()
 optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
@@ -76,7 +76,7 @@ def step(batch, tokens):
     optimizer.zero_grad()
 step(1, 8)
 loading.release("cpu")
-with meters.track_memory() as use:
+with track_memory() as use:
     step(8, 256)
 need = definitions("13_memory", "definitions").training_need("lab-llama", 8, 256)
 print(use.process_peak_bytes - use.process_before_bytes, need["activations"] + need["logits"])
