@@ -1,8 +1,10 @@
-"""Content types, two published rubrics as written, and the dimensions that were published by name only."""
+"""Content types, two published rubrics as written, and dimensions published by name, defined here."""
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -11,10 +13,9 @@ from nbhelpers import store
 from nbhelpers.records import LabError, Record
 from nbhelpers.scoring import texts
 
-BUSINESS_V1_BAND = (80, 200)  # words
 BUSINESS_V1_TERMS = ("optimization", "strategy", "professional", "implementation")
-BUSINESS_V2_BAND = (100, 300)  # words, LinkedIn posts only
 BUSINESS_V2_TERMS = ("optimization", "strategy", "implementation")
+BUSINESS_V1_BAND, BUSINESS_V2_BAND = (80, 200), (100, 300)  # words
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,9 @@ class Factor(Record):
 
     def shows_in(self, sentence: str) -> bool:
         plain = f" {' '.join(texts.words(sentence))} "
-        ends = self.ends_with != "" and sentence.rstrip("\"'”’) ").endswith(self.ends_with)
-        figures = self.numbers and texts.figures(sentence) > 0
-        return ends or figures or any(f" {word} " in plain for word in self.words)
+        ends = bool(self.ends_with) and sentence.rstrip("\"'”’) ").endswith(self.ends_with)
+        named = any(f" {word} " in plain for word in self.words)
+        return ends or named or (self.numbers and texts.figures(sentence) > 0)
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,9 @@ def content_types() -> dict[str, ContentType]:
     """The content types by name. Raises LabError if data/content_types.toml does not hold them."""
 
     def build(data: dict[str, Any]) -> dict[str, ContentType]:
-        lists, rules = data.pop("vocabulary"), data.pop("factors")
-        stems = {name: frozenset(map(texts.stem, words)) for name, words in lists.items()}
+        words, rules = data.pop("vocabulary"), data.pop("factors")
         for row in data.values():
-            row["vocabulary"] = stems[row["vocabulary"]]
+            row["vocabulary"] = set(map(texts.stem, words[row["vocabulary"]]))
             wanted = row.pop("engagement_factors") + row.pop("authority_indicators")
             row["factors"] = [rules[factor] for factor in wanted]
         return {name: store.from_plain(row, ContentType, f"[{name}]") for name, row in data.items()}
@@ -78,34 +78,20 @@ def content_type_named(name: str) -> ContentType:
     return content_types()[name]
 
 
-# ---- the two published rubrics, as written -------------------------------------------------------------
-
-
 def business_v1(text: str) -> dict[str, float]:
-    """The summands of the first published rubric: 5.0 for any text, 3.0 for 80 to 200 words, 0.5 a term.
-
-    Kept as written. Its faults: the free 5.0; a cliff at 79 words; terms found inside other words
-    ("unprofessional") and not in other forms ("strategies"); nothing about sense, prompt or repetition.
-    """
-    low, high = BUSINESS_V1_BAND
-    fits = low <= len(text.split()) <= high
-    terms = sum(term in text.lower() for term in BUSINESS_V1_TERMS)
-    return {"base": 5.0 if text else 0.0, "length": 3.0 if fits else 0.0, "terms": min(2.0, terms * 0.5)}
+    """Summands of the first published rubric: 5.0 for any text, 3.0 for 80 to 200 words, 0.5 a term."""
+    return _business(text, BUSINESS_V1_TERMS, 0.5, BUSINESS_V1_BAND) | {"base": 5.0 if text else 0.0}
 
 
 def business_v2(text: str, content_type: str) -> dict[str, float]:
-    """Of the second: 5.0 always, 3.0 for a LinkedIn post of 100 to 300 words, 0.4 a term.
-
-    Kept as written. An empty text scores 5.0; the vocabulary cap of 2.0 is dead, because three terms give
-    at most 1.2, so 9.2 is the best possible score, and 6.2 for every other content type.
-    """
-    low, high = BUSINESS_V2_BAND
-    fits = content_type == "linkedin_post" and low <= len(text.split()) <= high
-    terms = sum(term in text.lower() for term in BUSINESS_V2_TERMS)
-    return {"base": 5.0, "length": 3.0 if fits else 0.0, "terms": min(2.0, terms * 0.4)}
+    """Of the second: 5.0 always, 3.0 for a LinkedIn post of 100 to 300 words, 0.4 a term: 9.2 at most."""
+    band = BUSINESS_V2_BAND if content_type == "linkedin_post" else (math.inf, math.inf)
+    return _business(text, BUSINESS_V2_TERMS, 0.4, band)
 
 
-# ---- dimensions published by name, defined here --------------------------------------------------------
+def _business(text: str, terms: Iterable[str], each: float, band: tuple[float, float]) -> dict[str, float]:
+    length = 3.0 if band[0] <= len(text.split()) <= band[1] else 0.0
+    return {"base": 5.0, "length": length, "terms": min(2.0, each * sum(t in text.lower() for t in terms))}
 
 
 def band(size: float, low: float, high: float) -> float:
@@ -124,8 +110,7 @@ def technical(text: str) -> float:
 def structure(text: str, kind: ContentType) -> float:
     """Mean of four parts: enough sentences; enough paragraphs; 5 to 28 words a sentence; an opening
     sentence of at most 25 words. Each part falls in proportion to what is missing."""
-    found = texts.sentences(text)
-    if not found:
+    if not (found := texts.sentences(text)):
         return 0.0
     paragraphs = sum(bool(block.strip()) for block in re.split(r"\n\s*\n", text))
     parts = (
@@ -134,7 +119,7 @@ def structure(text: str, kind: ContentType) -> float:
         band(len(text.split()) / len(found), 5, 28),
         10.0 * min(1.0, 25 / max(1, len(found[0].split()))),
     )
-    return sum(parts) / len(parts)
+    return sum(parts) / 4
 
 
 def engagement(text: str, kind: ContentType) -> float:

@@ -1,17 +1,16 @@
-"""Rubric scores of a generated text, every one on 0 to 10.
+"""Rubric scores of a generated text, every one on 0 to 10, by counting words: none replaces a reader.
 
 ``business_v1`` and ``business_v2`` are two published rubrics as written, ``composite`` the published mean of
 four dimensions, ``lab_v1`` this laboratory's rubric, with its components ``lab_v1/length`` … Beside them,
-``diversity`` says how different the repeats of one prompt are. All of them count words. None of them
-understands a sentence, checks a fact or replaces a reader.
+``diversity`` says how different the repeats of one prompt are.
 """
 
 from __future__ import annotations
 
 import math
-from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain, groupby
 
 from nbhelpers import store
 from nbhelpers.generation import generate
@@ -32,21 +31,18 @@ LAB_V1_WEIGHTS = {
 }
 LAB_V1_FLOOR = 0.5  # a component counts at least this much, so that one zero does not hide the others
 RUBRICS = ("business_v1", "business_v2", "composite", "lab_v1")
-DIMENSIONS = ("technical", "length", "structure", "engagement")
-SCORE_NAMES = (PRIMARY, *RUBRICS[:3], *DIMENSIONS, *(f"lab_v1/{name}" for name in LAB_V1_WEIGHTS))
+COMPOSITE = ("business_v1", "technical", "length", "structure")
+OTHERS = (*RUBRICS[:3], *COMPOSITE[1:], "engagement")
+SCORE_NAMES = (PRIMARY, *OTHERS, *(f"lab_v1/{name}" for name in LAB_V1_WEIGHTS))
 
 
 def lab_components(text: str, prompt: str, content_type: str) -> dict[str, float]:
-    """The components of lab_v1, each 0 to 10. A repeated sentence counts once, an echo of the prompt never.
+    """The components of lab_v1, each 0 to 10; LabError for an unknown content type.
 
-    * relevance: share of the prompt's topic words used in sentences of the text's own, squared, full at four
-      fifths; half of it is lost when fewer than one sentence in six touches the topic.
-    * length, structure, engagement: as in ``published``, on the text without repeats and echo.
-    * originality: share of the words that the text adds, times the share of distinct three-word sequences.
-    * prose: share of words that stand in sentences, squared, full at four fifths.
-    * vocabulary: terms of the content type, each once, none of the prompt's; less if stuffed (over 1 in 5).
-
-    Raises LabError for an unknown content type.
+    A repeated sentence counts once, an echo of the prompt never: length, structure and engagement are those
+    of ``published`` on what is left. Relevance and prose are squared shares, full at four fifths; half of the
+    relevance is lost when fewer than one sentence in six touches the topic. Vocabulary counts terms of the
+    content type, each once, none of the prompt's, and less if over a fifth of the words are terms.
     """
     kind = published.content_type_named(content_type)
     own = texts.own_sentences(text, prompt)
@@ -79,8 +75,7 @@ def _only(text: str, own: list[str]) -> str:
 
 
 def _relevance(prose: list[str], prompt: str) -> float:
-    topic = texts.topic_stems(prompt)
-    if not topic:
+    if not (topic := texts.topic_stems(prompt)):
         return 10.0
     used = [topic.intersection(texts.stems(sentence)) for sentence in prose]
     covered = len(frozenset().union(*used)) / len(topic)
@@ -109,87 +104,58 @@ def combine(components: dict[str, float]) -> float:
     return 10.0 * math.exp(sum(logs) / sum(weights.values()))
 
 
-def parts_of(text: str, prompt: str, content_type: str) -> dict[str, dict[str, float]]:
-    """What each of RUBRICS is made of, for one text. Raises LabError for an unknown content type."""
-    kind = published.content_type_named(content_type)
-    business_v1 = published.business_v1(text)
-    composite = {
-        "business_v1": total("business_v1", business_v1),
+def score_text(text: str, prompt: str, content_type: str) -> dict[str, float]:
+    """Every score of SCORE_NAMES for one text, each 0 to 10. Raises LabError for an unknown content type."""
+    kind, lab_v1 = published.content_type_named(content_type), lab_components(text, prompt, content_type)
+    found = {
+        "lab_v1": combine(lab_v1),
+        "business_v1": sum(published.business_v1(text).values()),
+        "business_v2": sum(published.business_v2(text, content_type).values()),
         "technical": published.technical(text),
         "length": published.band(kind.size(text), kind.low, kind.high),
         "structure": published.structure(text, kind),
+        "engagement": published.engagement(text, kind),
+        **{f"lab_v1/{name}": value for name, value in lab_v1.items()},
     }
-    return {
-        "business_v1": business_v1,
-        "business_v2": published.business_v2(text, content_type),
-        "composite": composite,
-        "lab_v1": lab_components(text, prompt, content_type),
-    }
-
-
-def total(rubric: str, parts: dict[str, float]) -> float:
-    """A rubric's score from its parts, or from some of them: what the rubric would be without the others."""
-    if rubric == "lab_v1":
-        return combine(parts)
-    return sum(parts.values()) / (len(parts) if rubric == "composite" else 1)
-
-
-def score_text(text: str, prompt: str, content_type: str) -> dict[str, float]:
-    """Every score of SCORE_NAMES for one text, each 0 to 10. Raises LabError for an unknown content type."""
-    parts = parts_of(text, prompt, content_type)
-    values = {
-        **parts["composite"],  # technical, length and structure are scores of their own
-        **{rubric: total(rubric, found) for rubric, found in parts.items()},
-        "engagement": published.engagement(text, published.content_type_named(content_type)),
-        **{f"lab_v1/{name}": value for name, value in parts["lab_v1"].items()},
-    }
-    return {name: values[name] for name in SCORE_NAMES}
+    found["composite"] = sum(found[name] for name in COMPOSITE) / len(COMPOSITE)
+    return {name: found[name] for name in SCORE_NAMES}
 
 
 def score_samples(samples: Sequence[Sample]) -> list[Score]:
-    """One Score a sample, in order. A failed sample scores 0 everywhere and stays in the denominator.
+    """One Score a sample, in order; the samples of one prompt stand together, as in a run.
 
-    "diversity" is among its values if every prompt has at least two samples.
+    A failed sample scores 0 everywhere and stays in the denominator. "diversity" is among the values if every
+    prompt has at least two samples.
     """
     return list(_scored(samples))
 
 
 def _scored(samples: Sequence[Sample]) -> Iterator[Score]:
-    """Scores one at a time; the finished texts of one prompt are held at once."""
-    positions: dict[str, array[int]] = {}  # by prompt
-    for position, sample in enumerate(samples):
-        positions.setdefault(sample.prompt_id, array("l")).append(position)
-    repeated = all(len(found) > 1 for found in positions.values())
-    shared, siblings, prompt_id = Counter[tuple[str, ...]](), 0, None
-    for sample in samples:
-        failed = sample.error is not None
-        values = dict.fromkeys(SCORE_NAMES, 0.0)
-        if not failed:
-            values = score_text(sample.text, sample.prompt, sample.content_type)
-        if repeated:
-            if sample.prompt_id != prompt_id:
-                prompt_id = sample.prompt_id
-                finished = [s.text for i in positions[prompt_id] if (s := samples[i]).error is None]
-                shared = Counter(run for text in finished for run in _distinct(text))
-                siblings = len(finished) - 1
-            values["diversity"] = 0.0 if failed else _diversity(_distinct(sample.text), shared, siblings)
-        words = len(sample.text.split())
-        yield Score(sample.key, sample.prompt_id, sample.repeat, sample.content_type, failed, words, values)
+    """Scores one at a time; the samples of one prompt are held at once."""
+    repeated = min(Counter(sample.prompt_id for sample in samples).values(), default=0) > 1
+    for _, group in groupby(samples, lambda sample: sample.prompt_id):
+        siblings = list(group)
+        runs = [set(texts.trigrams(texts.words(s.text))) for s in siblings if s.error is None]
+        shared = Counter(chain.from_iterable(runs))  # in how many of the prompt's texts each sequence stands
+        for s in siblings:
+            values = dict.fromkeys(SCORE_NAMES, 0.0)
+            if s.error is None:
+                values = score_text(s.text, s.prompt, s.content_type)
+            if repeated:
+                values["diversity"] = _diversity(s, shared, len(runs) - 1)
+            words, failed = len(s.text.split()), s.error is not None
+            yield Score(s.key, s.prompt_id, s.repeat, s.content_type, failed, words, values)
 
 
-def _distinct(text: str) -> set[tuple[str, ...]]:
-    return set(texts.trigrams(texts.words(text)))
-
-
-def _diversity(own: set[tuple[str, ...]], shared: Counter[tuple[str, ...]], siblings: int) -> float:
+def _diversity(sample: Sample, shared: Counter[tuple[str, ...]], others: int) -> float:
     """How much of a text the other answers to its prompt do not say: high for good variety and noise alike.
 
-    The share of its distinct three-word sequences that a sibling lacks, averaged over the siblings; 0 without
-    either. ``shared``: in how many of the prompt's texts, this one included, each sequence stands.
+    The share of its distinct three-word sequences that another lacks, averaged over the others; 0 without.
     """
-    if not own or not siblings:
+    own = set(texts.trigrams(texts.words(sample.text)))
+    if sample.error is not None or not own or not others:
         return 0.0
-    return 10.0 * sum(siblings + 1 - shared[run] for run in own) / (len(own) * siblings)
+    return 10.0 * sum(others + 1 - shared[run] for run in own) / (len(own) * others)
 
 
 def make_scores(run: ModelRun) -> None:
