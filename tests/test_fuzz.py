@@ -21,7 +21,7 @@ from nbhelpers.loading import folder as checkpoints
 from nbhelpers.loading.folder import inspect
 from nbhelpers.records import LabError
 from nbhelpers.report import html as report
-from nbhelpers.scoring import costs, validity
+from nbhelpers.scoring import costs, texts
 from nbhelpers.scoring import published as rubrics
 from tools import quiz
 
@@ -150,10 +150,7 @@ TOML = {
     "content_types.toml": (rubrics.content_types, rubrics.content_types.cache_clear),
     "prices.toml": (costs.load_prices, lambda: None),
     "questions.toml": (quiz.select, lambda: None),
-    "planted.toml": (
-        lambda: (validity.levels(), validity.reference_answers()),
-        lambda: (validity.levels.cache_clear(), validity.reference_answers.cache_clear()),
-    ),
+    "words.toml": (lambda: texts.is_prose("one two three four"), texts.word_list.cache_clear),
 }
 
 

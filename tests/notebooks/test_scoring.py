@@ -1,4 +1,4 @@
-"""What notebook 04 defines: contributions, overlap, test-retest, and the text that fools a rubric."""
+"""What notebook 04 defines: known answers, agreement, contributions, test-retest, remarks on costs."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from itertools import combinations
 import numpy as np
 import pytest
 from definitions import definitions
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nbhelpers.records import Score
-from nbhelpers.scoring import rubric, texts, validity
+from nbhelpers.scoring import costs, rubric, texts
 
 BOOK = definitions("04_scoring", "definitions")
 
 
 def test_the_ceiling_is_the_root_of_the_share_of_pairs_with_an_expected_order() -> None:
-    levels = sorted(validity.levels().values())
+    levels = sorted(BOOK.LEVELS.values())
     pairs = list(combinations(levels, 2))
     expected = math.sqrt(sum(a != b for a, b in pairs) / len(pairs))
-    assert validity.tau(range(len(levels)), levels) == pytest.approx(expected)
+    assert BOOK.tau(range(len(levels)), levels) == pytest.approx(expected)
 
 
 def test_lab_v1_puts_every_bad_answer_below_every_strong_one_and_the_published_rubrics_do_not() -> None:
@@ -30,15 +32,15 @@ def test_lab_v1_puts_every_bad_answer_below_every_strong_one_and_the_published_r
 
 @pytest.mark.parametrize("name", rubric.RUBRICS)
 def test_a_gain_is_the_agreement_that_leaving_the_part_out_costs(name: str) -> None:
-    for part in rubric.parts_of("a", "b", "short_post")[name]:
+    for part in BOOK.parts_of("a", "b", "short_post")[name]:
         found = BOOK.gain(name, part)
 
         def rate(*answer: str, without: str | None) -> float:
-            parts = rubric.parts_of(*answer)[name]
-            return rubric.total(name, {key: value for key, value in parts.items() if key != without})
+            parts = BOOK.parts_of(*answer)[name]
+            return BOOK.total(name, {key: value for key, value in parts.items() if key != without})
 
         whole, less = (
-            validity.agreement(lambda *answer, without=without: rate(*answer, without=without)).mean or 0.0
+            BOOK.agreement(lambda *answer, without=without: rate(*answer, without=without)).mean or 0.0
             for without in (None, part)
         )
         assert found.n == 8 and found.mean == pytest.approx(whole - less, abs=1e-9)
@@ -87,9 +89,96 @@ def test_retest_says_why_there_is_no_interval(values: np.ndarray, reason: str) -
 
 
 def test_nonsense_keeps_the_small_words_and_fools_the_rubric() -> None:
-    answer = validity.reference_answers()[2]
+    answer = BOOK.ANSWERS[2]
     text = BOOK.nonsense(answer.text)
     bags = [sorted(texts.words(" ".join(texts.sentences(each)))) for each in (text, answer.text)]
     assert text != answer.text and bags[0] == bags[1]
     # The known limit of counting words, stated in notebook 04: keep it visible.
     assert rubric.score_text(text, answer.prompt, answer.content_type)["lab_v1"] > 9
+
+
+def level_of(text: str, prompt: str, kind: str) -> int:
+    """The expected level of a known answer, looked up by its text."""
+    answers = next(BOOK.known_answers(a) for a in BOOK.ANSWERS if a.prompt == prompt)
+    return BOOK.LEVELS[next(name for name, known in answers.items() if known == text)]
+
+
+def brute_tau(a: list[float], b: list[int]) -> float:
+    pairs = list(combinations(range(len(a)), 2))
+    signs = [(np.sign(a[i] - a[j]), np.sign(b[i] - b[j])) for i, j in pairs]
+    tied_a, tied_b = (sum(pair[k] != 0 for pair in signs) for k in (0, 1))
+    agree = sum(x * y for x, y in signs)
+    return agree / math.sqrt(tied_a * tied_b) if tied_a and tied_b else 0.0
+
+
+@given(st.lists(st.tuples(st.integers(0, 4).map(float), st.integers(0, 4)), min_size=2, max_size=12))
+def test_tau_against_counting_pairs(pairs: list[tuple[float, int]]) -> None:
+    ratings, levels = map(list, zip(*pairs, strict=True))
+    assert BOOK.tau(ratings, levels) == pytest.approx(brute_tau(ratings, levels), abs=1e-12)
+
+
+def test_tau_leaves_refused_ratings_out() -> None:
+    assert BOOK.tau([1.0, None, 2.0], [1, 0, 2]) == pytest.approx(1.0)
+    assert BOOK.tau([None, 1.0], [0, 1]) is None
+    assert BOOK.tau([3.0, 3.0], [0, 1]) == 0.0
+
+
+def test_agreement_of_a_perfect_a_reversed_and_a_constant_rating() -> None:
+    perfect = BOOK.agreement(lambda *a: float(level_of(*a)))
+    assert perfect.mean == pytest.approx(1.0) and perfect.n == 8 and perfect.low is None
+    assert BOOK.agreement(lambda *a: -level_of(*a)).mean == pytest.approx(-1.0)
+    assert BOOK.agreement(lambda *a: 5.0).mean == 0.0
+
+
+def test_agreement_counts_the_prompts_that_were_rated() -> None:
+    first = BOOK.ANSWERS[0].prompt
+    some = BOOK.agreement(lambda *a: float(level_of(*a)) if a[1] == first else None)
+    none = BOOK.agreement(lambda *a: None)
+    assert (some.n, some.low, none.n, none.mean, none.reason) == (1, None, 0, None, "no data")
+
+
+def test_the_interval_is_about_prompts() -> None:
+    """A rating that is perfect on half of the prompts and reversed on the others: 0, and very unsure."""
+    signs = {a.prompt: 1 if i % 2 else -1 for i, a in enumerate(BOOK.ANSWERS)}
+    found = BOOK.agreement(lambda *a: float(signs[a[1]] * level_of(*a)))
+    assert found.mean == pytest.approx(0.0, abs=1e-9)
+    assert found.low is not None and found.high is not None and found.low < -0.3 and found.high > 0.3
+
+
+def test_the_rubrics_rank_as_notebook_04_says() -> None:
+    found = {
+        name: BOOK.agreement(lambda *a, name=name: rubric.score_text(*a)[name])  # type: ignore[misc]
+        for name in rubric.RUBRICS
+    }
+    assert found["lab_v1"].low > found["composite"].high > found["business_v1"].high  # type: ignore[operator]
+    assert found["business_v2"].mean < 0.1  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", rubric.RUBRICS)
+def test_a_rubric_is_the_total_of_its_parts(name: str) -> None:
+    for answer in BOOK.ANSWERS:
+        for text in BOOK.known_answers(answer).values():
+            parts = BOOK.parts_of(text, answer.prompt, answer.content_type)[name]
+            whole = rubric.score_text(text, answer.prompt, answer.content_type)[name]
+            assert BOOK.total(name, parts) == pytest.approx(whole, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, ""),
+        ({"usd_per_request": None}, "no time or energy"),
+        ({"savings_usd_per_year": 0.0}, "asks no more"),
+        ({"savings_usd_per_year": None}, "asks no more"),
+        ({"break_even_requests": None}, "one machine can make"),
+        ({"break_even_requests_low": None, "break_even_requests_high": None}, "for an interval"),
+        ({"break_even_requests_high": None}, "includes zero"),
+        ({"break_even_years": 4.1}, "1,000 requests a day the machine is worn out"),
+    ],
+)
+def test_a_break_even_that_is_missing_open_or_late_has_a_remark(changes: dict, words: str) -> None:
+    names = ("requests", "requests_low", "requests_high", "years")
+    summary = {"usd_per_request": 1.0, "savings_usd_per_year": 1.0} | {f"break_even_{n}": 1.0 for n in names}
+    known = {name: value for name, value in (summary | changes).items() if value is not None}
+    found = BOOK.remark(known, costs.load_prices().assumptions)
+    assert words in found and bool(found) == bool(words)

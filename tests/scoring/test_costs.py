@@ -61,7 +61,8 @@ def test_a_kilowatt_for_an_hour_costs_one_tariff() -> None:
 
 
 def test_measured_energy_goes_before_assumed_watts() -> None:
-    assert costs.sample_joules([sample(2.0), sample(2.0, energy_j=7.0)], watts=10) == [20.0, 7.0]
+    both = costs.cost_summary([sample(2.0), sample(2.0, energy_j=7.0)], CPU)
+    assert both["joules_per_request"] == (2 * GIVEN.watts["cpu"] + 7) / 2
     measured = costs.cost_summary([sample(energy_j=7.0), sample(error="no")], CPU)
     mixed = costs.cost_summary([sample(energy_j=7.0), sample()], CPU)
     assert (measured["energy_measured"], mixed["energy_measured"]) == (1.0, 0.0)
@@ -108,47 +109,37 @@ def test_more_work_than_one_machine_can_do_takes_more_machines() -> None:
     assert full["hardware_usd_per_request"] == pytest.approx(2 * 2000 / (4 * 365_000))
 
 
-def saving(mean: float | None, low: float | None, high: float | None, reason: str | None = None) -> Estimate:
-    return Estimate("saving", 9, mean, None, low, high, reason=reason)
+def saving(mean: float | None, low: float | None, high: float | None) -> Estimate:
+    return Estimate("saving", 9, mean, None, low, high)
 
 
 def test_break_even_by_hand() -> None:
     """2,000 dollars, 1,000 requests a day for 4 years: 1.46 million requests."""
-    soon = costs.break_even(saving(0.01, 0.005, 0.02), 10.0, GIVEN)
-    assert (soon.requests, soon.requests_low, soon.requests_high, soon.reason) == (
-        200_000,
-        100_000,
-        400_000,
-        None,
-    )
-    assert soon.years == pytest.approx(200 / 365)
-    assert soon.utilisation == pytest.approx(2_000_000 / (4 * 365 * 86400))
-    late = costs.break_even(saving(0.001, 0.0005, 0.002), 10.0, GIVEN)
-    assert late.requests == 2_000_000 and "worn out" in (late.reason or "")
-    open_ended = costs.break_even(saving(0.01, -0.001, 0.02), 10.0, GIVEN)
-    assert (
-        open_ended.requests_low == 100_000
-        and open_ended.requests_high is None
-        and "zero" in (open_ended.reason or "")
-    )
-    unsure = costs.break_even(saving(0.01, None, None, "n = 1: no interval"), 10.0, GIVEN)
-    assert unsure == costs.BreakEven(200_000, None, None, soon.years, soon.utilisation, "n = 1: no interval")
+
+    def found(seconds: float = 10.0, *given: float | None) -> dict[str, float | None]:
+        even = costs.break_even(saving(*given), seconds, GIVEN)  # type: ignore[arg-type]
+        return {name.removeprefix("break_even_"): value for name, value in even.items()}
+
+    soon = found(10.0, 0.01, 0.005, 0.02)
+    assert (soon["requests"], soon["requests_low"], soon["requests_high"]) == (200_000, 100_000, 400_000)
+    assert soon["years"] == pytest.approx(200 / 365)
+    assert soon["utilisation"] == pytest.approx(2_000_000 / (4 * 365 * 86400))
+    assert found(10.0, 0.001, 0.0005, 0.002)["requests"] == 2_000_000
+    open_ended = found(10.0, 0.01, -0.001, 0.02)
+    assert (open_ended["requests_low"], open_ended["requests_high"]) == (100_000, None)
+    assert found(10.0, 0.01, None, None) == soon | {"requests_low": None, "requests_high": None}
 
 
 @pytest.mark.parametrize(
-    "mean, seconds, reason",
-    [(0.0, 1.0, "asks no more"), (-1.0, 1.0, "asks no more"), (0.01, 1000.0, "one machine can make"),
-     (1e-320, 0.0, "one machine can make")],
-)  # fmt: skip
-def test_a_break_even_that_never_comes_has_a_reason(mean: float, seconds: float, reason: str) -> None:
-    found = costs.break_even(saving(mean, None, None), seconds, GIVEN)
-    assert found.requests is None and reason in (found.reason or "")
+    "mean, seconds", [(0.0, 1.0), (-1.0, 1.0), (0.01, 1000.0), (1e-320, 0.0), (None, 1.0)]
+)
+def test_a_break_even_that_never_comes_is_absent(mean: float | None, seconds: float) -> None:
+    assert costs.break_even(saving(mean, None, None), seconds, GIVEN) == {}
 
 
 def test_a_slow_model_never_breaks_even() -> None:
     slow = costs.cost_summary([sample(1000.0)], CPU)
     assert slow["savings_percent"] < 0 and "break_even_years" not in slow
-    assert "no time or energy" in (costs.break_even_of([sample(error="no")], CPU).reason or "")
 
 
 def test_the_interval_of_the_break_even_covers_a_planted_truth() -> None:
@@ -163,8 +154,9 @@ def test_the_interval_of_the_break_even_covers_a_planted_truth() -> None:
             sample(1.0, energy, text="x" * 640, prompt="", prompt_id=str(i))
             for i, energy in enumerate(joules)
         ]
-        found = costs.break_even_of(rows, CPU)
-        covered += (found.requests_low or math.inf) <= truth <= (found.requests_high or math.inf)
+        found = costs.cost_summary(rows, CPU)
+        low, high = (found.get(f"break_even_requests_{end}", math.inf) for end in ("low", "high"))
+        covered += low <= truth <= high
     assert 0.91 <= covered / runs <= 0.99
 
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from definitions import definitions
 from saved_models import make_tokenizer
 from tiny_models import PAD, byte_tokenizer, tiny
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from nbhelpers.loading.load import Loaded
 from nbhelpers.records import Estimate, LabError
-from nbhelpers.scoring import judge, validity
+from nbhelpers.scoring import judge
 
 PROMPT, TEXT = "Write a short post about rain:", "It rained for a week, and nobody measured it."
 
@@ -155,11 +156,12 @@ def test_a_tokenizer_without_numbers_is_refused(tmp_path: Any) -> None:
 def test_a_judge_that_never_rates_orders_nothing_whatever_its_expected_values_say(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    two = validity.reference_answers()[:2]
-    monkeypatch.setattr(validity, "reference_answers", lambda: two)  # byte by byte, all eight take a minute
+    book = definitions("04_scoring", "definitions")
+    names = book.taus.__globals__  # byte by byte, all eight take a minute
+    monkeypatch.setitem(names, "ANSWERS", [book.ANSWERS[0], book.ANSWERS[1]])
 
     def agreement(loaded: Loaded, field: str) -> Estimate:
-        return validity.agreement(lambda text, prompt, _: getattr(judge.judge(loaded, prompt, text), field))
+        return book.agreement(lambda text, prompt, _: getattr(judge.judge(loaded, prompt, text), field))
 
     assert agreement(fixed_judge({"7": 0.9}, context=1024), "score").mean == 0.0
     silent = fixed_judge({"7": 0.001}, context=1024)

@@ -66,7 +66,7 @@ WORDS = st.lists(st.sampled_from(["a", "b", "c", "d"]), max_size=12).map(" ".joi
 def test_diversity_by_counting_is_diversity_pair_by_pair(rows):
     samples = [
         replace(make_sample("m", prompt, i), text=text, error="broken" if failed else None)
-        for i, (prompt, text, failed) in enumerate(rows)
+        for i, (prompt, text, failed) in enumerate(sorted(rows))
     ]
     for sample, score in zip(samples, scoring.score_samples(samples), strict=True):
         if "diversity" in score.values:
