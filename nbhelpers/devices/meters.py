@@ -139,12 +139,6 @@ class NoisePass(Record):
     warm_ups: int  # generations before the first timed one, in no row
     schema_version: int = SCHEMA_VERSION
 
-    @property
-    def drift(self) -> float:
-        """Change of the fixed work's time over the pass: +0.1 is 10% slower afterwards."""
-        before, after = self.before.spin_s, self.after.spin_s
-        return after / before - 1 if before and after else 0.0
-
 
 @contextmanager
 def recorded(path: Path | None, keys: Sequence[str], warm_ups: int = 0) -> Iterator[None]:
@@ -173,24 +167,27 @@ def verdict(found: Sequence[NoisePass]) -> str:
     """ "quiet", "noisy: " with the reasons, or "not recorded": the words beside every timing of a run."""
     if not found:
         return "not recorded"
-    worst = metrics(found)
-    load, drift = worst["noise/other_load"], worst["noise/clock_drift"]
-    throttled = any((p.after.throttled or 0) > (p.before.throttled or 0) for p in found)
-    crossed = {
-        f"{load:.0%} load by other processes": load > MOST_LOAD,
-        f"clock drift of {drift:+.0%}": abs(drift) > MOST_DRIFT,
-        "the processor throttled": throttled,
-    }
-    return "noisy: " + ", ".join(filter(crossed.get, crossed)) if any(crossed.values()) else "quiet"
+    worst, reasons = metrics(found), []
+    if (load := worst["noise/other_load"]) > MOST_LOAD:
+        reasons.append(f"{load:.0%} load by other processes")
+    if abs(drift := worst["noise/clock_drift"]) > MOST_DRIFT:
+        reasons.append(f"clock drift of {drift:+.0%}")
+    if any((p.after.throttled or 0) > (p.before.throttled or 0) for p in found):
+        reasons.append("the processor throttled")
+    return f"noisy: {', '.join(reasons)}" if reasons else "quiet"
 
 
 def metrics(found: Sequence[NoisePass]) -> dict[str, float]:
-    """The worst of the passes under ``noise/…``, and how many warm-ups no row shows; empty without passes."""
+    """The worst of the passes under ``noise/…``, and how many warm-ups no row shows; empty without passes.
+
+    Clock drift is the change of the fixed work's time over a pass: +0.1 is 10% slower afterwards.
+    """
     if not found:
         return {}
+    spins = ((p.before.spin_s, p.after.spin_s) for p in found)
     return {
         "noise/other_load": max(p.other_load for p in found),
-        "noise/clock_drift": max((p.drift for p in found), key=abs),
+        "noise/clock_drift": max((b / a - 1 for a, b in spins if a and b), key=abs, default=0.0),
         "latency/warm_ups_excluded": float(sum(p.warm_ups for p in found)),
     }
 
