@@ -10,10 +10,10 @@ import base64
 import io
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from nbhelpers import store
@@ -23,20 +23,7 @@ from nbhelpers.comparison.compare import ComparisonReport
 from nbhelpers.records import Estimate, LabError, Result, RunInfo, Sample, Score
 from nbhelpers.scoring.texts import printable
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
-    from matplotlib.figure import Figure
-
 MARK = "nbhelpers report"  # in each page's generator tag: a page without it is not ours to overwrite
-
-
-@dataclass(frozen=True)
-class Excerpt:
-    """One sample text shown in the report."""
-
-    role: str  # "best", "median" or "first"
-    score: float | None
-    sample: Sample
 
 
 def write_report(run_dir: Path) -> Path:
@@ -47,18 +34,11 @@ def write_report(run_dir: Path) -> Path:
     """
     run_dir = run_dir.resolve()
     info = store.read_json(run_dir / "run.json", RunInfo) if (run_dir / "run.json").exists() else None
-    results, broken = comparison.read_results(run_dir)
-    if info is None and not results and not broken:
-        raise LabError(
-            f"The folder {run_dir.name} holds neither a run.json nor a result.json: it is not a run."
-        )
-    note = ""
+    results, note = comparison.read_results(run_dir)[0], ""
     try:
         report = store.read_json(run_dir / "comparison.json", ComparisonReport)
     except LabError as error:
-        missing = not (run_dir / "comparison.json").exists()
-        note = f"comparison.json {'is missing' if missing else f'cannot be used ({error})'}; "
-        note += "this report made the comparison itself."
+        note = f"This report made the comparison itself: {error}"
         report = comparison.assemble(run_dir)
     order = [*report.ranking, *report.excluded]
     results.sort(key=lambda r: order.index(r.model) if r.model in order else len(order))
@@ -67,23 +47,22 @@ def write_report(run_dir: Path) -> Path:
         raters = labels.agreement(run_dir)
     except LabError as error:
         raters = str(error)
-    template = _environment(run_dir).get_template("report.html")
-    page = template.render(
+    return _write(
+        run_dir / "index.html",
+        "report.html",
         run=run_dir.name,
         info=info,
         report=report,
         note=note,
         results=results,
         pictures=_pictures(results, report),
-        failures=[s for s in (info.notebooks if info else ()) if s.status == "failed"],
         failed_samples=[row for r in results for row in _failed_samples(r.model, run_dir / r.slug)],
         failure_kinds=comparison.count_failures(run_dir, info),
         raters=raters,
         texts={r.model: excerpts(run_dir / r.slug, r.primary) for r in results if r.quality_applies},
         notebooks=_notebooks(run_dir, info, results),
-        settings=asdict(info.settings if info else results[0].settings) if info or results else {},
+        settings=next((vars(made.settings) for made in (info, *results) if made), {}),
     )
-    return _write(run_dir / "index.html", page)
 
 
 def write_runs_index(outputs: Path) -> Path:
@@ -93,36 +72,32 @@ def write_runs_index(outputs: Path) -> Path:
     """
     runs, unreadable = [], {}
     for path in sorted(outputs.glob("*/run.json")):
-        folder = path.parent
+        folder, verdict = path.parent, "No comparison."
         try:
             info = store.read_json(path, RunInfo)
+            with suppress(LabError):
+                verdict = store.read_json(folder / "comparison.json", ComparisonReport).pick_reason
+            href = f"{quote(folder.name)}/index.html" if (folder / "index.html").exists() else None
+            runs.append((folder.name, info, verdict, href))
         except LabError as error:
             unreadable[folder.name] = str(error).replace(f"{path}", path.name)
-            continue
-        try:
-            verdict = store.read_json(folder / "comparison.json", ComparisonReport).pick_reason
-        except LabError:
-            verdict = "No comparison."
-        href = f"{quote(folder.name)}/index.html" if (folder / "index.html").exists() else None
-        runs.append((folder.name, info, verdict, href))
     runs.sort(key=lambda run: run[1].started, reverse=True)
-    template = _environment(outputs.resolve()).get_template("runs.html")
-    return _write(outputs / "index.html", template.render(runs=runs, unreadable=unreadable))
+    return _write(outputs / "index.html", "runs.html", runs=runs, unreadable=unreadable)
 
 
-def excerpts(folder: Path, primary: str) -> list[Excerpt]:
-    """The best and the median finished text of a model by its primary score; the first one without scores."""
+def excerpts(folder: Path, primary: str) -> dict[str, tuple[float | None, Sample]]:
+    """A model's best and median finished text by its primary score; the first text where none is scored."""
     try:
         samples = [s for s in store.read_rows(folder / "samples.jsonl", Sample) if s.error is None]
         scores = {s.key: s.values.get(primary) for s in store.read_rows(folder / "scores.jsonl", Score)}
     except LabError:
-        return []
+        return {}
     scored = [(score, s) for s in samples if (score := scores.get(s.key)) is not None]
     if not scored:
-        return [Excerpt("first", None, sample) for sample in samples[:1]]
+        return {"first": (None, samples[0])} if samples else {}
     scored.sort(key=lambda pair: -pair[0])  # stable: of equal scores the first generated
-    chosen = {"best": scored[0], "median": scored[len(scored) // 2]}
-    return [Excerpt(role, *chosen[role]) for role in ("best", "median")[: len(scored)]]
+    middle = {"median": scored[len(scored) // 2]} if len(scored) > 1 else {}
+    return {"best": scored[0], **middle}
 
 
 def _failed_samples(model: str, folder: Path) -> list[tuple[str, str, int]]:
@@ -138,15 +113,13 @@ def _pictures(results: Sequence[Result], report: ComparisonReport) -> dict[str, 
     """The figures that this comparison has, as data: addresses of SVGs."""
     from matplotlib import pyplot
 
-    figures: dict[str, Figure] = {}
+    figures, addresses = dict[str, Any](), {}
     if report.ranking:
-        figures["ranking"] = plots.ranking(report)
-        figures["speed"] = plots.quality_speed_memory(results, report)
+        figures = {"ranking": plots.ranking(report), "speed": plots.quality_speed_memory(results, report)}
     if any(pair.difference is not None for pair in report.pairs):
         figures["pairs"] = plots.pair_differences(report)
     if report.size_slope is not None:
         figures["size"] = plots.size_quality(results, report)
-    addresses = {}
     for name, figure in figures.items():
         data = io.BytesIO()
         figure.savefig(data, format="svg", metadata={"Date": None})
@@ -157,27 +130,28 @@ def _pictures(results: Sequence[Result], report: ComparisonReport) -> dict[str, 
 
 def _notebooks(run_dir: Path, info: RunInfo | None, results: Sequence[Result]) -> dict[str, Any]:
     """Statuses by model and notebook, folders by model, the executed pages, and the notebooks' names."""
-    notebooks = info.notebooks if info else ()
+    notebooks, models = (info.notebooks, info.models) if info else ((), ())
     statuses = {(comparison.spec_of(s.model, info).alias, s.notebook): s for s in notebooks}
-    folders = {result.model: result.slug for result in results}
-    for model in info.models if info else ():
-        spec = comparison.spec_of(model, info)
-        folders.setdefault(spec.alias, spec.slug)
-    of_models = {p.stem for p in run_dir.glob("*/[0-9]*.html")} | {n for model, n in statuses if model}
-    of_run = {p.stem for p in run_dir.glob("[0-9]*.html")} | {n for model, n in statuses if not model}
-    pages = [path.relative_to(run_dir).as_posix() for path in run_dir.glob("**/[0-9]*.html")]
+    specs = [comparison.spec_of(model, info) for model in models]
+    pages = [page.relative_to(run_dir) for page in run_dir.glob("**/[0-9]*.html")]
+    names = {(len(page.parts) > 1, page.stem) for page in pages} | {(bool(m), name) for m, name in statuses}
     return {
         "statuses": statuses,
-        "folders": folders,
-        "pages": pages,
-        "of_models": sorted(of_models),
-        "of_run": sorted(of_run),
+        "folders": {r.model: r.slug for r in results} | {spec.alias: spec.slug for spec in specs},
+        "pages": [page.as_posix() for page in pages],
+        "of_models": sorted(name for of_model, name in names if of_model),
+        "of_run": sorted(name for of_model, name in names if not of_model),
     }
 
 
-def _environment(folder: Path) -> Environment:
+def _write(path: Path, template: str, **values: Any) -> Path:
+    """Write a page from a template, unless there is a file that is not ours."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
+
+    if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace")[:2000]:
+        raise LabError(f"The page {path} was not written by the laboratory: move it away, then try again.")
+    folder = path.parent.resolve()
 
     def clean(value: Any) -> Any:
         """What can be printed, without the run's place on this machine."""
@@ -185,27 +159,13 @@ def _environment(folder: Path) -> Environment:
             return value
         return printable(value.replace(f"{folder}/", "").replace(f"{folder}", folder.name))
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        finalize=clean,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals |= {"mark": MARK, "three": three, "dollars": dollars}
-    filters = (interval, duration, plots.counted, comparison.spec_of, comparison.verdict_sentence)
-    environment.filters |= {f.__name__: f for f in filters}
-    return environment
-
-
-def interval(estimate: Estimate | None) -> str:
-    """A mean with its interval, or with the reason why there is none."""
-    if estimate is None or estimate.mean is None:
-        return "–"
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.mean:.2f} ({estimate.reason})"
-    return f"{estimate.mean:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+    files = FileSystemLoader(Path(__file__).parent / "templates")
+    pages = Environment(loader=files, autoescape=True, finalize=clean, undefined=StrictUndefined)
+    pages.trim_blocks = pages.lstrip_blocks = True
+    for function in (plots.counted, comparison.spec_of, comparison.verdict_sentence):
+        pages.filters[function.__name__] = function
+    page = pages.get_template(template).render(values, mark=MARK, three=three, dollars=dollars)
+    return store.write_text(path, [page])
 
 
 def three(number: float | None) -> str:
@@ -217,18 +177,4 @@ def three(number: float | None) -> str:
 
 def dollars(usd: float | None) -> str:
     """US dollars with two significant digits below one dollar."""
-    if usd is None:
-        return "–"
-    return f"${usd:,.2f}" if usd >= 1 else f"${Decimal(f'{usd:.2g}'):f}"
-
-
-def duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
-
-
-def _write(path: Path, page: str) -> Path:
-    if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace")[:2000]:
-        raise LabError(f"The page {path} was not written by the laboratory: move it away, then try again.")
-    return store.write_text(path, [page])
+    return "–" if usd is None else f"${usd:,.2f}" if usd >= 1 else f"${Decimal(f'{usd:.2g}'):f}"
