@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from nbhelpers import registry, store
@@ -22,8 +23,6 @@ from nbhelpers.records import SCHEMA_VERSION, LabError, ModelRun, Prompt, Record
 from nbhelpers.scoring import rubric
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
 
@@ -113,8 +112,7 @@ def log_run(run: ModelRun, figures: Mapping[str, Figure] | None = None) -> Track
         run_id, status = client.create_run(experiment, tags=tags, run_name=name).info.run_id, "FAILED"
         try:
             _log_numbers(client, run_id, run, result)
-            _log_samples(client, run_id, run)
-            _log_prompts(client, run_id, run)
+            _log_texts(client, run_id, run)
             for file, figure in (figures or {}).items():
                 figure.savefig(run.folder / file)
             done = [p for p in run.folder.iterdir() if p.stem not in ("tracking", LATE_NOTEBOOK)]
@@ -132,13 +130,11 @@ def log_run(run: ModelRun, figures: Mapping[str, Figure] | None = None) -> Track
 
 def attach(run_dir: Path) -> None:
     """Add what was finished after the runs were logged: each 06 notebook, and the comparison."""
-    if tracked := sorted(run_dir.glob("*/tracking.json")):
+    for path in sorted(run_dir.glob("*/tracking.json")):
+        run_id = store.read_json(path, TrackingReport).run_id
+        late = [path.with_name(f"{LATE_NOTEBOOK}.ipynb"), run_dir / "07_comparison.ipynb"]
         with _one_sentence():
-            client = open_client()
-            for path in tracked:
-                run_id = store.read_json(path, TrackingReport).run_id
-                of_run = run_dir / "07_comparison.ipynb", run_dir / "comparison.json"
-                _log_files(client, run_id, [path.with_name(f"{LATE_NOTEBOOK}.ipynb"), *of_run])
+            _log_files(open_client(), run_id, [*late, run_dir / "comparison.json"])
 
 
 def prompts_digest(prompts: Iterable[Prompt]) -> str:
@@ -177,18 +173,14 @@ def _log_numbers(client: MlflowClient, run_id: str, run: ModelRun, result: Resul
     client.log_batch(run_id, [Metric(name, value, now, 0) for name, value in result.metrics.items()], params)
 
 
-def _log_samples(client: MlflowClient, run_id: str, run: ModelRun) -> None:
-    """Every generation with its score, as the table the MLflow page shows."""
+def _log_texts(client: MlflowClient, run_id: str, run: ModelRun) -> None:
+    """Every generation with its score, as the table the MLflow page shows; the prompts as the dataset."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
     scores = {score.key: score.values.get(rubric.PRIMARY) for score in rubric.read_scores(run)}
     samples = generate.read_samples(run)
     table: dict[str, Any] = {name: [getattr(s, name) for s in samples] for name in COLUMNS}
     client.log_table(run_id, table | {rubric.PRIMARY: [scores.get(s.key) for s in samples]}, "samples.json")
-
-
-def _log_prompts(client: MlflowClient, run_id: str, run: ModelRun) -> None:
-    """The prompts as the run's dataset: their number, and a digest that changes with any word of them."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
     file, prompts = run.settings.prompts, registry.load_prompts(run.settings.prompts, run.settings.limit)
     name, source = Path(file).stem or "benchmark-15", json.dumps({"file": Path(file or "prompts.jsonl").name})
     profile = json.dumps({"num_prompts": len(prompts)})
