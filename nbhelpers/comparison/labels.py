@@ -6,6 +6,7 @@ Everybody rates from 1 to 10. The rubric's 0 to 10 is brought to that scale by 1
 from __future__ import annotations
 
 import csv
+import io
 import random
 import re
 from collections.abc import Iterable
@@ -54,8 +55,8 @@ def write_sheet(run_dir: Path, count: int = 40, seed: int = 0) -> Path:
     if (run_dir / KEY).exists() or (run_dir / SHEET).exists():
         raise LabError(f"The run {name} has {SHEET} already: read it with --read, or move it and {KEY} away.")
     real = [result.slug for result in comparison.read_results(run_dir)[0] if result.quality_applies]
-    rows = _by_key((run_dir / slug / "samples.jsonl" for slug in real), Sample)
-    samples = [sample for sample in rows.values() if sample.error is None]
+    written = _by_key((run_dir / slug / "samples.jsonl" for slug in real), Sample)
+    samples = [sample for sample in written.values() if sample.error is None]
     if not samples:
         raise LabError(f"The run {name} has no finished texts to label: run the models first.")
     random.Random(seed).shuffle(samples)
@@ -63,10 +64,8 @@ def write_sheet(run_dir: Path, count: int = 40, seed: int = 0) -> Path:
     store.write_json(run_dir / KEY, LabelKey({number: sample.key for number, sample in items.items()}))
     # The byte order mark tells spreadsheet programs that it is UTF-8.
     with (run_dir / SHEET).open("w", encoding="utf-8-sig", errors="replace", newline="") as file:
-        sheet = csv.writer(file)
-        sheet.writerow(("item", "prompt", "text", "score"))
-        for number, sample in items.items():
-            sheet.writerow([number, harmless(sample.prompt), harmless(sample.text), ""])
+        rows = ((number, harmless(s.prompt), harmless(s.text), "") for number, s in items.items())
+        csv.writer(file).writerows((("item", "prompt", "text", "score"), *rows))
     return run_dir / SHEET
 
 
@@ -78,34 +77,28 @@ def harmless(cell: str) -> str:
 def read_sheet(run_dir: Path, path: Path) -> Labels:
     """Add a filled-in sheet to labels.json; the file's name without its ending is the rater.
 
-    Commas or, as some spreadsheets write, semicolons separate its cells. Empty scores are left out. A rater
-    who is read again is replaced. Raises LabError with the line for an item that is not in the key or comes
-    twice and for a score that is not a number from 1 to 10.
+    Commas or semicolons separate its cells. Empty scores are left out. A rater who is read again is replaced.
+    Raises LabError with the line for an item that is not in the key or comes twice, and for a bad score.
     """
-    items, found = _items(run_dir), dict[str, float]()
+    items, found, line = _items(run_dir), dict[str, float](), 1
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            heading = file.readline()
-            file.seek(0)
-            sheet = csv.reader(file, delimiter=";" if heading.count(";") > heading.count(",") else ",")
-            columns = [name.strip().lower() for name in next(sheet, [])]
-            if not {"item", "score"} <= set(columns):
-                raise LabError(f"{path.name}, line 1: the columns item and score are missing.")
-            line = sheet.line_num + 1
-            for row in sheet:
-                cells = dict(zip(columns, map(str.strip, row), strict=False))
-                item, score, where = cells.get("item", ""), cells.get("score"), f"{path.name}, line {line}"
-                line = sheet.line_num + 1  # a text may run over several lines
-                if not score:
-                    continue
-                if item not in items:
-                    raise LabError(f"{where}: item {item!r} is not in {KEY}: use the sheet of this run.")
-                if item in found:
-                    raise LabError(f"{where}: item {item} is there twice: keep one of the two.")
-                number = re.fullmatch(r"\d+(?:[.,]\d+)?", score, re.ASCII)
-                found[item] = float(score.replace(",", ".")) if number else 0.0
-                if not 1 <= found[item] <= 10:
-                    raise LabError(f"{where}: the score {score!r} of item {item} is no number from 1 to 10.")
+        content = path.read_bytes().decode("utf-8-sig")
+        heading = content.partition("\n")[0]
+        delimiter = ";" if heading.count(";") > heading.count(",") else ","
+        sheet = csv.DictReader(io.StringIO(content, newline=""), restval="", delimiter=delimiter)
+        if not {"item", "score"} <= set(sheet.fieldnames or ()):
+            raise LabError(f"{path.name}, line 1: the columns item and score are missing.")
+        for row in sheet:
+            item, score, where = row["item"].strip(), row["score"].strip(), f"{path.name}, line {line + 1}"
+            line = sheet.line_num  # a text may run over several lines
+            if not score:
+                continue
+            if item not in items or item in found:
+                raise LabError(f"{where}: item {item!r} is not in {KEY}, or is there twice.")
+            number = re.fullmatch(r"\d+(?:[.,]\d+)?", score, re.ASCII)
+            found[item] = float(score.replace(",", ".")) if number else 0.0
+            if not 1 <= found[item] <= 10:
+                raise LabError(f"{where}: the score {score!r} of item {item} is no number from 1 to 10.")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise LabError(f"The sheet {path.name} cannot be read ({error}): save it as CSV in UTF-8.") from None
     if not found:

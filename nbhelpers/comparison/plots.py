@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREY, GREEN, RED = "#2b6cb0", "#c05621", "#718096", "#2f855a", "#c53030"
 MODEL_COLOURS = [BLUE, ORANGE, GREEN, RED, "#6b46c1", "#975a16", "#2c7a7b", "#97266d"]
 VERDICT_COLOURS = {"better": GREEN, "worse": RED, "tied": BLUE, "cannot tell": GREY}
-FOREST_PAIRS = 15  # six models
-# Offsets of a label from its point in typographic points, in the order in which they are tried.
-LABEL_SHIFTS = [(dx, dy) for dy in (7, -12, 19, -24, 31, -36, 43, -48) for dx in (8, -8)]
+MARKERS = "os^Dv"  # with the colours 40 different points
 
 
 def scores_by_prompt(scores: Sequence[Score], name: str) -> Figure:
@@ -61,12 +59,7 @@ def ranking(report: ComparisonReport) -> Figure:
 
 
 def pair_differences(report: ComparisonReport) -> Figure:
-    """Which differences are real? Paired differences against zero and the equivalence margin.
-
-    Above FOREST_PAIRS pairs a list becomes too long to read: a matrix, one cell a pair, takes its place.
-    """
-    if len(report.pairs) > FOREST_PAIRS:
-        return _pair_matrix(report)
+    """Which differences are real? Paired differences against zero and the equivalence margin."""
     pairs = [pair for pair in report.pairs if pair.difference is not None]
     short = _short_names(report.ranking)
     rows = {
@@ -82,57 +75,28 @@ def pair_differences(report: ComparisonReport) -> Figure:
     return figure
 
 
-def _pair_matrix(report: ComparisonReport) -> Figure:
-    """Row minus column for every pair, coloured by the row's verdict."""
-    from matplotlib.colors import to_rgba
-
-    names, opposite = list(report.ranking), {"better": "worse", "worse": "better"}
-    width, height = 2.2 + 0.62 * len(names), 1.6 + 0.42 * len(names)
-    figure, axes = _axes("Which differences are real?", width, height)
-    cells = [[to_rgba("white")] * len(names) for _ in names]
-    for pair in report.pairs:
-        for row, column, sign in ((pair.a, pair.b, 1), (pair.b, pair.a, -1)):
-            verdict = pair.verdict if sign > 0 else opposite.get(pair.verdict, pair.verdict)
-            x, y, colour = names.index(column), names.index(row), VERDICT_COLOURS[verdict]
-            cells[y][x] = to_rgba(colour, 0.16)
-            points = "" if pair.difference is None else f"{round(sign * pair.difference, 1) + 0.0:+.1f}"
-            text = {"tied": f"≈ {points}", "cannot tell": f"{points} ?"}.get(verdict, points)
-            axes.text(x, y, text, ha="center", va="center", fontsize=9, color=colour)
-    axes.imshow(cells, aspect="auto")
-    labels = list(_short_names(names).values())
-    axes.set_xticks(range(len(names)), labels, rotation=45, ha="left", rotation_mode="anchor")
-    axes.set_yticks(range(len(names)), labels)
-    axes.xaxis.tick_top()
-    axes.tick_params(length=0)
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
-    axes.set_xlabel("row minus column, points; green: row is better, red: worse, ≈ tied, ? cannot tell")
-    return figure
-
-
 def quality_speed_memory(results: Sequence[Result], report: ComparisonReport) -> Figure:
     """What does quality cost? Quality against speed, with intervals; the area of a point is memory."""
-    figure, axes = _axes("What does quality cost? (area: memory of the weights)", 7, 4.4)
+    figure, axes = _axes("What does quality cost? (area: memory of the weights)", 8, 4.4)
     shown = [result for result in results if result.model in report.ranking and words_per_s(result)]
     memory = {result.model: result.metrics["memory/parameters_mib"] for result in shown}
     short, points = _short_names(memory), dict[str, tuple[float, Estimate]]()
     for result, colour in zip(shown, cycle(MODEL_COLOURS), strict=False):
         speed, mib, quality = words_per_s(result), memory[result.model], report.ranking[result.model]
         low, high = (result.metrics.get(f"latency/words_per_s/{end}", speed) for end in ("low", "high"))
-        area = 25 + 900 * mib / max(memory.values())
-        axes.scatter(speed, quality.mean, s=area, color=colour, alpha=0.35, lw=0)
+        axes.scatter(speed, quality.mean, 25 + 900 * mib / max(memory.values()), colour, alpha=0.35, lw=0)
         axes.hlines(quality.mean, low, high, color=colour, lw=1.5)
         size = f"{mib / 1024:,.1f} GiB" if mib >= 1024 else f"{mib:,.{0 if mib >= 10 else 1}f} MiB"
         points[f"{short[result.model]} ({size})"] = speed, quality
-    axes.set(xlabel="words per second at batch 1", ylabel=f"{report.primary} (0 to 10)")
     speeds = [speed for speed, _ in points.values()]
-    _draw_models(figure, axes, points, log=max(speeds, default=0) > 20 * min(speeds, default=0))
+    log = max(speeds, default=0) > 20 * min(speeds, default=0)
+    _draw_models(axes, points, "words per second at batch 1", report.primary, log)
     return figure
 
 
 def size_quality(results: Sequence[Result], report: ComparisonReport) -> Figure:
     """Do larger models write better? Quality against parameters with the mean slope per doubling."""
-    figure, axes = _axes("Do larger models write better? (dashed: mean slope)", 7, 3.6)
+    figure, axes = _axes("Do larger models write better? (dashed: mean slope)", 8, 3.6)
     short = _short_names(report.ranking)
     shown = [result for result in results if result.model in short]
     points = {short[r.model]: (float(r.parameters), report.ranking[r.model]) for r in shown}
@@ -142,8 +106,7 @@ def size_quality(results: Sequence[Result], report: ComparisonReport) -> Figure:
         ends = [min(sizes), max(sizes)]
         line = [level + report.size_slope.mean * (size - fmean(sizes)) for size in ends]
         axes.plot([2**size for size in ends], line, "--", color=GREY, lw=1, zorder=1)
-    axes.set(xlabel="parameters (log scale)", ylabel=f"{report.primary} (0 to 10)")
-    _draw_models(figure, axes, points, log=True)
+    _draw_models(axes, points, "parameters (log scale)", report.primary, log=True)
     return figure
 
 
@@ -188,35 +151,25 @@ def _ends(e: Estimate) -> tuple[float, float]:
     return (math.nan, math.nan) if e.low is None or e.high is None else (e.low, e.high)
 
 
-def _draw_models(figure: Figure, axes: Any, points: Mapping[str, tuple[float, Estimate]], log: bool) -> None:
-    """A point with its interval for each label, which goes to the first place beside it that is free."""
-    from matplotlib.patheffects import withStroke
+def _draw_models(
+    axes: Any, points: Mapping[str, tuple[float, Estimate]], xlabel: str, score: str, log: bool
+) -> None:
+    """A point with its interval for each model, named beside the figure."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    for (x, e), colour in zip(points.values(), cycle(MODEL_COLOURS), strict=False):
+    styles = zip(points.items(), cycle(MODEL_COLOURS), cycle(MARKERS), strict=False)
+    for (label, (x, e)), colour, marker in styles:
         axes.vlines(x, *_ends(e), color=colour, lw=1.5)
-        axes.plot(x, e.mean, "o", color=colour, ms=5)
+        axes.plot(x, e.mean, marker, color=colour, ms=6, label=label)
     if log:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=7))
         axes.xaxis.set_major_formatter(lambda value, position: counted(value))
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(0.2)
-    figure.draw_without_rendering()
-    frame, taken = axes.get_window_extent(), list[Any]()
-    centres = [axes.transData.transform((x, e.mean)) for x, e in points.values()]
-    for (text, (x, e)), colour in zip(points.items(), cycle(MODEL_COLOURS), strict=False):
-        note = axes.annotate(
-            text, (x, e.mean), (8, 7), textcoords="offset points", fontsize=8.5, color=colour
-        )
-        note.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
-        for shift in (*LABEL_SHIFTS, LABEL_SHIFTS[0]):  # no free place: better crossed than missing
-            note.set(position=shift, ha="left" if shift[0] > 0 else "right")
-            box = note.get_window_extent().padded(1)
-            inside = frame.fully_contains(*box.min) and frame.fully_contains(*box.max)
-            if inside and not (box.count_overlaps(taken) or box.count_contains(centres)):
-                break
-        taken.append(note.get_window_extent())
+    axes.set(xlabel=xlabel, ylabel=f"{score} (0 to 10)")
+    if points:
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
 
 
 def _short_names(models: Iterable[str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from nbhelpers.comparison import compare as comparison
 from nbhelpers.records import CONTENT_TYPES, SCHEMA_VERSION, Estimate, LabError, Record, Result, Score
 
 COST = "cost/usd_per_request"
+Basis = Literal["better", "tied", "cannot tell", "only model", "no data"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Route(Record):
 
     content_type: str
     model: str | None  # None: too few prompts to choose by
-    basis: Literal["better", "tied", "cannot tell", "only model", "no data"]
+    basis: Basis
     prompts: int
     quality: dict[str, Estimate]  # model -> primary score on these prompts, best first
     candidates: tuple[str, ...]  # the leader and the models not shown to be worse
@@ -40,9 +41,9 @@ class RoutingReport(Record):
     schema_version: int = SCHEMA_VERSION
 
 
-def route_run(run_dir: Path, margin: float = comparison.MARGIN) -> RoutingReport:
+def route_run(run_dir: Path) -> RoutingReport:
     """Choose a model for each content type of a run; writes routing.json. LabError as ``assemble``."""
-    report = assemble(run_dir, margin)
+    report = assemble(run_dir)
     store.write_json(run_dir / "routing.json", report)
     return report
 
@@ -72,35 +73,28 @@ def route(
     it is taken. Otherwise the cheapest is, of the leader and the models not shown to be worse: US dollars
     per request of the whole run, or words per second where a cost is missing. Below two prompts: no model.
     """
-    chosen = Route(content_type, None, "no data", len(prompts), {}, (), None, "")
     if len(prompts) < 2 or not results:
-        why = "the run has 1 prompt of this type, and a difference needs at least 2 to have an interval"
-        why = why if prompts else "the run has no prompt of this type"
-        why = why if results else "no model could be compared on quality"
-        return replace(chosen, reason=f"{content_type}: {why}.")
+        why = "a difference needs at least 2 prompts" if results else "no model could be compared on quality"
+        reason = f"{content_type}: {why}, the run has {len(prompts)} of this type."
+        return Route(content_type, None, "no data", len(prompts), {}, (), None, reason)
     part = [replace(r, per_prompt={prompt: r.per_prompt[prompt] for prompt in prompts}) for r in results]
     found = comparison.compare(part, {}, margin)
     leader = next(iter(found.ranking))
     rivals = [pair for pair in found.pairs if pair.a == leader]
     still_open = [pair for pair in rivals if pair.verdict != "better"]
+    unclear = [pair for pair in rivals if pair.verdict == "cannot tell"]
     candidates = (leader, *(pair.b for pair in still_open))
     model, cheapest = _cheapest([r for name in candidates for r in results if r.model == name])
-    chosen = replace(chosen, model=model, quality=found.ranking, candidates=candidates)
-    if not rivals:
-        return replace(chosen, basis="only model", reason=f"{content_type}: {found.pick_reason}")
-    unclear = [pair for pair in still_open if pair.verdict == "cannot tell"]
-    shown = next((pair for pair in still_open if pair.b == model), (unclear or still_open or rivals)[0])
-    reason = f"{content_type}: {comparison.verdict_sentence(shown).removesuffix('.')}"
-    if not still_open:
-        behind = "" if len(rivals) == 1 else ", and is ahead of the others too"
-        return replace(chosen, basis="better", reason=f"{reason}{behind}.")
+    basis: Basis = "better" if rivals else "only model"
+    reason = f"{content_type}: {found.pick_reason}"
+    if still_open:
+        shown = next((pair for pair in still_open if pair.b == model), (unclear or still_open)[0])
+        words = comparison.verdict_sentence(shown).removesuffix(".")
+        reason = f"{content_type}: {words}; of {', '.join(candidates)} the {cheapest}."
+        basis = "cannot tell" if unclear else "tied"
     needed = [pair.prompts_needed or 0 for pair in unclear]  # 0: no number of prompts would settle it
-    return replace(
-        chosen,
-        basis="cannot tell" if unclear else "tied",
-        prompts_needed=max(needed) if needed and all(needed) else None,
-        reason=f"{reason}; of {', '.join(candidates)} the {cheapest}.",
-    )
+    most = max(needed) if needed and all(needed) else None
+    return Route(content_type, model, basis, len(prompts), found.ranking, candidates, most, reason)
 
 
 def _cheapest(candidates: Sequence[Result]) -> tuple[str, str]:
