@@ -9,9 +9,9 @@ promise: ``data/calibration.csv``, made by ``tools/calibrate.py``.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ RESAMPLES = 9999  # of the bootstrap
 HUGE = 1e100  # beyond it squares overflow, below 1 / HUGE they vanish; no score or latency comes near
 
 
-def estimate(values: Iterable[float], name: str = "", method: str = "t") -> Estimate:
+def estimate(values: Iterable[float], name: str = "", method: Literal["t", "bootstrap-t"] = "t") -> Estimate:
     """The mean of ``values`` with a 95% interval.
 
     "t" is Student's: mean +- t(n-1) * sd / sqrt(n). "bootstrap-t" resamples Student's t (Efron & Tibshirani
@@ -49,26 +49,10 @@ def estimate(values: Iterable[float], name: str = "", method: str = "t") -> Esti
     elif n < BOOTSTRAP_MIN:
         return replace(found, reason=too_few(n, "values"))
     else:
-        ends = (_bca if method == "bca" else _bootstrap_t)((x - mean) / sd)
-        low, high = (mean + sd * float(end) for end in ends)
+        low, high = (mean + sd * float(end) for end in _bootstrap_t((x - mean) / sd))
     if not (low < high and math.isfinite(high - low)):  # also when they are NaN
         return replace(found, reason="the bootstrap is degenerate on these values: no interval")
     return replace(found, low=low, high=high)
-
-
-def _bca(z: Array) -> tuple[float, float]:
-    """BCa ends for standardised values; rounded means keep ties ties, which the bias correction counts."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", sps.DegenerateDataWarning)  # NaN ends are answered with a reason
-        ends = sps.bootstrap(
-            (z,),
-            lambda rows, axis: np.round(np.mean(rows, axis=axis), 12),
-            confidence_level=LEVEL,
-            n_resamples=RESAMPLES,
-            method="BCa",
-            rng=np.random.default_rng(0),
-        ).confidence_interval
-    return ends.low, ends.high
 
 
 def _bootstrap_t(z: Array) -> tuple[float, float]:
