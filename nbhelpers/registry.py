@@ -152,13 +152,3 @@ def _prompt(line: str, where: str) -> Prompt:
         known = ", ".join(CONTENT_TYPES)
         raise LabError(f"{where}: unknown content type {given['content_type']!r}; use one of {known}.")
     return Prompt(**given)
-
-
-def held_out_text() -> str:
-    """Texts written by hand that no embedded model was trained on: data/planted.toml's strong answers."""
-
-    def build(data: dict[str, Any]) -> str:
-        kinds = [rows for rows in data.values() if isinstance(rows, list)]
-        return " ".join(row["text"].strip() for rows in kinds for row in rows)
-
-    return store.read_table("planted.toml", build)

@@ -11,18 +11,20 @@ from typing import Any
 
 import pytest
 import torch
+from definitions import definitions
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import tiny
 
-from nbhelpers import pipeline, registry, store
+from nbhelpers import pipeline, store
 from nbhelpers.devices import device as devices
 from nbhelpers.devices.device import DeviceReport, DtypeTrial
-from nbhelpers.generation import latency
 from nbhelpers.loading import load as loading
 from nbhelpers.loading.load import Loaded
 from nbhelpers.records import DTYPES, Settings
 
+latency = definitions("01_device_detection", "definitions")
+INSIDE = latency.probe.__globals__  # where its functions look names up
 SPEEDS = {"float32": 100.0, "bfloat16": 300.0, "float16": 200.0}
 
 
@@ -35,7 +37,7 @@ def settings(tmp_path: Path, **given: Any) -> Settings:
 
 
 def choose(report: DeviceReport, asked: Settings) -> DeviceReport:
-    return latency.choose_dtype(report, asked, registry.resolve(asked.model))
+    return latency.choose_dtype(report, pipeline.open_run(asked))
 
 
 @pytest.fixture
@@ -47,8 +49,8 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         tried.append(loaded.report.dtype)
         return SPEEDS[loaded.report.dtype]
 
-    monkeypatch.setattr(latency, "SMALLEST", 0)
-    monkeypatch.setattr(latency, "batch_speed", speed)
+    monkeypatch.setitem(INSIDE, "SMALLEST", 0)
+    monkeypatch.setitem(INSIDE, "batch_speed", speed)
     return tried
 
 
@@ -62,7 +64,7 @@ def damage(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[torch.Tensor], obje
                 spoil(loaded.model.transformer.ln_f.weight)
         return loaded
 
-    monkeypatch.setattr(loading, "load", loader)
+    monkeypatch.setitem(INSIDE, "load", loader)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bloom", "opt", "llama"])
@@ -135,7 +137,7 @@ def test_a_slower_dtype_is_asked_nothing_more(
 
 
 def test_small_models_cost_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "load", lambda *_: pytest.fail("a small model was tried"))
+    monkeypatch.setitem(INSIDE, "load", lambda *_: pytest.fail("a small model was tried"))
     report = choose(here(), settings(tmp_path))
     assert report.dtype == "float32"
     assert report.dtype_reason.endswith("; not measured: below 50 million parameters")
