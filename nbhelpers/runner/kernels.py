@@ -22,6 +22,7 @@ from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import psutil
@@ -34,7 +35,7 @@ PRELOAD = [
     *("ipykernel.kernelapp", "matplotlib.pyplot", "scipy.stats", "pandas", "mlflow.tracking", "torch"),
     *("transformers", "transformers.generation", "huggingface_hub"),
     *(f"transformers.models.{name}.modeling_{name}" for name in ("gpt2", "bloom", "opt", "llama")),
-    *("nbhelpers.cli", "nbhelpers.pipeline", "nbhelpers.report.html", "nbhelpers.runner.kernels"),
+    *("nbhelpers.cli", "nbhelpers.pipeline", "nbhelpers.report.html", "nbhelpers.tracking.mlflow_run"),
 ]
 ENVIRONMENT = {  # the libraries read it when they are imported
     **{"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONWARNINGS": "ignore"},
@@ -47,6 +48,7 @@ SOCKET_PATH_LIMIT = 100  # characters; Linux allows 107, macOS 103
 PR_SET_PDEATHSIG = 1  # prctl(2): the signal a process gets when its parent ends
 
 plain = "" if FORKS else "this system cannot fork safely"  # why processes are not forked
+_lock = threading.Lock()
 _running: list[tuple[Path, Any]] = []  # (log, process), ended ones too
 
 
@@ -90,12 +92,23 @@ def start(log: Path, target: Callable[..., object], *arguments: Any, variables: 
         context: Any = multiprocessing.get_context(method)
         process = context.Process(target=_become, args=given)
         try:
-            process.start()
+            with _lock, _hidden_main():
+                process.start()
             break
         except (OSError, EOFError) as error:
             plain = f"no answer from the fork server ({error or 'it ended'})"
     _running.append((log, started := Process(process)))
     return started
+
+
+@contextlib.contextmanager
+def _hidden_main() -> Iterator[None]:
+    """multiprocessing would run the script that this process runs in every one that it starts."""
+    main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _become(log: Path, environment: dict[str, str], folder: Path, target: Any, *arguments: Any) -> None:

@@ -138,6 +138,17 @@ def test_what_a_killed_runner_started_does_not_survive_it(tmp_path):
     assert until(lambda: all(map(gone, pids)))
 
 
+def test_a_script_is_not_run_again_by_what_it_starts(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\nfrom nbhelpers.runner import kernels\nprint('once', flush=True)\n"
+        f"print(kernels.start(Path({str(tmp_path / 'log')!r}), print, 'here').wait(60))"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert done.stdout == "once\n0\n", done.stderr
+    assert (tmp_path / "log").read_text() == "here\n"
+
+
 def test_notebooks_run_in_forked_kernels(tmp_path):
     """Pictures included: matplotlib was loaded before there was a notebook to show them in."""
     status, output = run(
