@@ -75,8 +75,14 @@ def assemble(run_dir: Path, margin: float = MARGIN) -> ComparisonReport:
             excluded[result.model] = "random weights: quality is not applicable, speed and memory are real"
         elif not result.finished:
             excluded[result.model] = f"all {result.attempted} generations failed"
-    excluded |= _other_conditions([result for result in results if result.model not in excluded])
-    return compare([result for result in results if result.model not in excluded], excluded, margin)
+    usable = [result for result in results if result.model not in excluded]
+    made = [[r.primary, *(getattr(r.settings, name) for name in CONDITIONS)] for r in usable]
+    usual = max(made, key=made.count, default=[])
+    for result, values in zip(usable, made, strict=True):
+        both = zip(("score", *CONDITIONS), values, usual, strict=True)
+        if other := ", ".join(name for name, own, most in both if own != most):
+            excluded[result.model] = f"made under other conditions than most of the models: {other}"
+    return compare([result for result in usable if result.model not in excluded], excluded, margin)
 
 
 def read_results(run_dir: Path) -> tuple[list[Result], dict[str, str]]:
@@ -114,21 +120,6 @@ def spec_of(model: str, info: RunInfo | None = None) -> ModelSpec:
     return known.get(model) or ModelSpec((Path(model).name if is_path else model) or model, "", "local")
 
 
-def _other_conditions(results: Sequence[Result]) -> dict[str, str]:
-    """Model -> in what it was made unlike most: its scores cannot be compared with the rest."""
-    made = {r.model: (r.primary, *(getattr(r.settings, name) for name in CONDITIONS)) for r in results}
-    usual, found = Counter(made.values()).most_common(1)[0][0] if made else (), {}
-    for model, values in made.items():
-        both = zip(("score", *CONDITIONS), values, usual, strict=True)
-        if unlike := [f"{name} {_short(own)}, not {_short(most)}" for name, own, most in both if own != most]:
-            found[model] = f"made under other conditions: {'; '.join(unlike)}"
-    return found
-
-
-def _short(value: object) -> str:
-    return Path(f"{value}").name or "default"  # a path's last part
-
-
 def compare(results: Sequence[Result], excluded: dict[str, str], margin: float = MARGIN) -> ComparisonReport:
     """Compare results of the same score, on the prompts that all of them have. Pure: no files."""
     shared = sorted(set.intersection(*(set(result.per_prompt) for result in results))) if results else []
@@ -156,8 +147,7 @@ def compare(results: Sequence[Result], excluded: dict[str, str], margin: float =
 def pick_model(ranked: Sequence[Result], pairs: Sequence[Comparison]) -> tuple[str | None, str]:
     """Which model to take, and why, in plain words; ``ranked`` is the best first.
 
-    The model with the highest mean leads. Among the models tied with it the fastest is taken. A lead that
-    cannot be told from chance is called one: the leader is then the best guess, not the winner.
+    The model with the highest mean leads. Among the models tied with it the fastest is taken.
     """
     if not ranked:
         return None, "No model could be compared on quality."
@@ -203,8 +193,8 @@ def size_sentence(slope: Estimate | None, ranked: Sequence[Result]) -> str:
         why = slope.reason if slope else "it needs two sizes on the same prompts"
         return f"Whether larger models write better stays open: {why}."
     figures = f"{slope.mean:+.2f} points per doubling of the parameters [{slope.low:+.2f}, {slope.high:+.2f}]"
-    figures += f" over {slope.n} prompts, for these {len(ranked)} models only"
-    figures += ", which also differ in architecture." if len({r.family for r in ranked}) > 1 else "."
+    differ = ", which also differ in architecture" if len({r.family for r in ranked}) > 1 else ""
+    figures += f" over {slope.n} prompts, for these {len(ranked)} models only{differ}."
     if slope.low > 0:
         best, largest = ranked[0].model, max(ranked, key=lambda result: result.parameters).model
         but = "" if best == largest else f" The best is {best}, not the largest, {largest}."

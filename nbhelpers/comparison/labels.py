@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
-from typing import TypeVar
+from typing import Any
 
 from nbhelpers import store
 from nbhelpers.comparison import compare as comparison
@@ -23,7 +23,6 @@ from nbhelpers.records import SCHEMA_VERSION, Estimate, LabError, Record, Sample
 from nbhelpers.scoring import judge, validity
 from nbhelpers.scoring import rubric as scoring
 
-Keyed = TypeVar("Keyed", Sample, Score)
 SHEET, KEY, LABELS = "labels.csv", "labels_key.json", "labels.json"
 PERSON = "person "
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # a spreadsheet may run a cell that begins so (OWASP, CSV injection)
@@ -48,8 +47,7 @@ class Labels(Record):
 def write_sheet(run_dir: Path, count: int = 40, seed: int = 0) -> Path:
     """Write up to ``count`` finished texts of the run, shuffled, without model or score; and the key file.
 
-    Models with random weights are left out. Raises LabError for a run without texts, and for one that has a
-    sheet already, which may be filled in.
+    Models with random weights are left out. Raises LabError for a run without texts or with a sheet already.
     """
     name = run_dir.name
     if (run_dir / KEY).exists() or (run_dir / SHEET).exists():
@@ -121,7 +119,7 @@ def add_judge(run_dir: Path, model: str) -> Labels:
 def agreement(run_dir: Path) -> tuple[Estimate, ...]:
     """Krippendorff's alpha between people, and between their mean, the rubric and each judge, pair by pair.
 
-    ``n`` counts the texts that both have rated. () without labels. Raises LabError for broken files.
+    ``n`` counts the texts that both have rated. () without labels.
     """
     ratings = _labels(run_dir).ratings
     if not ratings:
@@ -140,7 +138,7 @@ def agreement(run_dir: Path) -> tuple[Estimate, ...]:
     return tuple(found)
 
 
-def _by_key(paths: Iterable[Path], kind: type[Keyed]) -> dict[str, Keyed]:
+def _by_key(paths: Iterable[Path], kind: type[Any]) -> dict[str, Any]:
     """Key -> sample or score, of several models."""
     return {row.key: row for path in sorted(paths) for row in store.read_rows(path, kind)}
 

@@ -30,10 +30,7 @@ def scores_by_prompt(scores: Sequence[Score], name: str) -> Figure:
     for position, values in enumerate(by_prompt.values()):
         axes.plot([position] * len(values), values, "o", color=BLUE, alpha=0.45, ms=4)
     axes.plot(range(len(means)), means, "_", color=ORANGE, ms=14, mew=2)
-    whole = estimate(means, name)
-    if whole.mean is not None:
-        axes.axhline(whole.mean, color=GREY, lw=1)
-        axes.axhspan(*_ends(whole), color=GREY, alpha=0.2, lw=0)
+    axes.axhspan(*_ends(estimate(means, name)), color=GREY, alpha=0.2, lw=0)
     axes.set_xticks(range(len(means)), [_plain(prompt) for prompt in by_prompt], rotation=60, fontsize=8)
     axes.set(ylim=(-0.2, 10.2), ylabel=f"{name} (0 to 10)")
     return figure

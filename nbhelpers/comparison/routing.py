@@ -74,8 +74,8 @@ def route(
     per request of the whole run, or words per second where a cost is missing. Below two prompts: no model.
     """
     if len(prompts) < 2 or not results:
-        why = "a difference needs at least 2 prompts" if results else "no model could be compared on quality"
-        reason = f"{content_type}: {why}, the run has {len(prompts)} of this type."
+        lack = "a difference needs at least 2 prompts" if results else "no model could be compared on quality"
+        reason = f"{content_type}: {lack}, the run has {len(prompts)} of this type."
         return Route(content_type, None, "no data", len(prompts), {}, (), None, reason)
     part = [replace(r, per_prompt={prompt: r.per_prompt[prompt] for prompt in prompts}) for r in results]
     found = comparison.compare(part, {}, margin)
@@ -84,24 +84,22 @@ def route(
     still_open = [pair for pair in rivals if pair.verdict != "better"]
     unclear = [pair for pair in rivals if pair.verdict == "cannot tell"]
     candidates = (leader, *(pair.b for pair in still_open))
-    model, cheapest = _cheapest([r for name in candidates for r in results if r.model == name])
+    kept = [result for name in candidates for result in results if result.model == name]
+    if all(COST in result.metrics for result in kept):
+        best = min(kept, key=lambda result: result.metrics[COST])
+        why = f"cheapest is {best.model}, {best.metrics[COST]:.2g} USD a request"
+    else:
+        best = max(kept, key=comparison.words_per_s)
+        why = (
+            f"fastest is {best.model}, {comparison.words_per_s(best):,.0f} words a second, a cost is missing"
+        )
     basis: Basis = "better" if rivals else "only model"
     reason = f"{content_type}: {found.pick_reason}"
     if still_open:
-        shown = next((pair for pair in still_open if pair.b == model), (unclear or still_open)[0])
+        shown = next((pair for pair in still_open if pair.b == best.model), (unclear or still_open)[0])
         words = comparison.verdict_sentence(shown).removesuffix(".")
-        reason = f"{content_type}: {words}; of {', '.join(candidates)} the {cheapest}."
+        reason = f"{content_type}: {words}; of {', '.join(candidates)} the {why}."
         basis = "cannot tell" if unclear else "tied"
     needed = [pair.prompts_needed or 0 for pair in unclear]  # 0: no number of prompts would settle it
     most = max(needed) if needed and all(needed) else None
-    return Route(content_type, model, basis, len(prompts), found.ranking, candidates, most, reason)
-
-
-def _cheapest(candidates: Sequence[Result]) -> tuple[str, str]:
-    """The cheapest of these, the first where costs are equal, and the words for it."""
-    if all(COST in result.metrics for result in candidates):
-        best = min(candidates, key=lambda result: result.metrics[COST])
-        return best.model, f"cheapest is {best.model}, {best.metrics[COST]:.2g} USD a request"
-    best = max(candidates, key=comparison.words_per_s)
-    speed = comparison.words_per_s(best)
-    return best.model, f"fastest is {best.model}, {speed:,.0f} words a second (a cost is missing)"
+    return Route(content_type, best.model, basis, len(prompts), found.ranking, candidates, most, reason)

@@ -86,7 +86,7 @@ def test_without_a_cost_the_fastest_of_the_tied_is_taken():
     ]
     route = routing.route(NOTE, prompt_ids(), results)
     assert (route.model, route.basis) == ("fast", "tied")
-    assert route.reason.endswith("the fastest is fast, 90 words a second (a cost is missing).")
+    assert route.reason.endswith("the fastest is fast, 90 words a second, a cost is missing.")
 
 
 def test_a_lead_that_few_prompts_cannot_show_is_not_taken_for_one():
