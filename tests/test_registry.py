@@ -79,6 +79,17 @@ def test_names_that_resolve(folder):
     assert (local.layers, local.kv_heads, local.head_dim) == (2, 2, 4)
 
 
+def test_a_nested_configuration_is_described_as_its_text_model_is(folder):
+    flat = inspect(registry.resolve(str(folder)))
+    config = json.loads((folder / "config.json").read_text())
+    nested = {name: config.pop(name) for name in ("n_layer", "n_head", "n_embd", "n_positions")}
+    (folder / "config.json").write_text(json.dumps(config | {"text_config": nested}))
+    assert inspect(registry.resolve(str(folder))) == flat
+    edit_json(folder / "config.json", text_config=nested | {"num_key_value_heads": 1, "head_dim": 16})
+    grouped = inspect(registry.resolve(str(folder)))
+    assert (grouped.layers, grouped.kv_heads, grouped.head_dim, grouped.context) == (2, 1, 16, 16)
+
+
 @pytest.mark.parametrize(
     ("name", "suggested"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,23 @@ from nbhelpers.records import Failure, LabError, ModelSpec
 
 DEFAULT_CONTEXT = 2048  # for a model whose files name no limit (ALiBi has none; BLOOM was trained on 2,048)
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 LARGEST_TEXT_FILE = 64 * 2**20  # bytes; the largest tokenizer.json in use has about 35 MB
 _READ = (".json", ".jinja", ".txt", ".model", ".safetensors")
 _BUFFERS = (".attn.bias", ".masked_bias", ".inv_freq")  # stored by old checkpoints, not parameters
 
 
+def refusal(name: str, why: str, kind: Failure = Failure.USAGE) -> LabError:
+    """The error about a model: ``why`` goes on after its name and ends with the way out."""
+    return LabError(f"The model {name!r} {why}", kind)
+
+
 def inspect(spec: ModelSpec) -> ModelSpec:
     """A model of this disk checked and described; any other as it is. Raises LabError as check_folder."""
     folder = registry.folder_of(spec)
-    if folder is None:
-        return spec
-    check_folder(folder, spec.alias)
-    return describe(spec, folder)
+    if folder:
+        check_folder(folder, spec.alias)
+    return describe(spec, folder) if folder else spec
 
 
 def check_folder(folder: Path, name: str) -> None:
@@ -36,26 +41,23 @@ def check_folder(folder: Path, name: str) -> None:
         if path.suffix in _READ and path.is_file():
             if not path.resolve().is_relative_to(root):
                 why = f"has {path.name} as a link out of its folder: copy it there."
-                raise LabError(f"The model {name!r} {why}", Failure.REFUSED)
+                raise refusal(name, why, Failure.REFUSED)
             if path.suffix != ".safetensors":
                 _check_size(path, name)
     if (folder / "adapter_config.json").is_file():
-        way_out = "merge the two with peft's merge_and_unload, save_pretrained the result, name that folder."
-        raise LabError(f"The model {name!r} is an adapter to another one: {way_out}")
+        raise refusal(name, "is an adapter to another one: merge them (peft's merge_and_unload), save that.")
     config = read_json_file(folder / "config.json", name)
     check_no_remote_code(config, name)
     check_no_remote_code(read_json_file(folder / "tokenizer_config.json", name, optional=True), name)
     _check_layers(config, len(_tensor_shapes(folder, name)), name)
     if not any((folder / file).is_file() for file in VOCABULARIES):
-        way_out = "copy the tokenizer files of the original model into its folder."
-        raise LabError(f"The model {name!r} has no tokenizer ({VOCABULARIES[0]} or another): {way_out}")
+        raise refusal(name, "has no tokenizer (tokenizer.json or another): copy the original model's.")
 
 
 def _check_size(path: Path, name: str) -> None:
     if (size := path.stat().st_size) > LARGEST_TEXT_FILE:
-        why = f"has a {path.name} of {size / 2**20:,.0f} MiB, and none needs more than"
-        way_out = "download it again, or choose another model."
-        raise LabError(f"The model {name!r} {why} {LARGEST_TEXT_FILE >> 20}: {way_out}", Failure.REFUSED)
+        why = f"has a {path.name} of {size / 2**20:,.0f} MiB, more than any needs: download it again."
+        raise refusal(name, why, Failure.REFUSED)
 
 
 def _check_layers(config: dict[str, Any], tensors: int, name: str) -> None:
@@ -64,23 +66,19 @@ def _check_layers(config: dict[str, Any], tensors: int, name: str) -> None:
         if isinstance(value, dict):
             _check_layers(value, tensors, name)
         elif ("layer" in key or "expert" in key) and isinstance(value, int) and value > 100 + 10 * tensors:
-            raise LabError(
-                f"The model {name!r} has {key} = {value} in its config.json and {tensors} tensors in its "
-                "weights: download both again, or choose another model."
-            )
+            why = f"has {key} = {value} in its config.json and {tensors} tensors in its weights"
+            raise refusal(name, f"{why}: download both again.")
 
 
 def check_no_remote_code(config: dict[str, Any], name: str) -> None:
     """Refuse a configuration that names code to be fetched and run. Raises LabError."""
-    values = [str(value) for key, value in config.items() if key.endswith("_implementation")]
-    if kernels := [value for value in values if "/" in value]:
-        why = f"for compiled code from a repository ({kernels[0]}), which the laboratory never loads"
-    elif config.get("auto_map"):
-        why = "to run Python code from its own repository (auto_map), which the laboratory never does"
-    else:
-        return
-    way_out = "choose a model whose architecture transformers knows by itself."
-    raise LabError(f"The model {name!r} asks {why}: {way_out}", Failure.REFUSED)
+    asked = [str(value) for key, value in config.items() if key.endswith("_implementation")]
+    asked = [f"compiled code from a repository ({value})" for value in asked if "/" in value]
+    if config.get("auto_map"):
+        asked.append("Python code from its own repository (auto_map)")
+    if asked:
+        why = f"asks to run {asked[0]}: choose one that transformers knows by itself."
+        raise refusal(name, why, Failure.REFUSED)
 
 
 def weight_files(folder: Path, name: str) -> list[Path]:
@@ -88,80 +86,77 @@ def weight_files(folder: Path, name: str) -> list[Path]:
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return [single]
-    if index.is_file():
-        listed = read_json_file(index, name).get("weight_map")
-        shards = sorted({str(file) for file in listed.values()}) if isinstance(listed, dict) else []
-        if odd := [file for file in shards if Path(file).name != file or Path(file).suffix != ".safetensors"]:
-            why = f"has a weight index that names {odd[0]!r}, which is no safetensors file beside it"
-            raise LabError(f"The model {name!r} {why}: choose another model.", Failure.REFUSED)
-        missing = [shard for shard in shards if not (folder / shard).is_file()]
-        if missing or not shards:
-            raise LabError(f"The model {name!r} lacks the weight file {(missing or ['of its index'])[0]}.")
-        return [folder / shard for shard in shards]
-    if pickles := sorted(path.name for pattern in PICKLES for path in folder.glob(pattern)):
-        raise pickled(name, pickles[0])
-    way_out = "save the model with save_pretrained, or download it again."
-    raise LabError(f"The model {name!r} has no weights (model.safetensors): {way_out}")
+    if not index.is_file():
+        raise no_weights(name, (path.name for path in folder.glob("*")))
+    listed = read_json_file(index, name).get("weight_map")
+    shards = sorted({str(file) for file in listed.values()}) if isinstance(listed, dict) else []
+    for file in shards or [single.name]:
+        if Path(file).name != file or Path(file).suffix != ".safetensors":
+            why = f"has a weight index that names {file!r}, which is no safetensors file beside it"
+            raise refusal(name, f"{why}: choose another model.", Failure.REFUSED)
+        if not (folder / file).is_file():
+            raise refusal(name, f"lacks the weight file {file}: download it again.")
+    return [folder / file for file in shards]
 
 
-def pickled(name: str, file: str) -> LabError:
-    """The refusal of a model that has no other weights."""
-    return LabError(
-        f"The model {name!r} has only pickled weights ({file}), and a pickle can run any code hidden in it: "
-        "convert it once where you trust the source, with "
-        "AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder) and "
-        "AutoTokenizer.from_pretrained(...).save_pretrained(folder), then name that folder.",
-        Failure.REFUSED,
-    )
+def no_weights(name: str, files: Iterable[str]) -> LabError:
+    """The refusal of a model without safetensors among its files."""
+    if pickles := sorted(file for file in files if file.endswith(PICKLES)):
+        why = f"has only pickled weights ({pickles[0]}), and a pickle can run any code hidden in it: where "
+        why += "you trust it, load model and tokenizer, save_pretrained both, and name that folder."
+        return refusal(name, why, Failure.REFUSED)
+    return refusal(name, "has no weights (model.safetensors): save it with save_pretrained.")
 
 
 def read_json_file(path: Path, name: str, optional: bool = False) -> dict[str, Any]:
     """A JSON object of a model folder; {} for an optional file that is not there. Raises LabError."""
-    try:
-        _check_size(path, name)
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         if optional:
             return {}
-        raise LabError(f"The model {name!r} has no {path.name}: it is not a saved model.") from None
+        raise refusal(name, f"has no {path.name}: it is not a saved model.")
+    _check_size(path, name)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(data, dict):
+            return data
+        why = "it is not a JSON object"
     except (ValueError, OSError, RecursionError) as error:
-        raise LabError(f"The model {name!r} has a {path.name} that cannot be read ({error}).") from None
-    if not isinstance(data, dict):
-        raise LabError(f"The model {name!r} has a {path.name} that is not a JSON object.")
-    return data
+        why = str(error)
+    raise refusal(name, f"has a {path.name} that cannot be read ({why}): download it again.")
 
 
 def describe(spec: ModelSpec, folder: Path) -> ModelSpec:
     """Fill in what a spec leaves open from the folder's configuration and the headers of its weights."""
     config = read_json_file(folder / "config.json", spec.alias)
     tokenizer = read_json_file(folder / "tokenizer_config.json", spec.alias, optional=True)
-    registered = spec.family != "unknown"
+    named = spec.family != "unknown"  # in data/models.toml
     heads = _first(config, "num_attention_heads", "n_head")
-    hidden = _first(config, "hidden_size", "n_embd", "n_embed")
-    head_dim = _first(config, "head_dim") or (hidden // heads if hidden and heads else None)
+    width = _first(config, "hidden_size", "n_embd", "n_embed")
     chat = bool(tokenizer.get("chat_template")) or (folder / "chat_template.jinja").is_file()
     return replace(
         spec,
-        family=spec.family if registered else config.get("model_type", "unknown"),
+        family=spec.family if named else config.get("model_type", "unknown"),
         parameters=spec.parameters or count_parameters(folder, spec.alias),
         context=spec.context or context_of(config, tokenizer.get("model_max_length")),
-        prompt_format="chat" if chat and not registered else spec.prompt_format,
+        prompt_format="chat" if chat and not named else spec.prompt_format,
         layers=spec.layers or _first(config, "num_hidden_layers", "n_layer"),
         kv_heads=spec.kv_heads or _first(config, "num_key_value_heads") or heads,
-        head_dim=spec.head_dim or head_dim,
+        head_dim=spec.head_dim or _first(config, "head_dim") or (width and heads and width // heads),
     )
 
 
 def _first(config: dict[str, Any], *names: str) -> int | None:
-    return next((value for name in names if isinstance(value := config.get(name), int) and value > 0), None)
+    """The first positive whole number of these names, at the top or in a nested model's ``text_config``."""
+    levels = [level for level in (config, config.get("text_config")) if isinstance(level, dict)]
+    found = (level.get(name) for level in levels for name in names)
+    return next((value for value in found if isinstance(value, int) and value > 0), None)
 
 
 def context_of(config: dict[str, Any], tokenizer_limit: Any = None) -> int:
     """The longest sequence in tokens: the configuration's, else a sane tokenizer limit, else 2,048."""
+    sane = isinstance(tokenizer_limit, int) and 0 < tokenizer_limit < 10_000_000
     limit = _first(config, "max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len")
-    if limit is None and isinstance(tokenizer_limit, int) and 0 < tokenizer_limit < 10_000_000:
-        limit = tokenizer_limit
-    return limit or DEFAULT_CONTEXT
+    return limit or (tokenizer_limit if sane else DEFAULT_CONTEXT)
 
 
 def count_parameters(folder: Path, name: str) -> int:
@@ -182,6 +177,6 @@ def _tensor_shapes(folder: Path, name: str) -> dict[str, list[int]]:
             with safe_open(path, framework="numpy") as file:
                 shapes |= {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            why = f"has {path.name}, which is not a complete safetensors file ({error})"
-            raise LabError(f"The model {name!r} {why}: download it again.") from None
+            why = f"has {path.name}, which is not a complete safetensors file ({error}): download it again."
+            raise refusal(name, why) from None
     return shapes

@@ -9,27 +9,41 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import subprocess
 import sys
 import threading
-import time
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import huggingface_hub as hf
+from huggingface_hub import constants, errors
 
 from nbhelpers import registry
 from nbhelpers.loading import folder as folders
 from nbhelpers.records import Failure, LabError, ModelSpec
 
 # Everything from_pretrained needs and nothing that runs code: no pickles, no .py files.
-WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
-TEXTS = ("config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json")
-TOKENIZER = ("tokenizer*", "chat_template.jinja", "vocab.*", "merges.txt", "*.model", "tekken.json")
+WEIGHTS = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
+TEXTS = ["config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json"]
+TOKENIZER = ["tokenizer*", "chat_template.jinja", "vocab.*", "merges.txt", "*.model", "tekken.json"]
+FILES = WEIGHTS + TEXTS + TOKENIZER
 CONVERTER = "SFconvertbot"  # the Hub's own account that offers safetensors copies of pickled weights
 ATTEMPTS = 6
 PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP answers that may be better next time
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LOGIN = "log in with `hf auth login`"
+WHY = {  # a model did not come: by the class of the Hub client's error, else by what it lacked
+    "GatedRepoError": f"is gated: accept its licence on its Hub page, then {LOGIN} or set HF_TOKEN.",
+    "RepositoryNotFoundError": f"is not on the Hub, or is private ({LOGIN}), and is no folder: {{nearest}}",
+    "RevisionNotFoundError": "has no revision {revision!r} on the Hub.",
+    "RemoteEntryNotFoundError": "has no config.json on the Hub: it is not a saved model.",
+    "HfHubHTTPError": f"did not come, the Hub answered HTTP {{status}}: {LOGIN}, or try again later.",
+    "disk": "did not come, the disk was full: free space for {cache} or set HF_HOME, and run again.",
+    "offline": "is not wholly in the local cache and HF_HUB_OFFLINE is set: unset it and run again.",
+    "network": "is not wholly in the local cache and did not come from {hub} ({reason}): run again.",
+}
 
 
 def download(spec: ModelSpec, download_s: float) -> Path:
@@ -38,6 +52,26 @@ def download(spec: ModelSpec, download_s: float) -> Path:
     Without network a complete cached copy is used. Raises LabError for a Hub that cannot be reached, an
     unknown, private or gated repository, remote code, pickles, damaged files, and after download_s seconds.
     """
+    folder = None
+    with suppress(Exception):  # complete, verified and the Hub's latest: no process is needed
+        cached = _files(spec.source, hf.resolve_revision(spec.source, revision=spec.revision), local=True)
+        folder = cached if _note(cached).is_file() else None
+    folder = folder or _by_child(spec, download_s)
+    folders.check_folder(folder, spec.alias)
+    return folder
+
+
+def _files(repository: str, commit: str, local: bool = False) -> Path:
+    keywords = {"allow_patterns": FILES, "local_files_only": local}
+    return Path(hf.snapshot_download(repository, revision=commit, **keywords))
+
+
+def _note(folder: Path) -> Path:
+    """The file that says that a snapshot was verified."""
+    return folder.parents[1] / "verified" / folder.name
+
+
+def _by_child(spec: ModelSpec, download_s: float) -> Path:
     # A program of its own: multiprocessing would run a user's script again that has no main guard.
     with subprocess.Popen(
         [sys.executable, "-m", __name__, json.dumps([asdict(spec), download_s])],
@@ -48,21 +82,18 @@ def download(spec: ModelSpec, download_s: float) -> Path:
         try:
             child.wait(download_s)
         except subprocess.TimeoutExpired:
-            why = f"The download of {spec.source!r} was stopped after {download_s:.0f} s"
-            way_out = "check the network and run again, finished files are kept; or give it more time."
-            raise LabError(f"{why}: {way_out}", Failure.TIMEOUT) from None
-        answer = json.loads(child.communicate()[0] or "{}")
-    if "folder" not in answer:
-        died = f"The download of {spec.source!r} died (exit status {child.returncode}): run again."
-        raise LabError(answer.get("error", died), Failure(answer.get("kind", Failure.DOWNLOAD)))
-    folders.check_folder(folder := Path(answer["folder"]), spec.alias)
-    return folder
+            why = f"was stopped after {download_s:.0f} s of downloading: run again, finished files are kept."
+            raise folders.refusal(spec.source, why, Failure.TIMEOUT) from None
+        died = {"error": f"The download of {spec.source!r} died: run again.", "kind": Failure.DOWNLOAD}
+        answer = json.loads(child.communicate()[0] or json.dumps(died))
+    if "error" in answer:
+        raise LabError(answer["error"], Failure(answer["kind"]))
+    return Path(answer["folder"])
 
 
 def main() -> None:
-    """The child of ``download``: print {"folder"}, or {"error", "kind"}."""
+    """The child: print {"folder"}, or {"error", "kind"}."""
     import tenacity
-    from huggingface_hub import constants
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # Write what arrives as it arrives: of the default 10 MB blocks a broken connection loses the last one.
@@ -71,16 +102,15 @@ def main() -> None:
     spec = ModelSpec(**entry)
     again = tenacity.Retrying(  # the library does not repeat all that may pass
         retry=tenacity.retry_if_exception(_passes),
-        wait=pause,
+        wait=tenacity.wait_exponential_jitter(1, 30) + tenacity.wait_exception(asked_pause),
         stop=tenacity.stop_after_attempt(ATTEMPTS) | tenacity.stop_before_delay(download_s),
         reraise=True,
     )
     try:
-        answer = {"folder": str(again(_fetch, spec))}
+        print(json.dumps({"folder": str(again(_fetch, spec))}))
     except Exception as error:
         refusal = error if isinstance(error, LabError) else _explained(error, spec)
-        answer = {"error": str(refusal), "kind": refusal.kind}
-    print(json.dumps(answer))
+        print(json.dumps({"error": str(refusal), "kind": refusal.kind}))
 
 
 def _end_with_parent() -> None:
@@ -95,135 +125,98 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _passes(error: BaseException) -> bool:
-    from huggingface_hub import errors
+def _answer(error: BaseException | None) -> Any:
+    """The HfHubHTTPError behind an error of the Hub client, or None where the Hub did not answer."""
+    while error is not None and not isinstance(error, errors.HfHubHTTPError):
+        error = error.__cause__
+    return error
 
+
+def _passes(error: BaseException) -> bool:
     if (answer := _answer(error)) is not None:
         return answer.response.status_code in PASSING
     return isinstance(error, errors.HTTPError)  # a connection that was there and broke
 
 
-def pause(state: Any) -> float:
-    """Seconds to wait: exponential with jitter, but at least what Retry-After says (RFC 9110, 10.2.3)."""
-    import tenacity
-
-    answer = _answer(state.outcome.exception())
-    asked = answer.response.headers.get("Retry-After", "") if answer else ""  # the Hub sends no dates
-    return max(float(asked) if asked.isdecimal() else 0.0, tenacity.wait_exponential_jitter(1, 30)(state))
+def asked_pause(error: BaseException) -> float:
+    """Seconds that the Hub asks to wait (Retry-After, RFC 9110, 10.2.3; it sends no dates)."""
+    answer = _answer(error)
+    asked = answer.response.headers.get("Retry-After", "") if answer else ""
+    return float(asked) if asked.isdecimal() else 0.0
 
 
-def _answer(error: BaseException | None) -> Any:
-    """The HfHubHTTPError behind an error of the Hub client, or None where the Hub did not answer."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    while error is not None and not isinstance(error, HfHubHTTPError):
-        error = error.__cause__
-    return error
-
-
-def _fetch(spec: ModelSpec) -> Path:
-    """The snapshot, each file held once against the hash that the Hub lists; damaged ones are deleted.
+def _fetch(spec: ModelSpec, mend: bool = True) -> Path:
+    """The snapshot, each file held once against the hash that the Hub lists; damaged ones come once more.
 
     A repository with pickled weights only is read at the safetensors copy that the Hub's conversion account
     offers, if any. Raises LabError for remote code, pickles and damage, and the Hub client's errors.
     """
-    import huggingface_hub as hf
-
-    started = time.time()
     folder = _snapshot(spec.source, spec.revision)
     if spec.revision is None and not any(folder.glob("*.safetensors")):
         folder = _snapshot(spec.source, _converted(spec, folder))
-    if (note := folder.parents[1] / "verified" / folder.name).is_file():
+    if _note(folder).is_file():
         return folder
     try:
         mismatches = hf.verify_repo_checksums(spec.source, revision=folder.name).mismatches
-    except (hf.errors.HTTPError, hf.errors.OfflineModeIsEnabled) as error:
+    except (errors.HTTPError, errors.OfflineModeIsEnabled) as error:
         if _answer(error) is not None:
             raise
         return folder  # a cache that another program filled, and nobody to ask
-    damaged = [folder / file["path"] for file in mismatches]
-    fresh = any(path.stat().st_mtime >= started for path in damaged)
-    for path in damaged:
+    for path in (damaged := [folder / file["path"] for file in mismatches]):
         path.resolve().unlink(missing_ok=True)
         path.unlink(missing_ok=True)
-    if damaged and not fresh:  # damaged in the cache, where nobody had looked
-        return _fetch(spec)
+    if damaged and mend:
+        return _fetch(spec, mend=False)
     if damaged:
-        why = "arrived damaged (its hash is not the one that the Hub lists) and was deleted: run again."
-        raise LabError(f"The file {damaged[0].name} of {spec.source!r} {why}", Failure.DOWNLOAD)
-    note.parent.mkdir(exist_ok=True)
-    note.touch()
+        why = f"came with a damaged {damaged[0].name} (not the hash that the Hub lists), deleted: run again."
+        raise folders.refusal(spec.source, why, Failure.DOWNLOAD)
+    _note(folder).parent.mkdir(exist_ok=True)
+    _note(folder).touch()
     return folder
 
 
 def _snapshot(repository: str, revision: str | None) -> Path:
     """The files of a repository at a revision, or at its latest."""
-    import huggingface_hub as hf
-
     commit = hf.resolve_revision(repository, revision=revision)
-    if not re.fullmatch("[0-9a-f]{40}", commit.resolved):  # it names a folder
-        why = "by something that is no commit: check HF_ENDPOINT."
-        raise LabError(f"The Hub named {repository!r} {why}", Failure.DOWNLOAD)
+    if not commit.resolved.isalnum():  # it names a folder
+        why = "is named by something that is no commit: check HF_ENDPOINT."
+        raise folders.refusal(repository, why, Failure.DOWNLOAD)
     config = Path(hf.hf_hub_download(repository, "config.json", revision=commit))  # before gigabytes arrive
     folders.check_no_remote_code(folders.read_json_file(config, repository), repository)
-    files = [*WEIGHTS, *TEXTS, *TOKENIZER]
-    return Path(hf.snapshot_download(repository, revision=commit, allow_patterns=files))
+    return _files(repository, commit)
 
 
 def _converted(spec: ModelSpec, folder: Path) -> str:
-    """The revision with the safetensors copy, if any. Raises LabError when the Hub has only pickles."""
-    import huggingface_hub as hf
-
-    query = {"discussion_type": "pull_request", "discussion_status": "open"}
+    """The revision with the safetensors copy. Raises LabError when the Hub has none."""
+    query = {"discussion_type": "pull_request", "discussion_status": "open", "author": CONVERTER}
     try:
-        offers = list(hf.get_repo_discussions(spec.source, author=CONVERTER, **query))
+        offers = hf.get_repo_discussions(spec.source, **query)
         numbers = [offer.num for offer in offers if offer.author == CONVERTER]
-    except (hf.errors.HTTPError, hf.errors.OfflineModeIsEnabled):
+    except (errors.HTTPError, errors.OfflineModeIsEnabled):
         numbers = [int(path.name) for path in folder.parents[1].glob("refs/refs/pr/[0-9]*")]  # fetched before
         if not numbers:
             raise
-    if numbers:
-        return f"refs/pr/{max(numbers)}"
-    for name in hf.list_repo_files(spec.source):
-        if any(Path(name).match(pattern) for pattern in folders.PICKLES):
-            raise folders.pickled(spec.alias, name)
-    return folder.name
+    if not numbers:
+        raise folders.no_weights(spec.alias, hf.list_repo_files(spec.source))
+    return f"refs/pr/{max(numbers)}"
 
 
 def _explained(error: Exception, spec: ModelSpec) -> LabError:
     """An error of the Hub client as a sentence that says what to do."""
-    from huggingface_hub import constants, errors
-
-    unreachable = (errors.HTTPError, errors.RevisionResolutionError, errors.EntryNotFoundError)
-    answer, kind, login = _answer(error), Failure.DOWNLOAD, "log in with `hf auth login`"
-    status = answer.response.status_code if answer else None
-    if isinstance(answer, errors.GatedRepoError):
-        kind = Failure.REFUSED
-        why = f"is gated: accept its licence on its Hub page, then {login} (or set HF_TOKEN)."
-    elif isinstance(answer, errors.RepositoryNotFoundError):
-        known = [model.source for model in registry.load_registry().values() if model.kind == "hub"]
-        why = f"is not on the Hub, or is private ({login}), and is no folder: "
-        why += registry.nearest(spec.source, known)
-    elif isinstance(answer, errors.RevisionNotFoundError):
-        why = f"has no revision {spec.revision!r} on the Hub."
-    elif isinstance(answer, errors.RemoteEntryNotFoundError):
-        why = "has no config.json on the Hub: it is not a saved model."
-    elif status in (401, 403):
-        why = f"is closed to you (HTTP {status}): {login}."
-    elif status:
-        why = f"did not come, the Hub answered HTTP {status}: try again later."
-    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        why = f"did not come, the disk was full: free space for {constants.HF_HUB_CACHE} or set HF_HOME to "
-        why += "another disk and run again, finished files are kept."
-    elif isinstance(error, (*unreachable, errors.OfflineModeIsEnabled, errors.XetDownloadError)):
-        where, way_out = "HF_HUB_OFFLINE is set", "unset it to download"
-        if not constants.is_offline_mode():
-            where = f"the Hub ({constants.ENDPOINT}) cannot be reached ({type(error).__name__})"
-            way_out = "check the network and run again, finished files are kept"
-        why = f"is not wholly in the local cache and {where}: {way_out}; or use an embedded model."
-    else:
-        why = f"cannot be downloaded ({next(iter(str(error).splitlines()), type(error).__name__)})."
-    return LabError(f"The model {spec.source!r} {why}", kind)
+    answer, full = _answer(error), isinstance(error, OSError) and error.errno in FULL
+    lacked = "disk" if full else "offline" if constants.is_offline_mode() else "network"
+    why = next((WHY[kind.__name__] for kind in type(answer).__mro__ if kind.__name__ in WHY), WHY[lacked])
+    known = [model.source for model in registry.load_registry().values() if model.kind == "hub"]
+    sentence = why.format(
+        nearest=registry.nearest(spec.source, known),
+        revision=spec.revision,
+        status=answer and answer.response.status_code,
+        cache=constants.HF_HUB_CACHE,
+        hub=constants.ENDPOINT,
+        reason=f"{type(error).__name__}: {error}".partition("\n")[0],
+    )
+    gated = isinstance(answer, errors.GatedRepoError)
+    return folders.refusal(spec.source, sentence, Failure.REFUSED if gated else Failure.DOWNLOAD)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,9 @@ from nbhelpers.records import SCHEMA_VERSION, Failure, LabError, Limits, ModelRu
 
 MEMORY_LOOK_S = 1.0
 SHAPE_TOKENIZER = "lab-gpt2"  # any text becomes ids below 4,096, which every registered architecture has
-SETTINGS_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja")
-WORD_FILES = (*folders.VOCABULARIES, "merges.txt", "special_tokens_map.json", "added_tokens.json")
+# Besides the weights, what decides a text.
+SMALL_FILES = ["config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja"]
+SMALL_FILES += [*folders.VOCABULARIES, "merges.txt", "special_tokens_map.json", "added_tokens.json"]
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,11 @@ def fetch(spec: ModelSpec, download_s: float = Limits().download_s) -> Path:
         return fetch(registry.resolve(SHAPE_TOKENIZER))
     folder = registry.folder_of(spec)
     assert folder is not None
-    way_out = "run `python tools/models/build.py`."
-    if spec.kind == "embedded" and not folder.is_dir():
-        raise LabError(f"The embedded model {spec.alias!r} is missing: {way_out}")
-    folders.check_folder(folder, spec.alias)
     for name, digest in spec.sha256.items():
         if not (folder / name).is_file() or file_digest(folder / name) != digest:
-            why = f"has a {name} other than the recorded one (sha256 differs): restore it with git, or"
-            raise LabError(f"The embedded model {spec.alias!r} {why} {way_out}")
+            why = f"lacks {name} as it was recorded (sha256)"
+            raise folders.refusal(spec.alias, f"{why}: restore it with git, or run tools/models/build.py.")
+    folders.check_folder(folder, spec.alias)
     return folder
 
 
@@ -109,10 +107,9 @@ def revision_of(spec: ModelSpec, folder: Path | None = None) -> str:
         return folder.name  # the Hub's cache names snapshots by commit
     if spec.kind == "shape":
         return random_weights.revision(spec)
-    small = [folder / name for name in (*SETTINGS_FILES, *WORD_FILES) if (folder / name).is_file()]
-    lines = [
-        f"{path.name} {file_digest(path)}" for path in (*folders.weight_files(folder, spec.alias), *small)
-    ]
+    small = [folder / name for name in SMALL_FILES if (folder / name).is_file()]
+    weights = folders.weight_files(folder, spec.alias)
+    lines = [f"{path.name} {file_digest(path)}" for path in (*weights, *small)]
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:12]
 
 
@@ -127,10 +124,7 @@ def load(
     import torch
 
     spec = registry.resolve(model) if isinstance(model, str) else model
-    for name in ("torchao", "torch.utils._pytree"):  # no advice where transformers imports torchao
-        logging.getLogger(name).setLevel(logging.ERROR)
-    from transformers import GenerationMixin, PreTrainedModel  # noqa: F401  # imports are not timed
-
+    _quiet()  # and transformers is imported, which is not timed
     place = devices.detect(device, dtype)
     started = time.perf_counter()
     folder = fetch(spec, limits.download_s)
@@ -145,19 +139,18 @@ def load(
     with _one_sentence(f"tokenizer of the model {spec.alias!r}"):
         words = tokenizer.load_tokenizer(folder)
     with _one_sentence(f"model {spec.alias!r}"):
-        build = random_weights.build if random else functools.partial(_read_weights, folder)
-        net = build(spec, place.device, place.dtype)
+        at = (place.device, place.dtype)
+        net = random_weights.build(spec, *at) if random else _read_weights(folder, spec.alias, *at)
         devices.synchronize(place.device)
         load_s = time.perf_counter() - started
         rss_after_load = devices.resident_memory()
         vocabulary = net.get_input_embeddings().weight.shape[0]
         if (largest := max(words.get_vocab().values())) >= vocabulary:
-            why = f"has a tokenizer that knows token {largest} and the model has only {vocabulary} embeddings"
-            raise LabError(f"The model {spec.alias!r} {why}: save it and its own tokenizer in one folder.")
+            why = f"has a tokenizer that knows token {largest} and only {vocabulary} embeddings"
+            raise folders.refusal(spec.alias, f"{why}: save it and its own tokenizer in one folder.")
         net.generation_config.pad_token_id = words.pad_token_id
-        token = torch.zeros((1, 1), dtype=torch.long, device=place.device)
         with torch.inference_mode():  # memory-mapped weights are read from disk only now
-            net(input_ids=token, attention_mask=torch.ones_like(token))
+            net(torch.zeros((1, 1), dtype=torch.long, device=place.device))
         devices.synchronize(place.device)
     rss_after_forward = devices.resident_memory()
     report = LoadingReport(
@@ -203,7 +196,7 @@ def read_report(run: ModelRun) -> LoadingReport:
     return store.read_json(run.folder / "loading.json", LoadingReport)
 
 
-def _read_weights(folder: Path, spec: ModelSpec, device: str, dtype: str) -> Any:
+def _read_weights(folder: Path, name: str, device: str, dtype: str) -> Any:
     """The saved model on its device.
 
     First counts what the configuration describes, without memory for it, against what the files hold:
@@ -216,26 +209,18 @@ def _read_weights(folder: Path, spec: ModelSpec, device: str, dtype: str) -> Any
     with torch.device("meta"):
         net = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     described = sum(tensor.numel() for tensor in (*net.parameters(), *net.buffers()))
-    held, way_out = (
-        folders.count_parameters(folder, spec.alias),
-        "download both again, or choose another model.",
-    )
+    held = folders.count_parameters(folder, name)
     if described > 8 * held + 2**24:
         why = f"has a config.json that describes {described:,} numbers and its weights hold {held:,}"
-        raise LabError(f"The model {spec.alias!r} {why}: {way_out}")
+        raise folders.refusal(name, f"{why}: download both again.")
+    checked = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     net, info = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=getattr(torch, dtype),
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
+        folder, dtype=getattr(torch, dtype), local_files_only=True, trust_remote_code=False, **checked
     )
     # transformers would fill what is missing with random numbers.
     if absent := sorted(info["missing_keys"]) or sorted(key for key, *_ in info["mismatched_keys"]):
         why = f"lacks tensors that its config.json describes ({len(absent)} are missing or of another size, "
-        raise LabError(f"The model {spec.alias!r} {why}such as {absent[0]}): {way_out}")
+        raise folders.refusal(name, f"{why}such as {absent[0]}): download both again.")
     return net.eval().to(device)
 
 
@@ -246,31 +231,33 @@ def _wait_for_room(spec: ModelSpec, place: devices.DeviceReport, wait_s: float =
     while not fit.fits(needed, free):
         if time.monotonic() >= until:
             weights, cache, room = (f"{n / 2**30:.1f} GiB" for n in (needed.weights, needed.cache, free))
-            why = f"its weights take {weights} in {place.dtype} and the cache of one row {cache}, and "
-            why += f"{fit.HEADROOM:.0%} of {room} free on {place.device} may be used"
-            way_out = "choose a half dtype or a smaller model, or wait with --wait-for-memory."
-            raise LabError(f"The model {spec.alias!r} does not fit: {why}: {way_out}", Failure.OUT_OF_MEMORY)
+            why = f"does not fit: its weights take {weights} in {place.dtype}, the cache of one row {cache}, "
+            why += f"and {fit.HEADROOM:.0%} of {room} free on {place.device} may be used: "
+            why += "choose a half dtype or a smaller model, or wait with --wait-for-memory."
+            raise folders.refusal(spec.alias, why, Failure.OUT_OF_MEMORY)
         time.sleep(MEMORY_LOOK_S)
         free = devices.free_memory(place.device)
 
 
-@contextmanager
-def _one_sentence(what: str) -> Iterator[None]:
-    """Whatever a broken model makes the libraries raise, as one sentence; no progress bars, no advice."""
+def _quiet() -> None:
+    """No progress bars and no advice from the libraries."""
+    for name in ("torchao", "torch.utils._pytree"):  # before transformers imports torchao
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from transformers import GenerationMixin, PreTrainedModel  # noqa: F401
     from transformers.utils import logging as advice
 
-    level, bars = advice.get_verbosity(), advice.is_progress_bar_enabled()
     advice.set_verbosity_error()
     advice.disable_progress_bar()
+
+
+@contextmanager
+def _one_sentence(what: str) -> Iterator[None]:
+    """Whatever a broken model makes the libraries raise, as one sentence."""
     try:
         yield
     except LabError:
         raise
     except Exception as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+        reason = str(error).strip().partition("\n")[0] or "no reason given"
         kind = Failure.OUT_OF_MEMORY if isinstance(error, MemoryError) else Failure.OTHER
         raise LabError(f"The {what} cannot be loaded ({type(error).__name__}: {reason}).", kind) from error
-    finally:
-        advice.set_verbosity(level)
-        if bars:
-            advice.enable_progress_bar()

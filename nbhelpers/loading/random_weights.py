@@ -33,8 +33,8 @@ def build(spec: ModelSpec, device: str, dtype: str) -> Any:
     with no_init_weights(), torch.device(device):
         net = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     net.tie_weights()  # part of the initialisation that was skipped
-    drawn = torch.randn(BLOCK, generator=torch.Generator().manual_seed(SEED)) * 0.02
-    block, position = drawn.to(net.dtype).to(device), 0
+    block = torch.randn(BLOCK, generator=torch.Generator().manual_seed(SEED)) * 0.02
+    block, position = block.to(net.dtype).to(device), 0
     for name, parameter in net.named_parameters():
         flat = parameter.data.view(-1)
         if parameter.dim() == 1:

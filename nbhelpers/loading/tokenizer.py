@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from nbhelpers.loading import folder as folders
 from nbhelpers.records import Failure, LabError, Prompt
 
 TIMEOUT_S = 10.0  # of a chat template
@@ -21,11 +22,10 @@ def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a model folder, padding on the left, with a pad token."""
     from transformers import AutoTokenizer
 
-    return with_padding(
-        AutoTokenizer.from_pretrained(
-            folder, padding_side="left", local_files_only=True, trust_remote_code=False
-        )
+    tokenizer = AutoTokenizer.from_pretrained(
+        folder, padding_side="left", local_files_only=True, trust_remote_code=False
     )
+    return with_padding(tokenizer)
 
 
 def with_padding(tokenizer: Any) -> Any:
@@ -46,8 +46,7 @@ def encode(loaded: Any, prompt: Prompt) -> list[int]:
     """
     tokenizer, text, chat = loaded.tokenizer, prompt.text, loaded.spec.prompt_format == "chat"
     if chat and not getattr(tokenizer, "chat_template", None):
-        way_out = 'set prompt = "plain" in data/models.toml.'
-        raise LabError(f"The chat model {loaded.spec.alias!r} has no chat template: {way_out}")
+        raise folders.refusal(loaded.spec.alias, 'has no chat template: register it with prompt = "plain".')
     text = render(tokenizer, text) if chat else text  # a template brings its own special tokens
     # verbose warns of a long prompt, which is cut afterwards.
     ids = list(tokenizer(text, add_special_tokens=not chat, verbose=False)["input_ids"])
@@ -79,22 +78,21 @@ def render(tokenizer: Any, text: str, timeout_s: float = TIMEOUT_S) -> str:
     child = context.Process(target=_answer, args=(theirs, tokenizer, text))
     child.start()
     theirs.close()
+    why, kind = f"takes longer than {timeout_s:.0f} s", Failure.TIMEOUT
     try:
-        if not ours.poll(timeout_s):
-            why = f"takes longer than {timeout_s:.0f} s"
-            raise LabError(f"The chat template {why}: choose another model.", Failure.TIMEOUT)
-        answer = ours.recv_bytes(LONGEST_BYTES)
+        if ours.poll(timeout_s):
+            answer = ours.recv_bytes(LONGEST_BYTES)
+            if answer.startswith(b"+"):
+                return answer[1:].decode("utf-8", "surrogatepass")
+            why, kind = f"fails ({answer[1:].decode()})", Failure.USAGE
     except (EOFError, OSError):  # it died, or the text is longer than allowed
         memory, length = EXTRA_MEMORY_BYTES >> 20, LONGEST_BYTES >> 20
-        why = f"takes more than {memory} MiB of memory or makes more than {length} MiB of text"
-        raise LabError(f"The chat template {why}: choose another model.", Failure.REFUSED) from None
+        why, kind = f"takes more than {memory} MiB of memory or {length} MiB of text", Failure.REFUSED
     finally:
         child.kill()
         child.join()
         ours.close()
-    if not answer.startswith(b"+"):
-        raise LabError(f"The chat template fails ({answer[1:].decode()}): choose another model.")
-    return answer[1:].decode("utf-8", "surrogatepass")
+    raise LabError(f"The chat template {why}: choose another model.", kind)
 
 
 def _apply(tokenizer: Any, text: str) -> str:
