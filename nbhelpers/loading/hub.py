@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,9 @@ from nbhelpers.loading import folder as folders
 from nbhelpers.records import Failure, LabError, ModelSpec
 
 # Everything from_pretrained needs and nothing that runs code: no pickles, no .py files.
-WEIGHTS = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
-TEXTS = ["config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json"]
-TOKENIZER = ["tokenizer*", "chat_template.jinja", "vocab.*", "merges.txt", "*.model", "tekken.json"]
-FILES = WEIGHTS + TEXTS + TOKENIZER
+FILES = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
+FILES += ["config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json"]
+FILES += ["tokenizer*", "chat_template.jinja", "vocab.*", "merges.txt", "*.model", "tekken.json"]
 CONVERTER = "SFconvertbot"  # the Hub's own account that offers safetensors copies of pickled weights
 ATTEMPTS = 6
 PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP answers that may be better next time
@@ -74,7 +72,7 @@ def _note(folder: Path) -> Path:
 def _by_child(spec: ModelSpec, download_s: float) -> Path:
     # A program of its own: multiprocessing would run a user's script again that has no main guard.
     with subprocess.Popen(
-        [sys.executable, "-m", __name__, json.dumps([asdict(spec), download_s])],
+        [sys.executable, "-m", __name__, json.dumps([spec.source, spec.revision, download_s])],
         stdin=subprocess.PIPE,  # closed when this block or this process ends, and then the child ends
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # progress bars
@@ -98,8 +96,7 @@ def main() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # Write what arrives as it arrives: of the default 10 MB blocks a broken connection loses the last one.
     constants.DOWNLOAD_CHUNK_SIZE = None
-    entry, download_s = json.loads(sys.argv[1])
-    spec = ModelSpec(**entry)
+    source, revision, download_s = json.loads(sys.argv[1])
     again = tenacity.Retrying(  # the library does not repeat all that may pass
         retry=tenacity.retry_if_exception(_passes),
         wait=tenacity.wait_exponential_jitter(1, 30) + tenacity.wait_exception(asked_pause),
@@ -107,9 +104,9 @@ def main() -> None:
         reraise=True,
     )
     try:
-        print(json.dumps({"folder": str(again(_fetch, spec))}))
+        print(json.dumps({"folder": str(again(_fetch, source, revision))}))
     except Exception as error:
-        refusal = error if isinstance(error, LabError) else _explained(error, spec)
+        refusal = error if isinstance(error, LabError) else _explained(error, source, revision)
         print(json.dumps({"error": str(refusal), "kind": refusal.kind}))
 
 
@@ -133,9 +130,8 @@ def _answer(error: BaseException | None) -> Any:
 
 
 def _passes(error: BaseException) -> bool:
-    if (answer := _answer(error)) is not None:
-        return answer.response.status_code in PASSING
-    return isinstance(error, errors.HTTPError)  # a connection that was there and broke
+    answer = _answer(error)  # None: a connection that was there and broke
+    return answer.response.status_code in PASSING if answer else isinstance(error, errors.HTTPError)
 
 
 def asked_pause(error: BaseException) -> float:
@@ -145,19 +141,19 @@ def asked_pause(error: BaseException) -> float:
     return float(asked) if asked.isdecimal() else 0.0
 
 
-def _fetch(spec: ModelSpec, mend: bool = True) -> Path:
+def _fetch(source: str, revision: str | None, mend: bool = True) -> Path:
     """The snapshot, each file held once against the hash that the Hub lists; damaged ones come once more.
 
     A repository with pickled weights only is read at the safetensors copy that the Hub's conversion account
     offers, if any. Raises LabError for remote code, pickles and damage, and the Hub client's errors.
     """
-    folder = _snapshot(spec.source, spec.revision)
-    if spec.revision is None and not any(folder.glob("*.safetensors")):
-        folder = _snapshot(spec.source, _converted(spec, folder))
+    folder = _snapshot(source, revision)
+    if revision is None and not any(folder.glob("*.safetensors")):
+        folder = _snapshot(source, _converted(source, folder))
     if _note(folder).is_file():
         return folder
     try:
-        mismatches = hf.verify_repo_checksums(spec.source, revision=folder.name).mismatches
+        mismatches = hf.verify_repo_checksums(source, revision=folder.name).mismatches
     except (errors.HTTPError, errors.OfflineModeIsEnabled) as error:
         if _answer(error) is not None:
             raise
@@ -166,10 +162,10 @@ def _fetch(spec: ModelSpec, mend: bool = True) -> Path:
         path.resolve().unlink(missing_ok=True)
         path.unlink(missing_ok=True)
     if damaged and mend:
-        return _fetch(spec, mend=False)
+        return _fetch(source, revision, mend=False)
     if damaged:
         why = f"came with a damaged {damaged[0].name} (not the hash that the Hub lists), deleted: run again."
-        raise folders.refusal(spec.source, why, Failure.DOWNLOAD)
+        raise folders.refusal(source, why, Failure.DOWNLOAD)
     _note(folder).parent.mkdir(exist_ok=True)
     _note(folder).touch()
     return folder
@@ -186,37 +182,37 @@ def _snapshot(repository: str, revision: str | None) -> Path:
     return _files(repository, commit)
 
 
-def _converted(spec: ModelSpec, folder: Path) -> str:
+def _converted(source: str, folder: Path) -> str:
     """The revision with the safetensors copy. Raises LabError when the Hub has none."""
     query = {"discussion_type": "pull_request", "discussion_status": "open", "author": CONVERTER}
     try:
-        offers = hf.get_repo_discussions(spec.source, **query)
+        offers = hf.get_repo_discussions(source, **query)
         numbers = [offer.num for offer in offers if offer.author == CONVERTER]
     except (errors.HTTPError, errors.OfflineModeIsEnabled):
         numbers = [int(path.name) for path in folder.parents[1].glob("refs/refs/pr/[0-9]*")]  # fetched before
         if not numbers:
             raise
     if not numbers:
-        raise folders.no_weights(spec.alias, hf.list_repo_files(spec.source))
+        raise folders.no_weights(source, hf.list_repo_files(source))
     return f"refs/pr/{max(numbers)}"
 
 
-def _explained(error: Exception, spec: ModelSpec) -> LabError:
+def _explained(error: Exception, source: str, revision: str | None) -> LabError:
     """An error of the Hub client as a sentence that says what to do."""
     answer, full = _answer(error), isinstance(error, OSError) and error.errno in FULL
     lacked = "disk" if full else "offline" if constants.is_offline_mode() else "network"
     why = next((WHY[kind.__name__] for kind in type(answer).__mro__ if kind.__name__ in WHY), WHY[lacked])
     known = [model.source for model in registry.load_registry().values() if model.kind == "hub"]
     sentence = why.format(
-        nearest=registry.nearest(spec.source, known),
-        revision=spec.revision,
+        nearest=registry.nearest(source, known),
+        revision=revision,
         status=answer and answer.response.status_code,
         cache=constants.HF_HUB_CACHE,
         hub=constants.ENDPOINT,
         reason=f"{type(error).__name__}: {error}".partition("\n")[0],
     )
     gated = isinstance(answer, errors.GatedRepoError)
-    return folders.refusal(spec.source, sentence, Failure.REFUSED if gated else Failure.DOWNLOAD)
+    return folders.refusal(source, sentence, Failure.REFUSED if gated else Failure.DOWNLOAD)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import functools
 import gc
 import hashlib
 import logging
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -76,10 +75,8 @@ def fetch(spec: ModelSpec, download_s: float = Limits().download_s) -> Path:
     """
     if spec.kind == "hub":
         return hub.download(spec, download_s)
-    if spec.kind == "shape":
+    if (folder := registry.folder_of(spec)) is None:  # a shape
         return fetch(registry.resolve(SHAPE_TOKENIZER))
-    folder = registry.folder_of(spec)
-    assert folder is not None
     for name, digest in spec.sha256.items():
         if not (folder / name).is_file() or file_digest(folder / name) != digest:
             why = f"lacks {name} as it was recorded (sha256)"
@@ -187,9 +184,8 @@ def release(device: str) -> None:
     """Hand unused memory back to the system: garbage, the device's cache, pages the C library keeps."""
     gc.collect()
     devices.empty_cache(device)
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):  # another C library than glibc, which keeps freed pages
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
+    with suppress(OSError, AttributeError):  # another C library than glibc, which keeps freed pages
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def read_report(run: ModelRun) -> LoadingReport:
