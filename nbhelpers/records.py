@@ -230,39 +230,6 @@ class Estimate(Record):
 
 
 @dataclass(frozen=True)
-class Comparison(Record):
-    """Two models on the same prompts; difference is mean(a) - mean(b)."""
-
-    a: str
-    b: str
-    n: int
-    difference: float | None
-    low: float | None
-    high: float | None
-    p: float | None  # sign-flip permutation
-    p_holm: float | None  # over all pairs of the run
-    effect_size: float | None  # Hedges g of the paired differences
-    verdict: Verdict
-    margin: float  # equivalence margin, points
-    prompts_needed: int | None  # to settle it, with 80% power at the observed difference
-    reason: str | None = None
-
-
-@dataclass(frozen=True)
-class StatsReport(Record):
-    """stats.json of one model: estimates over prompts, one for each score."""
-
-    model: str
-    attempted: int
-    finished: int
-    failed: int
-    quality: dict[str, Estimate]
-    latency: dict[str, Estimate]
-    percentiles: dict[str, Estimate] = field(default_factory=dict)  # "ttft_s/p50": seconds, in ``mean``
-    schema_version: int = SCHEMA_VERSION
-
-
-@dataclass(frozen=True)
 class Result(Record):
     """result.json: one model's summary, the file other tools read."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import made_runs
 import pytest
+from all_records import all_records
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from saved_models import make_model
@@ -27,11 +28,7 @@ from tools import quiz
 
 MANY = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 DATA = store.data_dir()
-RECORDS = [
-    kind
-    for kind in vars(records).values()
-    if dataclasses.is_dataclass(kind) and "schema_version" in typing.get_type_hints(kind)
-]
+RECORDS = [kind for kind in all_records() if hasattr(kind, "schema_version")]
 numbers = st.integers() | st.floats() | st.sampled_from([10**400, -1, 2**63, True])
 anything = st.recursive(
     st.none() | st.booleans() | numbers | st.text(max_size=8),

@@ -12,17 +12,15 @@ import typing
 from pathlib import Path
 
 import pytest
+from all_records import all_records
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbhelpers import records, store
-from nbhelpers.records import Estimate, LabError, Result, Sample, Score, Settings, StatsReport
+from nbhelpers import store
+from nbhelpers.records import Estimate, LabError, Result, Sample, Score, Settings
+from nbhelpers.tracking.result import StatsReport
 
-RECORDS = [
-    kind
-    for kind in vars(records).values()
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and issubclass(kind, records.Record)
-]
+RECORDS = [kind for kind in all_records() if hasattr(kind, "schema_version")]
 OPEN = settings(max_examples=50)
 # Every character JSON or a line reader could trip over, lone halves of surrogate pairs included.
 TRICKY = st.text(

@@ -12,7 +12,6 @@ from pathlib import Path
 from nbhelpers import store
 from nbhelpers.records import (
     SCHEMA_VERSION,
-    Comparison,
     Estimate,
     Failure,
     LabError,
@@ -24,6 +23,7 @@ from nbhelpers.records import (
 )
 from nbhelpers.stats import paired
 from nbhelpers.stats.estimate import estimate
+from nbhelpers.stats.paired import Comparison
 
 MARGIN = 0.5  # points on the 0..10 scale below which a difference does not matter to us (a choice)
 # What must be equal for two models' scores to be comparable; repeats and seed only change the precision.

@@ -16,7 +16,7 @@ import numpy as np
 from scipy import special
 from scipy import stats as sps
 
-from nbhelpers.records import Comparison, LabError, Record
+from nbhelpers.records import LabError, Record, Verdict
 from nbhelpers.stats import estimate as estimates
 
 EXACT_FLIPS = 20  # sign patterns are enumerated up to here: 2**19 sums, 4 MB
@@ -24,6 +24,25 @@ FLIPS = 99_999  # random sign patterns above EXACT_FLIPS
 MOST_PROMPTS = 100_000  # more prompts than this is the same as "never"
 ALPHA, POWER = 0.05, 0.8  # of tests, and what a needed number of prompts is planned for
 Scores = dict[str, float]  # prompt id -> mean score
+
+
+@dataclass(frozen=True)
+class Comparison(Record):
+    """Two models on the same prompts; difference is mean(a) - mean(b)."""
+
+    a: str
+    b: str
+    n: int
+    difference: float | None
+    low: float | None
+    high: float | None
+    p: float | None  # sign-flip permutation
+    p_holm: float | None  # over all pairs of the run
+    effect_size: float | None  # Hedges g of the paired differences
+    verdict: Verdict
+    margin: float  # equivalence margin, points
+    prompts_needed: int | None  # to settle it, with 80% power at the observed difference
+    reason: str | None = None
 
 
 @dataclass(frozen=True)

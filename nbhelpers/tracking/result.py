@@ -7,18 +7,33 @@ import itertools
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean
 
 from nbhelpers import store
 from nbhelpers.devices import device, meters
 from nbhelpers.generation import generate, latency
 from nbhelpers.loading import load
-from nbhelpers.records import Estimate, ModelRun, Result, Sample, Score, StatsReport
+from nbhelpers.records import SCHEMA_VERSION, Estimate, ModelRun, Record, Result, Sample, Score
 from nbhelpers.scoring import costs, rubric
 from nbhelpers.stats import estimate as stats
 
 LOADED = {"latency": ("fetch_s", "load_s"), "model": ("parameters", "context", "vocabulary")}  # as they are
 MIB = 2**20
+
+
+@dataclass(frozen=True)
+class StatsReport(Record):
+    """stats.json of one model: estimates over prompts, one for each score."""
+
+    model: str
+    attempted: int
+    finished: int
+    failed: int
+    quality: dict[str, Estimate]
+    latency: dict[str, Estimate]
+    percentiles: dict[str, Estimate] = field(default_factory=dict)  # "ttft_s/p50": seconds, in ``mean``
+    schema_version: int = SCHEMA_VERSION
 
 
 def make_stats(run: ModelRun) -> StatsReport:

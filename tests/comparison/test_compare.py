@@ -14,7 +14,8 @@ from nbhelpers import store
 from nbhelpers.comparison import compare as comparison
 from nbhelpers.comparison import plots
 from nbhelpers.comparison.compare import ComparisonReport
-from nbhelpers.records import Comparison, LabError, ModelSpec
+from nbhelpers.records import LabError, ModelSpec
+from nbhelpers.stats.paired import Comparison
 
 
 @pytest.fixture(autouse=True)

@@ -13,9 +13,10 @@ from scipy import integrate
 from scipy import stats as sps
 
 from nbhelpers import store
-from nbhelpers.records import Comparison, Estimate, LabError, Score
+from nbhelpers.records import Estimate, LabError, Score
 from nbhelpers.stats import paired
 from nbhelpers.stats.estimate import by_prompt, estimate, percentile_estimate
+from nbhelpers.stats.paired import Comparison
 
 BLOOM = [7.9, 4.2, 6.3, 7.5, 7.5, 7.5, 7.5, 7.2, 7.0, 4.8, 5.8, 5.8, 7.5, 7.6, 5.8]
 OPT = [8.0, 8.0, 8.0, 8.0, 10.0]

@@ -19,22 +19,12 @@ from nbhelpers import pipeline, registry, store
 from nbhelpers.comparison import plots
 from nbhelpers.generation import generate
 from nbhelpers.loading.load import LoadingReport
-from nbhelpers.records import (
-    Estimate,
-    LabError,
-    ModelRun,
-    ModelSpec,
-    Prompt,
-    Result,
-    Sample,
-    Score,
-    Settings,
-    StatsReport,
-)
+from nbhelpers.records import Estimate, LabError, ModelRun, ModelSpec, Prompt, Result, Sample, Score, Settings
 from nbhelpers.scoring import rubric as scoring
 from nbhelpers.tracking import mlflow_run as tracking
 from nbhelpers.tracking import result as summary
 from nbhelpers.tracking.mlflow_run import TrackingReport
+from nbhelpers.tracking.result import StatsReport
 
 SETTINGS = Settings(model="lab-gpt2", limit=2, repeats=2, max_new_tokens=16)
 GROUPS = {"quality", "latency", "memory", "cost", "samples", "model", "noise"}

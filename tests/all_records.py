@@ -1,0 +1,16 @@
+"""Every record of the package, wherever it is defined."""
+
+import importlib
+from pathlib import Path
+
+from nbhelpers import store
+from nbhelpers.records import Record
+
+
+def all_records() -> list[type]:
+    """The classes that are read from files, by name."""
+    package = Path(store.__file__).parent
+    for path in package.rglob("[!_]*.py"):
+        importlib.import_module(".".join(("nbhelpers", *path.relative_to(package).with_suffix("").parts)))
+    kinds = [kind for kind in Record.__subclasses__() if kind.__module__.startswith("nbhelpers.")]
+    return sorted(kinds, key=lambda kind: kind.__qualname__)
