@@ -143,7 +143,7 @@ def test_small_models_cost_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert report.dtype_reason.endswith("; not measured: below 50 million parameters")
 
 
-ratio = st.one_of(st.none(), st.floats(0.9, 1.1))
+ratio = st.one_of(st.none(), st.floats(0.9, 1.1).filter(lambda r: abs(abs(r - 1) - 0.01) > 1e-9))  # no edge
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 20), ratio), min_size=1, max_size=4))
