@@ -121,7 +121,10 @@ def load(
     import torch
 
     spec = registry.resolve(model) if isinstance(model, str) else model
-    _quiet()  # and transformers is imported, which is not timed
+    for name in ("torchao", "torch.utils._pytree"):  # no advice when transformers imports torchao
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from transformers import GenerationMixin, PreTrainedModel  # noqa: F401  # importing is not timed
+
     place = devices.detect(device, dtype)
     started = time.perf_counter()
     folder = fetch(spec, limits.download_s)
@@ -235,20 +238,14 @@ def _wait_for_room(spec: ModelSpec, place: devices.DeviceReport, wait_s: float =
         free = devices.free_memory(place.device)
 
 
-def _quiet() -> None:
-    """No progress bars and no advice from the libraries."""
-    for name in ("torchao", "torch.utils._pytree"):  # before transformers imports torchao
-        logging.getLogger(name).setLevel(logging.ERROR)
-    from transformers import GenerationMixin, PreTrainedModel  # noqa: F401
-    from transformers.utils import logging as advice
-
-    advice.set_verbosity_error()
-    advice.disable_progress_bar()
-
-
 @contextmanager
 def _one_sentence(what: str) -> Iterator[None]:
-    """Whatever a broken model makes the libraries raise, as one sentence."""
+    """Whatever a broken model makes the libraries raise, as one sentence, without their advice and bars."""
+    from transformers.utils import logging as advice
+
+    level, bars = advice.get_verbosity(), advice.is_progress_bar_enabled()
+    advice.set_verbosity_error()
+    advice.disable_progress_bar()
     try:
         yield
     except LabError:
@@ -257,3 +254,7 @@ def _one_sentence(what: str) -> Iterator[None]:
         reason = str(error).strip().partition("\n")[0] or "no reason given"
         kind = Failure.OUT_OF_MEMORY if isinstance(error, MemoryError) else Failure.OTHER
         raise LabError(f"The {what} cannot be loaded ({type(error).__name__}: {reason}).", kind) from error
+    finally:
+        advice.set_verbosity(level)
+        if bars:
+            advice.enable_progress_bar()
