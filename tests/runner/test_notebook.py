@@ -64,6 +64,15 @@ def test_a_notebook_that_runs_through_passes_with_its_parameters(page):
     assert execute.notebook_error(output) is None
 
 
+def test_a_notebook_is_written_at_its_start_and_end_and_not_between(tmp_path):
+    look = f"import os; print('seen', os.stat({str(tmp_path / 'out' / '01_tiny.ipynb')!r}).st_mtime_ns)"
+    status, output = run(tmp_path, look, look, look)
+    assert status.status == "passed"
+    seen = re.findall(r"seen (\d+)", texts(output))
+    assert len(seen) == 3 and len(set(seen)) == 1
+    assert output.stat().st_mtime_ns > int(seen[0])
+
+
 def test_stderr_of_the_kernel_is_quiet(page):
     cells = nbformat.read(page[1], as_version=4).cells
     assert not [o for c in cells if c.cell_type == "code" for o in c.outputs if o.get("name") == "stderr"]
