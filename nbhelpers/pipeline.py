@@ -5,8 +5,8 @@ A notebook opens its run, makes what is missing in one visible call, and only re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, get_args
+from collections.abc import Callable
+from typing import Literal, get_args
 
 from nbhelpers import registry, store
 from nbhelpers.devices import device
@@ -19,8 +19,13 @@ from nbhelpers.tracking import result
 
 Step = Literal["device", "loading", "samples", "latency", "scores", "stats", "result"]
 STEPS: tuple[Step, ...] = get_args(Step)
+# What a model makes: the function, and its rows' purpose.
+ROWS: dict[Step, tuple[Callable[..., object], generate.Purpose]] = {
+    "samples": (generate.generate_samples, "sample"),
+    "latency": (latency.measure_latency, "latency"),
+}
 # What is computed from other files: the function that does it, the file it writes, and those it reads.
-COMPUTED = {
+COMPUTED: dict[Step, tuple[Callable[[ModelRun], object], str, tuple[str, ...]]] = {
     "scores": (rubric.make_scores, "scores.jsonl", ("samples.jsonl",)),
     "stats": (result.make_stats, "stats.json", ("scores.jsonl", "latency.jsonl")),
     "result": (result.make_result, "result.json", ("stats.json",)),
@@ -36,8 +41,7 @@ def open_run(settings: Settings) -> ModelRun:
     folder = store.run_dir(settings)
     if (folder / "run.json").exists():
         info = store.read_json(folder / "run.json", RunInfo)
-        specs = dict(zip(info.models, info.specs, strict=False))
-        if spec := specs.get(settings.model):
+        if spec := dict(zip(info.models, info.specs, strict=False)).get(settings.model):
             return ModelRun(settings, spec, folder / spec.slug, info.limits)
     spec = inspect(registry.resolve(settings.model))
     return ModelRun(settings, spec, folder / spec.slug)
@@ -52,49 +56,38 @@ def make(run: ModelRun, through: Step) -> None:
     wanted = STEPS[: STEPS.index(through) + 1]
     place = device.make_report(run)
     if "loading" in wanted:
-        _make_rows(run, place, [step for step in wanted if step in ("samples", "latency")])
-    for step, (compute, name, sources) in COMPUTED.items():
-        path, newest = run.folder / name, 0.0
-        if step in wanted:
-            newest = max((run.folder / source).stat().st_mtime for source in sources)
-            stale = not path.exists() or path.stat().st_mtime < newest
-            if stale or (
-                step == "scores" and _keys(rubric.read_scores(run)) != _keys(generate.read_samples(run))
-            ):
-                _say(run, name)
-                compute(run)
+        _make_rows(run, place, [step for step in wanted if step in ROWS])
+    for step in (step for step in wanted if step in COMPUTED):
+        compute, name, sources = COMPUTED[step]
+        path, newest = run.folder / name, max((run.folder / file).stat().st_mtime for file in sources)
+        stale = not path.exists() or path.stat().st_mtime < newest
+        if stale or (step == "scores" and not _scores_answer(run)):
+            print(f"making {run.folder.name}/{name}")
+            compute(run)
 
 
-def _make_rows(run: ModelRun, place: device.DeviceReport, rows: list[str]) -> None:
-    """loading.json and, of samples and latency, those that are wanted."""
+def _make_rows(run: ModelRun, place: device.DeviceReport, steps: list[Step]) -> None:
+    """loading.json and the rows of these steps."""
     path, known = run.folder / "loading.json", False
     if path.exists():
         old, revision = load.read_report(run), load.revision_of(run.spec)
         known = (old.device, old.dtype, old.revision) == (place.device, place.dtype, revision)
-    purposes: dict[str, generate.Purpose] = {"samples": "sample", "latency": "latency"}
-    if known and not any(generate.missing(run, purposes[step]) for step in rows):
+    if known and not any(generate.missing(run, ROWS[step][1]) for step in steps):
         return
     loaded = load.load(run.spec, place.device, place.dtype, run.limits)
     prompts = registry.load_prompts(run.settings.prompts, run.settings.limit)
     try:
         if not known:
-            _say(run, path.name)
+            print(f"making {run.folder.name}/{path.name}")
             store.write_json(path, loaded.report)
-        makers: dict[str, Callable[..., object]] = {
-            "samples": generate.generate_samples,
-            "latency": latency.measure_latency,
-        }
-        for step in rows:
-            if generate.missing(run, purposes[step]):
-                _say(run, f"{step}.jsonl")
-                makers[step](loaded, prompts, run.settings, run.folder / f"{step}.jsonl", limits=run.limits)
+        for step in steps:
+            generated, purpose = ROWS[step]
+            if generate.missing(run, purpose):
+                print(f"making {run.folder.name}/{step}.jsonl")
+                generated(loaded, prompts, run.settings, run.folder / f"{step}.jsonl", limits=run.limits)
     finally:
         load.unload(loaded)
 
 
-def _keys(rows: Iterable[Any]) -> list[str]:
-    return [row.key for row in rows]
-
-
-def _say(run: ModelRun, name: str) -> None:
-    print(f"making {run.folder.name}/{name}")
+def _scores_answer(run: ModelRun) -> bool:
+    return [s.key for s in rubric.read_scores(run)] == [s.key for s in generate.read_samples(run)]

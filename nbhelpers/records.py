@@ -19,9 +19,8 @@ DEVICES = ("cuda", "mps", "xpu", "cpu")  # in order of preference
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of one number
 SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 FinishReason = Literal["eos", "length", "time", "error"]
-Engine = Literal[
-    "loop", "generate"
-]  # nbhelpers.generation.decode, or transformers.generate where that cannot serve
+# nbhelpers.generation.decode, or transformers.generate where that cannot serve.
+Engine = Literal["loop", "generate"]
 Verdict = Literal["better", "worse", "tied", "cannot tell"]
 
 
@@ -54,11 +53,7 @@ class LabError(Exception):
 class Record:
     """Base of what is written to files: read back strictly, without unknown fields or NaN (``store``)."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {
-        "strict": True,
-        "extra": "forbid",
-        "allow_inf_nan": False,
-    }
+    __pydantic_config__: ClassVar = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
 
 
 @dataclass(frozen=True)
@@ -142,9 +137,8 @@ class FailOnError(Record):
     share: float | None = None  # of the model's samples, between 0 and 1
 
     def reached(self, failed: int, attempted: int) -> bool:
-        if self.count is not None:
-            return failed >= self.count
-        return self.share is not None and failed > 0 and failed >= self.share * attempted
+        most = self.count if self.share is None else self.share * attempted
+        return most is not None and 0 < failed >= most
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import io
 import json
+import mmap
 import os
 import sys
 import time
@@ -13,14 +15,11 @@ import tomllib
 import uuid
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from nbhelpers.records import SCHEMA_VERSION, LabError, Settings
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
 
 T = TypeVar("T")
 SYNC_S = 1.0  # appended rows reach the disk at most this much later: fsync takes 6 ms, rows can be faster
@@ -81,12 +80,11 @@ def write_text(path: Path, parts: Iterable[str]) -> Path:
 def read_json(path: Path, cls: type[T]) -> T:
     """Read a record written by write_json. Raises LabError for a missing, broken or newer file."""
     try:
-        body = path.read_bytes()
+        return _record(path.read_bytes(), cls, str(path))
     except FileNotFoundError:
         raise LabError(f"{path} does not exist: run the notebook that writes it first.") from None
     except OSError as error:
         raise LabError(f"{path} cannot be read ({error.strerror}): delete it and run again.") from None
-    return _record(body, cls, str(path))
 
 
 def append_row(path: Path, record: Any) -> None:
@@ -108,15 +106,12 @@ def appending(path: Path) -> Iterator[Callable[[Any], None]]:
     at once and to the disk within SYNC_S: a killed process loses none, a power failure the last ones.
     Raises LabError where the file cannot be written, or another process writes it for LOCK_S.
     """
-    from filelock import FileLock, Timeout
+    from filelock import FileLock
 
     with ExitStack() as stack:
         with _writable(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                stack.enter_context(FileLock(path.with_name(f".{path.stem}.lock"), timeout=LOCK_S))
-            except Timeout:
-                raise LabError(f"{path} is being written by another process: wait, or stop it.") from None
+            stack.enter_context(FileLock(path.with_name(f".{path.stem}.lock"), timeout=LOCK_S))
             if repair_tail(path):
                 name = f"{path.parent.name}/{path.name}"
                 print(f"warning: the last line of {name} was cut off and is made again", file=sys.stderr)
@@ -140,10 +135,11 @@ def appending(path: Path) -> Iterator[Callable[[Any], None]]:
 def _writable(path: Path) -> Iterator[None]:
     try:
         yield
+    except TimeoutError:  # of the lock
+        raise LabError(f"{path} is being written by another process: wait, or stop it.") from None
     except OSError as error:
-        raise LabError(
-            f"{path} cannot be written ({error.strerror}): free space or choose another output folder."
-        ) from None
+        way_out = "free space or choose another output folder"
+        raise LabError(f"{path} cannot be written ({error.strerror}): {way_out}.") from None
 
 
 def _line(record: Any) -> str:
@@ -158,21 +154,16 @@ def read_rows(path: Path, cls: type[T]) -> Iterator[T]:
 
     A last line without its newline is a write that was cut off: it is not a row.
     """
-    for line, number, _ in _lines(path):
-        yield _record(line, cls, f"{path}, line {number}")
+    return (_record(line, cls, where) for line, where, _ in _lines(path))
 
 
-def _lines(path: Path) -> Iterator[tuple[bytes, int, int]]:
-    """Each whole line that is not blank, with its number and the byte where it starts."""
-    if not path.exists():
-        return
-    with path.open("rb") as lines:
-        offset = 0
+def _lines(path: Path) -> Iterator[tuple[bytes, str, int]]:
+    """Each whole line that is not blank, what to call it in a message, and the byte where it starts."""
+    offset = 0
+    with path.open("rb") if path.exists() else io.BytesIO() as lines:
         for number, line in enumerate(lines, 1):
-            if not line.endswith(b"\n"):
-                return
-            if line.strip():
-                yield line, number, offset
+            if line.strip() and line.endswith(b"\n"):
+                yield line, f"{path}, line {number}", offset
             offset += len(line)
 
 
@@ -186,29 +177,24 @@ class Rows(Sequence[T]):
         return len(self.offsets)
 
     def __getitem__(self, index: Any) -> Any:
-        chosen = self.offsets[index]
-        return Rows(self.path, self.cls, chosen) if isinstance(index, slice) else next(self._read([chosen]))
+        if isinstance(index, slice):
+            return Rows(self.path, self.cls, self.offsets[index])
+        return next(iter(Rows(self.path, self.cls, [self.offsets[index]])))
 
     def __iter__(self) -> Iterator[T]:
-        return self._read(self.offsets)
-
-    def _read(self, offsets: Sequence[int]) -> Iterator[T]:
-        if not offsets:  # there may be no file
-            return
-        with self.path.open("rb") as file:
-            for offset in offsets:
+        with self.path.open("rb") if self.offsets else io.BytesIO() as file:  # there may be no file
+            for offset in self.offsets:
                 file.seek(offset)
                 yield _record(file.readline(), self.cls, f"{self.path}, byte {offset}")
 
 
 def all_rows(path: Path, cls: type[T]) -> Rows[T]:
-    return Rows(path, cls, (offset for _, _, offset in _lines(path)))
+    return Rows(path, cls, (offset for *_, offset in _lines(path)))
 
 
 def index(path: Path, cls: type[Any]) -> dict[str, int]:
     """Where the row of each key starts, in bytes; of two rows with one key, the later."""
-    lines = _lines(path)
-    return {_record(line, cls, f"{path}, line {number}").key: offset for line, number, offset in lines}
+    return {_record(line, cls, where).key: offset for line, where, offset in _lines(path)}
 
 
 def repair_tail(path: Path) -> bool:
@@ -216,18 +202,12 @@ def repair_tail(path: Path) -> bool:
 
     Returns True when something was cut.
     """
-    if not path.exists():
+    if not path.exists() or not (size := path.stat().st_size):
         return False
-    with path.open("rb+") as file:
-        size = end = file.seek(0, os.SEEK_END)
-        file.seek(max(0, end - 1))
-        newline = 0 if file.read(1) in (b"\n", b"") else -1  # as a rule the file ends well
-        while end > 0 and newline < 0:
-            start = max(0, end - 65536)
-            file.seek(start)
-            newline = file.read(end - start).rfind(b"\n")
-            end = start + newline + 1 if newline >= 0 else start
-        file.truncate(end)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        end = text.rfind(b"\n") + 1
+    if end < size:
+        os.truncate(path, end)
     return end < size
 
 
@@ -246,49 +226,34 @@ def from_plain(data: Any, cls: type[T], where: str) -> T:
     return _record(body, cls, where)
 
 
-def _record(body: bytes, cls: type[T], where: str) -> T:
-    """A record from JSON, read strictly by pydantic. Raises LabError with the place."""
-    from pydantic import ValidationError
-
-    try:
-        record: T = _reader(cast(Any, cls)).validate_json(
-            body if b"\\ud" not in body.lower() else _without_halves(body)
-        )
-    except ValidationError as error:
-        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        if problem["type"] == "json_invalid":
-            raise LabError(f"{where}: not JSON ({problem['msg']}); delete it and run again.") from None
-        _check_version(body, cls, where)
-        field = ".".join(map(str, problem["loc"]))
-        raise LabError(f"{where}: not a valid {cls.__name__} ({field}: {problem['msg']}).") from None
-    version = getattr(record, "schema_version", None)
-    if version is not None and (version != SCHEMA_VERSION or b"schema_version" not in body):
-        _check_version(body, cls, where)
-    return record
-
-
-def _without_halves(body: bytes) -> bytes:
-    """JSON with U+FFFD for each lone half of a surrogate pair, which pydantic refuses."""
-    try:
-        plain = json.dumps(json.loads(body), ensure_ascii=False).encode("utf-16", "surrogatepass")
-    except (ValueError, RecursionError):  # no JSON: pydantic says what is wrong
-        return body
-    return plain.decode("utf-16", "replace").encode()
-
-
 @functools.cache
-def _reader(cls: Any) -> TypeAdapter[Any]:
+def _reader(cls: Any) -> Any:
     from pydantic import TypeAdapter
 
     return TypeAdapter(cls)
 
 
-def _check_version(body: bytes, cls: type[Any], where: str) -> None:
-    """Raises LabError for a file of another version of this record."""
+def _record(body: bytes, cls: Any, where: str) -> Any:
+    """A record from JSON, read strictly by pydantic. Raises LabError with the place."""
+    from pydantic import ValidationError
+
+    if b"\\ud" in body.lower():  # pydantic refuses lone halves of surrogate pairs: they become U+FFFD
+        with suppress(ValueError, RecursionError):  # no JSON: pydantic says what is wrong
+            text = json.dumps(json.loads(body), ensure_ascii=False)
+            body = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+    versioned, problem = hasattr(cls, "schema_version"), ""
+    try:
+        record = _reader(cls).validate_json(body)
+        if not versioned or (record.schema_version == SCHEMA_VERSION and b"schema_version" in body):
+            return record
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        if first["type"] == "json_invalid":
+            raise LabError(f"{where}: not JSON ({first['msg']}); delete it and run again.") from None
+        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     data = json.loads(body)
     version = data.get("schema_version") if isinstance(data, dict) else None
-    if hasattr(cls, "schema_version") and version != SCHEMA_VERSION:
-        raise LabError(
-            f"{where}: schema version {version!r} is unknown to this release (it knows {SCHEMA_VERSION}): "
-            "upgrade nbhelpers or make the file again."
-        )
+    if versioned and version != SCHEMA_VERSION:
+        knows = f"this release (it knows {SCHEMA_VERSION}): upgrade nbhelpers or make the file again."
+        raise LabError(f"{where}: schema version {version!r} is unknown to {knows}")
+    raise LabError(f"{where}: not a valid {cls.__name__} ({problem}).")

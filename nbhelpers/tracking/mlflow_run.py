@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 EXPERIMENT = "local-model-evaluation"
 FOLDERS = {".json": "files", ".jsonl": "files", ".ipynb": "notebooks", ".png": "plots"}  # in an MLflow run
 LATE_NOTEBOOK = "06_tracking"  # still being executed while a run is logged
+PARAMETERS = ("revision", "family", "parameters", "device", "dtype", "primary")  # besides the settings
 COLUMNS = ("prompt_id", "content_type", "repeat", "prompt", "text", "new_tokens", "finish_reason", "error")
 
 
@@ -75,18 +76,17 @@ def init_database() -> str:
     """
     from filelock import FileLock
 
-    store.outputs_dir().mkdir(parents=True, exist_ok=True)
-    with FileLock(store.outputs_dir() / ".mlflow.lock"), _one_sentence():
-        place = store.outputs_dir() / "mlflow.db"
+    place, unfinished = (store.outputs_dir() / name for name in ("mlflow.db", ".mlflow.db"))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(place.with_name(".mlflow.lock")), _one_sentence():
         if tracking_uri() == f"sqlite:///{place}" and not place.exists():
-            unfinished = place.with_name(".mlflow.db")
             unfinished.unlink(missing_ok=True)
             quiet_mlflow().MlflowClient(f"sqlite:///{unfinished}").search_experiments(max_results=1)
             unfinished.replace(place)
         client = open_client()
         if (found := client.get_experiment_by_name(EXPERIMENT)) is None:
             served = tracking_uri().startswith(("http:", "https:", "databricks"))  # has a place for files
-            files = None if served else (store.outputs_dir() / "mlartifacts").as_uri()
+            files = None if served else place.with_name("mlartifacts").as_uri()
             return str(client.create_experiment(EXPERIMENT, artifact_location=files))
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
@@ -100,21 +100,30 @@ def log_run(run: ModelRun, figures: Mapping[str, Figure] | None = None) -> Track
     new one is complete, earlier ones go to MLflow's trash (restorable; `mlflow gc` frees their space).
     Writes tracking.json. Raises LabError where the tracking store cannot be used.
     """
+    from mlflow.entities import DatasetInput, InputTag, Metric, Param
+
     result = store.read_json(run.folder / "result.json", Result)
     # Names the folder a run came from, without telling a shared server where that is.
     folder = hashlib.sha256(str(run.folder).encode("utf-8", "surrogatepass")).hexdigest()[:16]
     tags = {"run": run.folder.parent.name, "folder": folder, "family": result.family}
     tags["quality_applies"] = str(result.quality_applies).lower()
     tags |= {f"version.{name}": version for name, version in device.versions().items()}
+    values = dataclasses.asdict(result.settings) | {name: getattr(result, name) for name in PARAMETERS}
+    local = run.spec.kind in ("embedded", "local")
+    values["model"] = Path(result.model).name if local else result.model
+    params, now = [Param(name, str(value)) for name, value in values.items()], int(time.time() * 1000)
+    metrics = [Metric(name, value, now, 0) for name, value in result.metrics.items()]
+    for file, figure in (figures or {}).items():
+        figure.savefig(run.folder / file)
     experiment = init_database()
     with _one_sentence():
         client, name = open_client(), f"{run.folder.parent.name}/{result.slug}"
         run_id, status = client.create_run(experiment, tags=tags, run_name=name).info.run_id, "FAILED"
         try:
-            _log_numbers(client, run_id, run, result)
-            _log_texts(client, run_id, run)
-            for file, figure in (figures or {}).items():
-                figure.savefig(run.folder / file)
+            client.log_batch(run_id, metrics, params)  # a loop of log_metric is far slower
+            client.log_table(run_id, _table(run), "samples.json")
+            context = InputTag("mlflow.data.context", "evaluation")
+            client.log_inputs(run_id, [DatasetInput(_dataset(run), [context])])
             done = [p for p in run.folder.iterdir() if p.stem not in ("tracking", LATE_NOTEBOOK)]
             files, status = _log_files(client, run_id, done), "FINISHED"
         finally:
@@ -123,7 +132,7 @@ def log_run(run: ModelRun, figures: Mapping[str, Figure] | None = None) -> Track
             if found.info.run_id != run_id:
                 client.delete_run(found.info.run_id)
     uri, artifacts = _without_password(tracking_uri()), (*files, "samples.json")
-    report = TrackingReport(uri, EXPERIMENT, run_id, len(result.metrics), artifacts)
+    report = TrackingReport(uri, EXPERIMENT, run_id, len(metrics), artifacts)
     store.write_json(run.folder / "tracking.json", report)
     return report
 
@@ -131,9 +140,9 @@ def log_run(run: ModelRun, figures: Mapping[str, Figure] | None = None) -> Track
 def attach(run_dir: Path) -> None:
     """Add what was finished after the runs were logged: each 06 notebook, and the comparison."""
     for path in sorted(run_dir.glob("*/tracking.json")):
-        run_id = store.read_json(path, TrackingReport).run_id
-        late = [path.with_name(f"{LATE_NOTEBOOK}.ipynb"), run_dir / "07_comparison.ipynb"]
+        late = path.with_name(f"{LATE_NOTEBOOK}.ipynb"), run_dir / "07_comparison.ipynb"
         with _one_sentence():
+            run_id = store.read_json(path, TrackingReport).run_id
             _log_files(open_client(), run_id, [*late, run_dir / "comparison.json"])
 
 
@@ -161,31 +170,22 @@ def _without_password(text: str) -> str:
     return re.sub(r"(\w+://)?\S*@", r"\1***@", text.replace(f"{credentials}@", "@"))
 
 
-def _log_numbers(client: MlflowClient, run_id: str, run: ModelRun, result: Result) -> None:
-    """Parameters and metrics in one call; a loop of log_metric is far slower."""
-    from mlflow.entities import Metric, Param
-
-    names = ("revision", "family", "parameters", "device", "dtype", "primary")
-    values = dataclasses.asdict(result.settings) | {name: getattr(result, name) for name in names}
-    local = run.spec.kind in ("embedded", "local")
-    values["model"] = Path(result.model).name if local else result.model
-    params, now = [Param(name, str(value)) for name, value in values.items()], int(time.time() * 1000)
-    client.log_batch(run_id, [Metric(name, value, now, 0) for name, value in result.metrics.items()], params)
-
-
-def _log_texts(client: MlflowClient, run_id: str, run: ModelRun) -> None:
-    """Every generation with its score, as the table the MLflow page shows; the prompts as the dataset."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
+def _table(run: ModelRun) -> dict[str, Any]:
+    """Every generation with its score, column by column: the table that the MLflow page shows."""
     scores = {score.key: score.values.get(rubric.PRIMARY) for score in rubric.read_scores(run)}
     samples = generate.read_samples(run)
-    table: dict[str, Any] = {name: [getattr(s, name) for s in samples] for name in COLUMNS}
-    client.log_table(run_id, table | {rubric.PRIMARY: [scores.get(s.key) for s in samples]}, "samples.json")
+    table = {name: [getattr(sample, name) for sample in samples] for name in COLUMNS}
+    return table | {rubric.PRIMARY: [scores.get(sample.key) for sample in samples]}
+
+
+def _dataset(run: ModelRun) -> Any:
+    """The prompts that were asked, without where their file lies."""
+    from mlflow.entities import Dataset
+
     file, prompts = run.settings.prompts, registry.load_prompts(run.settings.prompts, run.settings.limit)
     name, source = Path(file).stem or "benchmark-15", json.dumps({"file": Path(file or "prompts.jsonl").name})
     profile = json.dumps({"num_prompts": len(prompts)})
-    dataset = Dataset(name, prompts_digest(prompts), "local", source, profile=profile)
-    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "evaluation")])])
+    return Dataset(name, prompts_digest(prompts), "local", source, profile=profile)
 
 
 def _log_files(client: MlflowClient, run_id: str, paths: Iterable[Path]) -> list[str]:

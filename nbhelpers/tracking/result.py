@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
@@ -18,8 +18,21 @@ from nbhelpers.records import SCHEMA_VERSION, Estimate, ModelRun, Record, Result
 from nbhelpers.scoring import costs, rubric
 from nbhelpers.stats import estimate as stats
 
-LOADED = {"latency": ("fetch_s", "load_s"), "model": ("parameters", "context", "vocabulary")}  # as they are
+COUNTS = ("attempted", "finished", "failed", "truncated_prompts", "new_tokens_total")
+RATIOS = {
+    "success_rate": ("finished", "attempted"),
+    "ended_by_itself_rate": ("eos", "attempted"),
+    "new_tokens_mean": ("tokens", "finished"),
+    "words_mean": ("words", "finished"),
+    "bytes_per_token": ("bytes", "tokens"),
+}
+MEMORY = ("rss_before", "rss_after_load", "rss_after_forward", "device_peak")  # of loading.json
 MIB = 2**20
+AMOUNTS: dict[str, Callable[[Sample], int]] = {  # what a sample counts for
+    "tokens": lambda row: row.new_tokens,
+    "bytes": lambda row: row.bytes,
+    "words": lambda row: len(row.text.split()),
+}
 
 
 @dataclass(frozen=True)
@@ -40,9 +53,8 @@ def make_stats(run: ModelRun) -> StatsReport:
     """Estimates over prompts of every score and latency, from their files; writes stats.json."""
     scores = rubric.read_scores(run)
     failed, quality = quality_estimates(scores)
-    finished = len(scores) - failed
-    estimates = quality, *latency_estimates(latency.read_latency(run))
-    report = StatsReport(run.settings.model, len(scores), finished, failed, *estimates)
+    times = latency_estimates(latency.read_latency(run))
+    report = StatsReport(run.settings.model, len(scores), len(scores) - failed, failed, quality, *times)
     store.write_json(run.folder / "stats.json", report)
     return report
 
@@ -51,16 +63,15 @@ def make_result(run: ModelRun) -> Result:
     """Everything about one model in one record, from its files; writes result.json."""
     loaded, report = load.read_report(run), store.read_json(run.folder / "stats.json", StatsReport)
     samples, timed = generate.read_samples(run), latency.read_latency(run)
-    metrics = flat_metrics(report, loaded, samples, costs.cost_summary(samples, device.read_report(run)))
     passes = meters.passes(run.folder, (row.key for row in itertools.chain(samples, timed)))
-    metrics |= meters.metrics(passes)
+    money = costs.cost_summary(samples, device.read_report(run))
+    metrics = flat_metrics(report, loaded, samples, money) | meters.metrics(passes)
     differ, compared = latency.batch_variants(samples, timed)
     if compared:
         metrics["samples/batch_variant_rate"] = differ / compared
-    names = {field.name for field in dataclasses.fields(Result)} - {"schema_version"}
-    copied = {name: value for name, value in (vars(loaded) | vars(report)).items() if name in names}
+    common = {field.name for field in dataclasses.fields(Result)} - {"schema_version"}
     result = Result(
-        **copied,
+        **{name: value for name, value in (vars(loaded) | vars(report)).items() if name in common},
         primary=rubric.PRIMARY,
         metrics=metrics,
         per_prompt=stats.by_prompt(rubric.read_scores(run), rubric.PRIMARY),
@@ -96,13 +107,9 @@ def latency_estimates(rows: Iterable[Sample]) -> tuple[dict[str, Estimate], dict
         found[name] = stats.estimate(times, name, method="bootstrap-t")
         for q in (50, 95, 99):
             percentiles[f"{name}/p{q}"] = stats.percentile_estimate(times, q, name)
-    timed = [(row, row.latency_s) for row in good if row.latency_s]
-    for name, speeds in {
-        "tokens_per_s": [row.new_tokens / seconds for row, seconds in timed],
-        "bytes_per_s": [row.bytes / seconds for row, seconds in timed],
-        "words_per_s": [len(row.text.split()) / seconds for row, seconds in timed],
-    }.items():
-        found[name] = stats.estimate(speeds, name)
+    for name, amount in AMOUNTS.items():
+        speeds = [amount(row) / row.latency_s for row in good if row.latency_s]
+        found[f"{name}_per_s"] = stats.estimate(speeds, f"{name}_per_s")
     clipped = {n: dataclasses.replace(e, low=e.low and max(0.0, e.low)) for n, e in found.items()}
     return clipped, percentiles
 
@@ -121,34 +128,21 @@ def flat_metrics(
             found |= {f"{group}/{name}/{part}": vars(e)[part] for part in ("n", "mean", "sd", "low", "high")}
     for name, e in report.percentiles.items():
         found |= {f"latency/{name}": e.mean, f"latency/{name}_low": e.low, f"latency/{name}_high": e.high}
-    peak, every, done = 0, Counter[str](), Counter[str]()
+    peak, sums = 0, Counter[str]()
     for s in samples:
-        peak = max(peak, s.peak_memory_bytes or 0)
-        every.update(rows=1, tokens=s.new_tokens, eos=s.finish_reason == "eos", truncated=s.prompt_truncated)
-        if s.error is None:
-            done.update(rows=1, tokens=s.new_tokens, bytes=s.bytes, words=len(s.text.split()))
-    found |= {
-        "latency/batch_tokens_per_s": latency.throughput(s for s in samples if s.error is None),
-        "memory/parameters_mib": loaded.parameter_bytes / MIB,
-        "memory/generation_peak_mib": _ratio(peak or None, MIB),
-        "samples/attempted": every["rows"],
-        "samples/finished": done["rows"],
-        "samples/failed": every["rows"] - done["rows"],
-        "samples/success_rate": _ratio(done["rows"], every["rows"]),
-        "samples/ended_by_itself_rate": _ratio(every["eos"], every["rows"]),
-        "samples/truncated_prompts": every["truncated"],
-        "samples/new_tokens_total": every["tokens"],
-        "samples/new_tokens_mean": _ratio(done["tokens"], done["rows"]),
-        "samples/words_mean": _ratio(done["words"], done["rows"]),
-        "samples/bytes_per_token": _ratio(done["bytes"], done["tokens"]),
-    }
-    for part in ("rss_before", "rss_after_load", "rss_after_forward", "device_peak"):
-        found[f"memory/{part}_mib"] = _ratio(vars(loaded)[f"{part}_bytes"], MIB)
-    for group, names in LOADED.items():
-        found |= {f"{group}/{name}": vars(loaded)[name] for name in names}
+        good, peak = s.error is None, max(peak, s.peak_memory_bytes or 0)
+        sums.update(attempted=1, finished=good, failed=not good, eos=s.finish_reason == "eos")
+        sums.update(truncated_prompts=s.prompt_truncated, new_tokens_total=s.new_tokens)
+        if good:
+            sums.update({name: amount(s) for name, amount in AMOUNTS.items()})
+    found["latency/batch_tokens_per_s"] = latency.throughput(s for s in samples if s.error is None)
+    sizes = {"parameters": loaded.parameter_bytes, "generation_peak": peak or None}
+    sizes |= {name: vars(loaded)[f"{name}_bytes"] for name in MEMORY}
+    found |= {f"memory/{name}_mib": size if size is None else size / MIB for name, size in sizes.items()}
+    found |= {f"samples/{name}": sums[name] for name in COUNTS}
+    for name, (top, bottom) in RATIOS.items():
+        found[f"samples/{name}"] = sums[top] / sums[bottom] if sums[bottom] else None
+    found |= {f"latency/{name}": vars(loaded)[name] for name in ("fetch_s", "load_s")}
+    found |= {f"model/{name}": vars(loaded)[name] for name in ("parameters", "context", "vocabulary")}
     found |= {f"cost/{name}": value for name, value in money.items()}
     return {name: float(value) for name, value in found.items() if value is not None}
-
-
-def _ratio(top: float | None, bottom: float) -> float | None:
-    return None if top is None or not bottom else top / bottom

@@ -108,14 +108,13 @@ def test_parameters_and_tags_say_what_was_run(lab):
     assert not any(str(lab[0]) in value for value in [*run.data.tags.values(), *run.data.params.values()])
 
 
-def test_a_model_folder_is_named_without_the_way_to_it(lab):
-    source = str(lab[0] / "models" / "mine")
-    run = pipeline.open_run(SETTINGS)
-    local = dataclasses.replace(run, spec=ModelSpec("mine", source, "local"))
-    client = tracking.open_client()
-    run_id = client.create_run(tracking.init_database(), tags={"run": "local"}).info.run_id
-    tracking._log_numbers(client, run_id, local, dataclasses.replace(lab[1], model=source))
-    assert client.get_run(run_id).data.params["model"] == "mine"
+def test_a_model_folder_is_named_without_the_way_to_it(lab, tmp_path):
+    source, run = str(lab[0] / "models" / "mine"), pipeline.open_run(SETTINGS)
+    folder = shutil.copytree(run.folder, tmp_path / "local" / "mine")
+    store.write_json(folder / "result.json", dataclasses.replace(lab[1], model=source))
+    local = dataclasses.replace(run, spec=ModelSpec("mine", source, "local"), folder=folder)
+    run_id = tracking.log_run(local).run_id
+    assert tracking.open_client().get_run(run_id).data.params["model"] == "mine"
 
 
 def test_the_samples_table_holds_every_generation_with_its_score(lab):
