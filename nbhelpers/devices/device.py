@@ -63,30 +63,18 @@ def print_versions() -> None:
 
 def usable_cores() -> int:
     """The cores this process may use; containers and clusters often grant fewer than the machine has."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def detect(device: str = "auto", dtype: str = "auto") -> DeviceReport:
     """Look at the machine. Raises LabError when the device or dtype asked for is not there."""
-    device, asked = pick_device(available_devices(), device), dtype != "auto"
+    device = pick_device(available_devices(), device)
     dtypes, (total, free) = supported_dtypes(device), memory(device)
     # Older NVIDIA cards emulate bfloat16: it runs, slowly.
     native = device != "cuda" or _backend(device).is_bf16_supported(including_emulation=False)
-    dtype, reason = pick_dtype(device, dtypes, dtype, native)
-    return DeviceReport(
-        device=device,
-        name=_name(device),
-        cores=usable_cores(),
-        memory_total_bytes=total,
-        memory_free_bytes=free,
-        dtypes=dtypes,
-        dtype=dtype,
-        dtype_reason=reason,
-        versions=versions(),
-        platform=f"{platform.system()} {platform.machine()}",
-        dtype_asked=asked,
-    )
+    chosen = pick_dtype(device, dtypes, dtype, native)
+    place, system = (device, _name(device), usable_cores()), f"{platform.system()} {platform.machine()}"
+    return DeviceReport(*place, total, free, dtypes, *chosen, versions(), system, dtype_asked=dtype != "auto")
 
 
 def available_devices() -> tuple[str, ...]:
@@ -119,10 +107,10 @@ def pick_dtype(
 ) -> tuple[str, str]:
     """The dtype to load weights in, and why. Raises LabError when the one wanted does not run."""
     wanted = records.SHORT_DTYPES.get(wanted, wanted)
-    if wanted not in ("auto", *supported):
-        raise LabError(f"The dtype {wanted!r} does not run on {device}: use {', '.join(supported)}.")
-    if wanted != "auto":
+    if wanted in supported:
         return wanted, "asked for"
+    if wanted != "auto":
+        raise LabError(f"The dtype {wanted!r} does not run on {device}: use {', '.join(supported)}.")
     if device == "cpu":
         return "float32", "fidelity first: CPUs compute in float32, and many emulate the half formats slowly"
     if device != "mps" and "bfloat16" in supported and native_bfloat16:
@@ -139,8 +127,8 @@ def with_trials(report: DeviceReport, trials: tuple[DtypeTrial, ...]) -> DeviceR
     if not faithful or report.dtype_asked:
         return report
     best = max(faithful, key=lambda trial: trial.speed_ratio)
-    reason = f"measured: {best.speed_ratio:.2f} times the speed of float32 in a batch, "
-    reason += f"{best.perplexity_ratio:.4f} times its perplexity"
+    speed, surprise = f"{best.speed_ratio:.2f} times", f"{best.perplexity_ratio:.4f} times"
+    reason = f"measured: {speed} the speed of float32 in a batch, {surprise} its perplexity"
     return replace(report, dtype=best.dtype, dtype_reason=reason)
 
 
@@ -150,15 +138,14 @@ def read_report(run: ModelRun) -> DeviceReport:
 
 def make_report(run: ModelRun) -> DeviceReport:
     """device.json: the one there if it still holds, else a new one that keeps its trials."""
-    path, device = run.folder / "device.json", run.settings.device
-    dtype = records.SHORT_DTYPES.get(run.settings.dtype, run.settings.dtype)
+    path, asked = run.folder / "device.json", run.settings
+    dtype = records.SHORT_DTYPES.get(asked.dtype, asked.dtype)
     old = read_report(run) if path.exists() else None
-    holds = old and old.dtype_asked == (dtype != "auto") and old.versions == versions()
-    if old and holds and dtype in ("auto", old.dtype) and device in ("auto", old.device):
+    holds = old and (old.dtype_asked, old.versions) == (dtype != "auto", versions())
+    if old and holds and dtype in ("auto", old.dtype) and asked.device in ("auto", old.device):
         return old
-    report = detect(device, dtype)
-    if old and old.device == report.device:
-        report = with_trials(report, old.dtype_trials)
+    report = detect(asked.device, dtype)
+    report = with_trials(report, old.dtype_trials if old and old.device == report.device else ())
     store.write_json(path, report)
     return report
 
@@ -179,20 +166,18 @@ def _name(device: str) -> str:
 
 def memory(device: str) -> tuple[int, int]:
     """Total and free bytes of the device's memory (Apple's GPU shares the machine's)."""
-    machine = psutil.virtual_memory()
+    machine, backend = psutil.virtual_memory(), _backend(device)
     if device == "cpu":
         limit, unused = container_memory()
         return min(machine.total, limit), min(machine.available, unused)
-    backend = _backend(device)
     if device == "mps":
         total = backend.recommended_max_memory()
         return total, min(total - backend.driver_allocated_memory(), machine.available)
-    free, total = backend.mem_get_info()
-    return total, free
+    return backend.mem_get_info()[::-1]
 
 
 def container_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
-    """Limit and unused bytes of this process's container (cgroup v2); sys.maxsize where there is none."""
+    """Limit and unused bytes of this process's container; sys.maxsize where there is none."""
     try:
         limit, used = (int((cgroup / f"memory.{name}").read_text()) for name in ("max", "current"))
         stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
@@ -213,30 +198,25 @@ def resident_memory() -> int:
 
 def reset_peak(device: str) -> bool:
     """Start a new peak, and say whether that worked: for a process, only Linux can (proc(5), clear_refs)."""
-    if device in ("cuda", "xpu"):
-        _backend(device).reset_peak_memory_stats()
-        return True
     with suppress(OSError):  # another system, or a container that forbids it
-        Path("/proc/self/clear_refs").write_text("5")
+        if device in ("cuda", "xpu"):
+            _backend(device).reset_peak_memory_stats()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")
         return True
     return False
 
 
 def peak_memory(device: str) -> int | None:
-    """Peak bytes since reset_peak: the allocator's on CUDA and XPU, the process's on a CPU.
+    """Peak bytes since reset_peak: on CUDA and XPU the allocator's, on a CPU the process's (Linux only).
 
-    On Apple MPS, which keeps no peak, what the driver holds for the process. None where unknown.
+    On Apple MPS, which keeps no peak, what the driver holds for the process.
     """
-    if device == "cpu" and sys.platform == "linux":
-        return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
-    if device == "cpu" and sys.platform == "darwin":
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # of the process's whole life
-    if device == "cpu":
-        return None
-    backend = _backend(device)
-    return int(backend.driver_allocated_memory() if device == "mps" else backend.max_memory_allocated())
+    if device != "cpu":
+        name = "driver_allocated_memory" if device == "mps" else "max_memory_allocated"
+        return int(getattr(_backend(device), name)())
+    status = Path("/proc/self/status")
+    return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024 if status.exists() else None
 
 
 def synchronize(device: str) -> None:

@@ -65,8 +65,8 @@ def summary(spec: ModelSpec, dtype: str, rows: int, tokens: int) -> str:
     need, one = (generation_need(spec, dtype, n, tokens) for n in (rows, 1))
     device, mib = devices.available_devices()[0], 2**20
     free = devices.free_memory(device)
-    parts = {"weights": need.weights, "cache": need.cache, "total": need.total}
-    lines = [f"{name:12}{size / mib:12,.1f} MiB" for name, size in parts.items() if size]
+    parts = {name: getattr(need, name) / mib for name in ("weights", "cache", "total")}
+    lines = [f"{name:12}{size:12,.1f} MiB" for name, size in parts.items() if size]
     verdict, most = "fits" if fits(need, free) else "does not fit", rows_that_fit(one, free) or "none"
-    share = f"{HEADROOM:.0%} of the {free / mib:,.0f} MiB free on {device}"
-    return "\n".join([*lines, f"{verdict} into {share}; the largest batch that does: {most}"])
+    lines.append(f"{verdict} into {HEADROOM:.0%} of the {free / mib:,.0f} MiB free on {device}")
+    return "\n".join(lines) + f"; the largest batch that does: {most}"

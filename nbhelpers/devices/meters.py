@@ -34,45 +34,34 @@ class Reading:
 def read_energy(device: str = "cpu", powercap: Path = Path("/sys/class/powercap")) -> Reading:
     """The energy counters behind a device now; what cannot be read is a reason.
 
-    RAPL covers whole processor packages, idle power included, but no memory modules; NVML one whole card.
+    RAPL (docs.kernel.org/power/powercap/powercap.html) covers whole processor packages, idle power included,
+    but no memory modules; NVML PyTorch's first card, from Volta on, since its driver was loaded.
     """
     try:
         if device == "cuda":
-            return _nvml()
-        if device == "cpu":
-            return _rapl(powercap)
+            import pynvml
+            import torch
+
+            pynvml.nvmlInit()
+            # By name: CUDA_VISIBLE_DEVICES renumbers cards for torch and not for NVML.
+            card = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
+            return Reading("NVML", (pynvml.nvmlDeviceGetTotalEnergyConsumption(card) / 1e3,), (0.0,))
+        if device != "cpu":
+            return Reading(reason=f"no energy counter is known for {device}")
+        # Zones inside a package, "psys" around it and intel-rapl-mmio count the same energy again.
+        zones = [zone for zone in sorted(powercap.glob("intel-rapl:*")) if zone.name.count(":") == 1]
+        zones = [zone for zone in zones if (zone / "name").read_text().startswith("package")]
+        if not zones:
+            return Reading(reason="this machine shows no energy counter of its processor (powercap)")
+        files = ("energy_uj", "max_energy_range_uj")
+        joules, ranges = (tuple(int((z / file).read_text()) / 1e6 for z in zones) for file in files)
+        return Reading("RAPL", joules, ranges)
     except ImportError:
         return Reading(reason="reading the card's energy counter needs the package nvidia-ml-py")
     except PermissionError:  # since CVE-2020-8694
         return Reading(reason="only the administrator may read the processor's energy counter (energy_uj)")
     except Exception as error:  # NVML's own class of errors cannot be named where its package is missing
         return Reading(reason=f"the energy counter of {device} cannot be read ({error})")
-    return Reading(reason=f"no energy counter is known for {device}")
-
-
-def _rapl(powercap: Path) -> Reading:
-    """The package zones of Linux's powercap tree (docs.kernel.org/power/powercap/powercap.html).
-
-    Zones inside a package, "psys" around it and intel-rapl-mmio count the same energy again.
-    """
-    zones = [zone for zone in sorted(powercap.glob("intel-rapl:*")) if zone.name.count(":") == 1]
-    zones = [zone for zone in zones if (zone / "name").read_text().startswith("package")]
-    if not zones:
-        return Reading(reason="this machine shows no energy counter of its processor (powercap)")
-    files = ("energy_uj", "max_energy_range_uj")
-    joules, ranges = (tuple(int((zone / file).read_text()) / 1e6 for zone in zones) for file in files)
-    return Reading("RAPL", joules, ranges)
-
-
-def _nvml() -> Reading:
-    """The counter of PyTorch's first card since its driver was loaded; Volta or newer."""
-    import pynvml
-    import torch
-
-    pynvml.nvmlInit()
-    # By name: CUDA_VISIBLE_DEVICES renumbers cards for torch and not for NVML.
-    card = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
-    return Reading("NVML", (pynvml.nvmlDeviceGetTotalEnergyConsumption(card) / 1e3,), (0.0,))
 
 
 def spent_joules(before: Reading, after: Reading) -> float | None:
@@ -104,8 +93,8 @@ class Ledger:
     """
 
     def __init__(self, device: str) -> None:
-        self._device, self._time, self._reading = device, time.perf_counter(), read_energy(device)
-        self._share = Share(0.0, 0.0 if self._reading.joules else None)
+        self._device, self._share = device, Share(0.0, 0.0)
+        self._time, self._reading = time.perf_counter(), read_energy(device)
 
     def charge(self, alive: int) -> Share:
         """Split what was spent since the last call; returns what a row that was there all along has paid."""
@@ -123,7 +112,7 @@ class Moment(Record):
 
     other_load: float  # 0..1: share of all cores' time used by other processes since the last reading
     spin_s: float | None  # time of a fixed piece of work; None at the end of the generation
-    frequency_mhz: float | None  # mean of the cores (a virtual machine may report a constant)
+    frequency_mhz: float | None  # of old rows; ``spin_s`` also sees what a virtual machine hides
     throttled: int | None  # thermal throttling events since boot
 
 
@@ -146,14 +135,18 @@ def recorded(path: Path | None, keys: Sequence[str], warm_ups: int = 0) -> Itera
     if path is None or not keys:
         yield
         return
+
+    def moment(since: Times, spin_s: float | None = None) -> Moment:
+        return Moment(other_load(since, cpu_times()), spin_s, None, throttle_events())
+
     start = cpu_times()
-    before, middle = _moment(start, spin()), cpu_times()
+    before, middle = moment(start, spin()), cpu_times()
     try:
         yield
     finally:
-        during, end = _moment(middle), cpu_times()  # read at once: the clock is still the one of the work
-        after, load = _moment(end, spin()), other_load(start, cpu_times())
-        row = NoisePass(tuple(keys), before, during, after, load, warm_ups)
+        during, end = moment(middle), cpu_times()
+        moments = before, during, moment(end, spin())
+        row = NoisePass(tuple(keys), *moments, other_load(start, cpu_times()), warm_ups)
         store.append_row(path.with_name(NOISE_FILE), row)
 
 
@@ -212,14 +205,6 @@ def other_load(first: Times, last: Times) -> float:
     wall, busy, mine = (b - a for a, b in zip(first, last, strict=True))
     cores = psutil.cpu_count() or 1
     return min(1.0, max(0.0, (busy - mine) / (wall * cores))) if wall > 0 else 0.0
-
-
-def _moment(since: Times, spin_s: float | None = None) -> Moment:
-    clock = None
-    with suppress(AttributeError, OSError, NotImplementedError):  # where the system does not tell
-        clock = psutil.cpu_freq()
-    mhz = float(clock.current) if clock and clock.current else None
-    return Moment(other_load(since, cpu_times()), spin_s, mhz, throttle_events())
 
 
 def throttle_events(cpus: Path = Path("/sys/devices/system/cpu")) -> int | None:

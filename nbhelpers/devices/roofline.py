@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +42,19 @@ def measure(device: str = "cpu", dtype: str = "float32", seconds: float = 2.0) -
         devices.synchronize(device)
         return time.perf_counter()
 
-    def best(call: str, **tensors: torch.Tensor) -> float:  # disturbances only slow down
-        timer = Timer(call, timer=clock, globals=tensors, num_threads=torch.get_num_threads())
+    def best(call: str, *shapes: tuple[int, ...]) -> float:  # disturbances only slow down
+        ones = [torch.ones(shape, dtype=getattr(torch, dtype), device=device) for shape in shapes]
+        timer = Timer(
+            call, timer=clock, globals={"a": ones[0], "b": ones[-1]}, num_threads=torch.get_num_threads()
+        )
         return min(timer.blocked_autorange(min_run_time=seconds / (len(SIZES) + 1)).times)
 
-    ones = partial(torch.ones, dtype=getattr(torch, dtype), device=device)
-    rows = [size // (COLUMNS * DTYPES[dtype]) for size in SIZES]
-    bandwidth = [
-        size / best("weights.mv(vector)", weights=ones(n, COLUMNS), vector=ones(COLUMNS))
-        for size, n in zip(SIZES, rows, strict=True)
-    ]
+    row = COLUMNS * DTYPES[dtype]
+    bandwidth = [size / best("a.mv(b)", (size // row, COLUMNS), (COLUMNS,)) for size in SIZES]
     # A smaller set can be read as fast as a larger one: a slower measurement of it is overhead.
     envelope = np.maximum.accumulate(bandwidth[::-1])[::-1]
     # A linear layer multiplies by a transposed matrix: CPUs may have no fast routine for the other layout.
-    rate = 2 * MATRIX**3 / best("square @ square.T", square=ones(MATRIX, MATRIX))
+    rate = 2 * MATRIX**3 / best("a @ a.T", (MATRIX, MATRIX))
     return MachineSpeed(device, dtype, SIZES, tuple(envelope.tolist()), rate)
 
 

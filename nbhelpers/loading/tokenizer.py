@@ -22,10 +22,8 @@ def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a model folder, padding on the left, with a pad token."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(
-        folder, padding_side="left", local_files_only=True, trust_remote_code=False
-    )
-    return with_padding(tokenizer)
+    safe = {"local_files_only": True, "trust_remote_code": False}
+    return with_padding(AutoTokenizer.from_pretrained(folder, padding_side="left", **safe))
 
 
 def with_padding(tokenizer: Any) -> Any:
@@ -81,11 +79,11 @@ def render(tokenizer: Any, text: str, timeout_s: float = TIMEOUT_S) -> str:
     why, kind = f"takes longer than {timeout_s:.0f} s", Failure.TIMEOUT
     try:
         if ours.poll(timeout_s):
-            answer = ours.recv_bytes(LONGEST_BYTES)
-            if answer.startswith(b"+"):
-                return answer[1:].decode("utf-8", "surrogatepass")
-            why, kind = f"fails ({answer[1:].decode()})", Failure.USAGE
-    except (EOFError, OSError):  # it died, or the text is longer than allowed
+            rendered, answer = ours.recv()
+            if rendered:
+                return answer
+            why, kind = f"fails ({answer})", Failure.USAGE
+    except EOFError:  # it died
         memory, length = EXTRA_MEMORY_BYTES >> 20, LONGEST_BYTES >> 20
         why, kind = f"takes more than {memory} MiB of memory or {length} MiB of text", Failure.REFUSED
     finally:
@@ -101,7 +99,7 @@ def _apply(tokenizer: Any, text: str) -> str:
 
 
 def _answer(pipe: Any, tokenizer: Any, text: str) -> None:
-    """In the child: send the text after a plus, or what went wrong after a minus."""
+    """In the child: send True and the text, or False and what went wrong; or die of a text too large."""
     import resource
 
     import psutil
@@ -109,8 +107,10 @@ def _answer(pipe: Any, tokenizer: Any, text: str) -> None:
     most = psutil.Process().memory_info().vms + EXTRA_MEMORY_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     try:
-        pipe.send_bytes(b"+" + _apply(tokenizer, text).encode("utf-8", "surrogatepass"))
+        answer = True, _apply(tokenizer, text)
     except MemoryError:
         os._exit(1)
     except Exception as error:  # whatever a template can raise
-        pipe.send_bytes(b"-" + f"{type(error).__name__}: {error}"[:200].encode("utf-8", "replace"))
+        answer = False, f"{type(error).__name__}: {error}"[:200]
+    if len(answer[1]) <= LONGEST_BYTES:
+        pipe.send(answer)
