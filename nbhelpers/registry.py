@@ -6,6 +6,7 @@ import difflib
 import functools
 import json
 import re
+from collections.abc import Container
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,26 +130,24 @@ def load_prompts(path: str | Path = "", limit: int | None = None) -> list[Prompt
     prompts: dict[str, Prompt] = {}
     for number, line in enumerate(lines, 1):
         if line.strip():
-            prompt = _prompt(line, where := f"{source.name}, line {number}")
-            if prompt.id in prompts:
-                raise LabError(f"{where}: the id {prompt.id!r} was used before; ids are unique.")
+            prompt = _prompt(line, f"{source.name}, line {number}", prompts)
             prompts[prompt.id] = prompt
     if not prompts:
         raise LabError(f"The prompts file {source} is empty: write one JSON object ({_FIELDS}) per line.")
-    chosen = [p for p in prompts.values() if str(path) or re.fullmatch(r"b\d\d", p.id)]
-    return chosen[:limit]
+    return [p for p in prompts.values() if str(path) or re.fullmatch(r"b\d\d", p.id)][:limit]
 
 
-def _prompt(line: str, where: str) -> Prompt:
+def _prompt(line: str, where: str, earlier: Container[str]) -> Prompt:
     try:
         row = json.loads(line)
-        given = {name: row.get(name) for name in ("id", "text", "content_type")}
+        prompt = Prompt(*(row.get(name) for name in ("id", "text", "content_type")))
     except (ValueError, RecursionError, AttributeError) as error:
         raise LabError(f"{where}: not a JSON object with {_FIELDS} ({error}).") from None
-    for name, value in given.items():
+    for name, value in vars(prompt).items():
         if not isinstance(value, str) or not value.strip():
             raise LabError(f"{where}: the field {name!r} is missing or not a non-empty text.")
-    if given["content_type"] not in CONTENT_TYPES:
-        known = ", ".join(CONTENT_TYPES)
-        raise LabError(f"{where}: unknown content type {given['content_type']!r}; use one of {known}.")
-    return Prompt(**given)
+    if (kind := prompt.content_type) not in CONTENT_TYPES:
+        raise LabError(f"{where}: unknown content type {kind!r}; use one of {', '.join(CONTENT_TYPES)}.")
+    if prompt.id in earlier:
+        raise LabError(f"{where}: the id {prompt.id!r} was used before; ids are unique.")
+    return prompt

@@ -8,25 +8,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from nbhelpers import store
-from nbhelpers.records import (
-    SCHEMA_VERSION,
-    Estimate,
-    Failure,
-    LabError,
-    ModelSpec,
-    Record,
-    Result,
-    RunInfo,
-    Sample,
-)
+from nbhelpers.records import SCHEMA_VERSION, Estimate, LabError, ModelSpec, Record, Result, RunInfo, Sample
 from nbhelpers.stats import paired
 from nbhelpers.stats.estimate import estimate
 from nbhelpers.stats.paired import Comparison
 
 MARGIN = 0.5  # points on the 0..10 scale below which a difference does not matter to us (a choice)
-# What must be equal for two models' scores to be comparable; repeats and seed only change the precision.
 CONDITIONS = ("prompts", "max_new_tokens", "temperature", "top_k", "top_p")
 
 
@@ -49,8 +39,7 @@ class ComparisonReport(Record):
 
 def compare_run(run_dir: Path) -> ComparisonReport:
     """Compare a run's models on its primary score; writes comparison.json. LabError as ``assemble``."""
-    report = assemble(run_dir)
-    store.write_json(run_dir / "comparison.json", report)
+    store.write_json(run_dir / "comparison.json", report := assemble(run_dir))
     return report
 
 
@@ -59,30 +48,41 @@ def assemble(run_dir: Path, margin: float = MARGIN) -> ComparisonReport:
 
     LabError for a folder with neither a run.json nor a result.json.
     """
-    results, excluded = read_results(run_dir)
-    info = store.read_json(run_dir / "run.json", RunInfo) if (run_dir / "run.json").exists() else None
+    (results, excluded), info = read_results(run_dir), read_info(run_dir)
     if info is None and not results and not excluded:
         raise LabError(f"The run {run_dir.name} has no result.json: run the notebooks 01 to 06 first.")
     done = {result.slug for result in results} | {result.settings.model for result in results}
-    failed = [status for status in info.notebooks if status.status == "failed"] if info else []
     for model in info.models if info else ():
         spec = spec_of(model, info)
-        if not done & {model, spec.slug}:
-            errors = (f"{status.notebook}: {status.error}" for status in failed if status.model == model)
-            excluded[spec.alias] = excluded.pop(spec.slug, next(errors, "its notebooks have not run"))
-    for result in results:
+        if info and not done & {model, spec.slug}:
+            failed = (s for s in info.notebooks if s.status == "failed" and s.model == model)
+            error = next((f"{s.notebook}: {s.error}" for s in failed), "its notebooks have not run")
+            excluded[spec.alias] = excluded.pop(spec.slug, error)
+    made = [_conditions(r) for r in results if r.quality_applies and r.finished]
+    usual = max(made, key=made.count, default={})
+    for result in sorted(
+        results, key=lambda r: bool(r.quality_applies and r.finished)
+    ):  # those without first
+        other = [name for name, value in _conditions(result).items() if value != usual.get(name, value)]
         if not result.quality_applies:
             excluded[result.model] = "random weights: quality is not applicable, speed and memory are real"
         elif not result.finished:
             excluded[result.model] = f"all {result.attempted} generations failed"
-    usable = [result for result in results if result.model not in excluded]
-    made = [[r.primary, *(getattr(r.settings, name) for name in CONDITIONS)] for r in usable]
-    usual = max(made, key=made.count, default=[])
-    for result, values in zip(usable, made, strict=True):
-        both = zip(("score", *CONDITIONS), values, usual, strict=True)
-        if other := ", ".join(name for name, own, most in both if own != most):
-            excluded[result.model] = f"made under other conditions than most of the models: {other}"
-    return compare([result for result in usable if result.model not in excluded], excluded, margin)
+        elif other:
+            excluded[result.model] = (
+                f"made under other conditions than most of the models: {', '.join(other)}"
+            )
+    return compare([result for result in results if result.model not in excluded], excluded, margin)
+
+
+def _conditions(result: Result) -> dict[str, Any]:
+    """What must be equal for scores to be comparable; repeats and seed only change the precision."""
+    return {"score": result.primary, **{name: vars(result.settings)[name] for name in CONDITIONS}}
+
+
+def read_info(run_dir: Path) -> RunInfo | None:
+    """run.json, or None for a folder without one."""
+    return store.read_json(run_dir / "run.json", RunInfo) if (run_dir / "run.json").exists() else None
 
 
 def read_results(run_dir: Path) -> tuple[list[Result], dict[str, str]]:
@@ -106,7 +106,7 @@ def count_failures(run_dir: Path, info: RunInfo | None) -> dict[str, int]:
         with suppress(LabError):  # a file that cannot be read is reported by itself
             last = {row.key: row for row in store.read_rows(path, Sample)}
             kinds += [row.failure for row in last.values() if row.error]
-    return dict(Counter((kind or Failure.OTHER).value for kind in kinds).most_common())
+    return dict(Counter(str(kind or "other") for kind in kinds).most_common())
 
 
 def spec_of(model: str, info: RunInfo | None = None) -> ModelSpec:
@@ -129,19 +129,11 @@ def compare(results: Sequence[Result], excluded: dict[str, str], margin: float =
     results = [replace(r, per_prompt={prompt: r.per_prompt[prompt] for prompt in shared}) for r in results]
     means = {r.model: estimate(r.per_prompt.values(), r.primary) for r in results}
     ranked = sorted(results, key=lambda result: -(means[result.model].mean or 0.0))
-    per_model, slope = {result.model: result.per_prompt for result in ranked}, size_slope(results)
-    pairs = paired.compare_all(per_model, margin)
-    return ComparisonReport(
-        results[0].primary if results else "",
-        tuple(shared),
-        {model: means[model] for model in per_model},
-        pairs,
-        *pick_model(ranked, pairs),
-        slope,
-        size_sentence(slope, ranked),
-        excluded,
-        paired.rank_intervals(per_model),
-    )
+    primary, ranking = ranked[0].primary if ranked else "", {r.model: means[r.model] for r in ranked}
+    per_model, slope = {r.model: r.per_prompt for r in ranked}, size_slope(results)
+    pairs, ranks = paired.compare_all(per_model, margin), paired.rank_intervals(per_model)
+    picked, sentence = pick_model(ranked, pairs), size_sentence(slope, ranked)
+    return ComparisonReport(primary, tuple(shared), ranking, pairs, *picked, slope, sentence, excluded, ranks)
 
 
 def pick_model(ranked: Sequence[Result], pairs: Sequence[Comparison]) -> tuple[str | None, str]:
@@ -156,10 +148,10 @@ def pick_model(ranked: Sequence[Result], pairs: Sequence[Comparison]) -> tuple[s
         return leader, f"{leader} is the only model with comparable results."
     tied = [pair.b for pair in rivals if pair.verdict == "tied"]
     unclear = [pair for pair in rivals if pair.verdict == "cannot tell"]
-    pick = max((r for r in ranked if r.model in (leader, *tied)), key=words_per_s).model
     if not tied and not unclear:
         ahead = f"ahead of the next one, {rivals[0].b}, by {_points(rivals[0])}"
         return leader, f"{leader} writes better than every other model here: {ahead}."
+    pick = max((r for r in ranked if r.model in (leader, *tied)), key=words_per_s).model
     reason = f"No mean is higher than that of {leader}"
     if unclear:
         closest = min(unclear, key=lambda pair: abs(pair.difference or 0.0))
@@ -182,8 +174,10 @@ def size_slope(results: Sequence[Result]) -> Estimate | None:
         return None
     centre = sum(sizes) / len(sizes)
     weights = [(size - centre) / sum((other - centre) ** 2 for other in sizes) for size in sizes]
-    table = zip(*([r.per_prompt[prompt] for prompt in sorted(r.per_prompt)] for r in results), strict=True)
-    slopes = (sum(w * score for w, score in zip(weights, row, strict=True)) for row in table)
+    slopes = (
+        sum(w * r.per_prompt[prompt] for w, r in zip(weights, results, strict=True))
+        for prompt in sorted(results[0].per_prompt)
+    )
     return estimate(slopes, "points per doubling of parameters")
 
 
@@ -206,10 +200,11 @@ def size_sentence(slope: Estimate | None, ranked: Sequence[Result]) -> str:
 
 def verdict_sentence(pair: Comparison) -> str:
     """One comparison as a sentence with its figures."""
-    words = {
-        "tied": f"{pair.a} and {pair.b} are tied within {pair.margin:g} points",
-        "cannot tell": f"{pair.a} and {pair.b}: cannot tell",
-    }.get(pair.verdict, f"{pair.a} writes {pair.verdict} than {pair.b}")
+    words = f"{pair.a} writes {pair.verdict} than {pair.b}"
+    if pair.verdict == "tied":
+        words = f"{pair.a} and {pair.b} are tied within {pair.margin:g} points"
+    if pair.verdict == "cannot tell":
+        words = f"{pair.a} and {pair.b}: cannot tell"
     return f"{words}: {_points(pair)}."
 
 

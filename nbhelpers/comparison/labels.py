@@ -9,7 +9,7 @@ import csv
 import io
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Container
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -21,10 +21,11 @@ from nbhelpers.comparison import compare as comparison
 from nbhelpers.loading import load as loading
 from nbhelpers.records import SCHEMA_VERSION, Estimate, LabError, Record, Sample, Score
 from nbhelpers.scoring import judge, validity
-from nbhelpers.scoring import rubric as scoring
+from nbhelpers.scoring.rubric import PRIMARY
 
 SHEET, KEY, LABELS = "labels.csv", "labels_key.json", "labels.json"
 PERSON = "person "
+_RATING = re.compile(r"\d+(?:[.,]\d+)?", re.ASCII)
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # a spreadsheet may run a cell that begins so (OWASP, CSV injection)
 
 
@@ -47,13 +48,13 @@ class Labels(Record):
 def write_sheet(run_dir: Path, count: int = 40, seed: int = 0) -> Path:
     """Write up to ``count`` finished texts of the run, shuffled, without model or score; and the key file.
 
-    Models with random weights are left out. Raises LabError for a run without texts or with a sheet already.
+    Models with random weights are left out. LabError for a run without texts or with a sheet already.
     """
     name = run_dir.name
     if (run_dir / KEY).exists() or (run_dir / SHEET).exists():
         raise LabError(f"The run {name} has {SHEET} already: read it with --read, or move it and {KEY} away.")
-    real = [result.slug for result in comparison.read_results(run_dir)[0] if result.quality_applies]
-    written = _by_key((run_dir / slug / "samples.jsonl" for slug in real), Sample)
+    real = {result.slug for result in comparison.read_results(run_dir)[0] if result.quality_applies}
+    written = _by_key(run_dir, "samples.jsonl", Sample, real)
     samples = [sample for sample in written.values() if sample.error is None]
     if not samples:
         raise LabError(f"The run {name} has no finished texts to label: run the models first.")
@@ -75,8 +76,8 @@ def harmless(cell: str) -> str:
 def read_sheet(run_dir: Path, path: Path) -> Labels:
     """Add a filled-in sheet to labels.json; the file's name without its ending is the rater.
 
-    Commas or semicolons separate its cells. Empty scores are left out. A rater who is read again is replaced.
-    Raises LabError with the line for an item that is not in the key or comes twice, and for a bad score.
+    Commas or semicolons separate its cells. A rater who is read again is replaced. LabError with the line for
+    an unknown or repeated item and a bad score.
     """
     items, found, line = _items(run_dir), dict[str, float](), 1
     try:
@@ -89,14 +90,12 @@ def read_sheet(run_dir: Path, path: Path) -> Labels:
         for row in sheet:
             item, score, where = row["item"].strip(), row["score"].strip(), f"{path.name}, line {line + 1}"
             line = sheet.line_num  # a text may run over several lines
-            if not score:
-                continue
-            if item not in items or item in found:
+            if score and (item not in items or item in found):
                 raise LabError(f"{where}: item {item!r} is not in {KEY}, or is there twice.")
-            number = re.fullmatch(r"\d+(?:[.,]\d+)?", score, re.ASCII)
-            found[item] = float(score.replace(",", ".")) if number else 0.0
-            if not 1 <= found[item] <= 10:
+            if score and not (_RATING.fullmatch(score) and 1 <= float(score.replace(",", ".")) <= 10):
                 raise LabError(f"{where}: the score {score!r} of item {item} is no number from 1 to 10.")
+            if score:
+                found[item] = float(score.replace(",", "."))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise LabError(f"The sheet {path.name} cannot be read ({error}): save it as CSV in UTF-8.") from None
     if not found:
@@ -106,7 +105,7 @@ def read_sheet(run_dir: Path, path: Path) -> Labels:
 
 def add_judge(run_dir: Path, model: str) -> Labels:
     """Let a model rate the sheet's texts too; texts that it does not rate are absent from labels.json."""
-    items, samples = _items(run_dir), _by_key(run_dir.glob("*/samples.jsonl"), Sample)
+    items, samples = _items(run_dir), _by_key(run_dir, "samples.jsonl", Sample)
     loaded = loading.load(model)
     try:
         texts = {number: samples[key] for number, key in items.items() if key in samples}
@@ -121,15 +120,13 @@ def agreement(run_dir: Path) -> tuple[Estimate, ...]:
 
     ``n`` counts the texts that both have rated. () without labels.
     """
-    ratings = _labels(run_dir).ratings
-    if not ratings:
+    if not (ratings := _labels(run_dir).ratings):
         return ()
-    items, scores = _items(run_dir), _by_key(run_dir.glob("*/scores.jsonl"), Score)
+    items, scores = _items(run_dir), _by_key(run_dir, "scores.jsonl", Score)
     people = [rated for rater, rated in ratings.items() if rater.startswith(PERSON)]
     each = {n: [rated[n] for rated in people if n in rated] for n in items}
-    rubric = {n: 1 + 0.9 * scores[key].values[scoring.PRIMARY] for n, key in items.items() if key in scores}
     raters = {"people": {n: fmean(found) for n, found in each.items() if found}} if people else {}
-    raters[scoring.PRIMARY] = rubric
+    raters[PRIMARY] = {n: 1 + 0.9 * scores[key].values[PRIMARY] for n, key in items.items() if key in scores}
     raters |= {rater: rated for rater, rated in ratings.items() if not rater.startswith(PERSON)}
     found = [validity.krippendorff(each.values(), "people")] if len(people) > 1 else []
     for (one, first), (other, second) in combinations(raters.items(), 2):
@@ -138,18 +135,19 @@ def agreement(run_dir: Path) -> tuple[Estimate, ...]:
     return tuple(found)
 
 
-def _by_key(paths: Iterable[Path], kind: type[Any]) -> dict[str, Any]:
-    """Key -> sample or score, of several models."""
-    return {row.key: row for path in sorted(paths) for row in store.read_rows(path, kind)}
-
-
-def _labels(run_dir: Path) -> Labels:
-    return store.read_json(run_dir / LABELS, Labels) if (run_dir / LABELS).exists() else Labels()
+def _by_key(run_dir: Path, name: str, kind: type[Any], slugs: Container[str] | None = None) -> dict[str, Any]:
+    """Key -> sample or score, of all models or of those with these slugs."""
+    paths = [p for p in sorted(run_dir.glob(f"*/{name}")) if slugs is None or p.parent.name in slugs]
+    return {row.key: row for path in paths for row in store.read_rows(path, kind)}
 
 
 def _add(run_dir: Path, rater: str, ratings: dict[str, float]) -> Labels:
     store.write_json(run_dir / LABELS, labels := Labels({**_labels(run_dir).ratings, rater: ratings}))
     return labels
+
+
+def _labels(run_dir: Path) -> Labels:
+    return store.read_json(run_dir / LABELS, Labels) if (run_dir / LABELS).exists() else Labels()
 
 
 def _items(run_dir: Path) -> dict[str, str]:

@@ -20,6 +20,7 @@ BLUE, ORANGE, GREY, GREEN, RED = "#2b6cb0", "#c05621", "#718096", "#2f855a", "#c
 MODEL_COLOURS = [BLUE, ORANGE, GREEN, RED, "#6b46c1", "#975a16", "#2c7a7b", "#97266d"]
 VERDICT_COLOURS = {"better": GREEN, "worse": RED, "tied": BLUE, "cannot tell": GREY}
 MARKERS = "os^Dv"  # with the colours 40 different points
+ForestRow = tuple[str, Estimate, str, str]  # label, mean with interval, colour, note
 
 
 def scores_by_prompt(scores: Sequence[Score], name: str) -> Figure:
@@ -38,8 +39,8 @@ def scores_by_prompt(scores: Sequence[Score], name: str) -> Figure:
 
 def dimensions(quality: Mapping[str, Estimate]) -> Figure:
     """Where are points won and lost? Every score's mean with its 95% interval."""
-    shown = {name: e for name, e in quality.items() if e.mean is not None}
-    figure, axes = _forest("Where are points won and lost?", shown, [BLUE] * len(shown))
+    rows = [(name, e, BLUE, "") for name, e in quality.items() if e.mean is not None]
+    figure, axes = _forest("Where are points won and lost?", rows)
     axes.set(xlim=(0, 10), xlabel="score (0 to 10), mean and 95% interval over prompts")
     return figure
 
@@ -49,24 +50,24 @@ def ranking(report: ComparisonReport) -> Figure:
     short = _short_names(report.ranking)
     title = "Which model writes best?" + (" (orange: the pick)" if len(short) > 1 else "")
     colours = [ORANGE if name == report.pick else BLUE for name in short]
-    rows = {short[name]: e for name, e in report.ranking.items()}
-    figure, axes = _forest(title, rows, colours, [(f"{e.mean:.2f}", "black") for e in rows.values()])
+    rows = [
+        (short[m], e, c, f"{e.mean:.2f}") for (m, e), c in zip(report.ranking.items(), colours, strict=True)
+    ]
+    figure, axes = _forest(title, rows, "black")
     axes.set(xlim=(0, 10), xlabel=f"{report.primary} (0 to 10), mean and 95% interval over prompts")
     return figure
 
 
 def pair_differences(report: ComparisonReport) -> Figure:
     """Which differences are real? Paired differences against zero and the equivalence margin."""
-    pairs = [pair for pair in report.pairs if pair.difference is not None]
-    short = _short_names(report.ranking)
-    rows = {
-        f"{short[p.a]} − {short[p.b]}": Estimate("", p.n, p.difference, None, p.low, p.high) for p in pairs
-    }
-    colours = [VERDICT_COLOURS[pair.verdict] for pair in pairs]
-    notes = [(pair.verdict, colour) for pair, colour in zip(pairs, colours, strict=True)]
-    figure, axes = _forest("Which differences are real?", rows, colours, notes)
-    if pairs:
-        axes.axvspan(-pairs[0].margin, pairs[0].margin, color=GREY, alpha=0.18, lw=0)
+    short, rows = _short_names(report.ranking), []
+    for p in report.pairs:
+        if p.difference is not None:
+            e = Estimate("", p.n, p.difference, None, p.low, p.high)
+            rows.append((f"{short[p.a]} − {short[p.b]}", e, VERDICT_COLOURS[p.verdict], p.verdict))
+    figure, axes = _forest("Which differences are real?", rows)
+    if rows:
+        axes.axvspan(-report.pairs[0].margin, report.pairs[0].margin, color=GREY, alpha=0.18, lw=0)
     axes.axvline(0, color="black", lw=0.8)
     axes.set(xlabel="difference in points, 95% interval; grey band: too small to matter")
     return figure
@@ -126,20 +127,17 @@ def _axes(title: str, width: float, height: float) -> tuple[Figure, Any]:
     return figure, axes
 
 
-def _forest(
-    title: str, rows: Mapping[str, Estimate], colours: Sequence[str], notes: Sequence[tuple[str, str]] = ()
-) -> tuple[Figure, Any]:
-    """Means with intervals below each other, wide enough for long labels; notes with colours on the right."""
-    width = max(7.0, 4.5 + 0.085 * max(map(len, rows), default=0))
+def _forest(title: str, rows: Sequence[ForestRow], ink: str | None = None) -> tuple[Figure, Any]:
+    """Means with intervals below each other, wide enough for long labels; notes on the right."""
+    width = max(7.0, 4.5 + 0.085 * max((len(row[0]) for row in rows), default=0))
     figure, axes = _axes(title, width, 0.9 + 0.32 * max(1, len(rows)))
-    for place, (e, colour) in enumerate(zip(rows.values(), colours, strict=True)):
+    margin = axes.get_yaxis_transform()
+    for place, (_, e, colour, note) in enumerate(rows):
         axes.hlines(place, *_ends(e), color=colour, lw=2)
         axes.plot(e.mean, place, "o", color=colour, ms=6)
-    axes.set_yticks(range(len(rows)), list(rows))
+        axes.text(1.01, place, note, transform=margin, va="center", fontsize=9, color=ink or colour)
+    axes.set_yticks(range(len(rows)), [row[0] for row in rows])
     axes.set_ylim(max(1, len(rows)) - 0.5, -0.5)
-    for place, (note, colour) in enumerate(notes):
-        margin = axes.get_yaxis_transform()
-        axes.text(1.01, place, note, transform=margin, va="center", fontsize=9, color=colour)
     return figure, axes
 
 

@@ -51,7 +51,7 @@ def route_run(run_dir: Path) -> RoutingReport:
 def assemble(run_dir: Path, margin: float = comparison.MARGIN) -> RoutingReport:
     """The routing of a run's folder, without writing it; models that its comparison leaves out take no part.
 
-    LabError for a folder without results, and for scores.jsonl files that do not say what type a prompt is.
+    LabError for a folder without results, and where scores.jsonl does not say what type a prompt is.
     """
     overall = comparison.assemble(run_dir, margin)
     results = [r for r in comparison.read_results(run_dir)[0] if r.model in overall.ranking]
@@ -69,9 +69,9 @@ def route(
 ) -> Route:
     """Choose a model by its scores on the prompts of one type, which all results have. Pure: no files.
 
-    The highest mean leads. If it is better than every other model (paired, Holm over the pairs of this type)
-    it is taken. Otherwise the cheapest is, of the leader and the models not shown to be worse: US dollars
-    per request of the whole run, or words per second where a cost is missing. Below two prompts: no model.
+    The highest mean is taken if it is better than every other model (paired, Holm over the pairs of this
+    type), otherwise the cheapest of it and the models not shown to be worse (the fastest where a cost is
+    missing).
     """
     if len(prompts) < 2 or not results:
         lack = "a difference needs at least 2 prompts" if results else "no model could be compared on quality"
@@ -89,10 +89,8 @@ def route(
         best = min(kept, key=lambda result: result.metrics[COST])
         why = f"cheapest is {best.model}, {best.metrics[COST]:.2g} USD a request"
     else:
-        best = max(kept, key=comparison.words_per_s)
-        why = (
-            f"fastest is {best.model}, {comparison.words_per_s(best):,.0f} words a second, a cost is missing"
-        )
+        best, speed = max(kept, key=comparison.words_per_s), max(map(comparison.words_per_s, kept))
+        why = f"fastest is {best.model}, {speed:,.0f} words a second, a cost is missing"
     basis: Basis = "better" if rivals else "only model"
     reason = f"{content_type}: {found.pick_reason}"
     if still_open:

@@ -27,60 +27,48 @@ MARK = "nbhelpers report"  # in each page's generator tag: a page without it is 
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write <run_dir>/index.html from run.json, the models' files and comparison.json, and return its path.
+    """Write <run_dir>/index.html from run.json, comparison.json and the models' files; it names what lacks.
 
-    Models, files or the comparison may be missing: the page says so. Raises LabError for a folder that
-    holds no run, and for a run.json that cannot be read.
+    LabError for a folder that holds no run, and for a run.json that cannot be read.
     """
     run_dir = run_dir.resolve()
-    info = store.read_json(run_dir / "run.json", RunInfo) if (run_dir / "run.json").exists() else None
-    results, note = comparison.read_results(run_dir)[0], ""
+    info, results, note = comparison.read_info(run_dir), comparison.read_results(run_dir)[0], ""
     try:
         report = store.read_json(run_dir / "comparison.json", ComparisonReport)
     except LabError as error:
         note = f"This report made the comparison itself: {error}"
         report = comparison.assemble(run_dir)
-    order = [*report.ranking, *report.excluded]
-    results.sort(key=lambda r: order.index(r.model) if r.model in order else len(order))
     raters: Sequence[Estimate] | str
     try:
         raters = labels.agreement(run_dir)
     except LabError as error:
         raters = str(error)
-    return _write(
-        run_dir / "index.html",
-        "report.html",
-        run=run_dir.name,
-        info=info,
-        report=report,
-        note=note,
-        results=results,
-        pictures=_pictures(results, report),
-        failed_samples=[row for r in results for row in _failed_samples(r.model, run_dir / r.slug)],
-        failure_kinds=comparison.count_failures(run_dir, info),
-        raters=raters,
-        texts={r.model: excerpts(run_dir / r.slug, r.primary) for r in results if r.quality_applies},
-        notebooks=_notebooks(run_dir, info, results),
-        settings=next((vars(made.settings) for made in (info, *results) if made), {}),
-    )
+    order = {model: place for place, model in enumerate((*report.ranking, *report.excluded))}
+    results.sort(key=lambda r: order.get(r.model, len(order)))
+    values: dict[str, Any] = {"run": run_dir.name, "info": info, "report": report, "note": note}
+    values |= {"results": results, "notebooks": _notebooks(run_dir, info, results)}
+    values["pictures"] = _pictures(results, report)
+    values["failed_samples"] = [row for r in results for row in _failed_samples(r.model, run_dir / r.slug)]
+    values["failure_kinds"] = comparison.count_failures(run_dir, info)
+    values["texts"] = {r.model: excerpts(run_dir / r.slug, r.primary) for r in results if r.quality_applies}
+    values["settings"] = next((vars(made.settings) for made in (info, *results) if made), {})
+    return _write(run_dir / "index.html", "report.html", raters=raters, **values)
 
 
 def write_runs_index(outputs: Path) -> Path:
-    """Write <outputs>/index.html: every folder with a run.json, newest first; unreadable ones are named.
-
-    Raises LabError when there is an index.html that this function did not write.
-    """
+    """Write <outputs>/index.html: every folder with a run.json, newest first; unreadable ones are named."""
     runs, unreadable = [], {}
     for path in sorted(outputs.glob("*/run.json")):
         folder, verdict = path.parent, "No comparison."
         try:
             info = store.read_json(path, RunInfo)
-            with suppress(LabError):
-                verdict = store.read_json(folder / "comparison.json", ComparisonReport).pick_reason
-            href = f"{quote(folder.name)}/index.html" if (folder / "index.html").exists() else None
-            runs.append((folder.name, info, verdict, href))
         except LabError as error:
             unreadable[folder.name] = str(error).replace(f"{path}", path.name)
+            continue
+        with suppress(LabError):
+            verdict = store.read_json(folder / "comparison.json", ComparisonReport).pick_reason
+        href = f"{quote(folder.name)}/index.html" if (folder / "index.html").exists() else None
+        runs.append((folder.name, info, verdict, href))
     runs.sort(key=lambda run: run[1].started, reverse=True)
     return _write(outputs / "index.html", "runs.html", runs=runs, unreadable=unreadable)
 
@@ -139,8 +127,7 @@ def _notebooks(run_dir: Path, info: RunInfo | None, results: Sequence[Result]) -
         "statuses": statuses,
         "folders": {r.model: r.slug for r in results} | {spec.alias: spec.slug for spec in specs},
         "pages": [page.as_posix() for page in pages],
-        "of_models": sorted(name for of_model, name in names if of_model),
-        "of_run": sorted(name for of_model, name in names if not of_model),
+        "names": [sorted(name for of_model, name in names if of_model is wanted) for wanted in (False, True)],
     }
 
 
@@ -154,8 +141,8 @@ def _write(path: Path, template: str, **values: Any) -> Path:
     folder = path.parent.resolve()
 
     def clean(value: Any) -> Any:
-        """What can be printed, without the run's place on this machine."""
-        if not isinstance(value, str) or isinstance(value, Markup):  # Markup: a macro's own output
+        """What can be printed, without the run's place on this machine; a macro's own output as it is."""
+        if not isinstance(value, str) or isinstance(value, Markup):
             return value
         return printable(value.replace(f"{folder}/", "").replace(f"{folder}", folder.name))
 

@@ -1,7 +1,6 @@
-"""What a text costs: electricity, hardware, review, and the same text bought from an API. US dollars.
+"""What a text costs, in US dollars: electricity while generating, hardware, review, the same from an API.
 
-Arithmetic on what the samples measured and on data/prices.toml, which says of each figure whether it is
-assumed. Electricity is that of generating; a machine that waits draws power as well.
+Arithmetic on what the samples measured and on data/prices.toml, which says which figures are assumed.
 """
 
 from __future__ import annotations
@@ -73,8 +72,7 @@ def token_counter(api: ApiPrice, characters_per_token: float) -> tuple[Callable[
     """What counts the tokens that an API bills for a text, whether it counts exactly, and how.
 
     By the API's tokenizer where tiktoken is installed and TIKTOKEN_CACHE_DIR says where its vocabularies are
-    (without that it would go to the network), otherwise by length. Not by the local model's own counts: a
-    poor tokenizer must not make the API look dear.
+    (it would go to the network), otherwise by length: a poor local tokenizer must not make the API look dear.
     """
     if api.encoding and os.environ.get("TIKTOKEN_CACHE_DIR"):
         try:
@@ -99,72 +97,64 @@ def cost_summary(samples: Sequence[Sample], report: DeviceReport) -> dict[str, f
 
     A request is charged its measured energy, else watts x its share of the machine's time; a finished piece
     the requests that failed as well. ``energy_measured`` is 1.0 only if every timed row carries measured
-    energy; otherwise the watts, and with them every cost, are assumed. ``_low`` and ``_high`` are 95%
-    intervals over prompts (bootstrap-t): assumed figures add nothing. What cannot be computed is absent.
+    energy. ``_low`` and ``_high`` are 95% intervals over prompts (bootstrap-t). What cannot be computed is
+    absent.
     """
     prices = load_prices()
     given, api = prices.assumptions, prices.api[0]
+    daily, tariff = given.requests_per_day, given.tariff_usd_per_kwh
     watts = given.watts.get(report.device.split(":")[0], given.watts["cpu"])
-    known = {
-        name: getattr(given, name) for name in ("tariff_usd_per_kwh", "hardware_usd", "requests_per_day")
-    }
-    known["watts_assumed"] = watts
+    found: dict[str, float | None] = {"tariff_usd_per_kwh": tariff, "hardware_usd": given.hardware_usd}
+    found |= {"requests_per_day": daily, "watts_assumed": watts}
     joules = [watts * (s.share_s or 0.0) if s.energy_j is None else s.energy_j for s in samples]
-    if not any(joules):  # no time or energy was measured
-        return known
-    bills = api_usd(samples, api, given.api_characters_per_token)
-    own = [electricity_usd(value, given.tariff_usd_per_kwh) for value in joules]
-    energy = _over_prompts(samples, joules)
-    saving = _over_prompts(samples, [bill - usd for bill, usd in zip(bills, own, strict=True)])
-    local, bought = electricity_usd(fmean(joules), given.tariff_usd_per_kwh), fmean(bills) or math.nan
-    attempts = len(samples) / (sum(sample.error is None for sample in samples) or math.nan)  # for one piece
-    seconds = fmean(sample.share_s or 0.0 for sample in samples)  # a failed row's time is not known
-    utilisation = seconds * given.requests_per_day / SECONDS_PER_DAY  # above 1 one machine is not enough
-    life = given.hardware_years * DAYS_PER_YEAR * given.requests_per_day
-    hardware = given.hardware_usd * max(1, math.ceil(utilisation)) / life
-    machine = (local + hardware) * attempts
-    review = given.review_minutes_per_piece / 60 * given.review_usd_per_hour
-    found = known | {
-        "energy_measured": float(all(s.energy_j is not None for s in samples if s.share_s is not None)),
-        "joules_per_request": fmean(joules),
-        "joules_per_request_low": energy.low,
-        "joules_per_request_high": energy.high,
-        "usd_per_request": local,
-        "seconds_per_request": seconds,
-        "utilisation": utilisation,
-        "hardware_usd_per_request": hardware,
-        "usd_per_piece_machine": machine,
-        "usd_per_piece_review": review,
-        "usd_per_piece": machine + review,
-        "return_usd_per_piece": given.value_usd_per_piece - (machine + review),
-        "api_usd_per_request": bought,
-        "api_tokens_counted": float(token_counter(api, given.api_characters_per_token)[1]),
-        "savings_percent": 100 * (1 - local / bought),
-        "savings_usd_per_year": (bought - local) * given.requests_per_day * DAYS_PER_YEAR,
-        **break_even(saving, seconds, given),
-    }
+    if any(joules):  # otherwise no time or energy was measured
+        bills = api_usd(samples, api, given.api_characters_per_token)
+        gains = [bill - electricity_usd(j, tariff) for bill, j in zip(bills, joules, strict=True)]
+        energy = _over_prompts(samples, joules)
+        local, bought = electricity_usd(fmean(joules), tariff), fmean(bills) or math.nan
+        attempts = len(samples) / (sum(s.error is None for s in samples) or math.nan)  # for one piece
+        seconds = fmean(s.share_s or 0.0 for s in samples)  # a failed row's time is not known
+        utilisation = seconds * daily / SECONDS_PER_DAY  # above 1 one machine is not enough
+        life = given.hardware_years * DAYS_PER_YEAR * daily
+        hardware = given.hardware_usd * max(1, math.ceil(utilisation)) / life
+        machine = (local + hardware) * attempts
+        review = given.review_minutes_per_piece / 60 * given.review_usd_per_hour
+        found |= {
+            "energy_measured": float(all(s.energy_j is not None for s in samples if s.share_s is not None)),
+            "joules_per_request": fmean(joules),
+            "joules_per_request_low": energy.low,
+            "joules_per_request_high": energy.high,
+            "usd_per_request": local,
+            "seconds_per_request": seconds,
+            "utilisation": utilisation,
+            "hardware_usd_per_request": hardware,
+            "usd_per_piece_machine": machine,
+            "usd_per_piece_review": review,
+            "usd_per_piece": machine + review,
+            "return_usd_per_piece": given.value_usd_per_piece - (machine + review),
+            "api_usd_per_request": bought,
+            "api_tokens_counted": float(token_counter(api, given.api_characters_per_token)[1]),
+            "savings_percent": 100 * (1 - local / bought),
+            "savings_usd_per_year": (bought - local) * daily * DAYS_PER_YEAR,
+            **break_even(_over_prompts(samples, gains), seconds, given),
+        }
     return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
 
 
 def break_even(saving: Estimate, seconds_per_request: float, given: Assumptions) -> dict[str, float | None]:
     """Requests until API bills not received have paid for the hardware, the years and share of its life.
 
-    Requests are hardware / saving (US dollars a request): the ends of the interval are exchanged, None where
-    one is open. Empty where nothing is saved or one machine cannot make so many.
+    ``saving``: US dollars a request. Empty where nothing is saved or one machine cannot make so many.
     """
-    requests = given.hardware_usd / saving.mean if saving.mean and saving.mean > 0 else math.inf
+    usd = {"": saving.mean, "_low": saving.high, "_high": saving.low}
+    ends = {end: given.hardware_usd / value if value and value > 0 else None for end, value in usd.items()}
+    requests = ends[""] or math.inf
     busy = requests * seconds_per_request / (given.hardware_years * DAYS_PER_YEAR * SECONDS_PER_DAY)
     if not busy <= 1:  # inf x 0 is NaN
         return {}
-    return {
-        "break_even_requests": requests,
-        "break_even_requests_low": given.hardware_usd / saving.high if saving.high else None,
-        "break_even_requests_high": given.hardware_usd / saving.low
-        if saving.low and saving.low > 0
-        else None,
-        "break_even_years": requests / given.requests_per_day / DAYS_PER_YEAR,
-        "break_even_utilisation": busy,
-    }
+    years = requests / given.requests_per_day / DAYS_PER_YEAR
+    found = {f"break_even_requests{end}": value for end, value in ends.items()}
+    return {**found, "break_even_years": years, "break_even_utilisation": busy}
 
 
 def _over_prompts(samples: Sequence[Sample], values: Sequence[float]) -> Estimate:

@@ -40,19 +40,18 @@ class JudgeScore:
 def judge(loaded: Loaded, prompt: str, text: str) -> JudgeScore:
     """Rate one text; no score where less than LEAST_MASS is on 1 to 10 or the text exceeds the context.
 
-    The probability of an answer is that of all its tokens, as the tokenizer writes it after the question.
-    Where "10" begins with the token of "1", its probability is taken off that of 1; what else may follow a
-    number ("7.5", "50") is not looked at. Raises LabError when the tokenizer cannot tell the numbers apart.
+    The probability of an answer is that of all its tokens, as the tokenizer writes it after the question;
+    that of "10" is taken off that of "1" where it begins so. LabError when the tokenizer cannot tell them
+    apart.
     """
     import torch
 
     question, answers = _tokens(loaded, QUESTION.format(prompt=prompt, text=text))
     starts = {answer[:-1] for answer in answers}  # what has to be read to know the next token
     rows = [row for row in starts if not any(row == other[: len(row)] for other in starts - {row})]
-    width = max(map(len, rows))
-    if len(question) + width >= loaded.report.context:
-        reason = f"{len(question) + width} tokens do not fit in the context of {loaded.report.context}"
-        return JudgeScore(None, None, 0.0, (), reason)
+    width, context = max(map(len, rows)), loaded.report.context
+    if (needed := len(question) + width) >= context:
+        return JudgeScore(None, None, 0.0, (), f"{needed} tokens do not fit in the context of {context}")
     ids = [[*question, *row, *[0] * (width - len(row))] for row in rows]  # padding on the right is never seen
     keeps = "logits_to_keep" in inspect.signature(loaded.model.forward).parameters
     extra = {"logits_to_keep": width + 1} if keeps else {}
@@ -76,15 +75,12 @@ def _tokens(loaded: Loaded, question: str) -> tuple[list[int], list[tuple[int, .
     """Ids of the question, and of each of the answers 1 to 10 as they follow it."""
     tokenizer = loaded.tokenizer
     templated = loaded.spec.prompt_format == "chat" and getattr(tokenizer, "chat_template", None)
-    lead = chat.render(tokenizer, question) if templated else f"{question}\n"
-    whole = [
-        tuple(tokenizer(f"{lead}{rating}", add_special_tokens=not templated, verbose=False)["input_ids"])
-        for rating in range(1, 11)
-    ]
+    lead, special = chat.render(tokenizer, question) if templated else f"{question}\n", not templated
+    texts = [f"{lead}{rating}" for rating in range(1, 11)]
+    whole = [tuple(tokenizer(t, add_special_tokens=special, verbose=False)["input_ids"]) for t in texts]
     shared = next((i for i, column in enumerate(zip(*whole, strict=False)) if len(set(column)) > 1), 0)
     answers = [ids[shared:] for ids in whole]
     if len(set(answers)) < 10 or not all(answers):
-        raise LabError(
-            f"The tokenizer of {loaded.spec.alias} cannot tell 1 to 10 apart: choose another judge."
-        )
+        model = loaded.spec.alias
+        raise LabError(f"The tokenizer of {model} cannot tell 1 to 10 apart: choose another judge.")
     return list(whole[0][:shared]), answers

@@ -39,10 +39,9 @@ SCORE_NAMES = (PRIMARY, *OTHERS, *(f"lab_v1/{name}" for name in LAB_V1_WEIGHTS))
 def lab_components(text: str, prompt: str, content_type: str) -> dict[str, float]:
     """The components of lab_v1, each 0 to 10; LabError for an unknown content type.
 
-    A repeated sentence counts once, an echo of the prompt never: length, structure and engagement are those
-    of ``published`` on what is left. Relevance and prose are squared shares, full at four fifths; half of the
-    relevance is lost when fewer than one sentence in six touches the topic. Vocabulary counts terms of the
-    content type, each once, none of the prompt's, and less if over a fifth of the words are terms.
+    A repeated sentence counts once, an echo of the prompt never. Relevance and prose are squared shares, full
+    at four fifths; half of the relevance is lost when fewer than one sentence in six touches the topic.
+    Vocabulary counts terms once, none of the prompt's, and less if over a fifth of the words are terms.
     """
     kind = published.content_type_named(content_type)
     own = texts.own_sentences(text, prompt)
@@ -92,10 +91,9 @@ def _vocabulary(prose: list[str], prompt: str, kind: published.ContentType) -> f
 
 
 def combine(components: dict[str, float]) -> float:
-    """Weighted geometric mean of lab_v1's components: a strong part cannot pay for a missing one.
+    """10 · Π (max(part, floor) / 10) ** weight, 0 if all are 0: a strong part cannot pay for a missing one.
 
-    10 · Π (max(component, floor) / 10) ** weight; 0 if all are 0. Of some components only, the weights are
-    those of these, scaled to add up to 1.
+    Of some components only, the weights are those of these, scaled to add up to 1.
     """
     if not any(components.values()):
         return 0.0
@@ -122,10 +120,9 @@ def score_text(text: str, prompt: str, content_type: str) -> dict[str, float]:
 
 
 def score_samples(samples: Sequence[Sample]) -> list[Score]:
-    """One Score a sample, in order; the samples of one prompt stand together, as in a run.
+    """One Score a sample, in order; the samples of a prompt stand together. A failed one scores 0 everywhere.
 
-    A failed sample scores 0 everywhere and stays in the denominator. "diversity" is among the values if every
-    prompt has at least two samples.
+    "diversity" is among the values if every prompt has at least two samples.
     """
     return list(_scored(samples))
 

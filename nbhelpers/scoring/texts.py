@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import cache, lru_cache
+from itertools import pairwise
 
 from nbhelpers import store
 
@@ -63,7 +64,7 @@ def stems(text: str) -> list[str]:
 
 
 def sentences(text: str) -> list[str]:
-    """Sentences, headings and list items, without list marks. A line break ends a sentence."""
+    """Sentences, headings and list items, without list marks."""
     lines = (_LIST_MARK.sub("", line).strip() for line in text.splitlines())
     return [part for line in lines for part in _SENTENCE_GAP.split(line) if part]
 
@@ -74,14 +75,12 @@ def is_prose(sentence: str) -> bool:
     """
     found, small = words(sentence), word_list("function_words")
     share = sum(word in small for word in found) / max(1, len(found))
+    if not (4 <= len(found) <= 60 and 0.2 <= share <= 0.75):
+        return False
+    before, never = word_list("determiners"), word_list("never_after_determiners")
     # Split at spaces: in "our on-call week" the word after "our" is "on-call".
     tokens = [token.strip(".,;:!?…()\"'“”‘’").lower() for token in sentence.split()]
-    broken = any(
-        first == second
-        or (first in word_list("determiners") and second in word_list("never_after_determiners"))
-        for first, second in zip(tokens, [*tokens[1:], "the"], strict=True)
-    )
-    return 4 <= len(found) <= 60 and 0.2 <= share <= 0.75 and not broken
+    return not any(a == b or (a in before and b in never) for a, b in pairwise([*tokens, "the"]))
 
 
 def topic_stems(prompt: str) -> frozenset[str]:
@@ -125,9 +124,7 @@ def figures(text: str) -> int:
 
 
 def ending(text: str) -> float:
-    """1.0 where the last line is finished, 0.0 where the text breaks off, 0.5 for an open list item or a last
-    block of at most two short lines, which may be a signature: it cannot be told.
-    """
+    """1.0 for a finished last line, 0.0 where the text breaks off, 0.5 for an open list item or signature."""
     blocks = re.split(r"\n\s*\n", text.strip())
     lines = blocks[-1].splitlines()
     if not lines:

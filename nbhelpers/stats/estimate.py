@@ -1,9 +1,9 @@
 """Estimates of one model: means and percentiles with 95% intervals.
 
-The unit of analysis is the prompt: its repeats are averaged first (``by_prompt``). Deviations have ddof = 1.
-Too little or unusable data is a result with a ``reason``, never an interval of width zero. Sums are exactly
-rounded (``math.fsum``), so the order of the values never changes a result. How far each interval keeps its
-promise: ``data/calibration.csv``, made by ``tools/calibrate.py``.
+The unit is the prompt: its repeats are averaged first (``by_prompt``). Too little or unusable data is a
+result with a ``reason``, never an interval of width zero. Sums are exactly rounded (``math.fsum``): the order
+of the values changes nothing. How far each interval keeps its promise: ``data/calibration.csv``
+(``tools/calibrate``).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 
 LEVEL = 0.95  # of every interval
 TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
-BOOTSTRAP_MIN = 5  # below this the ends of a bootstrap interval are little more than the sample's extremes
+BOOTSTRAP_MIN = 5  # below this a bootstrap interval is little more than the sample's extremes
 RESAMPLES = 9999  # of the bootstrap
 HUGE = 1e100  # beyond it squares overflow, below 1 / HUGE they vanish; no score or latency comes near
 
@@ -31,38 +31,33 @@ HUGE = 1e100  # beyond it squares overflow, below 1 / HUGE they vanish; no score
 def estimate(values: Iterable[float], name: str = "", method: Literal["t", "bootstrap-t"] = "t") -> Estimate:
     """The mean of ``values`` with a 95% interval.
 
-    "t" is Student's: mean +- t(n-1) * sd / sqrt(n). "bootstrap-t" resamples Student's t (Efron & Tibshirani
-    1993, chapter 12) with a fixed seed and needs ``BOOTSTRAP_MIN`` values. Simulated coverage at n = 15:
-    normal scores t 95%, bootstrap-t 95; ceilinged 94, 97; skewed like latencies 92, 94. Use t for scores,
-    bootstrap-t for skewed values.
+    "t", for scores: mean +- t(n-1) * sd / sqrt(n). "bootstrap-t", for skewed values as latencies: resamples
+    Student's t (Efron & Tibshirani 1993, chapter 12) with a fixed seed and needs ``BOOTSTRAP_MIN`` values.
     """
     x = sorted_array(values)
-    n, found = len(x), Estimate(name, len(x), None, None, None, None, LEVEL, method, unusable(x))
-    if found.reason:
-        return found
+    if refused := unusable(x):
+        return Estimate(name, len(x), None, None, None, None, LEVEL, method, refused)
     mean, sd = mean_sd(x)
-    found = replace(found, mean=mean, sd=sd, reason=no_interval(x))
-    if found.reason or sd is None:
+    reason = no_interval(x)
+    if method != "t" and len(x) < BOOTSTRAP_MIN:
+        reason = reason or too_few(len(x), "values")
+    found = Estimate(name, len(x), mean, sd, None, None, LEVEL, method, reason)
+    if reason or not sd:
         return found
-    if method == "t":
-        low, high = t_interval(mean, sd, n)
-    elif n < BOOTSTRAP_MIN:
-        return replace(found, reason=too_few(n, "values"))
-    else:
-        low, high = (mean + sd * float(end) for end in _bootstrap_t((x - mean) / sd))
+    low, high = t_interval(mean, sd, len(x)) if method == "t" else _bootstrap_t(x, mean, sd)
     if not (low < high and math.isfinite(high - low)):  # also when they are NaN
         return replace(found, reason="the bootstrap is degenerate on these values: no interval")
     return replace(found, low=low, high=high)
 
 
-def _bootstrap_t(z: Array) -> tuple[float, float]:
-    """Bootstrap-t ends for standardised values; resamples without spread count as t = +-inf."""
-    rows = np.random.default_rng(0).choice(z, size=(RESAMPLES, len(z)))
+def _bootstrap_t(x: Array, mean: float, sd: float) -> tuple[float, float]:
+    """The ends of the bootstrap-t interval; resamples without spread count as t = +-inf."""
+    rows = np.random.default_rng(0).choice((x - mean) / sd, size=(RESAMPLES, len(x)))
     means, spread = np.round(rows.mean(axis=1), 12), rows.std(axis=1, ddof=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(spread > 1e-9, means / spread, np.copysign(np.inf, means))
         low, high = np.quantile(t, TAILS)
-    return -high, -low
+    return mean + sd * float(-high), mean + sd * float(-low)
 
 
 def t_interval(mean: float, sd: float, n: int) -> tuple[float, float]:
@@ -74,20 +69,22 @@ def t_interval(mean: float, sd: float, n: int) -> tuple[float, float]:
 def percentile_estimate(values: Iterable[float], q: float, name: str = "") -> Estimate:
     """The q-th percentile (q in percent; carried in ``mean``) with a distribution-free 95% interval.
 
-    The point needs 1 / (1 - q/100) values, so that one is expected beyond it: 20 for p95, 100 for p99. The
-    median's interval is the percentile bootstrap (Efron 1979) with a fixed seed, which covers 91 to 94% at
-    n = 5 to 60. Of p95 it would cover 64% at n = 20: what was never drawn cannot be drawn again. So in the
-    tails the interval runs between order statistics (``scipy.stats.quantile_test``): 72 values for p95.
+    The point needs 1 / (1 - q/100) values, so that one is expected beyond it: 20 for p95. The median's
+    interval is the percentile bootstrap (Efron 1979). In the tails it runs between order statistics: 72
+    values for p95.
     """
-    x, tail, method = sorted_array(values), min(q, 100 - q) / 100, "bootstrap" if q == 50 else "order"
-    n, label, least = len(x), f"p{q:g}", math.ceil(round(1 / tail, 9))
-    few = None if n >= least else f"n = {n}: {label} needs at least {least} values"
-    found = Estimate(name, n, None, None, None, None, LEVEL, f"{label}, {method}", unusable(x) or few)
-    if found.reason:
-        return found
-    few = too_few(n, "values") if q == 50 and n < BOOTSTRAP_MIN else None
-    found = replace(found, mean=float(np.percentile(x, q)), sd=mean_sd(x)[1], reason=no_interval(x) or few)
-    if found.reason:
+    x, tail, label = sorted_array(values), min(q, 100 - q) / 100, f"p{q:g}"
+    n, least, method = (
+        len(x),
+        math.ceil(round(1 / tail, 9)),
+        f"{label}, {'bootstrap' if q == 50 else 'order'}",
+    )
+    reason = unusable(x) or (f"n = {n}: {label} needs at least {least} values" if n < least else None)
+    if reason:
+        return Estimate(name, n, None, None, None, None, LEVEL, method, reason)
+    reason = no_interval(x) or (too_few(n, "values") if q == 50 and n < BOOTSTRAP_MIN else None)
+    found = Estimate(name, n, float(np.percentile(x, q)), mean_sd(x)[1], None, None, LEVEL, method, reason)
+    if reason:
         return found
     if q == 50:
         draws = np.percentile(np.random.default_rng(0).choice(x, (RESAMPLES, n)), q, axis=1)
@@ -101,10 +98,7 @@ def percentile_estimate(values: Iterable[float], q: float, name: str = "") -> Es
 
 
 def grouped(scores: Iterable[Score], name: str) -> dict[str, list[float]]:
-    """Prompt id -> the scores ``name`` of its repeats, by first appearance; failed samples have 0.
-
-    Raises LabError when a row has no such score.
-    """
+    """Prompt id -> the scores ``name`` of its repeats, by first appearance. LabError for a row without it."""
     groups: dict[str, list[float]] = {}
     for score in scores:
         if name not in score.values:
@@ -128,7 +122,7 @@ def unusable(x: Array, what: str = "values") -> str | None:
     """Why nothing can be computed from x, or None."""
     if not len(x):
         return "no data"
-    bad = int(np.sum(~(np.abs(x) < HUGE)))  # NaN fails the comparison too
+    bad = int(np.sum(~(np.abs(x) < HUGE)))  # NaN too
     return f"{bad} of {len(x)} {what} are not finite (NaN or infinite): refused" if bad else None
 
 
@@ -146,9 +140,7 @@ def no_interval(x: Array, what: str = "values") -> str | None:
 
 def mean_sd(x: Array) -> tuple[float, float | None]:
     """Mean and sample standard deviation; None for one value, exactly 0 for equal ones."""
-    mean = math.fsum(x) / len(x)
-    if len(x) == 1:
-        return mean, None
     if no_interval(x):
-        return float(x[0]), 0.0
+        return float(x[0]), None if len(x) == 1 else 0.0
+    mean = math.fsum(x) / len(x)
     return mean, math.sqrt(math.fsum((x - mean) ** 2) / (len(x) - 1))

@@ -1,7 +1,6 @@
 """Two and more models on the same prompts: tests, effect sizes, verdicts, ranks, and the prompts to plan for.
 
-Differences are first model minus second, one a prompt. How far each test keeps its promise:
-``data/calibration.csv``, made by ``tools/calibrate.py``.
+Differences are first model minus second, one a prompt. How far each test keeps its promise: as ``estimate``.
 """
 
 from __future__ import annotations
@@ -64,17 +63,14 @@ def compare_two(a: Scores, b: Scores, one: str = "a", other: str = "b", margin: 
 
 
 def compare_all(per_model: dict[str, Scores], margin: float = 0.5) -> tuple[Comparison, ...]:
-    """Compare every pair of models on the same prompts; ``difference`` is mean(a - b).
+    """Compare every pair of models on the same prompts.
 
     Interval: Student t on the differences; p: ``sign_flip_p``; ``p_holm``: Holm's over all pairs that have a
     p. The verdict, in this order, with alpha = 5%:
-    1. "tied": the whole interval lies inside +-margin, significant or not. With a 95% interval that is two
-       one-sided tests at 2.5% each, stricter than the customary 5%.
+    1. "tied": the whole interval lies inside +-margin, significant or not (two one-sided tests at 2.5% each).
     2. "better" / "worse" (a than b): the interval excludes 0 and p_holm < alpha.
     3. "cannot tell", with the prompts that would settle it: the fewer of ``prompts_needed``, planned at
-       alpha / (number of pairs), the strictest step of Holm's, and ``prompts_to_tie``. Different prompt
-       sets, fewer than two prompts, NaN or infinite scores, or differences that are all equal have a
-       ``reason`` instead.
+       alpha / (number of pairs), the strictest step of Holm's, and ``prompts_to_tie``; or with a ``reason``.
     """
     pairs = list(combinations(per_model, 2))
     found = [_measured(per_model[a], per_model[b], (a, b), margin, len(pairs)) for a, b in pairs]
@@ -87,9 +83,8 @@ def _measured(a: Scores, b: Scores, names: tuple[str, str], margin: float, tests
     common = sorted(a.keys() & b.keys())
     found = Comparison(*names, len(common), None, None, None, None, None, None, "cannot tell", margin, None)
     if a.keys() != b.keys():
-        only_a, only_b = len(a.keys() - b.keys()), len(b.keys() - a.keys())
-        reason = f"prompt sets differ: {only_a} only in {names[0]}, {only_b} only in {names[1]}"
-        return replace(found, reason=reason)
+        only = f"{len(a) - len(common)} only in {names[0]}, {len(b) - len(common)} only in {names[1]}"
+        return replace(found, reason=f"prompt sets differ: {only}")
     scores = np.array([[a[prompt], b[prompt]] for prompt in common], dtype=float).reshape(-1, 2)
     if refused := estimates.unusable(scores.ravel(), "scores"):
         return replace(found, reason=refused)
@@ -101,24 +96,24 @@ def _measured(a: Scores, b: Scores, names: tuple[str, str], margin: float, tests
     if not sd:
         return found
     low, high = estimates.t_interval(mean, sd, n)
-    apart, tie = prompts_needed(mean, sd, ALPHA / tests), prompts_to_tie(mean, sd, margin)
-    if apart is not None:  # sign flipping cannot reach p < alpha before 2^(1-n) does
-        apart = max(apart, math.floor(1 - math.log2(ALPHA / tests)) + 1)
-    # An open case needs more than n.
-    needed = min((max(count, n + 1) for count in (apart, tie) if count is not None), default=None)
-    effect = hedges_g(mean, sd, n)
-    return replace(found, low=low, high=high, effect_size=effect, prompts_needed=needed)
+    counts = [prompts_to_tie(mean, sd, margin)]
+    if (apart := prompts_needed(mean, sd, ALPHA / tests)) is not None:
+        # Sign flipping cannot reach p < alpha before 2^(1-n) does.
+        counts.append(max(apart, math.floor(1 - math.log2(ALPHA / tests)) + 1))
+    needed = min((max(count, n + 1) for count in counts if count), default=None)  # an open case needs more
+    return replace(found, low=low, high=high, effect_size=hedges_g(mean, sd, n), prompts_needed=needed)
 
 
 def _judged(c: Comparison) -> Comparison:
     """Add the verdict (rules in ``compare_all``) to a measured comparison."""
     if c.low is None or c.high is None or c.p_holm is None:
         return c
-    apart = c.low > 0 or c.high < 0
+    apart, reason = c.low > 0 or c.high < 0, None
     significant = apart and c.p_holm < ALPHA
     if -c.margin < c.low and c.high < c.margin:
-        reason = f"the difference is significant, but inside ±{c.margin:g}: too small to matter"
-        return replace(c, verdict="tied", prompts_needed=None, reason=reason if significant else None)
+        if significant:
+            reason = f"the difference is significant, but inside ±{c.margin:g}: too small to matter"
+        return replace(c, verdict="tied", prompts_needed=None, reason=reason)
     if significant:
         return replace(c, verdict="better" if c.low > 0 else "worse", prompts_needed=None)
     reason = f"the interval holds 0 and reaches outside ±{c.margin:g}"
@@ -130,9 +125,9 @@ def _judged(c: Comparison) -> Comparison:
 def sign_flip_p(differences: Iterable[float], seed: int = 0) -> float:
     """Two-sided p of the sign-flip permutation test (Fisher 1935): is |mean| large if signs are coin tosses?
 
-    Exact over all 2^n sign patterns up to 20 differences that are not 0 (a 0 has no sign to flip), where
-    ``scipy.stats.permutation_test`` samples from 14 on; above, (hits + 1) / (B + 1) over B = 99,999 random
-    patterns (Phipson & Smyth 2010). Raises LabError when there is no difference or one is not finite.
+    Exact over all 2^n sign patterns up to 20 differences that are not 0 (scipy's permutation_test samples
+    from 14 on); above, (hits + 1) / (B + 1) over B random patterns (Phipson & Smyth 2010). LabError without
+    differences and for one that is not finite.
     """
     x = estimates.sorted_array(differences)
     if refused := estimates.unusable(x):
@@ -146,13 +141,11 @@ def sign_flip_p(differences: Iterable[float], seed: int = 0) -> float:
         for step in size[1:]:
             sums = np.concatenate([sums + step, sums - step])
         return float(np.mean(np.abs(sums) >= threshold))
-    rng, hits, left = np.random.default_rng(seed), 0, FLIPS
-    block = max(1, 2**20 // len(size))
-    while left:
-        rows = min(block, left)
+    rng, hits, block = np.random.default_rng(seed), 0, max(1, 2**20 // len(size))
+    for start in range(0, FLIPS, block):
+        rows = min(block, FLIPS - start)
         signs = rng.integers(0, 2, size=(rows, len(size)), dtype=np.int8) * 2 - 1
         hits += int(np.sum(np.abs(signs @ size) >= threshold))
-        left -= rows
     return (hits + 1) / (FLIPS + 1)
 
 
@@ -161,21 +154,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(p, kind="stable")
     steps = np.minimum(1.0, (len(p) - np.arange(len(p))) * p[order])
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.maximum.accumulate(steps)
-    return [float(value) for value in adjusted]
+    return [float(value) for value in np.maximum.accumulate(steps)[np.argsort(order)]]
 
 
 def hedges_g(mean: float, sd: float, n: int) -> float | None:
-    """Hedges' g of n paired differences: J(n-1) * mean / sd, the standardised mean difference d_z.
+    """Hedges' g of n paired differences: J(n-1) * mean / sd; None below n = 3 and for sd = 0.
 
     J(m) = Gamma(m/2) / (sqrt(m/2) Gamma((m-1)/2)) removes the small-sample bias exactly (Hedges 1981).
-    None below n = 3, where d_z has no expectation, and for sd = 0.
     """
     if n < 3 or sd == 0:
         return None
-    m = n - 1
-    log_j = special.gammaln(m / 2) - special.gammaln((m - 1) / 2) - math.log(m / 2) / 2
+    log_j = special.gammaln((n - 1) / 2) - special.gammaln((n - 2) / 2) - math.log((n - 1) / 2) / 2
     return float(math.exp(log_j) * mean / sd)
 
 
@@ -223,10 +212,8 @@ def rank_intervals(
 ) -> tuple[RankInterval, ...]:
     """Every model's rank by mean score with a 95% percentile bootstrap interval over prompts, best first.
 
-    Rank is 1 + the number of models with a higher mean, so equal models share the better rank. A rank is a
-    whole number, so the interval covers more than 95%: the true rank of a best model with a lead of a
-    quarter deviation in 97.8% at n = 5, 99.8% at 15. The models have the same prompts. Unusable scores or
-    fewer than ``BOOTSTRAP_MIN`` prompts: no interval and a ``reason``.
+    Rank is 1 + the number of models with a higher mean, a whole number: so the interval covers more than 95%.
+    All models have the same prompts; too few or unusable scores have a ``reason``.
     """
     models, prompts = list(per_model), sorted(set().union(*per_model.values()))
     n = len(prompts)
@@ -237,9 +224,8 @@ def rank_intervals(
     means = np.vstack([table.mean(axis=1), counts @ table.T / n])  # of the prompts, and of each resample
     ranks = sps.rankdata(-np.round(means, 12), "min", axis=1).astype(int)  # ties but for rounding are ties
     low, high = np.quantile(ranks[1:], estimates.TAILS, axis=0, method="inverted_cdf").astype(int).tolist()
-    reason = estimates.too_few(n, "prompts") if n < estimates.BOOTSTRAP_MIN else None
-    if reason:
-        low, high = [None] * len(models), [None] * len(models)
     columns = zip(models, ranks[0].tolist(), low, high, strict=True)
-    found = [RankInterval(model, n, own, a, b, reason=reason) for model, own, a, b in columns]
-    return tuple(sorted(found, key=lambda interval: interval.rank or 0))
+    found = sorted((RankInterval(model, n, *row) for model, *row in columns), key=lambda r: r.rank or 0)
+    if n < estimates.BOOTSTRAP_MIN:
+        found = [replace(r, low=None, high=None, reason=estimates.too_few(n, "prompts")) for r in found]
+    return tuple(found)
