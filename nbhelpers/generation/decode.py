@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -71,10 +71,9 @@ def decode(
     slots = slots or len(prompts)
     # Like lengths pad little; states (see States) share a batch with their own kind only.
     waiting = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), () if loop else tuple(prompts[i])))
-    live: list[int] = []
     tokens: list[list[int]] = [[] for _ in prompts]
     began, ttft_s = dict[int, float](), dict[int, float]()
-    held: Any = None
+    live, held = list[int](), cast(Any, None)
     while live or waiting:
         new = waiting[: slots - len(live)] if len(live) <= slots * (1 - REFILL) else []
         if not loop:
@@ -83,15 +82,11 @@ def decode(
             waiting = waiting[len(new) :]
             yield Started(new)
             began.update(dict.fromkeys(new, clock()))
-            rows = new
-            asked = [prompts[row] for row in new]
-            memory = (
-                KeyValues(model, asked) if loop else States(model, asked, max(max_new_tokens[r] for r in new))
-            )
+            asked, longest = [prompts[row] for row in new], max(max_new_tokens[row] for row in new)
+            rows, memory = new, KeyValues(model, asked) if loop else States(model, asked, longest)
         else:
             rows, memory = live, held
-            lengths = [len(prompts[row]) + len(tokens[row]) for row in live]
-            memory.step([tokens[row][-1] for row in live], lengths)
+            memory.step([tokens[row][-1] for row in live], [len(prompts[r]) + len(tokens[r]) for r in live])
         ids = choose(memory.logits.float(), rows, [len(tokens[row]) for row in rows]).tolist()  # waits
         now, stay = clock(), []
         for place, (row, token) in enumerate(zip(rows, ids, strict=True)):
@@ -144,8 +139,8 @@ class KeyValues:
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]]) -> None:
         self.model, self.cache = model, Cache(layer_class_to_replicate=Window)  # layers come as it asks
-        self.takes = frozenset(inspect.signature(type(model).forward).parameters)
-        distinct = list(dict.fromkeys(tuple(ids) for ids in prompts))
+        self.takes = inspect.signature(type(model).forward).parameters
+        distinct = list(dict.fromkeys(map(tuple, prompts)))
         ids, mask = pad_left(distinct, model.device)
         positions = (mask.cumsum(1) - 1).clamp(min=0)  # 0, 1, 2, … from each row's first real token
         self._forward(ids, positions, mask if len(set(map(len, distinct))) > 1 else None)
@@ -179,9 +174,8 @@ class KeyValues:
             )
 
     def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor | None) -> None:
-        extra: dict[str, Any] = {"position_ids": positions} if "position_ids" in self.takes else {}
-        if "logits_to_keep" in self.takes:  # otherwise logits of every prompt token are computed and dropped
-            extra["logits_to_keep"] = 1
+        extra = {"position_ids": positions, "logits_to_keep": 1}  # without it, every prompt token's logits
+        extra = {name: value for name, value in extra.items() if name in self.takes}
         out = self.model(
             input_ids=ids, attention_mask=mask, past_key_values=self.cache, use_cache=True, **extra
         )
@@ -219,19 +213,14 @@ class States:
         self.places = [self.places[row] for row in rows]
 
 
-def _passes(
-    model: Any,
-    ids: Tensor,
-    logits_processor: Any,
-    generation_config: Any,
-    stopping_criteria: Any,
-    **kwargs: Any,
-) -> Generator[Tensor, Tensor, None]:
+def _passes(model: Any, ids: Tensor, **kwargs: Any) -> Generator[Tensor, Tensor, None]:
     """A decoding method for generate (its ``_sample``): yields logits and is sent the next tokens."""
-    out = model._prefill(ids, generation_config, kwargs)
+    prepared = ("logits_processor", "generation_config", "stopping_criteria")
+    processor, config, _ = (kwargs.pop(name) for name in prepared)
+    out = model._prefill(ids, config, kwargs)
     while True:
         kwargs = model._update_model_kwargs_for_generation(out, kwargs, is_encoder_decoder=False)
-        chosen = yield logits_processor(ids, out.logits[:, -1].float())
+        chosen = yield processor(ids, out.logits[:, -1].float())
         ids = torch.cat([ids, chosen[:, None]], dim=-1)
         inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=1, **kwargs)
         out = model(**inputs, return_dict=True)
@@ -240,8 +229,8 @@ def _passes(
 def pad_left(prompts: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
     """Ids and attention mask, both [B, longest] int64; zeros in front, so that every row ends at the edge."""
     rows = [torch.tensor(list(ids)) for ids in prompts]
-    ids = pad_sequence(rows, batch_first=True, padding_side="left")
-    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
+    ones = [torch.ones_like(row) for row in rows]
+    ids, mask = (pad_sequence(part, batch_first=True, padding_side="left") for part in (rows, ones))
     return ids.to(device), mask.to(device)
 
 
@@ -259,13 +248,12 @@ class Window(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states, value_states
             return self.keys, self.values
-        start = self.keys.shape[2]
-        end = start + key_states.shape[2]
+        start, end = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
         if self.room is None or self.room[0].shape[2] < end:
             self.room = [pad(held, (0, 0, 0, end + SPARE - start)) for held in (self.keys, self.values)]
-        keys, values = self.room
-        keys[:, :, start:end], values[:, :, start:end] = key_states, value_states
-        self.keys, self.values = keys[:, :, :end], values[:, :, :end]
+        for held, more in zip(self.room, (key_states, value_states), strict=True):
+            held[:, :, start:end] = more
+        self.keys, self.values = (held[:, :, :end] for held in self.room)
         return self.keys, self.values
 
     def hold(self, keys: Tensor, values: Tensor) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,20 +52,14 @@ def requests(
     Latency takes the first prompts (at most 5) and no repeats.
     """
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
-    decides = {name: getattr(settings, name) for name in names} | {
-        "model": report.model,
-        "revision": report.revision,
-        "format": report.prompt_format,
-        "device": report.device.split(":")[0],
-        "dtype": report.dtype,
-        "engine": ENGINE,
-        "purpose": purpose,
-    }
-    latency = purpose == "latency"
+    decides = {name: getattr(settings, name) for name in names}
+    decides |= {"model": report.model, "revision": report.revision, "format": report.prompt_format}
+    decides |= {"device": report.device.split(":")[0], "dtype": report.dtype}
+    decides |= {"engine": ENGINE, "purpose": purpose}
+    first, repeats = (LATENCY_PROMPTS, 1) if purpose == "latency" else (None, settings.repeats)
     return [
         Request(store.row_key(**decides, prompt_id=p.id, prompt=p.text, repeat=repeat), p, repeat)
-        for p in prompts[: LATENCY_PROMPTS if latency else None]
-        for repeat in range(1 if latency else settings.repeats)
+        for p, repeat in itertools.product(prompts[:first], range(repeats))
     ]
 
 
@@ -141,7 +135,7 @@ def complete(
 
     stop: whether end tokens end a row. warm_ups: generations before these, in no row.
     """
-    with store.appending(path) if path else nullcontext() as append:
+    with store.appending(path) if path else nullcontext(lambda row: None) as append:
         have, jobs, broken, failed = finished(path), list[Request](), list[Sample](), 0
         for request in wanted:
             if request.key not in have:
@@ -150,15 +144,11 @@ def complete(
                 except Exception as error:
                     broken.append(sample_of(loaded, request, settings, 1, error=error))
         ends = tokenizer.end_tokens(loaded) if stop else frozenset()
-        made: Iterable[Sample] = ()
-        if jobs:
-            size = batch_size or best_batch_size(loaded, jobs)
-            made = _run(loaded, jobs, settings, size, ends, limits.generation_s)
+        made = _run(loaded, jobs, settings, batch_size or 0, ends, limits.generation_s)
         with meters.recorded(path, [job.key for job in jobs], warm_ups):
             for sample in itertools.chain(broken, made):
                 have[sample.key] = sample
-                if append is not None:
-                    append(sample)
+                append(sample)
                 failed += sample.error is not None
                 if limits.fail_on_error.reached(failed, len(wanted)):
                     count = f"{failed} of {len(wanted)} samples failed, the last with {sample.error}"
@@ -175,55 +165,50 @@ def finished(path: Path | None) -> dict[str, Sample]:
 def _run(
     loaded: Loaded, jobs: list[Request], settings: Settings, size: int, ends: frozenset[int], timeout_s: float
 ) -> Iterator[Sample]:
-    """Run all jobs, `size` at a time; when memory runs out, halve that and try what is left again.
+    """One sample for every job, `size` rows at a time (0: as many as fit).
 
-    A circuit breaker: after failures in a row one job is tried alone, and if it fails too, the rest is not
-    tried. Every job gives a sample.
+    When memory runs out, half as many are tried with what is left; another failure is that of the rows which
+    had begun. After failures in a row one job is tried alone, and if it fails too, the rest is given up.
     """
-    from nbhelpers.generation.decode import Started, decode, engine_for
+    from nbhelpers.generation.decode import Finished, decode, engine_for
     from nbhelpers.generation.sampling import row_seed, sampler
 
-    engine, in_a_row = engine_for(loaded.model), 0
+    in_a_row, trial, engine = 0, False, engine_for(loaded.model)
+    late = TimeoutError(f"the limit of {timeout_s:g} s passed")
     devices.reset_peak(loaded.device)
-    while jobs:
-        trial = in_a_row >= GIVE_UP_AFTER
-        if trial:
+    while jobs and not (trial and in_a_row):
+        if trial := in_a_row >= GIVE_UP_AFTER:
             time.sleep(PAUSE_S)
-        now, later = (jobs[:1], jobs[1:]) if trial else (jobs, [])
-        size = min(size, len(jobs))
-        rows, failure = min(size, len(now)), None
-        waiting, begun = dict(enumerate(now)), dict[int, Request]()
-        paid = dict[int, meters.Share]()  # by the rows before it, when a row began
+        size = min(size or best_batch_size(loaded, jobs), len(jobs))
+        now, rows = (jobs[:1], 1) if trial else (jobs, size)
+        left, paid = dict(enumerate(now)), dict[int, meters.Share]()  # paid by others, when a row began
         seeds = [row_seed(settings.seed, job.prompt.id, job.repeat) for job in now]
         choose = sampler(seeds, settings.temperature, settings.top_k, settings.top_p)
         ids, room = [job.ids for job in now], [job.max_new_tokens for job in now]
+        failure: Exception | None = None
         try:
             devices.synchronize(loaded.device)
             ledger = meters.Ledger(loaded.device)
             for event in decode(loaded.model, ids, room, choose, ends, rows, timeout_s, engine=engine):
-                if not isinstance(event, Started):
-                    share = ledger.charge(len(begun)).since(paid[event.row])
-                    late = event.finish_reason == "time"
-                    error = TimeoutError(f"the limit of {timeout_s:g} s passed") if late else None
-                    in_a_row = in_a_row + 1 if late else 0
-                    yield sample_of(loaded, begun.pop(event.row), settings, rows, event, error, share, engine)
+                share = ledger.charge(max(1, len(paid)))
+                if isinstance(event, Finished):
+                    job, share = left.pop(event.row), share.since(paid.pop(event.row))
+                    error = late if event.finish_reason == "time" else None
+                    in_a_row = in_a_row + 1 if error else 0
+                    yield sample_of(loaded, job, settings, rows, event, error, share, engine)
                 elif in_a_row >= GIVE_UP_AFTER and not trial:
                     break
                 else:
-                    paid.update(dict.fromkeys(event.rows, ledger.charge(max(1, len(begun)))))
-                    begun.update((row, waiting.pop(row)) for row in event.rows)
+                    paid.update(dict.fromkeys(event.rows, share))
         except Exception as caught:
             # Without the traceback, whose frames would keep this batch's tensors alive during the next try.
             failure = caught.with_traceback(None)
-        if failure is not None and rows > 1 and failure_of(failure) == Failure.OUT_OF_MEMORY:
+        if failure and rows > 1 and failure_of(failure) == Failure.OUT_OF_MEMORY:
             size //= 2
-        elif failure is not None:
-            in_a_row += len(begun)
-            yield from (sample_of(loaded, job, settings, rows, error=failure) for job in begun.values())
-            begun = {}
-        jobs = [*begun.values(), *waiting.values(), *later]
-        if trial and in_a_row:
-            break
+        elif failure:
+            in_a_row += len(paid)
+            yield from (sample_of(loaded, left.pop(row), settings, rows, error=failure) for row in paid)
+        jobs = [*left.values(), *jobs[len(now) :]]
     reason = f"The model {loaded.spec.alias!r} was given up after {in_a_row} failures in a row."
     given_up = LabError(reason, Failure.REFUSED)
     yield from (sample_of(loaded, job, settings, size, error=given_up) for job in jobs)
@@ -268,7 +253,6 @@ def sample_of(
     tokens = row.tokens if row else ()
     ended = row is not None and row.finish_reason == "eos"
     text = loaded.tokenizer.decode(list(tokens[:-1] if ended else tokens), skip_special_tokens=True).strip()
-    per_token = (row.latency_s - row.ttft_s) / (len(tokens) - 1) if row and len(tokens) > 1 else None
     return Sample(
         key=job.key,
         model=loaded.spec.alias,
@@ -287,7 +271,7 @@ def sample_of(
         batch_size=batch_size,
         latency_s=row.latency_s if row else None,
         ttft_s=row.ttft_s if row else None,
-        tpot_s=per_token,
+        tpot_s=(row.latency_s - row.ttft_s) / (len(tokens) - 1) if row and len(tokens) > 1 else None,
         peak_memory_bytes=devices.peak_memory(loaded.device) if row else None,
         energy_j=share.joules if share else None,
         prompt_truncated=job.truncated,

@@ -6,15 +6,11 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from nbhelpers import store
 from nbhelpers.generation import generate
 from nbhelpers.loading.load import Loaded
 from nbhelpers.records import Limits, ModelRun, Prompt, Sample, Settings
-
-if TYPE_CHECKING:
-    pass
 
 TOKENS = 64  # of each latency row
 WARM_UPS, WARM_UP_TOKENS = 1, 8  # generations before the first timed one, in no row
@@ -30,20 +26,18 @@ def measure_latency(
     """Latency as one user meets it: the first prompts (at most 5), one at a time, after a warm-up.
 
     Every row gets the same number of new tokens (64, or max_new_tokens if that is less) and end tokens are
-    ignored, so that a model that writes short answers is not called fast. The prompts are run in an order
-    drawn from the seed, so that a machine that slows down does not slow the same prompts in every run, and
-    returned in their own. Same schema as samples.
+    ignored, so that a model that writes short answers is not called fast. The order is drawn from the seed:
+    a machine that slows down does not slow the same prompts in every run. Same schema as samples.
     """
     wanted = generate.requests(prompts, settings, loaded.report, "latency")
     fixed = replace(settings, max_new_tokens=min(TOKENS, settings.max_new_tokens))
-    have = generate.finished(path)
-    if any(request.key not in have for request in wanted):
+    if {request.key for request in wanted} - generate.finished(path).keys():
         warm_up = replace(fixed, max_new_tokens=min(WARM_UP_TOKENS, fixed.max_new_tokens))
         generate.complete(loaded, wanted[:1] * WARM_UPS, warm_up, batch_size=1, stop=False)
     shuffled = random.Random(settings.seed).sample(wanted, len(wanted))
     rows = generate.complete(loaded, shuffled, fixed, path, 1, limits, stop=False, warm_ups=WARM_UPS)
-    places = {request.key: place for place, request in enumerate(wanted)}
-    return sorted(rows, key=lambda row: places[row.key])
+    by_key = {row.key: row for row in rows}
+    return [by_key[request.key] for request in wanted]
 
 
 def read_latency(run: ModelRun) -> store.Rows[Sample]:
@@ -54,14 +48,11 @@ def read_latency(run: ModelRun) -> store.Rows[Sample]:
 def throughput(samples: Iterable[Sample]) -> float:
     """New tokens per second of batched generation: all tokens / the machine's time that the rows took.
 
-    The shares of the rows of a batch add up to its wall time. Failed rows bring no tokens; 0.0 when no row
-    finished.
+    The shares of a batch add up to its wall time. Failed rows bring no tokens; 0.0 when no row finished.
     """
-    tokens, seconds = 0, 0.0
-    for row in samples:
-        tokens += row.new_tokens
-        seconds += row.share_s or 0.0
-    return tokens / seconds if seconds > 0 else 0.0
+    took = [(row.new_tokens, row.share_s or 0.0) for row in samples]
+    seconds = sum(share_s for _, share_s in took)
+    return sum(tokens for tokens, _ in took) / seconds if seconds > 0 else 0.0
 
 
 def batch_variants(samples: Iterable[Sample], latency: Iterable[Sample]) -> tuple[int, int]:

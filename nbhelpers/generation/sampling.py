@@ -101,10 +101,9 @@ def row_seed(seed: int, prompt_id: str, repeat: int) -> int:
 
 def _mix(bits: Tensor) -> Tensor:
     """SplitMix64's finaliser, in place."""
-    bits ^= _shift_right(bits, 30)
-    bits *= MIX_A
-    bits ^= _shift_right(bits, 27)
-    bits *= MIX_B
+    for places, factor in ((30, MIX_A), (27, MIX_B)):
+        bits ^= _shift_right(bits, places)
+        bits *= factor
     bits ^= _shift_right(bits, 31)
     return bits
 
