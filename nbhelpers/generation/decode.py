@@ -93,13 +93,11 @@ def decode(
             tokens[row].append(token)
             latency_s = now - began[row]
             ttft_s.setdefault(row, latency_s)
-            reason: FinishReason | None = None
+            reason: FinishReason | None = "time" if latency_s > timeout_s else None
             if token in end_tokens:
                 reason = "eos"
             elif len(tokens[row]) == max_new_tokens[row]:
                 reason = "length"
-            elif latency_s > timeout_s:
-                reason = "time"
             if reason:
                 yield Finished(row, tuple(tokens[row]), reason, ttft_s[row], latency_s)
             else:
@@ -124,9 +122,9 @@ def engine_for(model: Any) -> Engine:
     """The loop where all that the model remembers is keys and values, otherwise transformers' generate."""
     config = model.config.get_text_config(decoder=True)
     kinds = {type(layer) for layer in DynamicCache(config=config).layers}
-    known = kinds <= {DynamicLayer, DynamicSlidingWindowLayer} and not config.is_encoder_decoder
     chunked = "chunked_attention" in (getattr(config, "layer_types", None) or ())
-    return "loop" if known and not chunked else "generate"
+    odd = chunked or config.is_encoder_decoder or kinds - {DynamicLayer, DynamicSlidingWindowLayer}
+    return "generate" if odd else "loop"
 
 
 class KeyValues:
@@ -146,8 +144,7 @@ class KeyValues:
         self._forward(ids, positions, mask if len(set(map(len, distinct))) > 1 else None)
         places = [distinct.index(tuple(prompt)) for prompt in prompts]
         self.logits = self.logits[places]
-        if places != list(range(len(distinct))):
-            self.keep(places, ids.shape[1])
+        self.keep(places, ids.shape[1])
 
     def step(self, last: list[int], lengths: list[int]) -> None:
         """Read each row's last token; lengths: tokens of each so far, prompt and last included."""
