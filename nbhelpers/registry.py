@@ -20,19 +20,18 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @functools.cache
-def _tables() -> tuple[dict[str, ModelSpec], dict[str, dict[str, Any]]]:
-    """data/models.toml: models by alias, and the configurations of those that have one."""
+def _tables() -> dict[str, tuple[ModelSpec, dict[str, Any]]]:
+    """data/models.toml: models by alias, each with its configuration, {} where it has none."""
 
-    def build(data: dict[str, Any]) -> tuple[dict[str, ModelSpec], dict[str, dict[str, Any]]]:
-        specs = {alias: _spec(alias, entry) for alias, entry in data.items()}
-        return specs, {alias: dict(entry["config"]) for alias, entry in data.items() if "config" in entry}
+    def build(data: dict[str, Any]) -> dict[str, tuple[ModelSpec, dict[str, Any]]]:
+        return {alias: (_spec(alias, entry), dict(entry.get("config", {}))) for alias, entry in data.items()}
 
     return store.read_table("models.toml", build)
 
 
 def load_registry() -> dict[str, ModelSpec]:
     """Every model of data/models.toml by alias, embedded ones first."""
-    return dict(_tables()[0])
+    return {alias: spec for alias, (spec, _) in _tables().items()}
 
 
 def embedded_models() -> list[str]:
@@ -49,16 +48,15 @@ def resolve(name: str) -> ModelSpec:
     registry = load_registry()
     if name in registry:
         return registry[name]
-    if not name.isprintable():  # it would reach terminals and the names of files
-        raise LabError(f"The name {name!r} has characters that cannot be printed: rename the model.")
-    if name.startswith(SHAPE):
+    if name.startswith(SHAPE) and name.isprintable():
         return _resolve_shape(name, registry)
     folder = _existing_folder(name)
+    for text in (name, folder.name if folder else ""):
+        if not text.isprintable():  # it would reach terminals and the names of files
+            raise LabError(f"The name {text!r} has characters that cannot be printed: rename the model.")
     for spec in registry.values():
         if name == spec.source or (folder and folder == folder_of(spec)):
             return spec
-    if folder and not folder.name.isprintable():
-        raise LabError(f"The folder {folder.name!r} has characters that cannot be printed: rename it.")
     if folder:
         return ModelSpec(alias=folder.name, source=str(folder), kind="local")
     if _HUB_NAME.fullmatch(name):
@@ -83,7 +81,7 @@ def nearest(name: str, known: list[str]) -> str:
 
 
 def _resolve_shape(name: str, registry: dict[str, ModelSpec]) -> ModelSpec:
-    asked, shapes = name.removeprefix(SHAPE), _tables()[1]
+    asked, shapes = name.removeprefix(SHAPE), [alias for alias, (_, config) in _tables().items() if config]
     alias = next((shape for shape in shapes if asked in (shape, registry[shape].source)), None)
     if alias is None:
         known = [SHAPE + shape for shape in shapes]
@@ -104,7 +102,7 @@ def _spec(alias: str, entry: dict[str, Any]) -> ModelSpec:
 
 def shape_config(spec: ModelSpec) -> dict[str, Any]:
     """The configuration of a registered Hub or shape: model, ready for AutoConfig.for_model(**config)."""
-    return dict(_tables()[1][spec.alias.removeprefix(SHAPE)])
+    return dict(_tables()[spec.alias.removeprefix(SHAPE)][1])
 
 
 def folder_of(spec: ModelSpec) -> Path | None:

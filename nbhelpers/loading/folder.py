@@ -27,10 +27,10 @@ def refusal(name: str, why: str, kind: Failure = Failure.USAGE) -> LabError:
 
 def inspect(spec: ModelSpec) -> ModelSpec:
     """A model of this disk checked and described; any other as it is. Raises LabError as check_folder."""
-    folder = registry.folder_of(spec)
-    if folder:
+    if folder := registry.folder_of(spec):
         check_folder(folder, spec.alias)
-    return describe(spec, folder) if folder else spec
+        return describe(spec, folder)
+    return spec
 
 
 def check_folder(folder: Path, name: str) -> None:
@@ -72,13 +72,13 @@ def _check_layers(config: dict[str, Any], tensors: int, name: str) -> None:
 
 def check_no_remote_code(config: dict[str, Any], name: str) -> None:
     """Refuse a configuration that names code to be fetched and run. Raises LabError."""
-    asked = [str(value) for key, value in config.items() if key.endswith("_implementation")]
-    asked = [f"compiled code from a repository ({value})" for value in asked if "/" in value]
-    if config.get("auto_map"):
-        asked.append("Python code from its own repository (auto_map)")
-    if asked:
-        why = f"asks to run {asked[0]}: choose one that transformers knows by itself."
-        raise refusal(name, why, Failure.REFUSED)
+    for key, value in config.items():
+        asked = "Python code from its own repository (auto_map)" if key == "auto_map" and value else None
+        if key.endswith("_implementation") and "/" in str(value):
+            asked = f"compiled code from a repository ({value})"
+        if asked:
+            why = f"asks to run {asked}: choose one that transformers knows by itself."
+            raise refusal(name, why, Failure.REFUSED)
 
 
 def weight_files(folder: Path, name: str) -> list[Path]:
@@ -110,18 +110,19 @@ def no_weights(name: str, files: Iterable[str]) -> LabError:
 
 def read_json_file(path: Path, name: str, optional: bool = False) -> dict[str, Any]:
     """A JSON object of a model folder; {} for an optional file that is not there. Raises LabError."""
-    if not path.exists():
-        if optional:
-            return {}
-        raise refusal(name, f"has no {path.name}: it is not a saved model.")
-    _check_size(path, name)
+    if optional and not path.exists():
+        return {}
     try:
+        _check_size(path, name)
         data = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(data, dict):
-            return data
-        why = "it is not a JSON object"
+    except FileNotFoundError:
+        raise refusal(name, f"has no {path.name}: it is not a saved model.") from None
     except (ValueError, OSError, RecursionError) as error:
-        why = str(error)
+        data, why = None, str(error)
+    else:
+        why = "it is not a JSON object"
+    if isinstance(data, dict):
+        return data
     raise refusal(name, f"has a {path.name} that cannot be read ({why}): download it again.")
 
 

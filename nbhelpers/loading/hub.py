@@ -1,47 +1,36 @@
 """Models from the Hugging Face Hub, into the Hub's own cache: no pickles, no code, every file verified.
 
 huggingface_hub ends a read that stalls, takes a broken transfer up where it broke and compares checksums. It
-limits neither the time of the whole nor the pauses that a busy Hub asks for, so a download is a process here.
+limits neither the time of the whole nor the pauses that a busy Hub asks for: a thread does the work here, and
+its transfers end with the next piece of data when nobody waits for them any more.
 """
 
 from __future__ import annotations
 
 import errno
-import json
-import os
-import subprocess
-import sys
+import random
 import threading
+import time
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub as hf
 from huggingface_hub import constants, errors
+from huggingface_hub.utils import disable_progress_bars, logging, tqdm
 
 from nbhelpers import registry
 from nbhelpers.loading import folder as folders
 from nbhelpers.records import Failure, LabError, ModelSpec
 
 # Everything from_pretrained needs and nothing that runs code: no pickles, no .py files.
-FILES = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
+FILES = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json", "tokenizer*", "*.model"]
 FILES += ["config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json"]
-FILES += ["tokenizer*", "chat_template.jinja", "vocab.*", "merges.txt", "*.model", "tekken.json"]
+FILES += ["chat_template.jinja", "vocab.*", "merges.txt", "tekken.json"]
 CONVERTER = "SFconvertbot"  # the Hub's own account that offers safetensors copies of pickled weights
 ATTEMPTS = 6
-PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP answers that may be better next time
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-LOGIN = "log in with `hf auth login`"
-WHY = {  # a model did not come: by the class of the Hub client's error, else by what it lacked
-    "GatedRepoError": f"is gated: accept its licence on its Hub page, then {LOGIN} or set HF_TOKEN.",
-    "RepositoryNotFoundError": f"is not on the Hub, or is private ({LOGIN}), and is no folder: {{nearest}}",
-    "RevisionNotFoundError": "has no revision {revision!r} on the Hub.",
-    "RemoteEntryNotFoundError": "has no config.json on the Hub: it is not a saved model.",
-    "HfHubHTTPError": f"did not come, the Hub answered HTTP {{status}}: {LOGIN}, or try again later.",
-    "disk": "did not come, the disk was full: free space for {cache} or set HF_HOME, and run again.",
-    "offline": "is not wholly in the local cache and HF_HUB_OFFLINE is set: unset it and run again.",
-    "network": "is not wholly in the local cache and did not come from {hub} ({reason}): run again.",
-}
+STALE_S = 3600.0  # an unfinished file that nobody wrote to for so long is left over from a killed process
 
 
 def download(spec: ModelSpec, download_s: float) -> Path:
@@ -50,76 +39,44 @@ def download(spec: ModelSpec, download_s: float) -> Path:
     Without network a complete cached copy is used. Raises LabError for a Hub that cannot be reached, an
     unknown, private or gated repository, remote code, pickles, damaged files, and after download_s seconds.
     """
-    folder = None
-    with suppress(Exception):  # complete, verified and the Hub's latest: no process is needed
-        cached = _files(spec.source, hf.resolve_revision(spec.source, revision=spec.revision), local=True)
-        folder = cached if _note(cached).is_file() else None
-    folder = folder or _by_child(spec, download_s)
-    folders.check_folder(folder, spec.alias)
-    return folder
+    over, done, until = threading.Event(), Future[Path](), time.monotonic() + download_s
 
+    class Bar(tqdm):  # the library reports each piece of data to it
+        def update(self, n: float | None = 1) -> None:
+            if over.is_set():
+                raise InterruptedError
 
-def _files(repository: str, commit: str, local: bool = False) -> Path:
-    keywords = {"allow_patterns": FILES, "local_files_only": local}
-    return Path(hf.snapshot_download(repository, revision=commit, **keywords))
+    def work() -> None:
+        for attempt in range(ATTEMPTS):  # the library does not repeat all that may pass
+            try:
+                return done.set_result(_fetch(spec.source, spec.revision, Bar))
+            except Exception as error:
+                pause = asked_pause(error) if attempt < ATTEMPTS - 1 else None
+                if pause is None or time.monotonic() + pause > until:
+                    return done.set_exception(error)
+            over.wait(pause + 2**attempt * (0.5 + random.random()))
 
-
-def _note(folder: Path) -> Path:
-    """The file that says that a snapshot was verified."""
-    return folder.parents[1] / "verified" / folder.name
-
-
-def _by_child(spec: ModelSpec, download_s: float) -> Path:
-    # A program of its own: multiprocessing would run a user's script again that has no main guard.
-    with subprocess.Popen(
-        [sys.executable, "-m", __name__, json.dumps([spec.source, spec.revision, download_s])],
-        stdin=subprocess.PIPE,  # closed when this block or this process ends, and then the child ends
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,  # progress bars
-    ) as child:
-        try:
-            child.wait(download_s)
-        except subprocess.TimeoutExpired:
-            why = f"was stopped after {download_s:.0f} s of downloading: run again, finished files are kept."
-            raise folders.refusal(spec.source, why, Failure.TIMEOUT) from None
-        died = {"error": f"The download of {spec.source!r} died: run again.", "kind": Failure.DOWNLOAD}
-        answer = json.loads(child.communicate()[0] or json.dumps(died))
-    if "error" in answer:
-        raise LabError(answer["error"], Failure(answer["kind"]))
-    return Path(answer["folder"])
-
-
-def main() -> None:
-    """The child: print {"folder"}, or {"error", "kind"}."""
-    import tenacity
-
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    logging.set_verbosity_error()
+    disable_progress_bars()
     # Write what arrives as it arrives: of the default 10 MB blocks a broken connection loses the last one.
     constants.DOWNLOAD_CHUNK_SIZE = None
-    source, revision, download_s = json.loads(sys.argv[1])
-    again = tenacity.Retrying(  # the library does not repeat all that may pass
-        retry=tenacity.retry_if_exception(_passes),
-        wait=tenacity.wait_exponential_jitter(1, 30) + tenacity.wait_exception(asked_pause),
-        stop=tenacity.stop_after_attempt(ATTEMPTS) | tenacity.stop_before_delay(download_s),
-        reraise=True,
-    )
+    threading.Thread(target=work, daemon=True).start()
     try:
-        print(json.dumps({"folder": str(again(_fetch, source, revision))}))
+        folder = done.result(download_s)
     except Exception as error:
-        refusal = error if isinstance(error, LabError) else _explained(error, source, revision)
-        print(json.dumps({"error": str(refusal), "kind": refusal.kind}))
+        if done.done():
+            raise _explained(error, spec.source, spec.revision) from None
+        why = f"was stopped after {download_s:.0f} s of downloading: run again, finished files are kept."
+        raise folders.refusal(spec.source, why, Failure.TIMEOUT) from None
+    finally:
+        over.set()
+        if not done.done():
+            with suppress(ImportError):  # transfers of the Rust client do not ask the bar
+                from huggingface_hub.utils._xet import abort_xet_session
 
-
-def _end_with_parent() -> None:
-    """Wait until stdin is closed, then remove the files that nobody could go on with, and exit."""
-    import psutil
-
-    os.read(0, 1)
-    with suppress(OSError, psutil.Error):
-        for file in psutil.Process().open_files():
-            if file.path.endswith(".incomplete"):
-                Path(file.path).unlink()
-    os._exit(1)
+                abort_xet_session()
+    folders.check_folder(folder, spec.alias)
+    return folder
 
 
 def _answer(error: BaseException | None) -> Any:
@@ -129,28 +86,26 @@ def _answer(error: BaseException | None) -> Any:
     return error
 
 
-def _passes(error: BaseException) -> bool:
-    answer = _answer(error)  # None: a connection that was there and broke
-    return answer.response.status_code in PASSING if answer else isinstance(error, errors.HTTPError)
+def asked_pause(error: BaseException) -> float | None:
+    """Seconds that the Hub asks to wait (Retry-After, RFC 9110, 10.2.3: no dates), None: for good."""
+    if (answer := _answer(error)) is None:  # a connection that was there and broke
+        return 0.0 if isinstance(error, errors.HTTPError) else None
+    asked, status = answer.response.headers.get("Retry-After", ""), answer.response.status_code
+    pause = float(asked) if asked.isdecimal() else 0.0
+    return pause if status >= 500 or status in (408, 425, 429) else None
 
 
-def asked_pause(error: BaseException) -> float:
-    """Seconds that the Hub asks to wait (Retry-After, RFC 9110, 10.2.3; it sends no dates)."""
-    answer = _answer(error)
-    asked = answer.response.headers.get("Retry-After", "") if answer else ""
-    return float(asked) if asked.isdecimal() else 0.0
-
-
-def _fetch(source: str, revision: str | None, mend: bool = True) -> Path:
+def _fetch(source: str, revision: str | None, bar: type[Any], mend: bool = True) -> Path:
     """The snapshot, each file held once against the hash that the Hub lists; damaged ones come once more.
 
     A repository with pickled weights only is read at the safetensors copy that the Hub's conversion account
     offers, if any. Raises LabError for remote code, pickles and damage, and the Hub client's errors.
     """
-    folder = _snapshot(source, revision)
+    folder = _snapshot(source, revision, bar)
     if revision is None and not any(folder.glob("*.safetensors")):
-        folder = _snapshot(source, _converted(source, folder))
-    if _note(folder).is_file():
+        folder = _snapshot(source, _converted(source, folder), bar)
+    verified = folder.parents[1] / "verified" / folder.name
+    if verified.is_file():
         return folder
     try:
         mismatches = hf.verify_repo_checksums(source, revision=folder.name).mismatches
@@ -162,24 +117,27 @@ def _fetch(source: str, revision: str | None, mend: bool = True) -> Path:
         path.resolve().unlink(missing_ok=True)
         path.unlink(missing_ok=True)
     if damaged and mend:
-        return _fetch(source, revision, mend=False)
+        return _fetch(source, revision, bar, mend=False)
     if damaged:
         why = f"came with a damaged {damaged[0].name} (not the hash that the Hub lists), deleted: run again."
         raise folders.refusal(source, why, Failure.DOWNLOAD)
-    _note(folder).parent.mkdir(exist_ok=True)
-    _note(folder).touch()
+    for left in folder.parents[1].glob("blobs/*.incomplete"):
+        if left.stat().st_mtime < time.time() - STALE_S:
+            left.unlink(missing_ok=True)
+    verified.parent.mkdir(exist_ok=True)
+    verified.touch()
     return folder
 
 
-def _snapshot(repository: str, revision: str | None) -> Path:
+def _snapshot(repository: str, revision: str | None, bar: type[Any]) -> Path:
     """The files of a repository at a revision, or at its latest."""
     commit = hf.resolve_revision(repository, revision=revision)
     if not commit.resolved.isalnum():  # it names a folder
-        why = "is named by something that is no commit: check HF_ENDPOINT."
-        raise folders.refusal(repository, why, Failure.DOWNLOAD)
-    config = Path(hf.hf_hub_download(repository, "config.json", revision=commit))  # before gigabytes arrive
+        raise folders.refusal(repository, "is named by no commit: check HF_ENDPOINT.", Failure.DOWNLOAD)
+    at = {"repo_id": repository, "revision": commit, "tqdm_class": bar}
+    config = Path(hf.hf_hub_download(filename="config.json", **at))  # before gigabytes arrive
     folders.check_no_remote_code(folders.read_json_file(config, repository), repository)
-    return _files(repository, commit)
+    return Path(hf.snapshot_download(allow_patterns=FILES, **at))
 
 
 def _converted(source: str, folder: Path) -> str:
@@ -199,21 +157,27 @@ def _converted(source: str, folder: Path) -> str:
 
 def _explained(error: Exception, source: str, revision: str | None) -> LabError:
     """An error of the Hub client as a sentence that says what to do."""
-    answer, full = _answer(error), isinstance(error, OSError) and error.errno in FULL
-    lacked = "disk" if full else "offline" if constants.is_offline_mode() else "network"
-    why = next((WHY[kind.__name__] for kind in type(answer).__mro__ if kind.__name__ in WHY), WHY[lacked])
+    if isinstance(error, LabError):
+        return error
+    answer, login = _answer(error), "log in with `hf auth login`"
     known = [model.source for model in registry.load_registry().values() if model.kind == "hub"]
-    sentence = why.format(
-        nearest=registry.nearest(source, known),
-        revision=revision,
-        status=answer and answer.response.status_code,
-        cache=constants.HF_HUB_CACHE,
-        hub=constants.ENDPOINT,
-        reason=f"{type(error).__name__}: {error}".partition("\n")[0],
-    )
-    gated = isinstance(answer, errors.GatedRepoError)
-    return folders.refusal(source, sentence, Failure.REFUSED if gated else Failure.DOWNLOAD)
-
-
-if __name__ == "__main__":
-    main()
+    whys = {  # by what the Hub answered, the most special first
+        errors.GatedRepoError: f"is gated: accept its licence on its Hub page, then {login} or set HF_TOKEN.",
+        errors.RepositoryNotFoundError: f"is not on the Hub, or is private ({login}), and is no folder: "
+        + registry.nearest(source, known),
+        errors.RevisionNotFoundError: f"has no revision {revision!r} on the Hub.",
+        errors.RemoteEntryNotFoundError: "has no config.json on the Hub: it is not a saved model.",
+        errors.HfHubHTTPError: "did not come, the Hub answered HTTP "
+        f"{answer and answer.response.status_code}: {login}, or try again later.",
+    }
+    why = next((text for kind, text in whys.items() if isinstance(answer, kind)), "")
+    if not why and isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        cache = constants.HF_HUB_CACHE
+        why = f"did not come, the disk was full: free space for {cache} or set HF_HOME, and run again."
+    elif not why:
+        reason = f"did not come from {constants.ENDPOINT} ({type(error).__name__}: {error}".partition("\n")[0]
+        offline = "HF_HUB_OFFLINE is set: unset it and run again."
+        why = "is not wholly in the local cache and "
+        why += offline if constants.is_offline_mode() else f"{reason}): run again."
+    refused = Failure.REFUSED if isinstance(answer, errors.GatedRepoError) else Failure.DOWNLOAD
+    return folders.refusal(source, why, refused)

@@ -75,8 +75,8 @@ def fetch(spec: ModelSpec, download_s: float = Limits().download_s) -> Path:
     """
     if spec.kind == "hub":
         return hub.download(spec, download_s)
-    if (folder := registry.folder_of(spec)) is None:  # a shape
-        return fetch(registry.resolve(SHAPE_TOKENIZER))
+    spec = registry.resolve(SHAPE_TOKENIZER) if spec.kind == "shape" else spec
+    folder = registry.folder_of(spec) or Path()
     for name, digest in spec.sha256.items():
         if not (folder / name).is_file() or file_digest(folder / name) != digest:
             why = f"lacks {name} as it was recorded (sha256)"
@@ -105,9 +105,9 @@ def revision_of(spec: ModelSpec, folder: Path | None = None) -> str:
     if spec.kind == "shape":
         return random_weights.revision(spec)
     small = [folder / name for name in SMALL_FILES if (folder / name).is_file()]
-    weights = folders.weight_files(folder, spec.alias)
-    lines = [f"{path.name} {file_digest(path)}" for path in (*weights, *small)]
-    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:12]
+    files = [*folders.weight_files(folder, spec.alias), *small]
+    lines = sorted(f"{path.name} {file_digest(path)}" for path in files)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
 
 
 def load(
@@ -121,9 +121,8 @@ def load(
     import torch
 
     spec = registry.resolve(model) if isinstance(model, str) else model
-    for name in ("torchao", "torch.utils._pytree"):  # no advice when transformers imports torchao
-        logging.getLogger(name).setLevel(logging.ERROR)
-    from transformers import GenerationMixin, PreTrainedModel  # noqa: F401  # importing is not timed
+    with _one_sentence("library transformers"):  # importing is not timed
+        from transformers import GenerationMixin, PreTrainedModel  # noqa: F401
 
     place = devices.detect(device, dtype)
     started = time.perf_counter()
@@ -166,7 +165,7 @@ def load(
         dtype=place.dtype,
         fetch_s=fetch_s,
         load_s=load_s,
-        parameter_bytes=sum(parameter.numel() * parameter.itemsize for parameter in net.parameters()),
+        parameter_bytes=sum(parameter.nbytes for parameter in net.parameters()),
         rss_before_bytes=rss_before,
         rss_after_load_bytes=rss_after_load,
         rss_after_forward_bytes=rss_after_forward,
@@ -206,8 +205,8 @@ def _read_weights(folder: Path, name: str, device: str, dtype: str) -> Any:
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
-        net = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    described = sum(tensor.numel() for tensor in (*net.parameters(), *net.buffers()))
+        empty = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    described = sum(tensor.numel() for tensor in (*empty.parameters(), *empty.buffers()))
     held = folders.count_parameters(folder, name)
     if described > 8 * held + 2**24:
         why = f"has a config.json that describes {described:,} numbers and its weights hold {held:,}"
@@ -243,8 +242,8 @@ def _one_sentence(what: str) -> Iterator[None]:
     """Whatever a broken model makes the libraries raise, as one sentence, without their advice and bars."""
     from transformers.utils import logging as advice
 
-    level, bars = advice.get_verbosity(), advice.is_progress_bar_enabled()
-    advice.set_verbosity_error()
+    muted, bars = logging.root.manager.disable, advice.is_progress_bar_enabled()
+    logging.disable(logging.WARNING)
     advice.disable_progress_bar()
     try:
         yield
@@ -255,6 +254,6 @@ def _one_sentence(what: str) -> Iterator[None]:
         kind = Failure.OUT_OF_MEMORY if isinstance(error, MemoryError) else Failure.OTHER
         raise LabError(f"The {what} cannot be loaded ({type(error).__name__}: {reason}).", kind) from error
     finally:
-        advice.set_verbosity(level)
+        logging.disable(muted)
         if bars:
             advice.enable_progress_bar()
