@@ -6,57 +6,43 @@ Exit codes: 0 all is well, 1 a model failed (the others are reported) or the run
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import json
 import math
 import re
 import signal
 import sys
 from collections.abc import Callable
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from nbhelpers.records import FailOnError, Failure, LabError, Limits, Settings
+from nbhelpers.records import FailOnError, Failure, LabError, Limits, RunInfo, Settings
 from nbhelpers.scoring.texts import printable
-
-if TYPE_CHECKING:
-    from nbhelpers.records import RunInfo
 
 app = typer.Typer(
     help="Judge local language models: quality with error bars, speed, memory and cost.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich takes a quarter of the time of --help
 )
-SETTINGS = {field.name: field for field in dataclasses.fields(Settings) if "help" in field.metadata}
-LIMITS = {  # option -> the field of Limits, its least value, help
-    "timeout": ("cell_s", 1, "Seconds a notebook's cell may take."),
-    "model_timeout": ("model_s", 1, "Seconds for a model's notebooks."),
-    "batch_timeout": ("generation_s", 0, "Seconds a generation may take."),
-    "download_timeout": ("download_s", 1, "Seconds for a download."),
-    "wait_for_memory": ("memory_wait_s", 0, "Seconds to wait for free memory."),
-}
+SETTINGS, LIMITS = (
+    {field.metadata["option"] or field.name: field for field in dataclasses.fields(kind) if field.metadata}
+    for kind in (Settings, Limits)
+)
 Run = Annotated[str, typer.Argument(help="A run's folder or name, or 'latest'.")]
 
 
 def _with_options(command: Callable[..., None]) -> Callable[..., None]:
     """The command with an option for each of SETTINGS and LIMITS in place of its ``**options``."""
-
-    def option(name: str, kind: Any, default: Any, info: Any) -> inspect.Parameter:
-        place = inspect.Parameter.KEYWORD_ONLY
-        return inspect.Parameter(name, place, default=default, annotation=Annotated[kind, info])
-
-    types, given = get_type_hints(Settings), inspect.signature(command, eval_str=True)
-    parameters = list(given.parameters.values())[:-1]
-    for name, setting in SETTINGS.items():
-        info = typer.Option(help=setting.metadata["help"])
-        parameters.append(option(name, types[name], setting.default, info))
-    for name, (field, least, text) in LIMITS.items():
-        parameters.append(option(name, float, getattr(Limits, field), typer.Option(min=least, help=text)))
+    types, given = get_type_hints(Settings) | get_type_hints(Limits), signature(command, eval_str=True)
+    parameters, place = list(given.parameters.values())[:-1], Parameter.KEYWORD_ONLY
+    for name, field in (SETTINGS | LIMITS).items():
+        option = typer.Option(help=field.metadata["help"], min=field.metadata["least"])
+        kind: Any = types[field.name]
+        parameters.append(Parameter(name, place, default=field.default, annotation=Annotated[kind, option]))
     command.__signature__ = given.replace(parameters=parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
 
 
@@ -68,9 +54,7 @@ def run(
     jobs: Annotated[int, typer.Option(min=0, help="Models at a time; 0: two small ones on a CPU.")] = 0,
     out: Annotated[str, typer.Option(help="Folder of this run; default: outputs/<date-time>.")] = "",
     resume: Annotated[str, typer.Option(help="Continue a run: its folder, its name, or 'latest'.")] = "",
-    fail_on_error: Annotated[
-        str, typer.Option(help="Failed samples that stop a run: true, a share, a count.")
-    ] = "false",
+    fail_on_error: Annotated[str, typer.Option(help="What stops a run: true, a share, a count.")] = "false",
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
     **options: Any,
 ) -> None:
@@ -79,14 +63,14 @@ def run(
     from nbhelpers.runner import progress, run
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    allowed = {field: options[name] for name, (field, _, _) in LIMITS.items()}
+    allowed = {field.name: options[name] for name, field in LIMITS.items()}
     limits = Limits(**allowed, fail_on_error=_tolerated(fail_on_error))
-    if resume:
-        _refuse_with_resume(context)
-        plan = plans.plan_resume(resume)
-    else:
-        settings = Settings(**{name: options[name] for name in SETTINGS})
-        plan = plans.plan_run(models or [], settings, out)
+    for name in ("models", "out", *SETTINGS) if resume else ():  # a change would mix two experiments
+        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE":
+            flag = name if name == "models" else f"--{name.replace('_', '-')}"
+            raise LabError(f"The option --resume keeps a run's own settings: leave out {flag} or start anew.")
+    settings = Settings(**{name: options[name] for name in SETTINGS})
+    plan = plans.plan_resume(resume) if resume else plans.plan_run(models or [], settings, out)
     try:
         with progress.watching(plan, quiet=as_json) as watch:
             info = run.run(plan, jobs or plans.default_jobs(plan), limits, watch)
@@ -94,16 +78,7 @@ def run(
         kept = "The run was stopped; what was finished is kept. Continue with: nbhelpers run --resume"
         raise LabError(f"{kept} {plan.run_dir}", Failure.STOPPED) from None
     _print_outcome(plan.run_dir, info, as_json)
-    if any(status.status == "failed" for status in info.notebooks):
-        raise typer.Exit(1)
-
-
-def _refuse_with_resume(context: typer.Context) -> None:
-    """A resumed run keeps its own settings: a changed one would mix two experiments."""
-    for name in ("models", "out", *SETTINGS):
-        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE":
-            flag = name if name == "models" else f"--{name.replace('_', '-')}"
-            raise LabError(f"The option --resume keeps a run's own settings: leave out {flag} or start anew.")
+    raise typer.Exit(any(status.status == "failed" for status in info.notebooks))
 
 
 def _tolerated(text: str) -> FailOnError:
@@ -120,23 +95,20 @@ def _print_outcome(run_dir: Path, info: RunInfo, as_json: bool = False) -> None:
     from nbhelpers import store
     from nbhelpers.comparison import compare
 
-    path = run_dir / "comparison.json"
+    path, lines = run_dir / "comparison.json", list[str]()
     comparison = store.read_json(path, compare.ComparisonReport) if path.exists() else None
     if as_json:
-        print(json.dumps(comparison and dataclasses.asdict(comparison), indent=2))
+        print(path.read_text(encoding="utf-8") if comparison else "null\n", end="")
         return
-    lines = []
     if comparison:
-        by_model = {result.model: result for result in compare.read_results(run_dir)[0]}
         lines.append(f"{comparison.primary}, 0 to 10, over {len(comparison.prompts)} prompts")
         lines.append(f"{'model':24} quality  95% interval  tokens/s  TTFT ms  weights MiB  finished  timing")
-        for model, estimate in comparison.ranking.items():
-            r, low, high = by_model[model], estimate.low, estimate.high
-            interval = f"[{low:.2f}, {high:.2f}]" if low is not None else estimate.reason
-            speed = r.metrics.get("latency/tokens_per_s/mean", math.nan)
-            ttft_ms = 1000 * r.metrics.get("latency/ttft_s/mean", math.nan)
+        by_model = {result.model: result for result in compare.read_results(run_dir)[0]}
+        for model, e in comparison.ranking.items():
+            r, interval = by_model[model], e.reason if e.low is None else f"[{e.low:.2f}, {e.high:.2f}]"
+            speed, ttft = (r.metrics.get(f"latency/{n}/mean", math.nan) for n in ("tokens_per_s", "ttft_s"))
             lines.append(
-                f"{model:24} {estimate.mean:7.2f}  {interval:>12}  {speed:8,.0f}  {ttft_ms:7,.1f}  "
+                f"{model:24} {e.mean:7.2f}  {interval:>12}  {speed:8,.0f}  {1000 * ttft:7,.1f}  "
                 f"{r.metrics['memory/parameters_mib']:11,.1f}  {r.finished:>4}/{r.attempted:<3}  {r.noise}"
             )
         lines += [f"  {compare.verdict_sentence(pair)}" for pair in comparison.pairs]
@@ -153,45 +125,38 @@ def _print_outcome(run_dir: Path, info: RunInfo, as_json: bool = False) -> None:
 @app.command()
 def models() -> None:
     """List the registry: what can be evaluated by name."""
-    from rich.console import Console
-    from rich.table import Table
-
     from nbhelpers import registry
 
-    table = Table("model", "kind", "family", "parameters", "context", "format", "licence", "gated", box=None)
+    row = "{:22} {:9} {:9} {:>10} {:>8} {:7} {:25} {}".format
+    print(row("model", "kind", "family", "parameters", "context", "format", "licence", "gated").rstrip())
     for s in registry.load_registry().values():
-        size, context = f"{s.parameters / 1e6:,.1f} M" if s.parameters else "?", str(s.context or "?")
-        gated = "yes" if s.gated else ""
-        table.add_row(s.alias, s.kind, s.family, size, context, s.prompt_format, s.licence, gated)
-    Console().print(table)
+        size = f"{s.parameters / 1e6:,.1f} M" if s.parameters else "?"
+        gated, context = "yes" if s.gated else "", s.context or "?"
+        print(row(s.alias, s.kind, s.family, size, context, s.prompt_format, s.licence, gated).rstrip())
     print("Any other Hub repository (org/name), local folder or shape:<alias> works too.")
 
 
 @app.command()
 def doctor() -> None:
-    """Show what this machine is, which dtype suits it, and whether the laboratory can run here."""
+    """Show what this machine is and whether the laboratory can run here."""
     from nbhelpers import registry, store
     from nbhelpers.devices import device
     from nbhelpers.loading import load
-    from nbhelpers.runner import notebook
+    from nbhelpers.runner import plan
 
-    report, gib = device.detect(), 2**30
+    report, gib, problems = device.detect(), 2**30, plan.missing_notebooks()
     print(f"device    {report.device} ({report.name}), {report.cores} cores")
     print(f"memory    {report.memory_free_bytes / gib:.1f} of {report.memory_total_bytes / gib:.1f} GiB free")
     print(f"dtype     {report.dtype}: {report.dtype_reason}")
     print(f"versions  {', '.join(f'{name} {version}' for name, version in report.versions.items())}")
     print(f"outputs   {store.outputs_dir()}")
-    paths = [notebook.notebook_path(name) for name in (*notebook.PIPELINE, notebook.COMPARISON)]
-    problems = [f"notebooks/{path.name} is missing" for path in paths if not path.is_file()]
     for alias in registry.embedded_models():
         try:
             load.fetch(registry.resolve(alias))
         except LabError as error:
             problems.append(str(error))
-    for problem in problems:
-        print(f"problem   {problem}")
-    print(f"{len(problems)} problems" if problems else "ready")
-    raise typer.Exit(1 if problems else 0)
+    print("\n".join(f"problem   {problem}" for problem in problems) or "ready")
+    raise typer.Exit(bool(problems))
 
 
 @app.command()
@@ -201,7 +166,7 @@ def memory(
     tokens: Annotated[int, typer.Option(help="Tokens of a row.")] = 512,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
 ) -> None:
-    """Say what a model needs to generate, and whether it fits, before any download."""
+    """Say what a model needs and whether it fits, before any download."""
     from nbhelpers import registry
     from nbhelpers.devices import fit
     from nbhelpers.loading.folder import inspect
@@ -222,7 +187,7 @@ def report(run: Run = "latest") -> None:
 
 @app.command()
 def route(run: Run = "latest") -> None:
-    """Choose a model for each content type of a finished run, and say why."""
+    """Choose a model for each content type of a run, and say why."""
     from nbhelpers.comparison import routing
     from nbhelpers.runner.plan import find_run
 
@@ -242,23 +207,20 @@ def label(
     count: Annotated[int, typer.Option(min=1, help="Texts on the sheet.")] = 40,
     seed: Annotated[int, typer.Option(help="Seed of the choice and order of the texts.")] = 0,
 ) -> None:
-    """Have people rate a run's texts: write a blind sheet, read it back, tell how far raters agree."""
+    """Have people rate a run's texts blindly, and tell how far they agree."""
     from nbhelpers.comparison import labels
     from nbhelpers.runner.plan import find_run
 
     folder = find_run(run)
-    try:
-        if not read and not judge:
-            print(labels.write_sheet(folder, count, seed))
-            print(f"Give each rater a copy, named after them and without {labels.KEY}, to rate from 1 to 10.")
-            print(f"Then: nbhelpers label {run} --read RATER.csv")
-            return
-        for sheet in read or []:
-            labels.read_sheet(folder, sheet)
-        if judge:
-            labels.add_judge(folder, judge)
-    except OSError as error:
-        raise LabError(f"{error.filename or folder} cannot be written ({error.strerror}).") from None
+    if not read and not judge:
+        print(labels.write_sheet(folder, count, seed))
+        print(f"Give each rater a copy, named after them and without {labels.KEY}, to rate from 1 to 10.")
+        print(f"Then: nbhelpers label {run} --read RATER.csv")
+        return
+    for sheet in read or []:
+        labels.read_sheet(folder, sheet)
+    if judge:
+        labels.add_judge(folder, judge)
     print("Krippendorff's alpha (1 is full agreement, 0 as by chance)")
     for found in labels.agreement(folder):
         interval = f"[{found.low:.2f}, {found.high:.2f}]" if found.low is not None else f"({found.reason})"
@@ -283,10 +245,12 @@ def ui(
 
 
 def main() -> None:
-    """Entry point: a LabError becomes one sentence and exit code 2 (1 after an interrupt)."""
+    """Entry point: an error that the user can act on becomes one sentence and an exit code."""
     try:
         app()
-    except LabError as error:
+    except (LabError, OSError) as error:
+        if isinstance(error, OSError):
+            error = LabError(f"{error.filename} cannot be used ({error.strerror}).")
         print(f"nbhelpers: {printable(str(error))}", file=sys.stderr)
         sys.exit(1 if error.kind is Failure.STOPPED else 2)
 

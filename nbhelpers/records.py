@@ -89,9 +89,9 @@ class Prompt(Record):
     content_type: str  # one of CONTENT_TYPES
 
 
-def _setting(default: Any, text: str) -> Any:
-    """A field of Settings; the text is the command line's help."""
-    return field(default=default, metadata={"help": text})
+def _setting(default: Any, text: str, option: str = "", least: float | None = None) -> Any:
+    """A field that the command line sets: its help, the option's name if it is another, its least value."""
+    return field(default=default, metadata={"help": text, "option": option, "least": least})
 
 
 @dataclass(frozen=True)
@@ -145,11 +145,11 @@ class FailOnError(Record):
 class Limits(Record):
     """How long things may take and how much may fail: how far a run comes, never what a text says."""
 
-    cell_s: float = 1800.0  # one cell of a notebook
-    model_s: float = 21_600.0  # all notebooks of one model
-    generation_s: float = 300.0  # one row, from its prefill on
-    download_s: float = 1800.0  # fetching one model
-    memory_wait_s: float = 0.0  # until enough memory is free to load a model
+    cell_s: float = _setting(1800.0, "Seconds a notebook's cell may take.", "timeout", 1)
+    model_s: float = _setting(21_600.0, "Seconds for a model's notebooks.", "model_timeout", 1)
+    generation_s: float = _setting(300.0, "Seconds a generation may take.", "batch_timeout", 0)
+    download_s: float = _setting(1800.0, "Seconds for a download.", "download_timeout", 1)
+    memory_wait_s: float = _setting(0.0, "Seconds to wait for free memory.", "wait_for_memory", 0)
     fail_on_error: FailOnError = FailOnError()
 
 
