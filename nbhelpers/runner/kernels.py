@@ -12,7 +12,6 @@ import ctypes
 import gc
 import multiprocessing
 import os
-import runpy
 import signal
 import sys
 import threading
@@ -66,7 +65,6 @@ def environment(threads: str) -> Iterator[None]:
 
 def serve(log: Path) -> None:
     """Start the server, which imports for seconds. It prints to the log and gets no Ctrl-C."""
-    global plain
     if plain:
         return
     stderr, before = os.dup(2), signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -75,40 +73,31 @@ def serve(log: Path) -> None:
             os.dup2(out.fileno(), 2)
         forkserver.set_forkserver_preload(PRELOAD)
         forkserver.ensure_running()
-    except OSError as error:
-        plain = f"no fork server ({error})"
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def start(log: Path, target: Callable[..., object], *arguments: Any, variables: Any = None) -> Process:
+def start(log: Path, target: Callable[..., object], *arguments: Any) -> Process:
     """Call a module's function in a process of its own, which prints to the log."""
     global plain
     log.parent.mkdir(parents=True, exist_ok=True)
-    given = (log, dict(variables or os.environ), Path.cwd(), target, *arguments)
-    for method in ("spawn",) if plain else ("forkserver", "spawn"):
-        context: Any = multiprocessing.get_context(method)
-        process = context.Process(target=_become, args=given)
+    context: Any = multiprocessing.get_context("spawn" if plain else "forkserver")
+    process = context.Process(target=_become, args=(log, dict(os.environ), Path.cwd(), target, *arguments))
+    with _lock:  # multiprocessing would run the script that this process runs in every one that it starts
+        main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
         try:
-            with _lock, _hidden_main():
-                process.start()
-            break
+            process.start()
+            _running.append((log, started := Process(process)))
+            return started
         except (OSError, EOFError) as error:
+            if plain:
+                raise
             plain = f"no answer from the fork server ({error or 'it ended'})"
-    _running.append((log, started := Process(process)))
-    return started
-
-
-@contextlib.contextmanager
-def _hidden_main() -> Iterator[None]:
-    """multiprocessing would run the script that this process runs in every one that it starts."""
-    main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+        finally:
+            sys.modules["__main__"] = main
+    return start(log, target, *arguments)
 
 
 def _become(log: Path, environment: dict[str, str], folder: Path, target: Any, *arguments: Any) -> None:
@@ -141,18 +130,13 @@ def _end_with_runner() -> None:
     kill_tree(os.getpid())
 
 
-def _run_module(argv: list[str]) -> None:
-    sys.argv = argv
-    runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
-
-
 class Process:
     """What jupyter_client uses of subprocess.Popen, for a process of multiprocessing."""
 
     stdin = stdout = stderr = None
 
     def __init__(self, process: BaseProcess) -> None:
-        self.process, self.pid = process, process.pid
+        self.process, self.pid = process, process.pid or 0
 
     def poll(self) -> int | None:
         return self.process.exitcode
@@ -162,26 +146,28 @@ class Process:
         return self.process.exitcode
 
     def send_signal(self, number: int) -> None:
-        os.kill(self.process.pid, number)  # type: ignore[arg-type]
+        os.kill(self.pid, number)
 
 
 class Provisioner(LocalProvisioner):
-    """Kernels of this interpreter, started here; any other is jupyter_client's."""
+    """Kernels of this interpreter, whatever the kernel's specification names."""
 
     log_file = Unicode(os.devnull).tag(config=True)
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> Any:
-        log = Path(self.log_file)
-        if cmd[:2] == [sys.executable, "-m"]:
-            self.process = start(log, _run_module, cmd[2:], variables=kwargs["env"])  # type: ignore[assignment]
-            self.pid = self.pgid = self.process.pid  # type: ignore[union-attr]
-        else:
-            await super().launch_kernel(cmd, **kwargs)
-            _running.append((log, self.process))
+        file = self.parent.connection_file  # type: ignore[union-attr]
+        self.process = start(Path(self.log_file), _kernel, file)  # type: ignore[assignment]
+        self.pid = self.pgid = self.process.pid  # type: ignore[union-attr]
         return self.connection_info
 
     async def kill(self, restart: bool = False) -> None:
         kill_tree(self.pid or 0)
+
+
+def _kernel(connection_file: str) -> None:
+    from ipykernel import kernelapp
+
+    kernelapp.launch_new_instance(["-f", connection_file])
 
 
 def kernel_config(log: Path, sockets: str) -> Config:

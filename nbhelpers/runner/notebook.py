@@ -7,7 +7,6 @@ and no cell holds an error output.
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import json
 import os
@@ -44,7 +43,7 @@ def notebook_path(name: str) -> Path:
 
 
 def check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> None:
-    """Raise LabError for a parameter the notebook does not have, or a value that is not JSON of its kind.
+    """Raise LabError for a parameter the notebook does not have, or a value that JSON would change.
 
     papermill itself only warns about an unknown name, and turns tuples into strings.
     """
@@ -56,29 +55,10 @@ def check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> None:
     for name, value in parameters.items():
         if name not in known:
             raise LabError(f"{notebook.name} has no parameter {name!r}; it has {', '.join(known)}.")
-        default = None
-        with contextlib.suppress(ValueError, SyntaxError):
-            default = ast.literal_eval(known[name]["default"])
-        if not _is_json(value) or not _fits(value, default):
-            wanted = "plain JSON" if default is None else f"plain JSON, a {type(default).__name__}"
-            raise LabError(f"The parameter {name!r} of {notebook.name} is {value!r}: pass {wanted}.")
-
-
-def _is_json(value: Any) -> bool:
-    """Whether a value comes back from JSON as it was: no tuple, path, numpy scalar or NaN."""
-    try:
-        back = json.loads(json.dumps(value))
-    except (TypeError, ValueError):
-        return False
-    return type(back) is type(value) and back == value
-
-
-def _fits(value: Any, default: Any) -> bool:
-    if value is None or default is None:
-        return True
-    if isinstance(default, float):
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return type(value) is type(default)
+        with contextlib.suppress(TypeError):  # a path, a numpy integer
+            if json.loads(json.dumps(value)) == value:
+                continue
+        raise LabError(f"The parameter {name!r} of {notebook.name} is {value!r}: pass plain JSON.")
 
 
 def run_notebook(
@@ -95,7 +75,7 @@ def run_notebook(
     output.parent.mkdir(parents=True, exist_ok=True)
     for stale in (output, output.with_suffix(".html")):
         stale.unlink(missing_ok=True)
-    started, problem = time.monotonic(), None
+    started, raised = time.monotonic(), None
     with tempfile.TemporaryDirectory(prefix="nb") as sockets:
         try:
             papermill.execute_notebook(
@@ -108,14 +88,11 @@ def run_notebook(
                 execution_timeout=max(1, int(timeout_s)),
                 config=kernels.kernel_config(output.with_name(kernels.LOG), sockets),
             )
-        except Exception as raised:  # papermill, nbclient and kernel errors have no common base
-            problem = raised
-    if problem is None:
-        found = notebook_error(output)
-    elif type(problem).__name__ == "CellTimeoutError":
+        except Exception as problem:  # papermill, nbclient and kernel errors have no common base
+            raised = problem
+    found = notebook_error(output, raised)
+    if type(raised).__name__ == "CellTimeoutError":
         found = f"a cell passed the limit of {timeout_s:g} s", Failure.TIMEOUT
-    else:
-        found = (output.exists() and _cell_error(_code_cells(output))) or describe(problem)
     if output.exists():
         with output.open("rb+") as written:  # a notebook that counts as passed is on the disk
             os.fsync(written.fileno())
@@ -143,15 +120,27 @@ def _register_engine() -> None:
     papermill_engines.register(ENGINE, SavedOnce)
 
 
-def notebook_error(path: Path) -> Problem | None:
-    """Why an executed notebook does not count as a success, and the kind of failure; None when it does."""
+def notebook_error(path: Path, raised: Exception | None = None) -> Problem | None:
+    """Why an executed notebook does not count as a success, and the kind of failure; None when it does.
+
+    raised: by papermill. A LabError's sentence stands for itself; its traceback ends with its kind.
+    """
+    import nbformat
+
     try:
-        code = _code_cells(path)
+        cells = nbformat.read(path, as_version=4).cells
     except Exception as problem:  # nbformat's errors have no common base
-        return f"{path.name} could not be read: {describe(problem)[0]}", Failure.OTHER
+        unread = f"{path.name} could not be read: {describe(problem)[0]}"
+        return describe(raised) if raised else (unread, Failure.OTHER)
+    code = [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
+    for output in (output for cell in code for output in cell.outputs if output.output_type == "error"):
+        value = next(iter(output.evalue.strip().splitlines()), "")
+        if output.ename == "LabError":
+            return value, Failure(output.traceback[-1])
+        return f"{output.ename}: {value}", KINDS.get(output.ename, Failure.OTHER)
     missing = sum(cell.execution_count is None for cell in code)
     early = f"the kernel stopped early: {missing} of {len(code)} code cells never ran"
-    return _cell_error(code) or ((early, Failure.DEAD_KERNEL) if missing else None)
+    return describe(raised) if raised else (early, Failure.DEAD_KERNEL) if missing else None
 
 
 def describe(problem: Exception) -> Problem:
@@ -160,24 +149,6 @@ def describe(problem: Exception) -> Problem:
         return str(problem), problem.kind
     name, text = type(problem).__name__, str(problem).strip().splitlines()
     return f"{name}: {text[0]}" if text else name, KINDS.get(name, Failure.OTHER)
-
-
-def _code_cells(path: Path) -> list[Any]:
-    import nbformat
-
-    cells = nbformat.read(path, as_version=4).cells
-    return [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
-
-
-def _cell_error(code: list[Any]) -> Problem | None:
-    """The first error output. A LabError's sentence stands for itself; its traceback ends with its kind."""
-    for output in (output for cell in code for output in cell.outputs):
-        if output.output_type == "error":
-            value = next(iter(output.evalue.strip().splitlines()), "")
-            if output.ename == "LabError":
-                return value, Failure(output.traceback[-1])
-            return f"{output.ename}: {value}", KINDS.get(output.ename, Failure.OTHER)
-    return None
 
 
 def to_html(path: Path) -> Path:

@@ -34,11 +34,17 @@ class Plan:
         return dict(zip(self.info.models, self.info.specs, strict=True))
 
 
+def missing_notebooks() -> list[str]:
+    """A sentence for each notebook of a run that is not there."""
+    paths = (notebook_path(name) for name in (*PIPELINE, COMPARISON))
+    missing = "The notebook notebooks/{} is missing: restore it from the repository."
+    return [missing.format(path.name) for path in paths if not path.is_file()]
+
+
 def plan_run(models: Sequence[str], settings: Settings, out: str = "") -> Plan:
     """Check models, prompts and the output folder. Raises LabError."""
-    for name in (*PIPELINE, COMPARISON):
-        if not notebook_path(name).is_file():
-            raise LabError(f"The notebook notebooks/{name}.ipynb is missing: restore it from the repository.")
+    for problem in missing_notebooks():
+        raise LabError(problem)
     prompts = registry.load_prompts(settings.prompts, settings.limit)
     names = models or registry.embedded_models()
     specs = tuple(inspect(registry.resolve(name)) for name in names)
@@ -48,9 +54,8 @@ def plan_run(models: Sequence[str], settings: Settings, out: str = "") -> Plan:
     started = datetime.now(UTC)
     run_dir = Path(out).resolve() if out else store.outputs_dir() / started.strftime("%Y%m%d-%H%M%S")
     if (run_dir / "run.json").exists():
-        raise LabError(
-            f"The folder {run_dir} already holds a run: continue it with --resume, or choose another --out."
-        )
+        hint = "continue it with --resume, or choose another --out"
+        raise LabError(f"The folder {run_dir} already holds a run: {hint}.")
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / ".writable").touch()

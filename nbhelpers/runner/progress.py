@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich import progress
+from rich.console import Console
+
 from nbhelpers.records import NotebookStatus
 from nbhelpers.runner.notebook import PIPELINE
 from nbhelpers.runner.plan import Plan
@@ -22,30 +25,24 @@ class _Samples:
     total: int
 
     def __str__(self) -> str:
-        try:
-            with self.path.open("rb") as lines:
-                return f"{sum(1 for _ in lines)}/{self.total} samples"
-        except OSError:  # none yet
-            return f"0/{self.total} samples"
+        made = self.path.read_bytes().count(b"\n") if self.path.exists() else 0
+        return f"{made}/{self.total} samples"
 
 
 @contextmanager
 def watching(plan: Plan, quiet: bool = False) -> Iterator[Watcher]:
     """A watcher of a run: live bars on a terminal, a line per notebook otherwise."""
-    from rich import progress
-    from rich.console import Console
-
     names = {model: spec.alias for model, spec in plan.models.items()} | {"": "comparison"}
     console = Console(stderr=True)
 
     def line(model: str, notebook: str, status: NotebookStatus | None) -> None:
-        if status:
+        if status and not quiet:
             error = f": {status.error}" if status.error else ""
             time = f"{status.status:>7} {status.seconds:6.1f} s"
             print(printable(f"{names[model]:<24} {notebook:<22} {time}{error}"), flush=True)
 
     if quiet or not console.is_terminal:
-        yield (lambda *event: None) if quiet else line
+        yield line
         return
     texts = ("{task.description}", "{task.fields[samples]}", "{task.fields[notebook]}")
     columns = (*(progress.TextColumn(text, markup=False) for text in texts), progress.BarColumn(20))
@@ -53,13 +50,10 @@ def watching(plan: Plan, quiet: bool = False) -> Iterator[Watcher]:
     with progress.Progress(*columns, *times, console=console, speed_estimate_period=3600) as bars:
         total = {model: len(PIPELINE) for model in plan.models} | {"": 1}
         whole = bars.add_task("run", total=sum(total.values()), notebook="", samples="")
-        rows = {
-            model: bars.add_task(names[model], total=total[model], notebook="waiting", samples="")
-            for model in total
-        }
+        rows = {m: bars.add_task(n, total=total[m], notebook="waiting", samples="") for m, n in names.items()}
         for model, spec in plan.models.items():
-            samples = _Samples(plan.run_dir / spec.slug / "samples.jsonl", plan.samples_per_model)
-            bars.update(rows[model], samples=samples)
+            path = plan.run_dir / spec.slug / "samples.jsonl"
+            bars.update(rows[model], samples=_Samples(path, plan.samples_per_model))
 
         def watch(model: str, notebook: str, status: NotebookStatus | None) -> None:
             error = f": {status.error}" if status and status.status == "failed" else ""

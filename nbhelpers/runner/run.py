@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
@@ -19,12 +19,11 @@ from typing import Any
 
 from nbhelpers import store
 from nbhelpers.devices import device as devices
-from nbhelpers.records import Failure, LabError, Limits, ModelSpec, NotebookStatus, Result, RunInfo
+from nbhelpers.records import Failure, LabError, Limits, NotebookStatus, Result, RunInfo
 from nbhelpers.runner import kernels
 from nbhelpers.runner.notebook import COMPARISON, PIPELINE, describe, notebook_path, run_notebook, to_html
 from nbhelpers.runner.plan import Plan
 
-DATABASE_S = 30.0  # a tracking server may not answer; half a migration would spoil a database
 GRACE_S = 90.0  # a notebook may take this much longer than a cell's limit: kernel start, saving
 LOOK_S = 0.5  # between two looks at the clock
 REPORT = "report"  # the step after the comparison; it is in run.json only if it failed
@@ -60,7 +59,7 @@ def _mended(plan: Plan) -> RunInfo:
         size = rows.stat().st_size
         with store.appending(rows):
             torn |= {rows.parent.name} if rows.stat().st_size < size else set()
-    again = {model for model, spec in plan.models.items() if spec.slug in torn}
+    again = {"", *(model for model, spec in plan.models.items() if spec.slug in torn)}
     return replace(plan.info, notebooks=tuple(s for s in plan.info.notebooks if s.model not in again))
 
 
@@ -94,23 +93,30 @@ class _Run:
 
     def execute(self) -> RunInfo:
         self._save()
-        database, work, pool = None, [], ThreadPoolExecutor(self.info.jobs)
+        work, pool = list[Future[None]](), ThreadPoolExecutor(self.info.jobs)
         try:
             kernels.serve(self.log)
             import papermill  # noqa: F401  # while the server is importing
 
-            database = kernels.start(self.log, make_database)
-            work = [pool.submit(self._model, model, spec) for model, spec in self.models.items()]
+            from nbhelpers.tracking import mlflow_run
+
+            kernels.start(self.log, mlflow_run.init_database)
+            parameters = asdict(replace(self.info.settings, run_dir=str(self.folder)))
+            for model, spec in self.models.items():
+                given = parameters | {"model": model}
+                work.append(pool.submit(self._notebooks, model, self.folder / spec.slug, PIPELINE, given))
             self._follow(work)
-            work = [pool.submit(self._comparison)]
+            given = {"run_dir": str(self.folder)}
+            work = [pool.submit(self._notebooks, "", self.folder, (COMPARISON,), given)]
             self._follow(work)
-            self._report()
+            self._save()  # the report reads it
+            if kernels.start(self.log, write_pages, self.folder).wait(self.limits.cell_s) != 0:
+                problem = f"the report was not written; see {self.log.name}"
+                self._save(NotebookStatus(REPORT, "", "failed", 0.0, problem, Failure.OTHER))
         finally:
             self.ending = True
             self._follow(work)
             pool.shutdown()
-            if database:
-                database.wait(DATABASE_S)
             kernels.kill()
             self._save()
         return self.info
@@ -124,29 +130,23 @@ class _Run:
         for future in () if self.ending else work:
             future.result()
 
-    def _model(self, model: str, spec: ModelSpec) -> None:
-        """What has not passed of 01 to 06, in order; what follows a failure is skipped."""
-        parameters = asdict(replace(self.info.settings, model=model, run_dir=str(self.folder)))
+    def _notebooks(self, model: str, folder: Path, names: Sequence[str], parameters: dict[str, Any]) -> None:
+        """What has not passed of some notebooks, in order; what follows a failure is skipped."""
         passed = {s.notebook for s in self.info.notebooks if s.model == model and s.status == "passed"}
         end, failed = time.monotonic() + self.limits.model_s, ""
-        for name in PIPELINE:
-            output = self.folder / spec.slug / f"{name}.ipynb"
-            if name in passed and output.exists():
+        for name in names:
+            output = folder / f"{name}.ipynb"
+            if self.ending or (name in passed and output.exists()):
                 continue
-            if self.ending:
-                return
-            if failed or self.refused:
+            if failed or (model and self.refused):
                 reason = STOPPED if self.refused else f"{failed} failed"
-                self._record(NotebookStatus(name, model, "skipped", 0.0, reason))
-            elif not self._notebook(output, parameters, end, model):
+                self._save(NotebookStatus(name, model, "skipped", 0.0, reason))
+            elif (status := self._notebook(output, parameters, end, model)).status == "failed":
                 failed = name
+                self.refused |= self.limits.fail_on_error.count == 1 or status.failure is Failure.STOPPED
 
-    def _comparison(self) -> None:
-        output = self.folder / f"{COMPARISON}.ipynb"
-        self._notebook(output, {"run_dir": str(self.folder)}, time.monotonic() + self.limits.model_s)
-
-    def _notebook(self, output: Path, parameters: dict[str, Any], end: float, model: str = "") -> bool:
-        """Whether one notebook passed within its limits."""
+    def _notebook(self, output: Path, parameters: dict[str, Any], end: float, model: str) -> NotebookStatus:
+        """How one notebook went, within its limits."""
         began, most, log = time.monotonic(), self.limits.cell_s + GRACE_S, output.with_name(kernels.LOG)
         self.watch(model, output.stem, None)
         self.deadlines[log] = deadline = min(end, began + most)
@@ -161,44 +161,21 @@ class _Run:
         if status.status == "failed" and time.monotonic() > deadline:
             limit = f"{self.limits.model_s:.0f} s for a model" if deadline == end else f"{most:.0f} s"
             status = replace(status, error=f"stopped by the runner after {limit}", failure=Failure.TIMEOUT)
-        self._record(status)
-        return status.status == "passed"
+        self._save(status)
+        return status
 
-    def _report(self) -> None:
-        """Write the report once run.json is complete; whatever happens to it is no model's failure."""
-        self.info = replace(
-            self.info, notebooks=tuple(s for s in self.info.notebooks if s.notebook != REPORT)
-        )
-        self._save()
-        if kernels.start(self.log, write_pages, self.folder).wait(self.limits.cell_s) != 0:
-            problem = f"the report was not written; see {self.log.name}"
-            self._record(NotebookStatus(REPORT, "", "failed", 0.0, problem, Failure.OTHER))
-
-    def _record(self, status: NotebookStatus) -> None:
+    def _save(self, *new: NotebookStatus) -> None:
+        """Write run.json, with what came of these notebooks unless the run is ending."""
         with self.lock:
-            if self.ending:
-                return
-            wanted = self.limits.fail_on_error.count == 1 or status.failure is Failure.STOPPED
-            self.refused |= status.status == "failed" and wanted
-            which = (status.model, status.notebook)
-            others = [s for s in self.info.notebooks if (s.model, s.notebook) != which]
-            self.info = replace(self.info, notebooks=(*others, status))
-        self._save()
-        self.watch(status.model, status.notebook, status)
-
-    def _save(self) -> None:
-        with self.lock:
+            new = () if self.ending else new
             seconds = round(time.monotonic() - self.began, 1)
             how = f"plain: {kernels.plain}" if kernels.plain else "forked"
-            self.info = replace(self.info, seconds=seconds, kernels=how)
+            latest = {(s.model, s.notebook): s for s in (*self.info.notebooks, *new)}
+            notebooks = tuple(latest.values())
+            self.info = replace(self.info, notebooks=notebooks, seconds=seconds, kernels=how)
             store.write_json(self.folder / "run.json", self.info)
-
-
-def make_database() -> None:
-    """MLflow's database, before two notebooks make it at once."""
-    from nbhelpers.tracking.mlflow_run import init_database
-
-    init_database()
+        for status in new:
+            self.watch(status.model, status.notebook, status)
 
 
 def write_pages(run_dir: Path) -> None:

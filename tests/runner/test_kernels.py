@@ -84,10 +84,11 @@ def server_pid() -> int:
 
 def test_a_forked_process_is_as_if_started_with_the_libraries_loaded(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MARK", "here")
     found = []
     for number in range(2):
         log = tmp_path / f"{number}.log"
-        process = kernels.start(log, facts, variables={**os.environ, "MARK": "here"})
+        process = kernels.start(log, facts)
         assert process.wait(120) == 3
         first, last = log.read_text().splitlines()
         assert last == "the end"  # what was registered for the exit has run

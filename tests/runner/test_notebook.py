@@ -4,6 +4,7 @@ import html.parser
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
 import nbformat
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from nbhelpers.records import Failure, LabError
+from nbhelpers.runner import kernels
 from nbhelpers.runner import notebook as execute
 
 DEFAULTS = 'name = "a"\ncount = 1\nrate = 0.5\nquick = False\nlimit = None\nitems = [1]'
@@ -144,20 +146,31 @@ def test_a_cell_that_passes_its_limit_is_stopped(tmp_path):
 
 def test_a_kernel_that_cannot_start_is_the_reason_given(tmp_path, monkeypatch):
     """What an earlier run left in the output folder must not speak for this one."""
-    kernel = tmp_path / "kernels" / "python3" / "kernel.json"
-    kernel.parent.mkdir(parents=True)
-    argv = [str(tmp_path / "no-such-python"), "{connection_file}"]
-    kernel.write_text(json.dumps({"argv": argv, "display_name": "Python 3", "language": "python"}))
+
+    def start(*arguments, **more):
+        raise FileNotFoundError("no-such-python")
+
+    monkeypatch.setattr(kernels, "start", start)
     output = tmp_path / "out" / "01_tiny.ipynb"
     output.parent.mkdir()
     old = [nbformat.v4.new_code_cell("1 / 0", outputs=[nbformat.v4.new_output("error", ename="Old")])]
     nbformat.write(nbformat.v4.new_notebook(cells=old), output)
     output.with_suffix(".html").write_text("old")
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     status, _ = run(tmp_path, "x = 1")
     assert status.status == "failed"
     assert "FileNotFoundError" in status.error and "no-such-python" in status.error
     assert not output.with_suffix(".html").exists()
+
+
+def test_a_kernel_is_of_the_runner_s_python_whatever_is_installed_under_its_name(tmp_path, monkeypatch):
+    kernel = tmp_path / "kernels" / "python3" / "kernel.json"
+    kernel.parent.mkdir(parents=True)
+    argv = [str(tmp_path / "no-such-python"), "{connection_file}"]
+    kernel.write_text(json.dumps({"argv": argv, "display_name": "Python 3", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    status, output = run(tmp_path, "import sys; print(sys.executable)")
+    assert status.status == "passed"
+    assert texts(output) == f"{sys.executable}\n"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="socket paths")
@@ -173,22 +186,13 @@ def test_a_long_path_of_temporary_files_does_not_stop_the_kernel(tmp_path, monke
     "parameters, message",
     [
         ({"nmae": "x"}, "has no parameter 'nmae'; it has name, count, rate, quick, limit, items"),
-        ({"name": ("a", "b")}, r"'name' of 01_tiny.ipynb is \('a', 'b'\): pass plain JSON, a str"),
-        ({"items": [("a", "b")]}, "'items' of 01_tiny.ipynb is .*: pass plain JSON, a list"),
-        ({"items": [{1: "a"}]}, "'items' of 01_tiny.ipynb is .*: pass plain JSON, a list"),
-        ({"items": {"a": 1}}, "'items' of 01_tiny.ipynb is {'a': 1}: pass plain JSON, a list"),
-        ({"count": np.int64(3)}, "'count' of 01_tiny.ipynb is .*3.*: pass plain JSON, a int"),
-        ({"rate": np.float64(3)}, "'rate' of 01_tiny.ipynb is .*3.*: pass plain JSON, a float"),
+        ({"name": ("a", "b")}, r"'name' of 01_tiny.ipynb is \('a', 'b'\): pass plain JSON"),
+        ({"items": [("a", "b")]}, "'items' of 01_tiny.ipynb is .*: pass plain JSON"),
+        ({"items": [{1: "a"}]}, "'items' of 01_tiny.ipynb is .*: pass plain JSON"),
+        ({"count": np.int64(3)}, "'count' of 01_tiny.ipynb is .*3.*: pass plain JSON"),
         ({"rate": float("nan")}, "'rate' of 01_tiny.ipynb is nan: pass"),
         ({"name": Path("x")}, "'name' of 01_tiny.ipynb is .*Path.*: pass"),
-        ({"limit": Path("x")}, "'limit' of 01_tiny.ipynb is .*Path.*: pass plain JSON"),
-        ({"count": "3"}, "'count' of 01_tiny.ipynb is '3': pass plain JSON, a int"),
-        ({"count": 2.5}, "'count' of 01_tiny.ipynb is 2.5: pass"),
-        ({"count": True}, "'count' of 01_tiny.ipynb is True: pass"),
-        ({"quick": "true"}, "'quick' of 01_tiny.ipynb is 'true': pass plain JSON, a bool"),
-        ({"quick": 1}, "'quick' of 01_tiny.ipynb is 1: pass"),
-        ({"rate": True}, "'rate' of 01_tiny.ipynb is True: pass"),
-        ({"name": 3}, "'name' of 01_tiny.ipynb is 3: pass plain JSON, a str"),
+        ({"limit": {1, 2}}, "'limit' of 01_tiny.ipynb is .*1, 2.*: pass plain JSON"),
     ],
 )
 def test_wrong_parameters_are_refused_before_anything_runs(tmp_path, parameters, message):
