@@ -40,8 +40,7 @@ def check_folder(folder: Path, name: str) -> None:
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.suffix in _READ and path.is_file():
             if not path.resolve().is_relative_to(root):
-                why = f"has {path.name} as a link out of its folder: copy it there."
-                raise refusal(name, why, Failure.REFUSED)
+                raise refusal(name, f"has {path.name} as a link out of its folder: copy it.", Failure.REFUSED)
             if path.suffix != ".safetensors":
                 _check_size(path, name)
     if (folder / "adapter_config.json").is_file():
@@ -56,8 +55,7 @@ def check_folder(folder: Path, name: str) -> None:
 
 def _check_size(path: Path, name: str) -> None:
     if (size := path.stat().st_size) > LARGEST_TEXT_FILE:
-        why = f"has a {path.name} of {size / 2**20:,.0f} MiB, more than any needs: download it again."
-        raise refusal(name, why, Failure.REFUSED)
+        raise refusal(name, f"has a {path.name} of {size >> 20:,} MiB: download it again.", Failure.REFUSED)
 
 
 def _check_layers(config: dict[str, Any], tensors: int, name: str) -> None:
@@ -92,8 +90,7 @@ def weight_files(folder: Path, name: str) -> list[Path]:
     shards = sorted({str(file) for file in listed.values()}) if isinstance(listed, dict) else []
     for file in shards or [single.name]:
         if Path(file).name != file or Path(file).suffix != ".safetensors":
-            why = f"has a weight index that names {file!r}, which is no safetensors file beside it"
-            raise refusal(name, f"{why}: choose another model.", Failure.REFUSED)
+            raise refusal(name, f"has a weight index that names {file!r}: choose another.", Failure.REFUSED)
         if not (folder / file).is_file():
             raise refusal(name, f"lacks the weight file {file}: download it again.")
     return [folder / file for file in shards]
@@ -114,16 +111,14 @@ def read_json_file(path: Path, name: str, optional: bool = False) -> dict[str, A
         return {}
     try:
         _check_size(path, name)
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data, why = json.loads(path.read_text(encoding="utf-8")), "it is not a JSON object"
     except FileNotFoundError:
         raise refusal(name, f"has no {path.name}: it is not a saved model.") from None
     except (ValueError, OSError, RecursionError) as error:
         data, why = None, str(error)
-    else:
-        why = "it is not a JSON object"
-    if isinstance(data, dict):
-        return data
-    raise refusal(name, f"has a {path.name} that cannot be read ({why}): download it again.")
+    if not isinstance(data, dict):
+        raise refusal(name, f"has a {path.name} that cannot be read ({why}): download it again.")
+    return data
 
 
 def describe(spec: ModelSpec, folder: Path) -> ModelSpec:

@@ -119,7 +119,7 @@ def _fetch(source: str, revision: str | None, bar: type[Any], mend: bool = True)
     if damaged and mend:
         return _fetch(source, revision, bar, mend=False)
     if damaged:
-        why = f"came with a damaged {damaged[0].name} (not the hash that the Hub lists), deleted: run again."
+        why = f"came with a damaged {damaged[0].name}, which was deleted: run again."
         raise folders.refusal(source, why, Failure.DOWNLOAD)
     for left in folder.parents[1].glob("blobs/*.incomplete"):
         if left.stat().st_mtime < time.time() - STALE_S:
