@@ -175,9 +175,9 @@ class Sample(Record):
     repeat: int
     seed: int
     prompt: str
-    text: str
+    text: str  # the answer, without its reasoning
     prompt_tokens: int
-    new_tokens: int  # generated tokens without padding, the end token included
+    new_tokens: int  # generated tokens without padding, those of the reasoning and the end token included
     bytes: int  # UTF-8 bytes of text
     finish_reason: FinishReason
     error: str | None
@@ -192,6 +192,7 @@ class Sample(Record):
     engine: Engine = "loop"
     schema_version: int = SCHEMA_VERSION
     failure: Failure | None = None  # the kind of ``error``; left out of the file where there is none
+    reasoning: str | None = None  # what the model wrote between its marks; left out where there is none
 
 
 @dataclass(frozen=True)

@@ -144,8 +144,9 @@ def _writable(path: Path) -> Iterator[None]:
 
 def _line(record: Any) -> str:
     row = dataclasses.asdict(record)
-    if row.get("failure", "") is None:  # most rows have none
-        del row["failure"]
+    for name in ("failure", "reasoning"):
+        if row.get(name, "") is None:  # most rows have none
+            del row[name]
     return json.dumps(row, ensure_ascii=True, allow_nan=False) + "\n"
 
 

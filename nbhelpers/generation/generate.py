@@ -252,7 +252,7 @@ def sample_of(
     """The record of one row, or of its failure."""
     tokens = row.tokens if row else ()
     ended = row is not None and row.finish_reason == "eos"
-    text = loaded.tokenizer.decode(list(tokens[:-1] if ended else tokens), skip_special_tokens=True).strip()
+    reasoning, text = tokenizer.read_answer(loaded.tokenizer, job.ids, tokens[:-1] if ended else tokens)
     return Sample(
         key=job.key,
         model=loaded.spec.alias,
@@ -278,4 +278,5 @@ def sample_of(
         engine=engine,
         share_s=share.seconds if share else None,
         failure=failure_of(error) if error else None,
+        reasoning=reasoning,
     )

@@ -51,6 +51,9 @@ class LoadingReport(Record):
     device_peak_bytes: int | None
     quality_applies: bool = True  # False for random weights (shape:...)
     prompt_format: Literal["plain", "chat"] = "plain"
+    template_date: str | None = (
+        None  # what a chat template that writes the date is told; None: it writes none
+    )
     schema_version: int = SCHEMA_VERSION
 
 
@@ -172,6 +175,7 @@ def load(
         device_peak_bytes=None if place.device == "cpu" else devices.peak_memory(place.device),
         quality_applies=not random,
         prompt_format=spec.prompt_format,
+        template_date=str(tokenizer.TODAY.date()) if "strftime_now" in str(words.chat_template) else None,
     )
     return Loaded(spec, net, words, None if random else folder, report.revision, report, place.device)
 

@@ -1,4 +1,4 @@
-"""A model's tokenizer: its pad token, its chat template, the tokens that end a text.
+"""A model's tokenizer: its ids, its chat template, the marks of its reasoning, the tokens that end a text.
 
 A chat template is a stranger's program: transformers runs it in a sandbox, and here it gets limits.
 """
@@ -6,9 +6,16 @@ A chat template is a stranger's program: transformers runs it in a sandbox, and 
 from __future__ import annotations
 
 import os
+import re
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
+from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 from nbhelpers.loading import folder as folders
 from nbhelpers.records import Failure, LabError, Prompt
@@ -16,14 +23,64 @@ from nbhelpers.records import Failure, LabError, Prompt
 TIMEOUT_S = 10.0  # of a chat template
 LONGEST_BYTES = 4 * 2**20
 EXTRA_MEMORY_BYTES = 2**30
+TODAY = datetime(2025, 1, 1)  # what a chat template is told: with today's date a run could not go on tomorrow
+PROBES = (  # texts that normalisers, pre-tokenizers and decoders of different makers treat differently
+    "How are you? We'LL meet in 1999, don't DON'T; 12345 of 1234567890 (1,234.50) cost $5!",
+    " Two  spaces,\n\nnew lines\r\n\tand tabs \n   end  ",
+    "Ünïcode e\u0301 \ufb01 ½ ² Ω İ ＡＢＣ naïve_x CamelCase x**2 // http://a.b/c?d=e",
+    "日本語 中文字 한국어 العربية हिन्दी 👩‍👧 \u00a0\u200b — “quotes”…",
+)
+TAGS = ("think", "thinking", "thought", "reasoning", "reason", "seed:think")
+MARKS = (  # around reasoning, as models in use write them
+    *((f"<{tag}>", f"</{tag}>") for tag in TAGS),
+    *(("[THINK]", "[/THINK]"), ("◁think▷", "◁/think▷"), ("<|START_THINKING|>", "<|END_THINKING|>")),
+    *(("<|begin_of_thought|>", "<|end_of_thought|>"), ("<|inner_prefix|>", "<|inner_suffix|>")),
+    *(("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"), ("<|channel>thought", "<channel|>")),
+)
+# A closing mark that a chat template writes after the reasoning, or cuts an answer at.
+_OWN_MARK = re.compile(
+    r"""(?:(?:reason|think|thought)\w*[^<\[◁]{0,80}|split\(\s*['"])([<\[◁]\|?/[\w:]+\|?[>\]▷])"""
+)
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a model folder, padding on the left, with a pad token."""
-    from transformers import AutoTokenizer
+    """The tokenizer of a model folder, padding on the left, with a pad token; its ids are tokenizer.json's.
 
-    safe = {"local_files_only": True, "trust_remote_code": False}
-    return with_padding(AutoTokenizer.from_pretrained(folder, padding_side="left", **safe))
+    The class that a folder names may rebuild that file and drop its normaliser or pre-tokenizer, or fail at
+    it; then the file is used as it is, with the special tokens of the class. Raises LabError where even that
+    gives other ids.
+    """
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    given: dict[str, Any] = {"padding_side": "left", "local_files_only": True, "trust_remote_code": False}
+    if not (folder / "tokenizer.json").is_file():
+        return with_padding(AutoTokenizer.from_pretrained(folder, **given))
+    truth = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    truth.no_truncation()
+    truth.no_padding()
+    added = [token.content for token in truth.get_added_tokens_decoder().values()]
+    probes = [*PROBES, "".join(f"a{token} {token}B1" for token in added)]
+    ids = [found.ids for found in truth.encode_batch(probes)]
+
+    def faithful(tokenizer: Any) -> bool:
+        texts = [tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in ids]
+        same = texts == truth.decode_batch(ids, skip_special_tokens=False)
+        return same and tokenizer(probes, verbose=False)["input_ids"] == ids
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **given)
+        if faithful(tokenizer):
+            return with_padding(tokenizer)
+        special = tokenizer.special_tokens_map.items()
+        given |= {name: token for name, token in special if truth.token_to_id(str(token)) is not None}
+    except Exception:  # whatever a class raises that expects another kind of file
+        pass
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, **given)
+    if not faithful(tokenizer):
+        why = "transformers gives other ids than the tokenizer.json in the folder"
+        raise LabError(f"{why} {folder.name!r}: save the tokenizer there again with save_pretrained.")
+    return with_padding(tokenizer)
 
 
 def with_padding(tokenizer: Any) -> Any:
@@ -40,14 +97,18 @@ def with_padding(tokenizer: Any) -> Any:
 def encode(loaded: Any, prompt: Prompt) -> list[int]:
     """The input ids of a prompt as written, or in the chat template of a loaded chat model; never empty.
 
-    Raises LabError for a prompt that gives no tokens and for a chat model without a template.
+    Nothing stands after the text, whatever a post-processor appends: an end there would close it. Raises
+    LabError for a prompt that gives no tokens and for a chat model without a template.
     """
     tokenizer, text, chat = loaded.tokenizer, prompt.text, loaded.spec.prompt_format == "chat"
     if chat and not getattr(tokenizer, "chat_template", None):
         raise folders.refusal(loaded.spec.alias, 'has no chat template: register it with prompt = "plain".')
     text = render(tokenizer, text) if chat else text  # a template brings its own special tokens
     # verbose warns of a long prompt, which is cut afterwards.
-    ids = list(tokenizer(text, add_special_tokens=not chat, verbose=False)["input_ids"])
+    found = tokenizer(text, add_special_tokens=not chat, return_special_tokens_mask=True, verbose=False)
+    ids = list(found["input_ids"])
+    while ids and found["special_tokens_mask"][len(ids) - 1]:
+        ids.pop()
     if not ids and tokenizer.bos_token_id is None:
         raise LabError(f"The prompt {prompt.id!r} has no token that the model's tokenizer knows: reword it.")
     return ids or [tokenizer.bos_token_id]
@@ -61,11 +122,50 @@ def end_tokens(loaded: Any) -> frozenset[int]:
     return frozenset()
 
 
+def read_answer(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int]) -> tuple[str | None, str]:
+    """The reasoning, None without any, and the answer in the ids that follow a prompt's ids.
+
+    Marks are also those of the model's own chat template, and are seen where they are special tokens.
+    """
+    own = _OWN_MARK.findall(str(getattr(tokenizer, "chat_template", None)))
+    marks = (*MARKS, *((close.replace("/", "", 1), close) for close in own))
+    parts, tokens = "".join(chain(*marks)), tokenizer.added_tokens_decoder.items()
+    hidden = {number for number, token in tokens if token.special and token.content not in parts}
+    text = tokenizer.decode([number for number in ids if number not in hidden]).strip()
+    asked = tokenizer.decode(list(prompt[-32:])).rstrip()
+    opened = bool(text) and asked.endswith(tuple(opening for opening, _ in marks))
+    return split_reasoning(text, opened, marks)
+
+
+def split_reasoning(
+    text: str, opened: bool = False, marks: Sequence[tuple[str, str]] = MARKS
+) -> tuple[str | None, str]:
+    """The reasoning, None without any, and the answer of a text: all that stands in no block of ``marks``.
+
+    A closing mark alone ends a block that began before the text (``opened``: that is sure, and without a
+    closing mark it is all reasoning). A block without an end makes the answer empty. A text may speak of
+    marks: inside a sentence or in quotes they begin and end nothing.
+    """
+    text = marks[0][0] + text if opened else text
+    opening, closing = ("|".join(map(re.escape, side)) for side in zip(*marks, strict=True))
+    if not re.search(f"{opening}|{closing}", text):
+        return None, text
+    begins = rf"(?:\A|(?<=[\n.!?:>]))\s*(?:{opening})"
+    ends = rf"""(?:(?:\A|(?<=[\n.!?:>])\s*)(?:{closing})|(?<!['"`“])(?:{closing})(?![ ]*[a-z,.;'"`”)]))"""
+    found, answer = list[str](), text
+    for pattern in (rf"{begins}(.*?)(?:{closing})", rf"\A(.*){ends}", rf"\A.*?{begins}(.*)"):
+        found += re.findall(pattern, answer, re.DOTALL)
+        answer = re.sub(pattern, "", answer, flags=re.DOTALL)
+    reasoning = "\n\n".join(part.strip() for part in found)
+    return (reasoning, answer.strip().removesuffix("<|return|>")) if found else (None, text)
+
+
 def render(tokenizer: Any, text: str, timeout_s: float = TIMEOUT_S) -> str:
     """The text as the user's turn in the tokenizer's chat template, ready for the answer.
 
     On Linux in a forked child with limits on time, memory and length (fork is not safe on macOS and absent on
-    Windows; there the runner's limit on a notebook remains). Raises LabError for a template that fails.
+    Windows; there the runner's limit on a notebook remains). Raises LabError for a template that fails or
+    does not give the text back.
     """
     if sys.platform != "linux":
         return _apply(tokenizer, text)
@@ -82,7 +182,7 @@ def render(tokenizer: Any, text: str, timeout_s: float = TIMEOUT_S) -> str:
             rendered, answer = ours.recv()
             if rendered:
                 return answer
-            why, kind = f"fails ({answer})", Failure.USAGE
+            raise LabError(answer)
     except EOFError:  # it died
         memory, length = EXTRA_MEMORY_BYTES >> 20, LONGEST_BYTES >> 20
         why, kind = f"takes more than {memory} MiB of memory or {length} MiB of text", Failure.REFUSED
@@ -93,9 +193,38 @@ def render(tokenizer: Any, text: str, timeout_s: float = TIMEOUT_S) -> str:
     raise LabError(f"The chat template {why}: choose another model.", kind)
 
 
+@mock.patch("transformers.utils.chat_template_utils.datetime", SimpleNamespace(now=lambda: TODAY))
 def _apply(tokenizer: Any, text: str) -> str:
-    turns = [{"role": "user", "content": text}]
-    return str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+    """The text in the template, as a list of parts where it is lost as a string. Raises LabError.
+
+    Where the template has no place for the answer, it is the one that an answer of control tokens begins at.
+    """
+
+    def chat(parts: bool, *turns: str) -> str:
+        shaped = ([{"type": "text", "text": turn}] if parts else turn for turn in turns)
+        named = zip(("user", "assistant"), shaped, strict=False)
+        messages, ready = [{"role": role, "content": content} for role, content in named], len(turns) == 1
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=ready, tokenize=False))
+
+    failures = []
+    for parts in (False, True):
+        try:
+            prompt = chat(parts, text)
+            if text.strip() in prompt and prompt != chat(parts, f"{text} x"):
+                break
+            failures.append("it does not write the request as it is")
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever a template can raise
+            failures.append(f"{type(error).__name__}: {error}"[:200])
+    else:
+        raise LabError(f"The chat template fails ({failures[0]}): choose another model.")
+    with suppress(Exception):
+        begun, mark, _ = chat(parts, text, "\ue000").partition("\ue000")
+        header = begun.removeprefix(prompt)
+        if mark and header != begun and any(token in header for token in tokenizer.get_added_vocab()):
+            return begun
+    return prompt
 
 
 def _answer(pipe: Any, tokenizer: Any, text: str) -> None:
@@ -110,7 +239,7 @@ def _answer(pipe: Any, tokenizer: Any, text: str) -> None:
         answer = True, _apply(tokenizer, text)
     except MemoryError:
         os._exit(1)
-    except Exception as error:  # whatever a template can raise
-        answer = False, f"{type(error).__name__}: {error}"[:200]
+    except LabError as error:
+        answer = False, str(error)
     if len(answer[1]) <= LONGEST_BYTES:
         pipe.send(answer)

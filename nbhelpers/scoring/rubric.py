@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain, groupby
 
 from nbhelpers import store
 from nbhelpers.generation import generate
+from nbhelpers.loading.tokenizer import split_reasoning
 from nbhelpers.records import LabError, ModelRun, Sample, Score
 from nbhelpers.scoring import published, texts
 
@@ -103,7 +105,11 @@ def combine(components: dict[str, float]) -> float:
 
 
 def score_text(text: str, prompt: str, content_type: str) -> dict[str, float]:
-    """Every score of SCORE_NAMES for one text, each 0 to 10. Raises LabError for an unknown content type."""
+    """Every score of SCORE_NAMES for one text, each 0 to 10. Raises LabError for an unknown content type.
+
+    Reasoning between the usual marks is no part of it: other tools leave it in.
+    """
+    text = split_reasoning(text)[1]
     kind, lab_v1 = published.content_type_named(content_type), lab_components(text, prompt, content_type)
     found = {
         "lab_v1": combine(lab_v1),
@@ -131,7 +137,7 @@ def _scored(samples: Sequence[Sample]) -> Iterator[Score]:
     """Scores one at a time; the samples of one prompt are held at once."""
     repeated = min(Counter(sample.prompt_id for sample in samples).values(), default=0) > 1
     for _, group in groupby(samples, lambda sample: sample.prompt_id):
-        siblings = list(group)
+        siblings = [replace(sample, text=split_reasoning(sample.text)[1]) for sample in group]
         runs = [set(texts.trigrams(texts.words(s.text))) for s in siblings if s.error is None]
         shared = Counter(chain.from_iterable(runs))  # in how many of the prompt's texts each sequence stands
         for s in siblings:
