@@ -68,14 +68,12 @@ def load_tokenizer(folder: Path) -> Any:
         same = texts == truth.decode_batch(ids, skip_special_tokens=False)
         return same and tokenizer(probes, verbose=False)["input_ids"] == ids
 
-    try:
+    with suppress(Exception):  # whatever a class raises that expects another kind of file
         tokenizer = AutoTokenizer.from_pretrained(folder, **given)
         if faithful(tokenizer):
             return with_padding(tokenizer)
         special = tokenizer.special_tokens_map.items()
         given |= {name: token for name, token in special if truth.token_to_id(str(token)) is not None}
-    except Exception:  # whatever a class raises that expects another kind of file
-        pass
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, **given)
     if not faithful(tokenizer):
         why = "transformers gives other ids than the tokenizer.json in the folder"
@@ -155,7 +153,7 @@ def split_reasoning(
     found, answer = list[str](), text
     for pattern in (rf"{begins}(.*?)(?:{closing})", rf"\A(.*){ends}", rf"\A.*?{begins}(.*)"):
         found += re.findall(pattern, answer, re.DOTALL)
-        answer = re.sub(pattern, "", answer, flags=re.DOTALL)
+        answer = re.sub(pattern, "\n", answer, flags=re.DOTALL)
     reasoning = "\n\n".join(part.strip() for part in found)
     return (reasoning, answer.strip().removesuffix("<|return|>")) if found else (None, text)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from tiny_models import (
     tiny,
     watch,
 )
+from tokenizers import AddedToken
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from nbhelpers import pipeline, registry, store
@@ -304,6 +306,34 @@ def test_special_tokens_and_the_end_token_are_not_text() -> None:
     assert (sample.text, sample.new_tokens, sample.tpot_s) == ("ab", 5, 0.5)
     single = generation.sample_of(loaded, job, FEW, 1, decoding.Finished(0, (33,), "eos", 1.0, 1.0))
     assert (single.text, single.tpot_s) == ("", None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said", "reasoning", "text"),
+    [
+        ("Hi:", "<think>It greets.</think>Hello.", "It greets.", "Hello."),
+        ("Hi:<think>", "It greets.</think>Hello.", "It greets.", "Hello."),  # the prompt opened it
+        ("Hi:<think>", "It gree", "It gree", ""),
+        ("Hi:", "<think>It gree", "It gree", ""),
+        ("Hi:", "Hello.", None, "Hello."),
+    ],
+)
+@pytest.mark.parametrize("special", [True, False])
+def test_reasoning_is_recorded_beside_the_text(
+    tmp_path: Path, asked: str, said: str, reasoning: str | None, text: str, special: bool
+) -> None:
+    loaded = tiny("gpt2")
+    marks = [AddedToken(mark, special=special) for mark in ("<think>", "</think>")]
+    loaded.tokenizer.add_tokens(marks)
+    ids = loaded.tokenizer(said, add_special_tokens=False)["input_ids"]
+    job = generation.prepare(loaded, generation.Request("k", replace(PROMPTS[0], text=asked), 0), 30)
+    row = decoding.Finished(0, (*ids, EOS), "eos", 1.0, 3.0)
+    sample = generation.sample_of(loaded, job, FEW, 1, row)
+    assert (sample.reasoning, sample.text) == (reasoning, text)
+    assert (sample.new_tokens, sample.bytes) == (len(ids) + 1, len(text))  # all tokens, the answer's bytes
+    path = store.write_rows(tmp_path / "samples.jsonl", [sample])
+    assert list(store.read_rows(path, Sample)) == [sample]
+    assert ("reasoning" in json.loads(path.read_text())) == (reasoning is not None)
 
 
 def test_chat_models_get_their_template_once() -> None:

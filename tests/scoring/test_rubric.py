@@ -395,6 +395,30 @@ def test_diversity_compares_the_finished_repeats_of_one_prompt_only() -> None:
     assert all("diversity" not in score.values for score in scoring.score_samples([sample(), failed, other]))
 
 
+THOUGHTS = "\n".join(
+    f"Step {n}: which cost of local models should I name? It decides the plan." for n in range(30)
+)
+
+
+@pytest.mark.parametrize(
+    "thought", [f"<think>\n{THOUGHTS}\n</think>\n\n", f"{THOUGHTS}\n</think>\n\n", "<think>\n\n</think>\n\n"]
+)
+@pytest.mark.parametrize("answer", STRONG, ids=lambda answer: answer.prompt[8:40])
+def test_reasoning_is_not_scored(answer: Any, thought: str) -> None:
+    clean = sample(text=answer.text, prompt=answer.prompt, content_type=answer.content_type)
+    left_in = replace(clean, text=thought + answer.text)
+    assert scoring.score_text(left_in.text, clean.prompt, clean.content_type) == scoring.score_text(
+        clean.text, clean.prompt, clean.content_type
+    )
+    assert scoring.score_samples([left_in, clean]) == scoring.score_samples([clean, clean])
+
+
+def test_an_answer_that_never_came_scores_nothing() -> None:
+    score = scoring.score_samples([sample(text=f"<think>\n{THOUGHTS}")])[0]
+    assert (score.words, score.failed) == (0, False)
+    assert {name for name, value in score.values.items() if value} == {"business_v2"}  # as published
+
+
 def test_weights_add_up_to_one() -> None:
     assert sum(scoring.LAB_V1_WEIGHTS.values()) == pytest.approx(1.0)
 
