@@ -60,7 +60,7 @@ def load_tokenizer(folder: Path) -> Any:
     truth.no_truncation()
     truth.no_padding()
     added = [token.content for token in truth.get_added_tokens_decoder().values()]
-    probes = [*PROBES, "".join(f"a{token} {token}B1" for token in added)]
+    probes = [*PROBES, "".join(f"a{name} {name}B1{name.swapcase()}" for name in added)]
     ids = [found.ids for found in truth.encode_batch(probes)]
 
     def faithful(tokenizer: Any) -> bool:
@@ -68,17 +68,20 @@ def load_tokenizer(folder: Path) -> Any:
         same = texts == truth.decode_batch(ids, skip_special_tokens=False)
         return same and tokenizer(probes, verbose=False)["input_ids"] == ids
 
-    with suppress(Exception):  # whatever a class raises that expects another kind of file
-        tokenizer = AutoTokenizer.from_pretrained(folder, **given)
+    for cls in (AutoTokenizer, PreTrainedTokenizerFast, PreTrainedTokenizerFast):
+        try:
+            tokenizer = cls.from_pretrained(folder, **given)
+        except Exception:  # whatever a class raises that expects another kind of file
+            if cls is not AutoTokenizer:
+                raise
+            continue
         if faithful(tokenizer):
             return with_padding(tokenizer)
-        special = tokenizer.special_tokens_map.items()
-        given |= {name: token for name, token in special if truth.token_to_id(str(token)) is not None}
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, **given)
-    if not faithful(tokenizer):
-        why = "transformers gives other ids than the tokenizer.json in the folder"
-        raise LabError(f"{why} {folder.name!r}: save the tokenizer there again with save_pretrained.")
-    return with_padding(tokenizer)
+        named, more = tokenizer.special_tokens_map.items(), tokenizer.added_tokens_decoder.items()
+        given |= {name: token for name, token in named if truth.token_to_id(str(token)) is not None}
+        given["added_tokens_decoder"] = {i: token for i, token in more if truth.id_to_token(i) is None}
+    why = f"transformers gives other ids than the tokenizer.json in the folder {folder.name!r}"
+    raise LabError(f"{why}: save the tokenizer there again with save_pretrained.")
 
 
 def with_padding(tokenizer: Any) -> Any:

@@ -162,17 +162,29 @@ def test_the_file_decides_on_the_beginning_token(tmp_path: Path, file: str, aske
     assert tokenizers.encode(loaded, Prompt("x", "Hi", "short_post")) == truth.encode("Hi").ids
 
 
-def test_added_tokens_keep_their_spaces_and_tokens_of_the_configuration_stay(tmp_path: Path) -> None:
+def token(content: str, **changes: bool) -> dict[str, Any]:
+    """An added token as tokenizer_config.json writes it."""
+    flags = ("lstrip", "rstrip", "single_word", "normalized")
+    return {"content": content, "special": True, **dict.fromkeys(flags, False), **changes}
+
+
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word", "normalized"])
+@pytest.mark.parametrize("in_file", [True, False])
+@pytest.mark.parametrize("named", ["GPT2Tokenizer", "PreTrainedTokenizerFast"])
+def test_added_tokens_are_the_files_and_those_of_the_configuration_stay(
+    tmp_path: Path, flag: str, in_file: bool, named: str
+) -> None:
+    """The two files contradict each other on one token, and only one of them knows the other token."""
     tokenizer = bytes_bpe()
-    tokenizer.add_special_tokens([AddedToken("<mask>", lstrip=True, rstrip=True)])
-    tokenizer.add_tokens([AddedToken("word", single_word=True, normalized=True)])
-    extra = {"content": "<more>", "lstrip": False, "normalized": False, "rstrip": False, "special": True}
-    extra["single_word"] = False
-    folder = saved(tmp_path, tokenizer, added_tokens_decoder={str(tokenizer.get_vocab_size()): extra})
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.add_special_tokens([AddedToken("<Mask>", **{flag: in_file, "normalized": in_file})])
+    number = tokenizer.get_vocab_size()
+    listed = {str(number - 1): token("<Mask>", **{flag: not in_file}), str(number): token("<More>")}
+    folder = saved(tmp_path, tokenizer, added_tokens_decoder=listed, tokenizer_class=named)
     found = tokenizers.load_tokenizer(folder)
-    text = "a <mask> b word words <mask>"
-    assert found(text)["input_ids"] == tokenizer.encode(text).ids
-    assert found("<more>")["input_ids"] == [tokenizer.get_vocab_size()]
+    for text in ("a <Mask> b", "a<Mask>b", "a <mask> B <MASK>"):
+        assert found(text)["input_ids"] == tokenizer.encode(text).ids, text
+    assert found("<More>")["input_ids"] == [number]
 
 
 def test_limits_of_length_in_the_file_cut_and_fill_no_prompt(tmp_path: Path) -> None:
