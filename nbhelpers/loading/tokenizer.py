@@ -198,20 +198,20 @@ def render(tokenizer: Any, text: str, timeout_s: float = TIMEOUT_S) -> str:
 def _apply(tokenizer: Any, text: str) -> str:
     """The text in the template, as a list of parts where it is lost as a string. Raises LabError.
 
-    Where the template has no place for the answer, it is the one that an answer of control tokens begins at.
+    A template without a place for the answer gets the control tokens that it writes before one.
     """
 
-    def chat(parts: bool, *turns: str) -> str:
+    def chat(*turns: str, ready: bool = False) -> str:
         shaped = ([{"type": "text", "text": turn}] if parts else turn for turn in turns)
         named = zip(("user", "assistant"), shaped, strict=False)
-        messages, ready = [{"role": role, "content": content} for role, content in named], len(turns) == 1
+        messages = [{"role": role, "content": content} for role, content in named]
         return str(tokenizer.apply_chat_template(messages, add_generation_prompt=ready, tokenize=False))
 
     failures = []
     for parts in (False, True):
         try:
-            prompt = chat(parts, text)
-            if text.strip() in prompt and prompt != chat(parts, f"{text} x"):
+            prompt = chat(text, ready=True)
+            if text.strip() in prompt and prompt != chat(f"{text} x", ready=True):
                 break
             failures.append("it does not write the request as it is")
         except MemoryError:
@@ -221,9 +221,9 @@ def _apply(tokenizer: Any, text: str) -> str:
     else:
         raise LabError(f"The chat template fails ({failures[0]}): choose another model.")
     with suppress(Exception):
-        begun, mark, _ = chat(parts, text, "\ue000").partition("\ue000")
-        header = begun.removeprefix(prompt)
-        if mark and header != begun and any(token in header for token in tokenizer.get_added_vocab()):
+        begun, mark, _ = chat(text, "\ue000").partition("\ue000")
+        control = any(token in begun.removeprefix(prompt) for token in tokenizer.get_added_vocab())
+        if mark and control and prompt == chat(text) and begun.startswith(prompt):
             return begun
     return prompt
 
