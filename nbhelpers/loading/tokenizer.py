@@ -30,12 +30,12 @@ PROBES = (  # texts that normalisers, pre-tokenizers and decoders of different m
     "Ünïcode e\u0301 \ufb01 ½ ² Ω İ ＡＢＣ naïve_x CamelCase x**2 // http://a.b/c?d=e",
     "日本語 中文字 한국어 العربية हिन्दी 👩‍👧 \u00a0\u200b — “quotes”…",
 )
-TAGS = ("think", "thinking", "thought", "reasoning", "reason", "seed:think")
+TAGS = ("<think>", "<thinking>", "<thought>", "<reasoning>", "<reason>", "<seed:think>", "[THINK]", "◁think▷")
 MARKS = (  # around reasoning, as models in use write them
-    *((f"<{tag}>", f"</{tag}>") for tag in TAGS),
-    *(("[THINK]", "[/THINK]"), ("◁think▷", "◁/think▷"), ("<|START_THINKING|>", "<|END_THINKING|>")),
-    *(("<|begin_of_thought|>", "<|end_of_thought|>"), ("<|inner_prefix|>", "<|inner_suffix|>")),
-    *(("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"), ("<|channel>thought", "<channel|>")),
+    *((tag, f"{tag[0]}/{tag[1:]}") for tag in TAGS),
+    *(("<|START_THINKING|>", "<|END_THINKING|>"), ("<|begin_of_thought|>", "<|end_of_thought|>")),
+    *(("<|inner_prefix|>", "<|inner_suffix|>"), ("<|channel>thought", "<channel|>")),
+    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
 )
 # A closing mark that a chat template writes after the reasoning, or cuts an answer at.
 _OWN_MARK = re.compile(
@@ -201,7 +201,7 @@ def _apply(tokenizer: Any, text: str) -> str:
     A template without a place for the answer gets the control tokens that it writes before one.
     """
 
-    def chat(*turns: str, ready: bool = False) -> str:
+    def chat(parts: bool, *turns: str, ready: bool = False) -> str:
         shaped = ([{"type": "text", "text": turn}] if parts else turn for turn in turns)
         named = zip(("user", "assistant"), shaped, strict=False)
         messages = [{"role": role, "content": content} for role, content in named]
@@ -210,8 +210,8 @@ def _apply(tokenizer: Any, text: str) -> str:
     failures = []
     for parts in (False, True):
         try:
-            prompt = chat(text, ready=True)
-            if text.strip() in prompt and prompt != chat(f"{text} x", ready=True):
+            prompt = chat(parts, text, ready=True)
+            if text.strip() in prompt and prompt != chat(parts, f"{text} x", ready=True):
                 break
             failures.append("it does not write the request as it is")
         except MemoryError:
@@ -221,9 +221,9 @@ def _apply(tokenizer: Any, text: str) -> str:
     else:
         raise LabError(f"The chat template fails ({failures[0]}): choose another model.")
     with suppress(Exception):
-        begun, mark, _ = chat(text, "\ue000").partition("\ue000")
+        begun, mark, _ = chat(parts, text, "\ue000").partition("\ue000")
         control = any(token in begun.removeprefix(prompt) for token in tokenizer.get_added_vocab())
-        if mark and control and prompt == chat(text) and begun.startswith(prompt):
+        if mark and control and prompt == chat(parts, text) and begun.startswith(prompt):
             return begun
     return prompt
 

@@ -329,14 +329,11 @@ def test_the_answer_has_a_place_also_where_the_template_forgets_it(extra: str) -
 
 def test_an_answers_own_marks_are_not_put_before_it() -> None:
     """A template that begins answers with an empty block of reasoning, or with a channel."""
+    turn = "{% for m in messages %}<|im_start|>{{ m.role }}\nMARK{{ m.content }}{% endfor %}"
+    place = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     for mark in ("<think>\n\n</think>\n\n", "<|channel|>final<|message|>"):
-        loaded = chat(
-            "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ 'MARK' if m.role == 'assistant' }}"
-            "{{ m.content }}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}".replace(
-                "MARK", mark.replace("\n", "\\n")
-            ),
-            chatml_tokenizer(),
-        )
+        written = "{% if m.role == 'assistant' %}" + mark + "{% endif %}"
+        loaded = chat(turn.replace("MARK", written) + place, chatml_tokenizer())
         loaded.tokenizer.add_tokens(["<think>", "</think>", "<|channel|>", "<|message|>"])
         ids = tokenizers.encode(loaded, Prompt("x", "Hi", "short_post"))
         assert loaded.tokenizer.decode(ids) == "<|im_start|>user\nHi<|im_start|>assistant\n"
