@@ -6,6 +6,7 @@ Exit codes: 0 all is well, 1 a model failed (the others are reported) or the run
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 import re
 import signal
@@ -246,11 +247,15 @@ def ui(
 
 def main() -> None:
     """Entry point: an error that the user can act on becomes one sentence and an exit code."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal may lack letters of a model's name
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except (LabError, OSError) as error:
         if isinstance(error, OSError):
-            error = LabError(f"{error.filename} cannot be used ({error.strerror}).")
+            where, hint = error.filename or "The output", "free space or choose another folder"
+            error = LabError(f"{where} cannot be used ({error.strerror or error}): {hint}.")
         print(f"nbhelpers: {printable(str(error))}", file=sys.stderr)
         sys.exit(1 if error.kind is Failure.STOPPED else 2)
 

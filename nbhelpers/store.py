@@ -9,6 +9,7 @@ import io
 import json
 import mmap
 import os
+import re
 import sys
 import time
 import tomllib
@@ -64,17 +65,25 @@ def write_json(path: Path, record: Any) -> Path:
 
 def write_text(path: Path, parts: Iterable[str]) -> Path:
     """Write a file atomically: a reader sees the old one or the new one, never half, power loss included."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with unfinished.open("w", encoding="utf-8") as out:
-            out.writelines(parts)
-            out.flush()
-            os.fsync(out.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with _writable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with unfinished.open("w", encoding="utf-8") as out:
+                out.writelines(parts)
+                out.flush()
+                os.fsync(out.fileno())
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
     return path
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what write_text of a killed process left in a folder and below."""
+    for path in folder.rglob(".*"):
+        if re.fullmatch(r"\..+\.[0-9a-f]{32}", path.name):
+            path.unlink(missing_ok=True)
 
 
 def read_json(path: Path, cls: type[T]) -> T:

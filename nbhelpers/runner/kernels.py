@@ -12,8 +12,10 @@ import ctypes
 import gc
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
@@ -53,12 +55,26 @@ _running: list[tuple[Path, Any]] = []  # (log, process), ended ones too
 
 @contextlib.contextmanager
 def environment(threads: str) -> Iterator[None]:
-    """What is started meanwhile has so many threads in its numerical libraries, and no progress bars."""
-    before = dict(os.environ)
-    os.environ.update(ENVIRONMENT | {"OMP_NUM_THREADS": threads})
+    """What is started meanwhile has so many threads in its numerical libraries, and no progress bars.
+
+    All temporary files, connections of kernels among them, lie in one folder. It is locked while this process
+    lives, so that the next run can tell what a killed one has left.
+    """
+    from filelock import FileLock
+
+    before, outer = dict(os.environ), tempfile.gettempdir()
+    for left in Path(outer).glob("nbhelpers-*/lock"):
+        with contextlib.suppress(OSError), FileLock(left, timeout=0):
+            shutil.rmtree(left.parent, ignore_errors=True)
+    folder = tempfile.mkdtemp(prefix="nbhelpers-")
+    os.environ.update(ENVIRONMENT | {"OMP_NUM_THREADS": threads, "TMPDIR": folder})
+    tempfile.tempdir = folder
     try:
-        yield
+        with FileLock(Path(folder, "lock")):
+            yield
     finally:
+        tempfile.tempdir = outer
+        shutil.rmtree(folder, ignore_errors=True)
         os.environ.clear()
         os.environ.update(before)
 
@@ -116,6 +132,7 @@ def _become(log: Path, environment: dict[str, str], folder: Path, target: Any, *
             os.dup2(stream.fileno(), number)
     os.environ.clear()
     os.environ.update(environment)
+    tempfile.tempdir = None  # the server may have asked for it in an earlier run
     os.chdir(folder)
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()  # seeded before the fork; the module random does it itself

@@ -49,7 +49,7 @@ def check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> None:
     """
     import papermill
 
-    known = papermill.inspect_notebook(str(notebook))
+    known = papermill.inspect_notebook(_unformatted(notebook))
     if not known:
         raise LabError(f"{notebook.name} has no cell tagged 'parameters': tag the cell with its defaults.")
     for name, value in parameters.items():
@@ -59,6 +59,11 @@ def check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> None:
             if json.loads(json.dumps(value)) == value:
                 continue
         raise LabError(f"The parameter {name!r} of {notebook.name} is {value!r}: pass plain JSON.")
+
+
+def _unformatted(path: Path) -> str:
+    """A path for papermill, which formats it with the parameters, such that it comes out unchanged."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def run_notebook(
@@ -79,8 +84,8 @@ def run_notebook(
     with tempfile.TemporaryDirectory(prefix="nb") as sockets:
         try:
             papermill.execute_notebook(
-                str(notebook),
-                str(output),
+                _unformatted(notebook),
+                _unformatted(output),
                 parameters=dict(parameters),
                 kernel_name="python3",
                 engine_name=ENGINE,

@@ -7,6 +7,7 @@ that notebook only. run.json is up to date after every notebook.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import threading
 import time
@@ -24,6 +25,7 @@ from nbhelpers.runner import kernels
 from nbhelpers.runner.notebook import COMPARISON, PIPELINE, describe, notebook_path, run_notebook, to_html
 from nbhelpers.runner.plan import Plan
 
+LEAST_FREE = 2**20  # bytes of a disk that is not full
 GRACE_S = 90.0  # a notebook may take this much longer than a cell's limit: kernel start, saving
 LOOK_S = 0.5  # between two looks at the clock
 REPORT = "report"  # the step after the comparison; it is in run.json only if it failed
@@ -59,6 +61,7 @@ def _mended(plan: Plan) -> RunInfo:
         size = rows.stat().st_size
         with store.appending(rows):
             torn |= {rows.parent.name} if rows.stat().st_size < size else set()
+    store.remove_unfinished(plan.run_dir)
     again = {"", *(model for model, spec in plan.models.items() if spec.slug in torn)}
     return replace(plan.info, notebooks=tuple(s for s in plan.info.notebooks if s.model not in again))
 
@@ -112,7 +115,8 @@ class _Run:
             self._save()  # the report reads it
             if kernels.start(self.log, write_pages, self.folder).wait(self.limits.cell_s) != 0:
                 problem = f"the report was not written; see {self.log.name}"
-                self._save(NotebookStatus(REPORT, "", "failed", 0.0, problem, Failure.OTHER))
+                failed = NotebookStatus(REPORT, "", "failed", 0.0, problem, Failure.OTHER)
+                self._save(with_disk(failed, self.folder))
         finally:
             self.ending = True
             self._follow(work)
@@ -161,6 +165,7 @@ class _Run:
         if status.status == "failed" and time.monotonic() > deadline:
             limit = f"{self.limits.model_s:.0f} s for a model" if deadline == end else f"{most:.0f} s"
             status = replace(status, error=f"stopped by the runner after {limit}", failure=Failure.TIMEOUT)
+        status = with_disk(status, self.folder)
         self._save(status)
         return status
 
@@ -176,6 +181,13 @@ class _Run:
             store.write_json(self.folder / "run.json", self.info)
         for status in new:
             self.watch(status.model, status.notebook, status)
+
+
+def with_disk(status: NotebookStatus, folder: Path) -> NotebookStatus:
+    """A failure with what may be behind it: a process that dies of a full disk cannot even write why."""
+    if status.status != "failed" or shutil.disk_usage(folder).free > LEAST_FREE:
+        return status
+    return replace(status, error=f"{status.error}; no space is left on the disk of {folder}")
 
 
 def write_pages(run_dir: Path) -> None:
