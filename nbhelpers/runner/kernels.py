@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import functools
 import gc
 import multiprocessing
 import os
@@ -19,7 +20,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
-from multiprocessing import forkserver
+from multiprocessing import forkserver, util
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -27,6 +28,7 @@ from types import ModuleType
 from typing import Any
 
 import psutil
+from filelock import FileLock
 from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
 from traitlets import Unicode
 from traitlets.config import Config
@@ -55,32 +57,37 @@ _running: list[tuple[Path, Any]] = []  # (log, process), ended ones too
 
 @contextlib.contextmanager
 def environment(threads: str) -> Iterator[None]:
-    """What is started meanwhile has so many threads in its numerical libraries, and no progress bars.
-
-    All temporary files, connections of kernels among them, lie in one folder. It is locked while this process
-    lives, so that the next run can tell what a killed one has left.
-    """
-    from filelock import FileLock
-
-    before, outer = dict(os.environ), tempfile.gettempdir()
-    for left in Path(outer).glob("nbhelpers-*/lock"):
-        with contextlib.suppress(OSError), FileLock(left, timeout=0):
-            shutil.rmtree(left.parent, ignore_errors=True)
-    folder = tempfile.mkdtemp(prefix="nbhelpers-")
+    """What is started meanwhile has so many threads in its numerical libraries, and no progress bars."""
+    before, outer, folder = dict(os.environ), tempfile.gettempdir(), str(_temporary()[0])
     os.environ.update(ENVIRONMENT | {"OMP_NUM_THREADS": threads, "TMPDIR": folder})
     tempfile.tempdir = folder
     try:
-        with FileLock(Path(folder, "lock")):
-            yield
+        yield
     finally:
         tempfile.tempdir = outer
-        shutil.rmtree(folder, ignore_errors=True)
         os.environ.clear()
         os.environ.update(before)
 
 
+@functools.cache
+def _temporary() -> tuple[Path, FileLock]:
+    """This process's folder for sockets, connection files and whatever kernels leave, and its lock.
+
+    The system frees the lock of a process that was killed: whoever comes next removes its folder.
+    """
+    for left in Path(tempfile.gettempdir()).glob("nbhelpers-*/lock"):
+        with contextlib.suppress(OSError), FileLock(left, timeout=0):
+            shutil.rmtree(left.parent, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix="nbhelpers-"))
+    (lock := FileLock(folder / "lock")).acquire()
+    # After multiprocessing has removed its own from it, at -100.
+    util.Finalize(None, shutil.rmtree, (folder, True), exitpriority=-200)
+    return folder, lock
+
+
 def serve(log: Path) -> None:
     """Start the server, which imports for seconds. It prints to the log and gets no Ctrl-C."""
+    global plain
     if plain:
         return
     stderr, before = os.dup(2), signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -89,6 +96,8 @@ def serve(log: Path) -> None:
             os.dup2(out.fileno(), 2)
         forkserver.set_forkserver_preload(PRELOAD)
         forkserver.ensure_running()
+    except OSError as error:
+        plain = f"no fork server ({error})"
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)

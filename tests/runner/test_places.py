@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +17,6 @@ from test_notebook import texts, write
 
 from nbhelpers import store
 from nbhelpers.records import Failure, NotebookStatus, Settings
-from nbhelpers.runner import kernels
 from nbhelpers.runner import notebook as execute
 from nbhelpers.runner import plan as plans
 from nbhelpers.runner import run as runner
@@ -137,35 +135,67 @@ def test_what_fails_on_a_full_disk_names_the_disk(tmp_path, monkeypatch):
 # What a kill leaves
 
 
-def leftovers() -> set[str]:
-    """What lies in the system's folder of temporary files and could be ours."""
-    names = (path.name for path in Path(tempfile.gettempdir()).iterdir())
-    return {name for name in names if re.match(r"nb|tmp.*\.json$|pymp-", name)}
+@pytest.fixture
+def short():
+    """A folder for temporary files whose path leaves room for the names of sockets."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
-def test_temporary_files_of_a_killed_run_lie_in_one_folder_and_the_next_one_removes_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+@pytest.mark.skipif(not kernels.FORKS, reason="there is no fork server elsewhere")
+def test_a_path_of_temporary_files_too_long_for_sockets_costs_only_the_fork_server(tmp_path):
+    deep = tmp_path / ("d" * 60) / ("e" * 60)
+    deep.mkdir(parents=True)
     code = (
-        "import tempfile, time\nfrom nbhelpers.runner import kernels\n"
-        "with kernels.environment('1'):\n"
-        "    tempfile.mkstemp('.json')\n    tempfile.mkdtemp(prefix='nb')\n"
-        "    print(tempfile.gettempdir(), flush=True)\n    time.sleep(600)"
+        "from pathlib import Path\nfrom nbhelpers.runner import kernels\nwith kernels.environment('1'):\n"
+        "    kernels.serve(Path('log'))\n    print(kernels.start(Path('log'), print).wait(60), kernels.plain)"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as killed:
-        assert killed.stdout
-        folder = Path(killed.stdout.readline().strip())
-        assert [*tmp_path.iterdir()] == [folder] and len([*folder.iterdir()]) == 3  # with its lock
-        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-        with kernels.environment("1"):  # another run, while the first one lives
-            assert folder.exists() and len([*tmp_path.iterdir()]) == 2
-        assert [*tmp_path.iterdir()] == [folder]
-        killed.kill()
-    with kernels.environment("1"):
-        assert not folder.exists()
-        assert Path(tempfile.gettempdir()).parent == tmp_path
-        assert os.environ["TMPDIR"] == tempfile.gettempdir()
-    assert [*tmp_path.iterdir()] == []
-    assert tempfile.gettempdir() == str(tmp_path) == os.environ["TMPDIR"]
+    environment = {**os.environ, "TMPDIR": str(deep)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.stdout == "0 no fork server (AF_UNIX path too long)\n" and done.stderr == ""
+
+
+TEMPORARY = """
+import tempfile, time
+from nbhelpers.runner import kernels
+for _ in range(2):  # runs of one process, which its fork server serves too
+    with kernels.environment('1'):
+        tempfile.mkstemp('.json'), tempfile.mkdtemp(prefix='nb')
+        place = tempfile.gettempdir()
+    assert tempfile.gettempdir() != place
+with kernels.environment('1'):
+    kernels.PRELOAD.clear()
+    kernels.serve(kernels.Path(place, 'log'))
+    assert kernels.start(kernels.Path(place, 'log'), print, 'here').wait(60) == 0
+    print(place, flush=True)
+    {}
+"""
+
+
+@pytest.mark.parametrize("end", ["pass", "raise SystemExit", "time.sleep(600)"])
+def test_temporary_files_lie_in_one_folder_that_goes_with_the_run_or_when_the_next_starts(short, end):
+    environment = {**os.environ, "TMPDIR": str(short)}
+
+    def start(end: str) -> subprocess.Popen[str]:
+        code, pipe = TEMPORARY.format(end), subprocess.PIPE
+        command = [sys.executable, "-c", code]
+        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
+
+    with start("time.sleep(600)") as other:  # goes on meanwhile
+        places = [Path(other.stdout.readline().strip())]
+        with start(end) as ended:
+            places.append(Path(ended.stdout.readline().strip()))
+            assert sorted(short.iterdir()) == sorted(places)
+            assert "log" in [path.name for path in places[0].iterdir()]
+            if end.startswith("time"):
+                ended.kill()
+            assert ended.stderr.read() == ""
+        assert places[1].exists() == end.startswith("time")
+        with start("pass") as last:
+            assert last.communicate()[1] == ""
+        assert [*short.iterdir()] == [places[0]]
+        other.kill()
 
 
 def test_half_written_files_in_a_run_s_folder_are_removed_by_the_next_start(tmp_path):
