@@ -41,6 +41,9 @@ def open_run(settings: Settings) -> ModelRun:
     folder = store.run_dir(settings)
     if (folder / "run.json").exists():
         info = store.read_json(folder / "run.json", RunInfo)
+        asked = settings.prompts, settings.limit
+        if info.prompts and asked == (info.settings.prompts, info.settings.limit):
+            registry.check_unchanged(registry.load_prompts(*asked), info)
         if spec := dict(zip(info.models, info.specs, strict=False)).get(settings.model):
             return ModelRun(settings, spec, folder / spec.slug, info.limits)
     spec = inspect(registry.resolve(settings.model))

@@ -6,13 +6,13 @@ import difflib
 import functools
 import json
 import re
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nbhelpers import store
-from nbhelpers.records import CONTENT_TYPES, LabError, ModelSpec, Prompt
+from nbhelpers.records import CONTENT_TYPES, LabError, ModelSpec, Prompt, RunInfo
 
 SHAPE = "shape:"
 _FIELDS = "id, text and content_type"
@@ -110,6 +110,18 @@ def folder_of(spec: ModelSpec) -> Path | None:
     if spec.kind == "embedded":
         return store.project_root() / spec.source
     return Path(spec.source) if spec.kind == "local" else None
+
+
+def digests(prompts: Iterable[Prompt]) -> dict[str, str]:
+    """Prompt id -> digest of its text and content type, as run.json keeps them."""
+    return {p.id: store.row_key(text=p.text, content_type=p.content_type)[:16] for p in prompts}
+
+
+def check_unchanged(prompts: Iterable[Prompt], info: RunInfo) -> None:
+    """Raise LabError where these are other prompts than the run began with: one id would have two texts."""
+    if changed := sorted({id for id, _ in digests(prompts).items() ^ info.prompts.items()}):
+        what = f"The prompts of {info.run} have changed since it began ({', '.join(changed[:5])})"
+        raise LabError(f"{what}: restore {info.settings.prompts or 'them'}, or start a new run.")
 
 
 def load_prompts(path: str | Path = "", limit: int | None = None) -> list[Prompt]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nbhelpers import pipeline, store
+from nbhelpers import pipeline, registry, store
 from nbhelpers.generation import generate, latency
 from nbhelpers.loading import load
 from nbhelpers.records import LabError, Limits, ModelSpec, Result, RunInfo, Sample, Settings
@@ -72,6 +72,21 @@ def test_scores_of_other_settings_are_made_anew_from_rows_that_are_there(run):
         pipeline.make(asked, "result")
         assert len(rubric.read_scores(asked)) == count
         assert store.read_json(asked.folder / "result.json", Result).attempted == count
+
+
+def test_a_prompt_that_was_edited_while_a_run_goes_on_is_refused(tmp_path):
+    path, other = tmp_path / "prompts.jsonl", tmp_path / "other.jsonl"
+    path.write_text('{"id": "a", "text": "Tea:", "content_type": "short_post"}')
+    asked = Settings("lab-gpt2", str(tmp_path), prompts=str(path))
+    digests = registry.digests(registry.load_prompts(path))
+    info = RunInfo("r", ("lab-gpt2",), asked, "2026", None, {}, "m", None, prompts=digests)
+    store.write_json(tmp_path / "run.json", info)
+    assert pipeline.open_run(asked).settings == asked
+    other.write_text(path.read_text().replace("Tea", "Rain"))
+    assert pipeline.open_run(replace(asked, prompts=str(other))).folder.name == "lab-gpt2"  # not the run's
+    path.write_text(other.read_text())
+    with pytest.raises(LabError, match=r"prompts of r have changed since it began \(a\)"):
+        pipeline.open_run(asked)
 
 
 def test_a_run_s_own_record_says_what_a_name_means(tmp_path):

@@ -76,6 +76,7 @@ def plan_run(models: Sequence[str], settings: Settings, out: str = "") -> Plan:
         machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         git_commit=_git_commit(),
         specs=specs,
+        prompts=registry.digests(prompts),
     )
     return Plan(run_dir, info, len(prompts) * settings.repeats)
 
@@ -87,6 +88,8 @@ def plan_resume(run: str) -> Plan:
     if len(info.specs) != len(info.models):  # older runs kept only the names
         info = replace(info, specs=tuple(inspect(registry.resolve(name)) for name in info.models))
     prompts = registry.load_prompts(info.settings.prompts, info.settings.limit)
+    info = replace(info, prompts=info.prompts or registry.digests(prompts))  # older runs kept none
+    registry.check_unchanged(prompts, info)
     return Plan(run_dir, info, len(prompts) * info.settings.repeats)
 
 

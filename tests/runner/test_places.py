@@ -17,6 +17,7 @@ from test_notebook import texts, write
 
 from nbhelpers import store
 from nbhelpers.records import Failure, NotebookStatus, Settings
+from nbhelpers.runner import kernels
 from nbhelpers.runner import notebook as execute
 from nbhelpers.runner import plan as plans
 from nbhelpers.runner import run as runner

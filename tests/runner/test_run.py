@@ -351,6 +351,51 @@ def test_a_folder_is_kept_by_its_full_path(tmp_path, monkeypatch):
     assert [spec.alias for spec in plans.plan_resume(str(plan.run_dir)).info.specs] == ["lab-opt", "mine"]
 
 
+def prompts_file(path: Path, **texts: str) -> str:
+    rows = ({"id": id, "text": text, "content_type": "short_post"} for id, text in texts.items())
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("now", "changed"),
+    [
+        ({"a": "Tea:", "b": "Rain!"}, "b"),
+        ({"a": "Rain:", "b": "Tea:"}, "a, b"),
+        ({"a": "Tea:"}, "b"),
+        ({"a": "Tea:", "b": "Rain:", "c": "Sun:"}, "c"),
+    ],
+)
+def test_a_run_is_not_resumed_with_other_prompts(tmp_path, now, changed):
+    path = tmp_path / "prompts.jsonl"
+    asked = Settings(prompts=prompts_file(path, a="Tea:", b="Rain:"))
+    plan = plans.plan_run(["lab-gpt2"], asked, str(tmp_path / "run"))
+    store.write_json(plan.run_dir / "run.json", plan.info)
+    prompts_file(path, b="Rain:", a="Tea:")  # another order is no other prompt
+    assert plans.plan_resume(str(plan.run_dir)).info == plan.info
+    prompts_file(path, **now)
+    with pytest.raises(LabError, match=rf"prompts of run have changed since it began \({changed}\)"):
+        plans.plan_resume(str(plan.run_dir))
+
+
+def test_another_content_type_is_another_prompt(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    plan = plans.plan_run(["lab-gpt2"], Settings(prompts=prompts_file(path, a="Tea:")), str(tmp_path / "run"))
+    store.write_json(plan.run_dir / "run.json", plan.info)
+    path.write_text(path.read_text().replace("short_post", "business_note"))
+    with pytest.raises(LabError, match=r"changed since it began \(a\)"):
+        plans.plan_resume(str(plan.run_dir))
+
+
+def test_a_run_of_a_release_without_digests_is_resumed_and_has_them_then(tmp_path):
+    plan = plans.plan_run(["lab-gpt2"], Settings(limit=2), str(tmp_path / "run"))
+    path = store.write_json(plan.run_dir / "run.json", plan.info)
+    old = {name: value for name, value in json.loads(path.read_text()).items() if name != "prompts"}
+    path.write_text(json.dumps(old))
+    again = plans.plan_resume(str(plan.run_dir)).info
+    assert again == plan.info and list(again.prompts) == ["b01", "b02"]
+
+
 @pytest.mark.parametrize(
     ("models", "device", "cores", "jobs"),
     [
