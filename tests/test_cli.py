@@ -1,15 +1,19 @@
 """The command line as a user meets it: exit codes, one clear sentence, nothing lost."""
 
+import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from made_runs import make_result, make_sample, planted, prompt_ids, write_info, write_model
 
-from nbhelpers import cli
-from nbhelpers.records import FailOnError, LabError, Limits, RunInfo, Settings
+from nbhelpers import cli, store
+from nbhelpers.comparison import compare
+from nbhelpers.records import FailOnError, LabError, Limits, NotebookStatus, RunInfo, Settings
 from nbhelpers.runner import run as runner
 
 
@@ -127,6 +131,39 @@ def test_a_stopped_run_says_how_to_go_on_and_exits_1(call, tmp_path, monkeypatch
     monkeypatch.setattr(runner, "run", run)
     code, _, shown = call("run", "lab-gpt2", "--out", str(tmp_path))
     assert code == 1 and shown.endswith(f"Continue with: nbhelpers run --resume {tmp_path}\n")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "shift_jis"])
+@pytest.mark.parametrize("command", ["run", "report", "route", "label", "memory", "a mistake"])
+def test_a_terminal_that_lacks_letters_gets_escapes(command, encoding, tmp_path, monkeypatch):
+    name = "Модель…–naïve😀"
+    folder, model = tmp_path / f"run {name}", tmp_path / name
+    shutil.copytree(store.data_dir() / "models" / "lab-gpt2", model)
+    results = [make_result(name, planted(5, 1)), make_result("lab-opt", planted(4, 2))]
+    for result in results:
+        write_model(folder, result, [(make_sample(result.model, id, 0), 5.0) for id in prompt_ids()])
+    compare.compare_run(folder)
+    info = write_info(folder, [name, "lab-opt"], failures={"lab-opt": "geht nicht: …"})
+    monkeypatch.setattr(runner, "run", lambda plan, jobs, limits, watch: watch(*event) or info)
+    event = str(model), "02_loading", NotebookStatus("02_loading", str(model), "failed", 1.0, "…")
+    wanted = {
+        "run": ["run", str(model), "--out", str(folder.with_name("new"))],
+        "memory": ["memory", str(model)],
+        "a mistake": ["run", "lab-gpt2", "--out", str(folder)],
+    }
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2))
+    for stream, to in (("stdout", out), ("stderr", err), ("argv", ["nbhelpers"])):
+        monkeypatch.setattr(sys, stream, to)
+    sys.argv += wanted.get(command, [command, str(folder)])
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    signal.signal(signal.SIGTERM, before)
+    assert stop.value.code == {"a mistake": 2, "run": 1}.get(command, 0)
+    for stream in (out, err):
+        stream.flush()
+    shown = (out.buffer.getvalue() + err.buffer.getvalue()).decode(encoding)
+    assert shown and ("\\U0001f600" in shown) == (command != "memory")
 
 
 def test_models_lists_the_registry(call):
