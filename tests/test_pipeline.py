@@ -1,14 +1,18 @@
 """What is missing of a model's files is made, once and visibly; what is there and right stays."""
 
-from dataclasses import replace
+import json
+import re
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from nbhelpers import pipeline, registry, store
-from nbhelpers.generation import generate, latency
+from nbhelpers.generation import decode as decoding
+from nbhelpers.generation import generate, latency, sampling
 from nbhelpers.loading import load
 from nbhelpers.records import LabError, Limits, ModelSpec, Result, RunInfo, Sample, Settings
+from nbhelpers.report import html
 from nbhelpers.scoring import rubric
 
 
@@ -87,6 +91,41 @@ def test_a_prompt_that_was_edited_while_a_run_goes_on_is_refused(tmp_path):
     path.write_text(other.read_text())
     with pytest.raises(LabError, match=r"prompts of r have changed since it began \(a\)"):
         pipeline.open_run(asked)
+
+
+def test_every_setting_is_what_the_engine_gets_and_what_the_report_says(tmp_path, monkeypatch):
+    path, lines = tmp_path / "prompts.jsonl", ("Write about tea:", "Write about rain:")
+    rows = ({"id": f"p{n}", "text": text, "content_type": "short_post"} for n, text in enumerate(lines))
+    path.write_text("\n".join(map(json.dumps, rows)))
+    drawn = {"temperature": 0.5, "top_k": 3, "top_p": 0.9, "seed": 7, "max_new_tokens": 5, "repeats": 3}
+    place = {"model": "lab-opt", "run_dir": str(tmp_path / "run"), "device": "cpu", "dtype": "bfloat16"}
+    asked = Settings(**drawn, **place, prompts=str(path), limit=1)
+    same = [field.name for field in fields(Settings) if getattr(asked, field.name) == field.default]
+    assert not same, "give each setting another value than its default, and see below what it does"
+
+    samplers, decodes, models = [], [], []
+    make_sampler, decode = sampling.sampler, decoding.decode
+    monkeypatch.setattr(sampling, "sampler", lambda *a: samplers.append(a) or make_sampler(*a))
+    monkeypatch.setattr(decoding, "decode", lambda *a, **k: decodes.append(a) or decode(*a, **k))
+    make_model = load.load
+    monkeypatch.setattr(load, "load", lambda *a: models.append(make_model(*a)) or models[-1])
+    made = pipeline.open_run(asked)
+    pipeline.make(made, "result")
+
+    [loaded] = models
+    assert (loaded.spec.alias, loaded.device) == ("lab-opt", "cpu")
+    assert {str(weight.dtype) for weight in loaded.model.parameters()} == {"torch.bfloat16"}
+    seeds = [sampling.row_seed(7, "p0", repeat) for repeat in range(3)]
+    assert samplers[0] == (seeds, 0.5, 3, 0.9)
+    model, ids, room, *_ = decodes[0]
+    assert model is loaded.model and [*room] == [5] * 3
+    assert [loaded.tokenizer.decode(row, skip_special_tokens=True) for row in ids] == [lines[0]] * 3
+    said = store.read_json(made.folder / "result.json", Result).settings
+    assert said == replace(asked, run_dir="")
+    page = html.write_report(made.folder.parent).read_text()
+    values = dict(re.findall(r"<dt>([\w ]+)</dt><dd>\s*(.*?)</dd>", page))
+    assert {name: values[name.replace("_", " ")] for name in drawn} == {n: str(v) for n, v in drawn.items()}
+    assert (values["prompts"], values["limit"], values["dtype"]) == ("prompts.jsonl", "1", "bfloat16")
 
 
 def test_a_run_s_own_record_says_what_a_name_means(tmp_path):

@@ -1,6 +1,8 @@
 """What every notebook promises its reader, checked on the committed files."""
 
+import ast
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 from statistics import median
@@ -83,11 +85,23 @@ def test_pipeline_notebooks_take_all_settings_as_parameters(name):
     assert list(papermill.inspect_notebook(str(path))) == [field.name for field in fields(Settings)]
 
 
+@pytest.mark.parametrize("name", PIPELINE)
+def test_every_parameter_reaches_the_settings_as_it_was_given(name):
+    path = next(path for path in NOTEBOOKS if path.stem == name)
+    cells = code(json.loads(path.read_text(encoding="utf-8"))["cells"])
+    given = next(n for n, cell in enumerate(cells) if "parameters" in cell["metadata"].get("tags", ()))
+    names = {field.name for field in fields(Settings)}
+    made = next(n for n, cell in enumerate(cells) if n > given and "Settings(" in source(cell))
+    nodes = [node for cell in cells[given + 1 : made + 1] for node in ast.walk(ast.parse(source(cell)))]
+    stores = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    assert not stores & names, "a parameter is assigned to before it is used"
+    calls = [n for n in nodes if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "Settings"]
+    passed = {word.arg: getattr(word.value, "id", None) for word in calls[0].keywords}
+    assert passed == {name: name for name in names}
+
+
 def test_solutions_of_exercises_run(cells):
     """Each folded solution parses; the notebooks' own variables make it run (see the notebook)."""
-    import ast
-    import re
-
     blocks = re.findall(r"```python\n(.*?)```", prose(cells)[prose(cells).index("Exercises") :], re.S)
     assert len(blocks) >= 2
     for block in blocks:
