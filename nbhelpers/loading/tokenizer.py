@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,10 +37,11 @@ MARKS = (  # around reasoning, as models in use write them
     *(("<|inner_prefix|>", "<|inner_suffix|>"), ("<|channel>thought", "<channel|>")),
     ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
 )
-# A closing mark that a chat template writes after the reasoning, or cuts an answer at.
+# Closing marks in a chat template: after the reasoning or where an answer is cut off; or by their names.
 _OWN_MARK = re.compile(
     r"""(?:(?:reason|think|thought)\w*[^<\[◁]{0,80}|split\(\s*['"])([<\[◁]\|?/[\w:]+\|?[>\]▷])"""
 )
+_OWN_END = re.compile(r"[<\[◁]\|?(?=\w*(?:think|thought|reason))\w*end\w*\|?[>\]▷]", re.IGNORECASE)
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -128,8 +129,11 @@ def read_answer(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int]) -> tu
 
     Marks are also those of the model's own chat template, and are seen where they are special tokens.
     """
-    own = _OWN_MARK.findall(str(getattr(tokenizer, "chat_template", None)))
-    marks = (*MARKS, *((close.replace("/", "", 1), close) for close in own))
+    template = str(getattr(tokenizer, "chat_template", None))
+    own = [(mark.replace("/", "", 1), mark) for mark in _OWN_MARK.findall(template)]
+    for mark, word in product(_OWN_END.findall(template), ("start", "begin")):
+        own.append((mark.replace("end", word).replace("END", word.upper()), mark))
+    marks = (*MARKS, *own)
     parts, tokens = "".join(chain(*marks)), tokenizer.added_tokens_decoder.items()
     hidden = {number for number, token in tokens if token.special and token.content not in parts}
     text = tokenizer.decode([number for number in ids if number not in hidden]).strip()

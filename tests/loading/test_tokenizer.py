@@ -441,6 +441,17 @@ def ids_of(tokenizer: Any, text: str) -> list[int]:
             "<|muse|>",
             "<|/muse|>",
         ),
+        (
+            "{% for m in messages %}{{ '[BEGIN_REASONING]' + m.why + '[END_REASONING]' if m.why }}"
+            "{{ m.content }}{% endfor %}",
+            "[BEGIN_REASONING]",
+            "[END_REASONING]",
+        ),
+        (
+            "{% for m in messages %}{{ m.content.split('<|thought_end|>')[-1] }}{% endfor %}",
+            "<|thought_start|>",
+            "<|thought_end|>",
+        ),
     ],
 )
 def test_marks_of_the_template_count_also_as_special_tokens(
