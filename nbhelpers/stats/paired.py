@@ -71,6 +71,9 @@ def compare_all(per_model: dict[str, Scores], margin: float = 0.5) -> tuple[Comp
     2. "better" / "worse" (a than b): the interval excludes 0 and p_holm < alpha.
     3. "cannot tell", with the prompts that would settle it: the fewer of ``prompts_needed``, planned at
        alpha / (number of pairs), the strictest step of Holm's, and ``prompts_to_tie``; or with a ``reason``.
+
+    Differences that are all equal have no interval. The difference stands in for it, and exact tests decide,
+    against 0 and against the margins: their p is 2^(1-n), so below six prompts nothing can be told.
     """
     pairs = list(combinations(per_model, 2))
     found = [_measured(per_model[a], per_model[b], (a, b), margin, len(pairs)) for a, b in pairs]
@@ -93,33 +96,39 @@ def _measured(a: Scores, b: Scores, names: tuple[str, str], margin: float, tests
     n, (mean, sd) = len(x), estimates.mean_sd(x)
     p = None if sd is None else sign_flip_p(x)
     found = replace(found, difference=mean, p=p, reason=estimates.no_interval(x, "differences"))
-    if not sd:
+    if sd is None:
         return found
+    if sd == 0:
+        return replace(found, prompts_needed=_fewest(ALPHA if abs(mean) < margin else ALPHA / tests))
     low, high = estimates.t_interval(mean, sd, n)
     counts = [prompts_to_tie(mean, sd, margin)]
     if (apart := prompts_needed(mean, sd, ALPHA / tests)) is not None:
-        # Sign flipping cannot reach p < alpha before 2^(1-n) does.
-        counts.append(max(apart, math.floor(1 - math.log2(ALPHA / tests)) + 1))
+        counts.append(max(apart, _fewest(ALPHA / tests)))
     needed = min((max(count, n + 1) for count in counts if count), default=None)  # an open case needs more
     return replace(found, low=low, high=high, effect_size=hedges_g(mean, sd, n), prompts_needed=needed)
 
 
 def _judged(c: Comparison) -> Comparison:
     """Add the verdict (rules in ``compare_all``) to a measured comparison."""
-    if c.low is None or c.high is None or c.p_holm is None:
+    if c.difference is None or c.p_holm is None:
         return c
-    apart, reason = c.low > 0 or c.high < 0, None
+    low, high = (c.difference if end is None else end for end in (c.low, c.high))
+    apart, inside = low > 0 or high < 0, -c.margin < low and high < c.margin
     significant = apart and c.p_holm < ALPHA
-    if -c.margin < c.low and c.high < c.margin:
-        if significant:
-            reason = f"the difference is significant, but inside ±{c.margin:g}: too small to matter"
-        return replace(c, verdict="tied", prompts_needed=None, reason=reason)
+    if inside and (c.low is not None or c.n >= _fewest(ALPHA)):
+        small = f"the difference is significant, but inside ±{c.margin:g}: too small to matter"
+        return replace(c, verdict="tied", prompts_needed=None, reason=small if significant else c.reason)
     if significant:
-        return replace(c, verdict="better" if c.low > 0 else "worse", prompts_needed=None)
+        return replace(c, verdict="better" if low > 0 else "worse", prompts_needed=None)
     reason = f"the interval holds 0 and reaches outside ±{c.margin:g}"
     if apart:
         reason = f"the interval excludes 0, but the adjusted p of {c.p_holm:.3f} is not below {ALPHA:g}"
-    return replace(c, reason=reason)
+    return replace(c, reason=c.reason or reason)
+
+
+def _fewest(alpha: float) -> int:
+    """The fewest prompts at which sign flips can reach p < alpha: p is never below 2^(1-n)."""
+    return math.floor(1 - math.log2(alpha)) + 1
 
 
 def sign_flip_p(differences: Iterable[float], seed: int = 0) -> float:

@@ -422,9 +422,6 @@ def test_order_of_prompts_and_a_common_shift_change_nothing(pairs, random, shift
     [
         ([], [], None, None, "no data"),
         ([6], [5], 1.0, None, "n = 1: no interval"),
-        ([6, 7, 8], [5, 6, 7], 1.0, 0.25, "all 3 differences are equal: no interval"),
-        ([6, 7, 8], [6, 7, 8], 0.0, 1.0, "all 3 differences are equal: no interval"),
-        ([100.3, 60.6, 0.9], [100.1, 60.4, 0.7], 0.2, 0.25, "all 3 differences are equal: no interval"),
         ([6, math.nan], [5, math.inf], None, None, "2 of 4 scores are not finite (NaN or infinite): refused"),
     ],
 )
@@ -433,6 +430,65 @@ def test_comparisons_that_cannot_be_made(a, b, difference, p, reason):
     assert c.difference == (None if difference is None else pytest.approx(difference))
     assert (c.n, c.low, c.high, c.p, c.effect_size) == (len(a), None, None, p, None)
     assert (c.verdict, c.prompts_needed, c.reason) == ("cannot tell", None, reason)
+
+
+def constant(difference, n, **options) -> Comparison:
+    return compared(np.full(n, float(difference)), **options)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "verdict"),
+    [
+        (10.0, 0.0, "better"),
+        (0.0, 10.0, "worse"),
+        (1.0, 0.0, "better"),  # binary scores, always right against always wrong
+        (0.0, 0.0, "tied"),
+        (1.0, 1.0, "tied"),
+        (10.0, 9.6, "tied"),  # significant, and too small to matter
+    ],
+)
+def test_one_difference_on_every_prompt_is_decided_by_the_exact_test(a, b, verdict):
+    c = paired.compare_two(on_prompts([a] * 15), on_prompts([b] * 15))
+    exact = sps.permutation_test(
+        (np.full(15, a - b),), np.mean, permutation_type="samples", n_resamples=np.inf
+    )
+    assert (c.verdict, c.low, c.high, c.effect_size, c.prompts_needed) == (verdict, None, None, None, None)
+    assert c.p == pytest.approx(exact.pvalue if a != b else 1.0)
+    assert c.reason == (
+        "the difference is significant, but inside ±0.5: too small to matter"
+        if 0 < a - b < 0.5
+        else "all 15 differences are equal: no interval"
+    )
+
+
+@pytest.mark.parametrize("difference", [0.0, 0.2, 2.0, 10.0, -3.0])
+def test_a_verdict_does_not_hang_on_whether_differences_are_equal_or_nearly_so(difference):
+    steady = constant(difference, 15).verdict
+    for off in (1e-13, 1e-9, 0.001, 0.1):
+        nearly = np.full(15, difference)
+        nearly[-1] += off
+        assert compared(nearly).verdict == steady
+    assert compared(np.array([0.0] * 14 + [10.0])).verdict == "cannot tell"  # one prompt is not nearly all
+
+
+@pytest.mark.parametrize("difference", [0.0, 0.2, 10.0])
+def test_equal_differences_on_few_prompts_settle_nothing(difference):
+    """2^(1-n) is the least p of n prompts, against 0 and against a margin alike: 6 come below 5%."""
+    assert (constant(difference, 1).verdict, constant(difference, 1).prompts_needed) == ("cannot tell", None)
+    for n in (2, 3, 5):
+        c = constant(difference, n)
+        assert (c.verdict, c.prompts_needed) == ("cannot tell", 6)
+        assert c.reason == f"all {n} differences are equal: no interval"
+    assert constant(difference, 6).verdict != "cannot tell"
+
+
+def test_equal_differences_are_adjusted_for_the_pairs_too():
+    """Four models, six pairs: 7 prompts are too few for 6 / 64, and 8 are enough for 6 / 128."""
+    for n, verdict in ((7, "cannot tell"), (8, "better")):
+        levels = {name: on_prompts([level] * n) for name, level in (("a", 9), ("b", 6), ("c", 3), ("d", 0))}
+        found = paired.compare_all(levels)
+        assert {c.verdict for c in found} == {verdict} and {c.p for c in found} == {2.0 ** (1 - n)}
+        assert {c.prompts_needed for c in found} == {8 if verdict == "cannot tell" else None}
 
 
 def test_different_prompts_are_refused_with_counts():
