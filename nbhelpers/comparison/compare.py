@@ -183,17 +183,21 @@ def size_slope(results: Sequence[Result]) -> Estimate | None:
 
 def size_sentence(slope: Estimate | None, ranked: Sequence[Result]) -> str:
     """What the data say about "larger models write better content"; ``ranked`` is the best first."""
-    if slope is None or slope.low is None or slope.high is None:
+    low, high, over = (slope.low, slope.high, "over") if slope else (None, None, "")
+    if slope and slope.sd == 0 and paired.sign_flip_p([slope.mean or 0.0] * slope.n) < paired.ALPHA:
+        low, high, over = slope.mean, slope.mean, "the same on each of"  # no interval, but a test
+    if slope is None or low is None or high is None:
         why = slope.reason if slope else "it needs two sizes on the same prompts"
         return f"Whether larger models write better stays open: {why}."
-    figures = f"{slope.mean:+.2f} points per doubling of the parameters [{slope.low:+.2f}, {slope.high:+.2f}]"
+    interval = f"[{low:+.2f}, {high:+.2f}] " if low < high else ""
+    figures = f"{slope.mean:+.2f} points per doubling of the parameters {interval}{over}"
     differ = ", which also differ in architecture" if len({r.family for r in ranked}) > 1 else ""
-    figures += f" over {slope.n} prompts, for these {len(ranked)} models only{differ}."
-    if slope.low > 0:
+    figures += f" {slope.n} prompts, for these {len(ranked)} models only{differ}."
+    if low > 0:
         best, largest = ranked[0].model, max(ranked, key=lambda result: result.parameters).model
         but = "" if best == largest else f" The best is {best}, not the largest, {largest}."
         return f"On average the larger models here write better: {figures}{but}"
-    if slope.high < 0:
+    if high < 0:
         return f"Among these models the larger ones write worse: {figures}"
     return f"These data do not show that larger models write better: {figures}"
 
@@ -215,9 +219,12 @@ def words_per_s(result: Result) -> float:
 
 def _points(pair: Comparison) -> str:
     """The difference with its interval and, where it is open, the prompts that would settle it."""
-    if pair.low is None:
+    if pair.difference is None or pair.n < 2:
         return pair.reason or ""
-    found = f"{pair.difference:+.2f} points [{pair.low:+.2f}, {pair.high:+.2f}] over {pair.n} prompts"
+    interval = (
+        f" [{pair.low:+.2f}, {pair.high:+.2f}] over" if pair.low is not None else ", the same on each of"
+    )
+    found = f"{pair.difference:+.2f} points{interval} {pair.n} prompts"
     if pair.verdict != "cannot tell":
         return found
     needed = f"about {pair.prompts_needed:,}" if pair.prompts_needed else f"more than {paired.MOST_PROMPTS:,}"

@@ -106,6 +106,30 @@ def test_the_same_scores_are_never_a_victory():
     assert "writes better" not in report.pick_reason
 
 
+@pytest.mark.parametrize(
+    ("levels", "n", "verdict", "said"),
+    [
+        ((10.0, 0.0), 15, "better", "a writes better than b: +10.00 points, the same on each of 15 prompts."),
+        (
+            (4.0, 4.0),
+            15,
+            "tied",
+            "a and b are tied within 0.5 points: +0.00 points, the same on each of 15 prompts.",
+        ),
+        ((9.0, 1.0), 3, "cannot tell", "a and b: cannot tell: +8.00 points, the same on each of 3 prompts; "),
+        ((9.0, 1.0), 1, "cannot tell", "a and b: cannot tell: n = 1: no interval."),
+    ],
+)
+def test_a_difference_that_is_the_same_everywhere_is_said_without_an_interval(levels, n, verdict, said):
+    results = [make_result(m, [x] * n, 10**6 * i) for m, x, i in zip("ab", levels, (2, 1), strict=True)]
+    report = comparison.compare(results, {})
+    assert report.pairs[0].verdict == verdict
+    assert comparison.verdict_sentence(report.pairs[0]).startswith(said)
+    slope, open_ = report.size_hypothesis, "stays open"
+    assert ("the larger models here write better: +10.00" in slope) == (verdict == "better")
+    assert (open_ in slope) == (verdict != "better") and "[" not in slope
+
+
 def test_the_size_slope_is_the_mean_of_the_least_squares_slopes():
     rng = np.random.default_rng(7)
     sizes = [500_000, 1_000_000, 2_000_000, 5_000_000]

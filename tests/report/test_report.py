@@ -116,6 +116,16 @@ def test_every_cost_says_whether_its_energy_was_measured(tmp_path: Path):
     assert dict(rows) == {"metered": "measured", "guessed": "assumed"}
 
 
+def test_a_difference_without_an_interval_shows_its_p(tmp_path: Path):
+    for name, level in (("a", 10.0), ("b", 0.0)):
+        write_model(tmp_path, make_result(name, [level] * 15))
+    report.write_report(tmp_path)
+    text = Page(tmp_path / "index.html").text
+    assert (
+        "a b better +10.00 on every prompt < 0.001 –" in text and "a writes better than every other" in text
+    )
+
+
 def test_texts_that_depend_on_the_batch_are_told(tmp_path: Path):
     for name, rate in (("steady", 0.0), ("swayed", 0.2)):
         result = make_result(name, planted(4, 1))
