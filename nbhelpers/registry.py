@@ -6,7 +6,8 @@ import difflib
 import functools
 import json
 import re
-from collections.abc import Container, Iterable
+import unicodedata
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,8 @@ def check_unchanged(prompts: Iterable[Prompt], info: RunInfo) -> None:
 def load_prompts(path: str | Path = "", limit: int | None = None) -> list[Prompt]:
     """Read prompts from JSON lines {"id", "text", "content_type"}; "" is the 15 benchmark prompts b01…b15.
 
-    Raises LabError for a missing, empty or malformed file (with the line number) and for a limit below 1.
+    Raises LabError for a missing, empty or malformed file (with the line number), for the same text twice,
+    and for a limit below 1.
     """
     if limit is not None and limit < 1:
         raise LabError(f"The limit is {limit}: ask for at least 1 prompt.")
@@ -137,17 +139,29 @@ def load_prompts(path: str | Path = "", limit: int | None = None) -> list[Prompt
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise LabError(f"The prompts file {source} cannot be read: {reason}.") from None
-    prompts: dict[str, Prompt] = {}
+    prompts, texts = dict[str, Prompt](), dict[str, str]()
     for number, line in enumerate(lines, 1):
         if line.strip():
-            prompt = _prompt(line, f"{source.name}, line {number}", prompts)
+            prompt = _prompt(line, where := f"{source.name}, line {number}")
+            if prompt.id in prompts:
+                raise LabError(f"{where}: the id {prompt.id!r} was used before; ids are unique.")
+            if (first := texts.setdefault(one_text(prompt.text), prompt.id)) != prompt.id:
+                both = f"the prompt {prompt.id!r} has the text of {first!r}"
+                raise LabError(
+                    f"{where}: {both}, and would count twice: leave it out, or ask for more repeats."
+                )
             prompts[prompt.id] = prompt
     if not prompts:
         raise LabError(f"The prompts file {source} is empty: write one JSON object ({_FIELDS}) per line.")
     return [p for p in prompts.values() if str(path) or re.fullmatch(r"b\d\d", p.id)][:limit]
 
 
-def _prompt(line: str, where: str, earlier: Container[str]) -> Prompt:
+def one_text(text: str) -> str:
+    """What two prompts have in common that ask the same: case and white space do not make another unit."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _prompt(line: str, where: str) -> Prompt:
     try:
         row = json.loads(line)
         prompt = Prompt(*(row.get(name) for name in ("id", "text", "content_type")))
@@ -156,8 +170,10 @@ def _prompt(line: str, where: str, earlier: Container[str]) -> Prompt:
     for name, value in vars(prompt).items():
         if not isinstance(value, str) or not value.strip():
             raise LabError(f"{where}: the field {name!r} is missing or not a non-empty text.")
+        if any("\ud800" <= letter <= "\udfff" for letter in value):  # no tokenizer takes it
+            raise LabError(
+                f"{where}: the field {name!r} holds half a surrogate pair (a cut emoji?): mend it."
+            )
     if (kind := prompt.content_type) not in CONTENT_TYPES:
         raise LabError(f"{where}: unknown content type {kind!r}; use one of {', '.join(CONTENT_TYPES)}.")
-    if prompt.id in earlier:
-        raise LabError(f"{where}: the id {prompt.id!r} was used before; ids are unique.")
     return prompt

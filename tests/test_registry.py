@@ -215,7 +215,7 @@ prompt_rows = st.lists(
     ),
     min_size=1,
     max_size=5,
-    unique_by=lambda row: row["id"],
+    unique_by=(lambda row: row["id"], lambda row: registry.one_text(row["text"])),
 )
 
 
@@ -243,6 +243,15 @@ GOOD = '{"id": "a", "text": "Write.", "content_type": "short_post"}'
         ('{"id": 7, "text": "x", "content_type": "short_post"}', "line 1: the field 'id'"),
         ('{"id": "a", "text": "x", "content_type": "poem"}', "line 1: unknown content type 'poem'"),
         (GOOD + "\n" + GOOD, "line 2: the id 'a' was used before"),
+        (GOOD + "\n" + GOOD.replace('"a"', '"b"'), "line 2: the prompt 'b' has the text of 'a'"),
+        (GOOD + "\n" + GOOD.replace('"a"', '"b"').replace("short", "linkedin"), "'b' has the text of 'a'"),
+        (GOOD + "\n" + GOOD.replace('"a"', '"b"').replace("Write", " write"), "'b' has the text of 'a'"),
+        (
+            GOOD.replace("Write", "A cut \\ud83d emoji"),
+            "line 1: the field 'text' holds half a surrogate pair",
+        ),
+        (GOOD + "\n" + GOOD.replace('"a"', '"\\uDC00"'), "line 2: the field 'id' holds half"),
+        (GOOD.replace("Write", "swapped \\ude00\\ud83d halves"), "line 1: .* half"),
     ],
 )
 def test_a_bad_prompts_file_is_one_clear_sentence(tmp_path, content, says):
@@ -250,6 +259,12 @@ def test_a_bad_prompts_file_is_one_clear_sentence(tmp_path, content, says):
     path.write_text(content)
     with pytest.raises(LabError, match=says):
         registry.load_prompts(path)
+
+
+def test_a_whole_surrogate_pair_is_an_emoji(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text(GOOD.replace("Write", "smile \\ud83d\\ude00"))
+    assert registry.load_prompts(path)[0].text == "smile \N{GRINNING FACE}."
 
 
 def test_unreadable_prompts_and_limits_below_one(tmp_path):
