@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from functools import cache, lru_cache
 from itertools import pairwise
 
@@ -12,6 +13,9 @@ _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u20
 _LIST_MARK = re.compile(r"^\s*(?:[-*•–]|\(?\d{1,2}[.)]|#{1,6})\s+")
 _SENTENCE_GAP = re.compile(r"(?<=[.!?…])\s+|(?<=[.!?…][\"'”’)\]])\s+")
 _FINISHED = re.compile(r"[.!?…][\"'”’)\]*_]*$|(?:^|\s)#\w+$")
+_LETTERS = re.compile(r"[^\W\d_]+")
+_OTHER_SCRIPT = re.compile(r"[^\W\d_\u0000-\u024f\u1e00-\u1eff]")
+_ACCENTED = re.compile(r"[\u00df-\u024f\u1e00-\u1eff]")
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 _FIGURE = re.compile(
     r"[$€£]\s?\d|\d\s?(?:%|percent\b|points?\b|(?:milli)?seconds?\b|ms\b|s\b|minutes?\b|hours?\b|days?\b|weeks?\b"
@@ -35,6 +39,20 @@ def _ending() -> re.Pattern[str]:
 def printable(text: str) -> str:
     """U+FFFD for controls (but line feed and tab), direction marks and halves of surrogate pairs."""
     return _UNPRINTABLE.sub("\ufffd", text)
+
+
+def is_english(text: str) -> bool:
+    """False where most letters are of another script, or where small words of other languages (and words with
+    letters that English lacks) outnumber the English ones and are a tenth of all words.
+
+    What is too little to tell by is taken for English: code, keywords, a word or two, nothing.
+    """
+    plain = unicodedata.normalize("NFKC", text).lower()
+    found, others = _LETTERS.findall(plain), len(_OTHER_SCRIPT.findall(plain))
+    english, foreign = word_list("function_words"), word_list("foreign_words")
+    against = sum(word in foreign or _ACCENTED.search(word) is not None for word in found)
+    outnumbered = against > max(1, sum(word in english for word in found), len(found) / 10)
+    return not outnumbered and not 1 < others > sum(map(len, found)) / 2
 
 
 def words(text: str) -> list[str]:
