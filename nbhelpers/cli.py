@@ -115,6 +115,7 @@ def _print_outcome(run_dir: Path, info: RunInfo, as_json: bool = False) -> None:
         lines += [f"  {compare.verdict_sentence(pair)}" for pair in comparison.pairs]
         lines += ["", comparison.pick_reason, comparison.size_hypothesis]
         lines += [f"not compared: {model}: {reason}" for model, reason in comparison.excluded.items()]
+        lines += comparison.notes
     failed = [status for status in info.notebooks if status.status == "failed"]
     lines += [f"failed: {s.model or 'comparison'}, {s.notebook}: {s.error}" for s in failed]
     if kinds := compare.count_failures(run_dir, info):

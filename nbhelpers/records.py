@@ -197,7 +197,10 @@ class Sample(Record):
 
 @dataclass(frozen=True)
 class Score(Record):
-    """All scores of one sample. A failed sample scores 0 on quality, never disappears."""
+    """All scores of one sample. A failed sample scores 0 on quality, never disappears.
+
+    ``reason`` says why there are no values: a rubric that reads English does not apply to other languages.
+    """
 
     key: str
     prompt_id: str
@@ -207,6 +210,7 @@ class Score(Record):
     words: int
     values: dict[str, float]  # dimension or rubric name -> 0..10
     schema_version: int = SCHEMA_VERSION
+    reason: str | None = None
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ def _writable(path: Path) -> Iterator[None]:
 
 def _line(record: Any) -> str:
     row = dataclasses.asdict(record)
-    for name in ("failure", "reasoning"):
+    for name in ("failure", "reasoning", "reason"):
         if row.get(name, "") is None:  # most rows have none
             del row[name]
     return json.dumps(row, ensure_ascii=True, allow_nan=False) + "\n"

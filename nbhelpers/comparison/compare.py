@@ -8,15 +8,17 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from nbhelpers import store
+from nbhelpers import registry, store
 from nbhelpers.records import SCHEMA_VERSION, Estimate, LabError, ModelSpec, Record, Result, RunInfo, Sample
 from nbhelpers.stats import paired
 from nbhelpers.stats.estimate import estimate
 from nbhelpers.stats.paired import Comparison
 
 MARGIN = 0.5  # points on the 0..10 scale below which a difference does not matter to us (a choice)
+FOREIGN = "samples/not_applicable"  # texts without a score, because a rubric reads English
 CONDITIONS = ("prompts", "max_new_tokens", "temperature", "top_k", "top_p")
 
 
@@ -35,6 +37,7 @@ class ComparisonReport(Record):
     excluded: dict[str, str]  # model -> why it takes no part
     ranks: tuple[paired.RankInterval, ...] = ()  # best first
     schema_version: int = SCHEMA_VERSION
+    notes: tuple[str, ...] = ()  # what is not in the comparison besides whole models, and why
 
 
 def compare_run(run_dir: Path) -> ComparisonReport:
@@ -44,9 +47,16 @@ def compare_run(run_dir: Path) -> ComparisonReport:
 
 
 def assemble(run_dir: Path, margin: float = MARGIN) -> ComparisonReport:
-    """The comparison of a run's folder, without writing it; if all models failed, it says so.
+    """The comparison of a run's folder, without writing it. LabError as ``comparable``."""
+    results, excluded, notes = comparable(run_dir)
+    return compare(results, excluded, margin, notes)
 
-    LabError for a folder with neither a run.json nor a result.json.
+
+def comparable(run_dir: Path) -> tuple[list[Result], dict[str, str], list[str]]:
+    """The results that can be compared, why other models cannot, and what a reader must know of the prompts.
+
+    Prompts with one text are one unit: it has the mean of their scores, under the first id. If all models
+    failed, the reasons say so. LabError for a folder with neither a run.json nor a result.json.
     """
     (results, excluded), info = read_results(run_dir), read_info(run_dir)
     if info is None and not results and not excluded:
@@ -59,12 +69,21 @@ def assemble(run_dir: Path, margin: float = MARGIN) -> ComparisonReport:
             error = next((f"{s.notebook}: {s.error}" for s in failed), "its notebooks have not run")
             excluded[spec.alias] = excluded.pop(spec.slug, error)
     made = [_conditions(r) for r in results if r.quality_applies and r.finished]
-    usual = max(made, key=made.count, default={})
+    asked = {r.slug: _texts_asked(run_dir / r.slug) for r in results}
+    usual, texts = (max(found, key=found.count, default={}) for found in (made, [*asked.values()]))
+    most, notes = max((len(r.per_prompt) for r in results), default=0), list[str]()
     for result in sorted(
         results, key=lambda r: bool(r.quality_applies and r.finished)
     ):  # those without first
+        foreign = result.metrics.get(FOREIGN, 0)
         other = [name for name, value in _conditions(result).items() if value != usual.get(name, value)]
-        if not result.quality_applies:
+        clash = [prompt for prompt, text in asked[result.slug].items() if text != texts.get(prompt, text)]
+        if foreign:
+            part = f"{foreign:g} of {result.attempted} texts have no score"
+            notes.append(f"{result.model}: {part}, because the prompt or the answer is not English.")
+        if foreign and 2 * len(result.per_prompt) <= most:
+            excluded[result.model] = "the rubric reads English, and most of its prompts or answers are not"
+        elif not result.quality_applies:
             excluded[result.model] = "random weights: quality is not applicable, speed and memory are real"
         elif not result.finished:
             excluded[result.model] = f"all {result.attempted} generations failed"
@@ -72,7 +91,30 @@ def assemble(run_dir: Path, margin: float = MARGIN) -> ComparisonReport:
             excluded[result.model] = (
                 f"made under other conditions than most of the models: {', '.join(other)}"
             )
-    return compare([result for result in results if result.model not in excluded], excluded, margin)
+        elif clash:
+            excluded[result.model] = (
+                f"its prompts have other texts than those of most models: {', '.join(clash)}"
+            )
+    first: dict[str, str] = {}
+    unit = {p: first.setdefault(registry.one_text(text), p) for p, text in sorted(texts.items())}
+    if len(first) < len(unit):
+        notes.append(f"{len(unit)} prompts have {len(first)} different texts: each text counts once.")
+    results = [replace(r, per_prompt=_by_unit(r, unit)) for r in results if r.model not in excluded]
+    return results, excluded, notes
+
+
+def _texts_asked(folder: Path) -> dict[str, str]:
+    """Prompt id -> text of a model's samples; empty where there are none to read."""
+    with suppress(LabError):
+        return {row.prompt_id: row.prompt for row in store.read_rows(folder / "samples.jsonl", Sample)}
+    return {}
+
+
+def _by_unit(result: Result, unit: dict[str, str]) -> dict[str, float]:
+    groups: dict[str, list[float]] = {}
+    for prompt, score in result.per_prompt.items():
+        groups.setdefault(unit.get(prompt, prompt), []).append(score)
+    return {prompt: fmean(scores) for prompt, scores in groups.items()}
 
 
 def _conditions(result: Result) -> dict[str, Any]:
@@ -120,20 +162,25 @@ def spec_of(model: str, info: RunInfo | None = None) -> ModelSpec:
     return known.get(model) or ModelSpec((Path(model).name if is_path else model) or model, "", "local")
 
 
-def compare(results: Sequence[Result], excluded: dict[str, str], margin: float = MARGIN) -> ComparisonReport:
+def compare(
+    results: Sequence[Result], excluded: dict[str, str], margin: float = MARGIN, notes: Sequence[str] = ()
+) -> ComparisonReport:
     """Compare results of the same score, on the prompts that all of them have. Pure: no files."""
-    shared = sorted(set.intersection(*(set(result.per_prompt) for result in results))) if results else []
+    scored = [set(result.per_prompt) for result in results]
+    shared = sorted(set.intersection(*scored)) if results else []
     if not shared:
         excluded = excluded | {result.model: "it shares no prompt with the others" for result in results}
         results = []
+    elif lost := sorted(set.union(*scored).difference(shared)):
+        notes = [*notes, f"Left out, because some model has no score there: {', '.join(lost)}."]
     results = [replace(r, per_prompt={prompt: r.per_prompt[prompt] for prompt in shared}) for r in results]
     means = {r.model: estimate(r.per_prompt.values(), r.primary) for r in results}
     ranked = sorted(results, key=lambda result: -(means[result.model].mean or 0.0))
     primary, ranking = ranked[0].primary if ranked else "", {r.model: means[r.model] for r in ranked}
     per_model, slope = {r.model: r.per_prompt for r in ranked}, size_slope(results)
     pairs, ranks = paired.compare_all(per_model, margin), paired.rank_intervals(per_model)
-    picked, sentence = pick_model(ranked, pairs), size_sentence(slope, ranked)
-    return ComparisonReport(primary, tuple(shared), ranking, pairs, *picked, slope, sentence, excluded, ranks)
+    found = *pick_model(ranked, pairs), slope, size_sentence(slope, ranked), excluded, ranks
+    return ComparisonReport(primary, tuple(shared), ranking, pairs, *found, notes=tuple(notes))
 
 
 def pick_model(ranked: Sequence[Result], pairs: Sequence[Comparison]) -> tuple[str | None, str]:

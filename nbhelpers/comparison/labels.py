@@ -53,7 +53,8 @@ def write_sheet(run_dir: Path, count: int = 40, seed: int = 0) -> Path:
     name = run_dir.name
     if (run_dir / KEY).exists() or (run_dir / SHEET).exists():
         raise LabError(f"The run {name} has {SHEET} already: read it with --read, or move it and {KEY} away.")
-    real = {result.slug for result in comparison.read_results(run_dir)[0] if result.quality_applies}
+    results = comparison.read_results(run_dir)[0]
+    real = {r.slug for r in results if r.quality_applies or comparison.FOREIGN in r.metrics}
     written = _by_key(run_dir, "samples.jsonl", Sample, real)
     samples = [sample for sample in written.values() if sample.error is None]
     if not samples:
@@ -126,7 +127,11 @@ def agreement(run_dir: Path) -> tuple[Estimate, ...]:
     people = [rated for rater, rated in ratings.items() if rater.startswith(PERSON)]
     each = {n: [rated[n] for rated in people if n in rated] for n in items}
     raters = {"people": {n: fmean(found) for n, found in each.items() if found}} if people else {}
-    raters[PRIMARY] = {n: 1 + 0.9 * scores[key].values[PRIMARY] for n, key in items.items() if key in scores}
+    raters[PRIMARY] = {
+        n: 1 + 0.9 * scores[key].values[PRIMARY]
+        for n, key in items.items()
+        if key in scores and scores[key].reason is None
+    }
     raters |= {rater: rated for rater, rated in ratings.items() if not rater.startswith(PERSON)}
     found = [validity.krippendorff(each.values(), "people")] if len(people) > 1 else []
     for (one, first), (other, second) in combinations(raters.items(), 2):

@@ -53,8 +53,9 @@ def assemble(run_dir: Path, margin: float = comparison.MARGIN) -> RoutingReport:
 
     LabError for a folder without results, and where scores.jsonl does not say what type a prompt is.
     """
-    overall = comparison.assemble(run_dir, margin)
-    results = [r for r in comparison.read_results(run_dir)[0] if r.model in overall.ranking]
+    results, excluded, notes = comparison.comparable(run_dir)
+    overall = comparison.compare(results, excluded, margin, notes)
+    results = [r for r in results if r.model in overall.ranking]
     rows = (row for r in results for row in store.read_rows(run_dir / r.slug / "scores.jsonl", Score))
     types = {row.prompt_id: row.content_type for row in rows}
     if unknown := [prompt for prompt in overall.prompts if prompt not in types]:

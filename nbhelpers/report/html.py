@@ -50,7 +50,8 @@ def write_report(run_dir: Path) -> Path:
     values["pictures"] = _pictures(results, report)
     values["failed_samples"] = [row for r in results for row in _failed_samples(r.model, run_dir / r.slug)]
     values["failure_kinds"] = comparison.count_failures(run_dir, info)
-    values["texts"] = {r.model: excerpts(run_dir / r.slug, r.primary) for r in results if r.quality_applies}
+    real = [r for r in results if r.quality_applies or comparison.FOREIGN in r.metrics]
+    values["texts"] = {r.model: excerpts(run_dir / r.slug, r.primary) for r in real}
     values["settings"] = next((vars(made.settings) for made in (info, *results) if made), {})
     return _write(run_dir / "index.html", "report.html", raters=raters, **values)
 

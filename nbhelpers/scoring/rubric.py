@@ -104,12 +104,21 @@ def combine(components: dict[str, float]) -> float:
     return 10.0 * math.exp(sum(logs) / sum(weights.values()))
 
 
-def score_text(text: str, prompt: str, content_type: str) -> dict[str, float]:
-    """Every score of SCORE_NAMES for one text, each 0 to 10. Raises LabError for an unknown content type.
+def inapplicable(text: str, prompt: str) -> str | None:
+    """Why the rubrics, which count English words, say nothing about this text; None where they apply."""
+    foreign = [what for what, said in (("prompt", prompt), ("answer", text)) if not texts.is_english(said)]
+    return f"not applicable: the {foreign[0]} is not English" if foreign else None
 
-    Reasoning between the usual marks is no part of it: other tools leave it in.
+
+def score_text(text: str, prompt: str, content_type: str) -> dict[str, float]:
+    """Every score of SCORE_NAMES for one text, each 0 to 10; none where ``inapplicable``.
+
+    Reasoning between the usual marks is no part of it: other tools leave it in. Raises LabError for an unknown
+    content type.
     """
     text = split_reasoning(text)[1]
+    if inapplicable(text, prompt):
+        return {}
     kind, lab_v1 = published.content_type_named(content_type), lab_components(text, prompt, content_type)
     found = {
         "lab_v1": combine(lab_v1),
@@ -128,7 +137,7 @@ def score_text(text: str, prompt: str, content_type: str) -> dict[str, float]:
 def score_samples(samples: Sequence[Sample]) -> list[Score]:
     """One Score a sample, in order; the samples of a prompt stand together. A failed one scores 0 everywhere.
 
-    "diversity" is among the values if every prompt has at least two samples.
+    "diversity" is among the values if every prompt has two samples or more. No values where ``inapplicable``.
     """
     return list(_scored(samples))
 
@@ -141,13 +150,17 @@ def _scored(samples: Sequence[Sample]) -> Iterator[Score]:
         runs = [set(texts.trigrams(texts.words(s.text))) for s in siblings if s.error is None]
         shared = Counter(chain.from_iterable(runs))  # in how many of the prompt's texts each sequence stands
         for s in siblings:
-            values = dict.fromkeys(SCORE_NAMES, 0.0)
-            if s.error is None:
-                values = score_text(s.text, s.prompt, s.content_type)
-            if repeated:
-                values["diversity"] = _diversity(s, shared, len(runs) - 1)
             words, failed = len(s.text.split()), s.error is not None
-            yield Score(s.key, s.prompt_id, s.repeat, s.content_type, failed, words, values)
+            reason, values = (
+                inapplicable(split_reasoning(s.text)[1], s.prompt),
+                dict.fromkeys(SCORE_NAMES, 0.0),
+            )
+            if reason or not failed:
+                values = score_text(s.text, s.prompt, s.content_type)
+            if repeated and not reason:
+                values["diversity"] = _diversity(s, shared, len(runs) - 1)
+            row = s.key, s.prompt_id, s.repeat, s.content_type, failed, words, values
+            yield Score(*row, reason=reason)
 
 
 def _diversity(sample: Sample, shared: Counter[tuple[str, ...]], others: int) -> float:

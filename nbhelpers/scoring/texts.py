@@ -52,7 +52,7 @@ def is_english(text: str) -> bool:
     english, foreign = word_list("function_words"), word_list("foreign_words")
     against = sum(word in foreign or _ACCENTED.search(word) is not None for word in found)
     outnumbered = against > max(1, sum(word in english for word in found), len(found) / 10)
-    return not outnumbered and not 1 < others > sum(map(len, found)) / 2
+    return not outnumbered and not 3 < others > sum(map(len, found)) / 2
 
 
 def words(text: str) -> list[str]:

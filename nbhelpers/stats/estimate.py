@@ -98,9 +98,12 @@ def percentile_estimate(values: Iterable[float], q: float, name: str = "") -> Es
 
 
 def grouped(scores: Iterable[Score], name: str) -> dict[str, list[float]]:
-    """Prompt id -> the scores ``name`` of its repeats, by first appearance. LabError for a row without it."""
+    """Prompt id -> the scores ``name`` of its repeats, by first appearance. LabError for a row without it.
+
+    Rows to which no rubric applies are in no group: a prompt without any other has none.
+    """
     groups: dict[str, list[float]] = {}
-    for score in scores:
+    for score in (score for score in scores if score.reason is None):
         if name not in score.values:
             known = ", ".join(sorted(score.values)) or "none"
             raise LabError(f"Prompt {score.prompt_id} has no score {name!r}: it has {known}.")

@@ -69,12 +69,17 @@ def make_result(run: ModelRun) -> Result:
     differ, compared = latency.batch_variants(samples, timed)
     if compared:
         metrics["samples/batch_variant_rate"] = differ / compared
+    scores = rubric.read_scores(run)
+    per_prompt = stats.by_prompt(scores, rubric.PRIMARY)
+    if foreign := sum(score.reason is not None for score in scores):
+        metrics["samples/not_applicable"] = foreign
     common = {field.name for field in dataclasses.fields(Result)} - {"schema_version"}
+    known = vars(loaded) | vars(report) | {"quality_applies": loaded.quality_applies and bool(per_prompt)}
     result = Result(
-        **{name: value for name, value in (vars(loaded) | vars(report)).items() if name in common},
+        **{name: value for name, value in known.items() if name in common},
         primary=rubric.PRIMARY,
         metrics=metrics,
-        per_prompt=stats.by_prompt(rubric.read_scores(run), rubric.PRIMARY),
+        per_prompt=per_prompt,
         settings=dataclasses.replace(run.settings, run_dir=""),
         noise=meters.verdict(passes),
     )

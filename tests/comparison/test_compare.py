@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_runs import make_result, planted, write_info, write_model
+from made_runs import make_result, make_sample, planted, prompt_ids, write_info, write_model
 from matplotlib.colors import to_hex
+from scipy.stats import binomtest
 
 from nbhelpers import store
 from nbhelpers.comparison import compare as comparison
 from nbhelpers.comparison import plots
 from nbhelpers.comparison.compare import ComparisonReport
 from nbhelpers.records import LabError, ModelSpec
+from nbhelpers.stats import paired
 from nbhelpers.stats.paired import Comparison
 
 
@@ -290,6 +292,90 @@ def test_results_made_under_other_conditions_are_left_out(tmp_path: Path):
         "c": "made under other conditions than most of the models: max_new_tokens",
         "d": "made under other conditions than most of the models: prompts",
     }
+
+
+# ---- prompts that are not what they seem ---------------------------------------------------------------
+
+
+def asked(model: str, texts: dict[str, str]) -> list:
+    """One sample for each prompt, with what it asked."""
+    return [(make_sample(model, prompt, 0, prompt=text), 1.0) for prompt, text in texts.items()]
+
+
+def test_one_id_with_two_texts_is_compared_with_nothing(tmp_path: Path):
+    """Somebody edited two prompts between the models; the ids and the path of the file stayed."""
+    old = {prompt: f"Write about {prompt}." for prompt in prompt_ids()}
+    new = old | {"b03": "Write about something else.", "b07": "Write about nothing."}
+    for model, texts in (("a", new), ("b", old), ("c", old)):
+        write_model(tmp_path, make_result(model, planted(5, ord(model))), asked(model, texts))
+    write_model(tmp_path, make_result("d", planted(5, 4)))  # without samples nothing speaks against it
+    report = comparison.assemble(tmp_path)
+    assert set(report.ranking) == {"b", "c", "d"}
+    assert report.excluded == {"a": "its prompts have other texts than those of most models: b03, b07"}
+
+
+def test_prompts_with_one_text_are_one_unit(tmp_path: Path):
+    ids = prompt_ids(6)
+    texts = dict(
+        zip(
+            ids, ("Write one.", " write ONE.", "Write two.", "Write two.", "Write two.", "Last."), strict=True
+        )
+    )
+    for model, scores in (("a", [1, 3, 4, 5, 6, 9]), ("b", [0, 0, 1, 1, 1, 5])):
+        write_model(tmp_path, make_result(model, scores), asked(model, texts))
+    report = comparison.assemble(tmp_path)
+    assert report.prompts == ("b01", "b03", "b06")
+    assert report.ranking["a"].mean == (2 + 5 + 9) / 3 and report.pairs[0].n == 3
+    assert report.notes == ("6 prompts have 3 different texts: each text counts once.",)
+
+
+def test_repeating_every_prompt_does_not_raise_the_false_alarms(tmp_path: Path):
+    """Two equal models, 8 texts under 24 ids. A text is easier for one of them by chance, for all its ids alike."""
+    rng, alarms, naive, rounds = np.random.default_rng(0), 0, 0, 200
+    texts = {prompt: f"Write about subject {i % 8}." for i, prompt in enumerate(prompt_ids(24))}
+    samples = asked("a", texts)
+    write_model(tmp_path, make_result("a", [0.0] * 24), samples)
+    for _ in range(rounds):
+        scores = [list(np.tile(rng.normal(5, 1, 8), 3) + rng.normal(0, 0.3, 24)) for _ in "ab"]
+        a, b = (make_result(model, own) for model, own in zip("ab", scores, strict=True))
+        naive += paired.compare_two(a.per_prompt, b.per_prompt, margin=0.1).verdict in ("better", "worse")
+        write_model(tmp_path, a)
+        write_model(tmp_path, b)
+        found = comparison.assemble(tmp_path, margin=0.1).pairs[0]
+        assert found.n == 8
+        alarms += found.verdict in ("better", "worse")
+    assert naive / rounds > 0.2
+    assert binomtest(alarms, rounds, 0.05).pvalue > 0.01
+
+
+def test_models_without_scores_for_most_prompts_are_left_out_and_counted(tmp_path: Path):
+    scores = planted(5, 1)
+    few = dict(list(zip(prompt_ids(), scores, strict=True))[:5])
+    write_model(tmp_path, make_result("a", scores))
+    write_model(tmp_path, make_result("b", scores, per_prompt=few, metrics={comparison.FOREIGN: 20.0}))
+    one = {prompt: score for prompt, score in zip(prompt_ids(), scores, strict=True) if prompt != "b04"}
+    write_model(tmp_path, make_result("c", scores, per_prompt=one, metrics={comparison.FOREIGN: 2.0}))
+    report = comparison.assemble(tmp_path)
+    assert set(report.ranking) == {"a", "c"} and len(report.prompts) == 14
+    assert report.excluded == {"b": "the rubric reads English, and most of its prompts or answers are not"}
+    assert report.notes == (
+        "b: 20 of 30 texts have no score, because the prompt or the answer is not English.",
+        "c: 2 of 30 texts have no score, because the prompt or the answer is not English.",
+        "Left out, because some model has no score there: b04.",
+    )
+
+
+def test_a_run_in_another_language_has_no_verdict_and_is_no_failure(tmp_path: Path):
+    for model in "ab":
+        foreign = {
+            "per_prompt": {},
+            "quality": {},
+            "quality_applies": False,
+            "metrics": {comparison.FOREIGN: 30.0},
+        }
+        write_model(tmp_path, make_result(model, planted(5, 1), **foreign))
+    report = comparison.assemble(tmp_path)
+    assert report.pick is None and set(report.excluded) == {"a", "b"} and len(report.notes) == 2
 
 
 def test_an_empty_run_is_refused(tmp_path: Path):

@@ -13,11 +13,13 @@ from made_runs import (
     PIPELINE,
     make_result,
     make_sample,
+    make_score,
     planted,
     write_info,
     write_model,
 )
 
+from nbhelpers import store
 from nbhelpers.comparison import compare as comparison
 from nbhelpers.records import LabError, Sample
 from nbhelpers.report import html as report
@@ -114,6 +116,21 @@ def test_every_cost_says_whether_its_energy_was_measured(tmp_path: Path):
         r'<th scope="row">(\w+) <span.*?\$0\.000017 <span class="unit">(\w+)</span>', table, re.S
     )
     assert dict(rows) == {"metered": "measured", "guessed": "assumed"}
+
+
+def test_a_run_in_another_language_shows_its_texts_and_no_score(tmp_path: Path):
+    ask, rows = "Schreibe über die Kosten", samples_of("lab-gpt2", prompt="Schreibe über die Kosten")
+    no_score = {"per_prompt": {}, "quality": {}, "quality_applies": False}
+    result = make_result("lab-gpt2", planted(5, 1), metrics=METRICS | {comparison.FOREIGN: 30.0}, **no_score)
+    folder = write_model(tmp_path, result, rows)
+    score = replace(
+        make_score(rows[0][0], 1.0), values={}, reason="not applicable: the prompt is not English"
+    )
+    store.write_rows(folder / "scores.jsonl", [replace(score, key=sample.key) for sample, _ in rows])
+    text = Page(report.write_report(tmp_path)).text
+    assert "No model could be compared on quality" in text and "not applicable" in text
+    assert "lab-gpt2: 30 of 30 texts have no score, because the prompt or the answer is not English" in text
+    assert f"“{ask}”" in text and "random weights" not in text
 
 
 def test_a_difference_without_an_interval_shows_its_p(tmp_path: Path):

@@ -7,13 +7,16 @@ import math
 import random
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from definitions import definitions
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_runs import make_sample
 
 from nbhelpers import pipeline, registry, store
 from nbhelpers.generation import generate
@@ -22,6 +25,7 @@ from nbhelpers.records import CONTENT_TYPES, LabError, Sample, Score, Settings
 from nbhelpers.scoring import published as rubrics
 from nbhelpers.scoring import rubric as scoring
 from nbhelpers.scoring import texts
+from nbhelpers.stats.estimate import by_prompt
 
 BOOK = definitions("04_scoring", "definitions")
 STRONG = BOOK.ANSWERS
@@ -503,3 +507,89 @@ def test_scoring_and_costs_start_without_heavy_libraries() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+# ---- English only --------------------------------------------------------------------------------------
+
+LANGUAGES = tomllib.loads((Path(__file__).parent / "languages.toml").read_text(encoding="utf-8"))
+PLANTED = [row for kind in CONTENT_TYPES for row in store.read_table("planted.toml", dict)[kind]]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_other_languages_are_told_and_have_no_score(language: str) -> None:
+    ask, answer = LANGUAGES[language]["prompt"], LANGUAGES[language]["answer"]
+    assert not texts.is_english(ask) and not texts.is_english(answer)
+    english = PLANTED[0]
+    assert scoring.score_text(answer, ask, "linkedin_post") == {}
+    assert scoring.score_text(english["text"], ask, "linkedin_post") == {}
+    assert scoring.score_text(answer, english["prompt"], "linkedin_post") == {}
+
+
+@pytest.mark.parametrize("row", PLANTED, ids=lambda row: row["prompt"][:30])
+def test_english_stays_english_in_any_order_and_length(row: dict[str, str]) -> None:
+    for text in (row["prompt"], row["text"], row["weak"]):
+        words = text.split()
+        assert all(texts.is_english(" ".join(words[:n])) for n in range(len(words)))
+        random.Random(0).shuffle(words)
+        assert texts.is_english(" ".join(words))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "",
+            "ok",
+            "42",
+            "Yes.",
+            "\ufffd" * 20,
+            "\N{ROCKET}\N{ROCKET}",
+            "12 µs, 14 µs, 15 µs",
+            "Δt = 3 π",
+            "Zürich",
+        ),
+        "optimization strategy professional implementation " * 9,  # keywords
+        "The café in Zürich serves a naïve crème brûlée for the price that they ask, and it is fine.",
+        "SELECT id, name FROM users WHERE id > 3 ORDER BY name;",
+        "const el = document.querySelector('#la'); el.onclick = () => alert(1);",
+        'She wrote "Der Preis ist zu hoch" on the board, and then she left us with it for the day.',
+        "\N{MATHEMATICAL BOLD CAPITAL W}\N{MATHEMATICAL BOLD SMALL H}\N{MATHEMATICAL BOLD SMALL Y} it matters",
+        "GPU LLM API MIT AI ML CPU",
+    ],
+)
+def test_code_keywords_names_and_quotations_are_no_other_language(text: str) -> None:
+    assert texts.is_english(text)
+
+
+def test_source_code_is_no_other_language() -> None:
+    files = [path.read_text(encoding="utf-8") for path in Path(scoring.__file__).parent.glob("*.py")]
+    assert all(map(texts.is_english, files))
+    assert all(texts.is_english(line) for file in files for line in file.splitlines())
+
+
+def test_no_small_word_of_another_language_is_english() -> None:
+    assert not texts.word_list("foreign_words") & texts.word_list("function_words")
+
+
+def test_samples_in_another_language_are_rows_without_values_and_with_a_reason() -> None:
+    german, english = LANGUAGES["german"], PLANTED[0]
+    rows = [
+        make_sample("m", "p1", 0, prompt=german["prompt"], text=german["answer"]),
+        make_sample("m", "p1", 1, prompt=german["prompt"], text="", error="out of memory"),
+        make_sample("m", "p2", 0, prompt=english["prompt"], text=german["answer"]),
+        make_sample("m", "p2", 1, prompt=english["prompt"], text=english["text"]),
+        make_sample("m", "p3", 0, prompt=english["prompt"], text="", error="out of memory"),
+        make_sample("m", "p3", 1, prompt=english["prompt"], text=""),
+    ]
+    found = scoring.score_samples(rows)
+    assert [score.reason for score in found] == [
+        *["not applicable: the prompt is not English"] * 2,
+        "not applicable: the answer is not English",
+        *[None] * 3,
+    ]
+    assert [bool(score.values) for score in found] == [False, False, False, True, True, True]
+    assert set(found[4].values.values()) == {
+        0.0
+    }  # a failed answer to an English prompt is one that is worth 0
+    assert list(by_prompt(found, "lab_v1")) == ["p2", "p3"]
+    assert by_prompt(found, "lab_v1")["p2"] == found[3].values["lab_v1"] > 5
