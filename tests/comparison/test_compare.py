@@ -330,7 +330,7 @@ def test_prompts_with_one_text_are_one_unit(tmp_path: Path):
 
 
 def test_repeating_every_prompt_does_not_raise_the_false_alarms(tmp_path: Path):
-    """Two equal models, 8 texts under 24 ids. A text is easier for one of them by chance, for all its ids alike."""
+    """Two equal models, 8 texts under 24 ids. A text suits one of them by chance, under all its ids alike."""
     rng, alarms, naive, rounds = np.random.default_rng(0), 0, 0, 200
     texts = {prompt: f"Write about subject {i % 8}." for i, prompt in enumerate(prompt_ids(24))}
     samples = asked("a", texts)

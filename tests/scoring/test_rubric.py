@@ -437,6 +437,9 @@ def test_weights_add_up_to_one() -> None:
 )
 def test_every_score_of_every_text_lies_between_0_and_10(text: str, prompt: str, kind: str) -> None:
     values = scoring.score_text(text, prompt, kind)
+    if scoring.inapplicable(text, prompt):
+        assert values == {}
+        return
     assert tuple(values) == scoring.SCORE_NAMES
     assert all(0.0 <= value <= 10.0 for value in values.values())
     assert scoring.score_text(text + "\n ", prompt, kind)["lab_v1"] == pytest.approx(values["lab_v1"])
@@ -553,7 +556,7 @@ def test_english_stays_english_in_any_order_and_length(row: dict[str, str]) -> N
         "SELECT id, name FROM users WHERE id > 3 ORDER BY name;",
         "const el = document.querySelector('#la'); el.onclick = () => alert(1);",
         'She wrote "Der Preis ist zu hoch" on the board, and then she left us with it for the day.',
-        "\N{MATHEMATICAL BOLD CAPITAL W}\N{MATHEMATICAL BOLD SMALL H}\N{MATHEMATICAL BOLD SMALL Y} it matters",
+        "\N{MATHEMATICAL BOLD CAPITAL W}\N{MATHEMATICAL BOLD SMALL H}\N{MATHEMATICAL BOLD SMALL Y}? Cost",
         "GPU LLM API MIT AI ML CPU",
     ],
 )
