@@ -19,7 +19,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from nbhelpers.records import FailOnError, Failure, LabError, Limits, RunInfo, Settings
-from nbhelpers.scoring.texts import printable
+from nbhelpers.scoring.texts import is_english, printable
 
 app = typer.Typer(
     help="Judge local language models: quality with error bars, speed, memory and cost.",
@@ -60,6 +60,7 @@ def run(
     **options: Any,
 ) -> None:
     """Evaluate models (default: the embedded ones) and write the report."""
+    from nbhelpers import registry
     from nbhelpers.runner import plan as plans
     from nbhelpers.runner import progress, run
 
@@ -72,6 +73,10 @@ def run(
             raise LabError(f"The option --resume keeps a run's own settings: leave out {flag} or start anew.")
     settings = Settings(**{name: options[name] for name in SETTINGS})
     plan = plans.plan_resume(resume) if resume else plans.plan_run(models or [], settings, out)
+    prompts = registry.load_prompts(plan.info.settings.prompts, plan.info.settings.limit)
+    if foreign := [prompt.id for prompt in prompts if not is_english(prompt.text)]:
+        ids = printable(", ".join(foreign))
+        print(f"Not English, and so without a score (speed and cost are measured): {ids}", file=sys.stderr)
     try:
         with progress.watching(plan, quiet=as_json) as watch:
             info = run.run(plan, jobs or plans.default_jobs(plan), limits, watch)
