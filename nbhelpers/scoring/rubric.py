@@ -150,17 +150,14 @@ def _scored(samples: Sequence[Sample]) -> Iterator[Score]:
         runs = [set(texts.trigrams(texts.words(s.text))) for s in siblings if s.error is None]
         shared = Counter(chain.from_iterable(runs))  # in how many of the prompt's texts each sequence stands
         for s in siblings:
-            words, failed = len(s.text.split()), s.error is not None
-            reason, values = (
-                inapplicable(split_reasoning(s.text)[1], s.prompt),
-                dict.fromkeys(SCORE_NAMES, 0.0),
-            )
-            if reason or not failed:
-                values = score_text(s.text, s.prompt, s.content_type)
-            if repeated and not reason:
+            failed, reason = s.error is not None, inapplicable(s.text, s.prompt)
+            values = {} if reason or failed else score_text(s.text, s.prompt, s.content_type)
+            if failed and not reason:
+                values = dict.fromkeys(SCORE_NAMES, 0.0)
+            if repeated and values:
                 values["diversity"] = _diversity(s, shared, len(runs) - 1)
-            row = s.key, s.prompt_id, s.repeat, s.content_type, failed, words, values
-            yield Score(*row, reason=reason)
+            words = len(s.text.split())
+            yield Score(s.key, s.prompt_id, s.repeat, s.content_type, failed, words, values, reason=reason)
 
 
 def _diversity(sample: Sample, shared: Counter[tuple[str, ...]], others: int) -> float:
