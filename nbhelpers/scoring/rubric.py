@@ -113,7 +113,7 @@ def inapplicable(text: str, prompt: str) -> str | None:
 def score_text(text: str, prompt: str, content_type: str) -> dict[str, float]:
     """Every score of SCORE_NAMES for one text, each 0 to 10; none where ``inapplicable``.
 
-    Reasoning between the usual marks is no part of it: other tools leave it in. Raises LabError for an unknown
+    Reasoning between the usual marks is no part of it: other tools leave it in. LabError for an unknown
     content type.
     """
     text = split_reasoning(text)[1]
