@@ -241,14 +241,17 @@ def ui(
     host: Annotated[str, typer.Option(help="Address to listen on; default: this machine.")] = "127.0.0.1",
 ) -> None:
     """Open the MLflow page over the laboratory's database."""
+    import os
     import subprocess
 
     from nbhelpers.tracking import mlflow_run as tracking
 
     tracking.init_database()
     print(f"MLflow on http://{host}:{port} (Ctrl-C stops it)")
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", tracking.tracking_uri()]
-    raise typer.Exit(subprocess.call([*command, "--host", host, "--port", str(port)]))
+    # An argument would show the address, which may hold a password, to whoever lists the processes.
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = tracking.tracking_uri()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)]
+    raise typer.Exit(subprocess.call(command))
 
 
 def main() -> None:
@@ -256,7 +259,11 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal may lack letters of a model's name
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+    from nbhelpers import store
+
     try:
+        store.address("The Hub", "HF_ENDPOINT")  # huggingface_hub prints a broken one while it is imported
         app()
     except (LabError, OSError) as error:
         if isinstance(error, OSError):

@@ -12,6 +12,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from nbhelpers.redact import redacted
+
 SCHEMA_VERSION = 1
 
 CONTENT_TYPES = ("short_post", "linkedin_post", "technical_article", "business_note")
@@ -35,14 +37,18 @@ class Failure(StrEnum):
     DEAD_KERNEL = "dead kernel"
     BAD_OUTPUT = "bad output"  # NaN, or text that is none
     STOPPED = "stopped"  # by the user, or by --fail-on-error
+    TRACKING = "tracking"  # MLflow's; the model has its result all the same
     OTHER = "other"
 
 
 class LabError(Exception):
-    """A mistake or a condition the user can act on: one sentence with what, where and what to do."""
+    """A mistake or a condition the user can act on: one sentence with what, where and what to do.
+
+    A secret of the environment that a library's message may hold is left out.
+    """
 
     def __init__(self, sentence: str, kind: Failure = Failure.USAGE) -> None:
-        super().__init__(sentence)
+        super().__init__(redacted(sentence))
         self.kind = kind
 
     def _render_traceback_(self) -> list[str]:

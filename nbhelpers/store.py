@@ -20,7 +20,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nbhelpers.records import SCHEMA_VERSION, LabError, Settings
+from nbhelpers import redact
+from nbhelpers.records import SCHEMA_VERSION, Failure, LabError, Settings
 
 T = TypeVar("T")
 SYNC_S = 1.0  # appended rows reach the disk at most this much later: fsync takes 6 ms, rows can be faster
@@ -51,6 +52,18 @@ def outputs_dir() -> Path:
     """The outputs folder; the environment variable NBHELPERS_OUTPUTS moves it."""
     moved = os.environ.get("NBHELPERS_OUTPUTS")
     return Path(moved).resolve() if moved else project_root() / "outputs"
+
+
+def address(variable: str, kind: Failure = Failure.USAGE) -> str:
+    """The address in a variable, "" where it is not set.
+
+    Raises LabError for a user name or password that libraries would cut at different places, and print.
+    """
+    given = os.environ.get(variable, "").strip()
+    if set(redact.credentials(given)) & set(redact.RESERVED):
+        marks = "/ as %2F, ? as %3F, # as %23, @ as %40, [ as %5B, ] as %5D and a blank as %20"
+        raise LabError(f"{variable} is no valid address: write in its user name and password {marks}.", kind)
+    return given
 
 
 def run_dir(settings: Settings) -> Path:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "nbhelpers"
 # From the ground up; a name is a file of the package or one of its folders.
 FLOORS = (
-    *("records", "store", "registry", "stats", "devices", "loading", "generation", "scoring"),
+    *("redact", "records", "store", "registry", "stats", "devices", "loading", "generation", "scoring"),
     *("tracking", "pipeline", "comparison", "report", "runner", "cli"),
 )
 # What it has now, to be lowered with every cut: the aim is 5,500 lines and 3,900 of code.

@@ -19,6 +19,7 @@ from typing import Any
 
 from nbhelpers import store
 from nbhelpers.records import Failure, LabError, NotebookStatus
+from nbhelpers.redact import redacted
 from nbhelpers.runner import kernels
 
 PIPELINE = (
@@ -121,6 +122,9 @@ def _register_engine() -> None:
                 super().execute_managed_notebook(notebook, *args, **kwargs)
             finally:
                 notebook.save = save
+                for cell in notebook.nb.cells:
+                    if "outputs" in cell:
+                        cell.outputs = redacted(cell.outputs)
 
     papermill_engines.register(ENGINE, SavedOnce)
 
@@ -153,7 +157,7 @@ def describe(problem: Exception) -> Problem:
     if isinstance(problem, LabError):
         return str(problem), problem.kind
     name, text = type(problem).__name__, str(problem).strip().splitlines()
-    return f"{name}: {text[0]}" if text else name, KINDS.get(name, Failure.OTHER)
+    return redacted(f"{name}: {text[0]}") if text else name, KINDS.get(name, Failure.OTHER)
 
 
 def to_html(path: Path) -> Path:

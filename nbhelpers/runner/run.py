@@ -147,7 +147,8 @@ class _Run:
                 self._save(NotebookStatus(name, model, "skipped", 0.0, reason))
             elif (status := self._notebook(output, parameters, end, model)).status == "failed":
                 failed = name
-                self.refused |= self.limits.fail_on_error.count == 1 or status.failure is Failure.STOPPED
+                first = self.limits.fail_on_error.count == 1 and status.failure is not Failure.TRACKING
+                self.refused |= first or status.failure is Failure.STOPPED
 
     def _notebook(self, output: Path, parameters: dict[str, Any], end: float, model: str) -> NotebookStatus:
         """How one notebook went, within its limits."""

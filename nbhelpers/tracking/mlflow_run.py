@@ -7,19 +7,22 @@ import hashlib
 import json
 import logging
 import os
-import re
+import shlex
+import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from nbhelpers import registry, store
+from nbhelpers import redact, registry, store
 from nbhelpers.devices import device
 from nbhelpers.generation import generate
-from nbhelpers.records import SCHEMA_VERSION, LabError, ModelRun, Prompt, Record, Result
+from nbhelpers.records import SCHEMA_VERSION, Failure, LabError, ModelRun, Prompt, Record, Result
 from nbhelpers.scoring import rubric
 
 if TYPE_CHECKING:
@@ -30,6 +33,16 @@ EXPERIMENT = "local-model-evaluation"
 FOLDERS = {".json": "files", ".jsonl": "files", ".ipynb": "notebooks", ".png": "plots"}  # in an MLflow run
 LATE_NOTEBOOK = "06_tracking"  # still being executed while a run is logged
 PARAMETERS = ("revision", "family", "parameters", "device", "dtype", "primary")  # besides the settings
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # read once, while mlflow is imported
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # A server that is down is given up within 20 s: twice 9 s and a pause of at most 1 s.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "9",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
+    "PGCONNECT_TIMEOUT": "9",
+}
 COLUMNS = ("prompt_id", "content_type", "repeat", "prompt", "text", "new_tokens", "finish_reason", "error")
 
 
@@ -44,8 +57,21 @@ class TrackingReport(Record):
 
 
 def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI where the user set it; otherwise the database in the outputs folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store.outputs_dir() / 'mlflow.db'}"
+    """MLFLOW_TRACKING_URI where the user set it, else the database in the outputs folder. Holds passwords."""
+    given = store.address("MLFLOW_TRACKING_URI", Failure.TRACKING)
+    return given or _sqlite(store.outputs_dir() / "mlflow.db")
+
+
+def shown_uri() -> str:
+    """The tracking address as it may be printed."""
+    return redact.without_credentials(tracking_uri())
+
+
+def _sqlite(place: Path) -> str:
+    """The address of a file. Without a driver's name MLflow would make a folder of the quoted path, too."""
+    from sqlalchemy import URL
+
+    return URL.create("sqlite+pysqlite", database=str(place)).render_as_string()
 
 
 def quiet_mlflow() -> ModuleType:
@@ -53,44 +79,74 @@ def quiet_mlflow() -> ModuleType:
 
     Whatever the user set in the environment wins.
     """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read once, while mlflow is imported
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     import mlflow
 
     for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(logging.ERROR)
     return mlflow
 
 
-def open_client() -> MlflowClient:
+def open_client(uri: str = "") -> MlflowClient:
     """A client of the laboratory's tracking store; mlflow's own global address stays as it is."""
-    return quiet_mlflow().MlflowClient(tracking_uri())
+    mlflow = quiet_mlflow()
+    from mlflow.store.db import utils
+
+    utils.MAX_RETRY_COUNT = 2  # a database is tried for 100 s otherwise
+    return mlflow.MlflowClient(uri or tracking_uri())
 
 
 def init_database() -> str:
-    """Create or migrate the database and the experiment, once, and return the experiment's id.
+    """Create the database and the experiment, once, and return the experiment's id.
 
     Processes that open a fresh SQLite database together break each other's migration, so this holds a lock.
     One that is killed would leave half a database, so a fresh one is made beside its place and renamed.
+    Raises LabError where the tracking store cannot be used, and for a database of another MLflow release,
+    which MLflow would migrate without asking.
     """
     from filelock import FileLock
+    from sqlalchemy import make_url
 
-    place, unfinished = (store.outputs_dir() / name for name in ("mlflow.db", ".mlflow.db"))
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(place.with_name(".mlflow.lock")), _one_sentence():
-        if tracking_uri() == f"sqlite:///{place}" and not place.exists():
-            unfinished.unlink(missing_ok=True)
-            quiet_mlflow().MlflowClient(f"sqlite:///{unfinished}").search_experiments(max_results=1)
-            unfinished.replace(place)
+    uri, outputs = tracking_uri(), store.outputs_dir()
+    with _one_sentence(), ExitStack() as stack:
+        outputs.mkdir(parents=True, exist_ok=True)
+        if uri.startswith("sqlite") and (name := make_url(uri).database):
+            place, unfinished = Path(name), Path(name).with_name(f".{Path(name).name}")
+            stack.enter_context(FileLock(place.with_name(f".{place.stem}.lock"), timeout=store.LOCK_S))
+            if not place.exists() or not place.stat().st_size:
+                unfinished.unlink(missing_ok=True)
+                open_client(_sqlite(unfinished)).search_experiments(max_results=1)
+                unfinished.replace(place)
+            _check_release(place)
         client = open_client()
         if (found := client.get_experiment_by_name(EXPERIMENT)) is None:
-            served = tracking_uri().startswith(("http:", "https:", "databricks"))  # has a place for files
-            files = None if served else place.with_name("mlartifacts").as_uri()
+            served = uri.startswith(("http:", "https:", "databricks"))  # has a place for files
+            files = None if served else (outputs / "mlartifacts").as_uri()
             return str(client.create_experiment(EXPERIMENT, artifact_location=files))
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
+
+
+def _check_release(place: Path) -> None:
+    """Raise LabError, and keep a copy, if the database is of another release of MLflow."""
+    from alembic.script import ScriptDirectory
+
+    scripts = Path(find_spec("mlflow").origin).with_name("store") / "db_migrations"  # type: ignore[union-attr, arg-type]
+    with closing(sqlite3.connect(place)) as database:
+        [revision] = database.execute("select version_num from alembic_version").fetchone()
+        if revision == ScriptDirectory(str(scripts)).get_current_head():
+            return
+        copy = place.with_name(f"{place.stem}-{revision}.db")
+        with closing(sqlite3.connect(copy)) as target:
+            database.backup(target)
+    why = f"{place} was made by another release of MLflow than this one ({version('mlflow')})"
+    command = shlex.join(["mlflow", "db", "upgrade", _sqlite(place)])
+    way_out = (
+        f"if that was an older one, run `{command}` (a copy is kept in {copy}); if newer, upgrade MLflow"
+    )
+    raise LabError(f"{why}: {way_out}.", Failure.TRACKING)
 
 
 def log_run(run: ModelRun, figures: Mapping[str, Figure] | None = None) -> TrackingReport:
@@ -131,8 +187,8 @@ def log_run(run: ModelRun, figures: Mapping[str, Figure] | None = None) -> Track
         for found in client.search_runs([experiment], f"tags.folder = '{folder}'"):
             if found.info.run_id != run_id:
                 client.delete_run(found.info.run_id)
-    uri, artifacts = _without_password(tracking_uri()), (*files, "samples.json")
-    report = TrackingReport(uri, EXPERIMENT, run_id, len(metrics), artifacts)
+    artifacts = (*files, "samples.json")
+    report = TrackingReport(shown_uri(), EXPERIMENT, run_id, len(metrics), artifacts)
     store.write_json(run.folder / "tracking.json", report)
     return report
 
@@ -159,15 +215,17 @@ def _one_sentence() -> Iterator[None]:
     errors = quiet_mlflow().exceptions
     try:
         yield
-    except (errors.MlflowException, SQLAlchemyError, ImportError, OSError) as error:
+    except (
+        errors.MlflowException,
+        SQLAlchemyError,
+        sqlite3.Error,
+        ImportError,
+        OSError,
+        ValueError,
+    ) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise LabError(_without_password(f"MLflow at {tracking_uri()} refused: {first}")) from None
-
-
-def _without_password(text: str) -> str:
-    """The text without what stands before the @ of an address: a password may hold "/", "@" and blanks."""
-    credentials = tracking_uri().partition("://")[2].rpartition("@")[0]
-    return re.sub(r"(\w+://)?\S*@", r"\1***@", text.replace(f"{credentials}@", "@"))
+        why = f"MLflow at {shown_uri()} refused (the results stand; run again when it answers): {first}"
+        raise LabError(why, Failure.TRACKING) from None
 
 
 def _table(run: ModelRun) -> dict[str, Any]:

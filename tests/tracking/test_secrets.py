@@ -1,0 +1,51 @@
+"""No password, token or key of the environment stands in anything that a run writes or prints."""
+
+import os
+import re
+import subprocess
+import sys
+from urllib.parse import quote
+
+import pytest
+
+RESERVED = "/@:?#%&=[] +;,$!*()'\"`\\|^{}<>~"
+SECRET = "".join(f"zqx{number:03}{mark}" for number, mark in enumerate(RESERVED)) + "zqx999"
+LEAK = re.compile(r"zqx\d\d\d", re.IGNORECASE)
+ENCODED = quote(SECRET, safe="")
+KEYS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+
+
+def planted(address: str, password: str) -> dict[str, str]:
+    """Variables that hold the secret: as it is, and in addresses, where it should be encoded."""
+    addresses = dict.fromkeys(PROXIES, f"http://user:{password}@127.0.0.1:1")
+    addresses["MLFLOW_TRACKING_URI"] = address.format(password)
+    addresses["HF_ENDPOINT"] = f"http://user:{ENCODED}@127.0.0.1:1"
+    return dict.fromkeys(KEYS, SECRET) | addresses | {"MLFLOW_TRACKING_USERNAME": "user"}
+
+
+@pytest.mark.parametrize(
+    "address, password",
+    [("postgresql://user:{}@127.0.0.1:1/db", SECRET), ("http://user:{}@127.0.0.1:1/x", ENCODED)],
+    ids=["as it is", "encoded"],
+)
+def test_a_run_tells_no_secret(tmp_path, address, password):
+    outputs = tmp_path / "outputs"
+    places = {"NBHELPERS_OUTPUTS": str(outputs), "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    command = "run lab-gpt2 nobody/nothing --limit 2 --repeats 1 --max-new-tokens 8 --download-timeout 5"
+    done = subprocess.run(
+        [sys.executable, "-m", "nbhelpers.cli", *command.split(), "--out", str(outputs / "run")],
+        capture_output=True,
+        text=True,
+        env=os.environ | planted(address, password) | places,
+        timeout=300,
+    )
+    print(done.stdout, done.stderr)
+    assert done.returncode == 1
+    assert not LEAK.search(done.stdout + done.stderr)
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert outputs / "run" / "lab-gpt2" / "result.json" in written
+    assert "06_tracking: " in done.stdout  # tracking failed, and the run says so
+    for path in written:
+        assert not LEAK.search(path.read_bytes().decode("latin-1")), path
+        assert not LEAK.search(str(path))
