@@ -21,7 +21,8 @@ def credentials(address: str) -> str:
 
 def without_credentials(address: str) -> str:
     """The address without user name, password and query, which may hold a password too."""
-    return address.replace(f"{credentials(address)}@", "", 1).partition("?")[0]
+    given = credentials(address)
+    return (address.replace(f"{given}@", "", 1) if given else address).partition("?")[0]
 
 
 def secrets() -> set[str]:
@@ -38,8 +39,15 @@ def secrets() -> set[str]:
         query = value.partition("://")[2].partition("?")[2]
         pairs = (part.partition("=") for part in query.split("&"))
         found |= {text for key, _, text in pairs if key.upper().endswith(KEYS)}
-    forms = (str, unquote, quote, quote_plus, lambda s: quote(s, safe=""), lambda s: json.dumps(s)[1:-1])
-    found |= {form(secret) for secret in found for form in (*forms, lambda s: repr(s)[1:-1])}
+    found |= {unquote(secret) for secret in found}
+    forms = (
+        quote,
+        quote_plus,
+        lambda s: quote(s, safe=""),
+        lambda s: repr(s)[1:-1],
+        lambda s: json.dumps(s)[1:-1],
+    )
+    found |= {form(secret) for secret in found for form in forms}
     return {secret for secret in found if len(secret) >= SHORTEST}
 
 

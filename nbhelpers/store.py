@@ -54,15 +54,16 @@ def outputs_dir() -> Path:
     return Path(moved).resolve() if moved else project_root() / "outputs"
 
 
-def address(variable: str, kind: Failure = Failure.USAGE) -> str:
-    """The address in a variable, "" where it is not set.
+def address(whose: str, variable: str, kind: Failure = Failure.USAGE) -> str:
+    """The address in a variable of the environment, "" where it is not set.
 
     Raises LabError for a user name or password that libraries would cut at different places, and print.
     """
     given = os.environ.get(variable, "").strip()
     if set(redact.credentials(given)) & set(redact.RESERVED):
         marks = "/ as %2F, ? as %3F, # as %23, @ as %40, [ as %5B, ] as %5D and a blank as %20"
-        raise LabError(f"{variable} is no valid address: write in its user name and password {marks}.", kind)
+        why = f"write in the user name and password of this address {marks}"
+        raise LabError(f"{whose} at {variable} is refused: {why}.", kind)
     return given
 
 
@@ -137,20 +138,22 @@ def appending(path: Path) -> Iterator[Callable[[Any], None]]:
             if repair_tail(path):
                 name = f"{path.parent.name}/{path.name}"
                 print(f"warning: the last line of {name} was cut off and is made again", file=sys.stderr)
-            out = stack.enter_context(path.open("a", encoding="ascii"))
+            out = stack.enter_context(path.open("ab", buffering=0))
         synced = time.monotonic()
 
         def append(record: Any) -> None:
             nonlocal synced
             with _writable(path):
-                out.write(_line(record))
-                out.flush()
+                line = _line(record).encode()
+                while line:  # a disk that becomes full takes a part of it
+                    line = line[out.write(line) :]
                 if time.monotonic() - synced > SYNC_S:
                     os.fsync(out.fileno())
                     synced = time.monotonic()
 
         yield append
-        os.fsync(out.fileno())
+        with _writable(path):
+            os.fsync(out.fileno())
 
 
 @contextmanager

@@ -5,6 +5,8 @@ import enum
 import json
 import os
 import random
+import resource
+import signal
 import subprocess
 import sys
 import types
@@ -266,6 +268,40 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
             store.write_json(path, Estimate("new", 1, broken, None, None, None))
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["stats.json"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of a process")
+def test_a_full_disk_is_one_sentence_that_names_the_file_and_costs_no_row(tmp_path):
+    path = tmp_path / "scores.jsonl"
+    row = Score("0", "b01", 0, "short_post", False, 3, {"lab_v1": 5.0})
+    store.write_json(tmp_path / "stats.json", row)
+    room = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, room[1]))  # in the middle of a row
+        for file in (path, tmp_path / "stats.json"):
+            with pytest.raises(LabError, match=f"{file} cannot be written .*: free space or"):
+                if file == path:
+                    with store.appending(path) as append:
+                        for n in range(100):
+                            append(dataclasses.replace(row, key=str(n)))
+                store.write_json(file, dataclasses.replace(row, key="x" * 2000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, room)
+        signal.signal(signal.SIGXFSZ, ignored)
+    keys = [score.key for score in store.read_rows(path, Score)]
+    assert keys == [str(n) for n in range(len(keys))] and len(keys) >= 5
+    assert store.read_json(tmp_path / "stats.json", Score) == row
+    store.append_row(path, dataclasses.replace(row, key="later"))
+    assert [score.key for score in store.read_rows(path, Score)] == [*keys, "later"]
+    assert not [file for file in tmp_path.iterdir() if file.name.startswith(".stats")]
+
+
+@pytest.mark.parametrize("write", [store.write_json, store.append_row])
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path, write):
+    (tmp_path / "file").touch()
+    with pytest.raises(LabError, match=r"file/below/stats\.json cannot be written \(Not a directory\)"):
+        write(tmp_path / "file" / "below" / "stats.json", Settings())
 
 
 def test_a_reader_never_sees_half_a_file(tmp_path):

@@ -58,7 +58,7 @@ class TrackingReport(Record):
 
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI where the user set it, else the database in the outputs folder. Holds passwords."""
-    given = store.address("MLFLOW_TRACKING_URI", Failure.TRACKING)
+    given = store.address("MLflow", "MLFLOW_TRACKING_URI", Failure.TRACKING)
     return given or _sqlite(store.outputs_dir() / "mlflow.db")
 
 

@@ -1,14 +1,19 @@
 """A model's run in MLflow: all of it, once, where it belongs, and without a word on the terminal."""
 
 import dataclasses
+import http.server
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from statistics import mean
 
@@ -19,7 +24,18 @@ from nbhelpers import pipeline, registry, store
 from nbhelpers.comparison import plots
 from nbhelpers.generation import generate
 from nbhelpers.loading.load import LoadingReport
-from nbhelpers.records import Estimate, LabError, ModelRun, ModelSpec, Prompt, Result, Sample, Score, Settings
+from nbhelpers.records import (
+    Estimate,
+    Failure,
+    LabError,
+    ModelRun,
+    ModelSpec,
+    Prompt,
+    Result,
+    Sample,
+    Score,
+    Settings,
+)
 from nbhelpers.scoring import rubric as scoring
 from nbhelpers.tracking import mlflow_run as tracking
 from nbhelpers.tracking import result as summary
@@ -233,6 +249,7 @@ def test_a_store_that_cannot_be_used_is_one_sentence_without_passwords(tmp_path,
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(LabError, match=r"MLflow at .* refused") as caught:
         tracking.init_database()
+    assert caught.value.kind is Failure.TRACKING
     assert not re.search("secret|S3cr", str(caught.value))
     assert "\n" not in str(caught.value)
 
@@ -308,6 +325,102 @@ def test_a_kill_while_the_database_is_made_spoils_nothing(tmp_path):
     query = "select count(*) from experiments where name = ?"
     assert rows(tmp_path / "mlflow.db", query, tracking.EXPERIMENT) == [(1,)]
     assert not (tmp_path / ".mlflow.db").exists()
+
+
+OTHER_RELEASE = """
+import sys
+from alembic import command
+from alembic.script import ScriptDirectory
+from mlflow.store.db import utils
+from mlflow.store.tracking.dbmodels.initial_models import Base
+engine = utils.create_sqlalchemy_engine(sys.argv[1])
+Base.metadata.create_all(engine)
+config = utils._get_alembic_config(sys.argv[1])
+revisions = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
+with engine.begin() as connection:
+    config.attributes["connection"] = connection
+    command.upgrade(config, revisions[{"newer": 0, "older": 8}[sys.argv[2]]])
+    if sys.argv[2] == "newer":
+        connection.exec_driver_sql("update alembic_version set version_num = 'from2099'")
+"""
+
+
+@pytest.mark.parametrize("release", ["older", "newer"])
+def test_a_database_of_another_release_is_kept_as_it_is_and_the_way_out_works(tmp_path, monkeypatch, release):
+    monkeypatch.setenv("NBHELPERS_OUTPUTS", str(tmp_path / "my outputs"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    place = tmp_path / "my outputs" / "mlflow.db"
+    place.parent.mkdir()
+    subprocess.run([sys.executable, "-c", OTHER_RELEASE, tracking.tracking_uri(), release], check=True)
+    [(revision,)] = rows(place, "select version_num from alembic_version")
+    before = rows(place, "select name, sql from sqlite_master order by name")
+    with pytest.raises(LabError, match="another release of MLflow") as caught:
+        tracking.init_database()
+    assert caught.value.kind is Failure.TRACKING
+    assert rows(place, "select name, sql from sqlite_master order by name") == before
+    copy = place.with_name(f"mlflow-{revision}.db")
+    assert f"a copy is kept in {copy}" in str(caught.value)
+    assert rows(copy, "select name, sql from sqlite_master order by name") == before
+    [command] = re.findall("`(mlflow db upgrade .*)`", str(caught.value))
+    if release == "older":
+        subprocess.run([sys.executable, "-m", *shlex.split(command)], check=True, capture_output=True)
+        assert tracking.init_database() == "1"
+
+
+@pytest.mark.parametrize("name", ["q?x#y percent%41", 'a&b=c it\'s "q" [1] a@b:c+é'])
+def test_any_outputs_path_holds_the_database_and_nothing_stands_beside_it(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("NBHELPERS_OUTPUTS", str(tmp_path / name))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    experiment, client = tracking.init_database(), tracking.open_client()
+    run_id = client.create_run(experiment).info.run_id
+    client.log_text(run_id, "text", "files/a.txt")
+    assert (tmp_path / name / "mlartifacts" / run_id / "artifacts" / "files" / "a.txt").read_text() == "text"
+    assert rows(tmp_path / name / "mlflow.db", "select run_uuid from runs") == [(run_id,)]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("server", ["refuses", "is silent", "is busy"])
+def test_a_server_that_is_down_is_given_up_within_twenty_seconds(tmp_path, monkeypatch, server):
+    class Busy(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(503)
+            self.send_header("Retry-After", "100")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    for name in tracking.ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NBHELPERS_OUTPUTS", str(tmp_path))
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        http.server.HTTPServer(("127.0.0.1", 0), Busy) as busy,
+    ):
+        threading.Thread(target=busy.serve_forever, daemon=True).start()
+        ports = {"refuses": 1, "is silent": silent.getsockname()[1], "is busy": busy.server_port}
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{ports[server]}")
+        began = time.monotonic()
+        with pytest.raises(LabError, match="the results stand") as caught:
+            tracking.init_database()
+        busy.shutdown()
+    assert time.monotonic() - began < 20 and caught.value.kind is Failure.TRACKING
+
+
+def test_what_prepares_the_database_ends_with_a_run_that_is_stopped(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        places = {"MLFLOW_TRACKING_URI": address, "NBHELPERS_OUTPUTS": str(tmp_path)}
+        command = [sys.executable, "-m", "nbhelpers.cli", "run", "lab-gpt2", "--limit", "2", "--repeats", "1"]
+        run = subprocess.Popen(command, env=os.environ | places, start_new_session=True)
+        silent.settimeout(120)
+        asking, _ = silent.accept()
+        run.send_signal(signal.SIGINT)
+        assert run.wait(60) == 1
+        asking.settimeout(5)
+        while asking.recv(4096):  # its question, and then the end of the connection
+            pass
+        asking.close()
 
 
 LOADED = LoadingReport(
