@@ -6,7 +6,7 @@ import json
 import os
 import re
 from typing import Any
-from urllib.parse import quote, quote_plus, unquote
+from urllib.parse import quote, unquote
 
 KEYS = ("TOKEN", "PASSWORD", "SECRET", "_KEY")  # how the name of a variable ends whose value is one
 SHORTEST = 6  # characters: "true" and "1" stand in such variables too
@@ -25,6 +25,10 @@ def without_credentials(address: str) -> str:
     return (address.replace(f"{given}@", "", 1) if given else address).partition("?")[0]
 
 
+def _forms(secret: str) -> tuple[str, ...]:
+    return repr(secret)[1:-1], json.dumps(secret)[1:-1], quote(secret), quote(secret, safe="")
+
+
 def secrets() -> set[str]:
     """Every secret in the environment, in each form that a library may print."""
     found = set[str]()
@@ -40,14 +44,7 @@ def secrets() -> set[str]:
         pairs = (part.partition("=") for part in query.split("&"))
         found |= {text for key, _, text in pairs if key.upper().endswith(KEYS)}
     found |= {unquote(secret) for secret in found}
-    forms = (
-        quote,
-        quote_plus,
-        lambda s: quote(s, safe=""),
-        lambda s: repr(s)[1:-1],
-        lambda s: json.dumps(s)[1:-1],
-    )
-    found |= {form(secret) for secret in found for form in forms}
+    found |= {form for secret in found for form in _forms(secret)}
     return {secret for secret in found if len(secret) >= SHORTEST}
 
 

@@ -13,8 +13,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -33,14 +31,12 @@ EXPERIMENT = "local-model-evaluation"
 FOLDERS = {".json": "files", ".jsonl": "files", ".ipynb": "notebooks", ".png": "plots"}  # in an MLflow run
 LATE_NOTEBOOK = "06_tracking"  # still being executed while a run is logged
 PARAMETERS = ("revision", "family", "parameters", "device", "dtype", "primary")  # besides the settings
-ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",  # read once, while mlflow is imported
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # A server that is down is given up within 20 s: twice 9 s and a pause of at most 1 s.
+# Read once, while mlflow is imported. A server that is down is given up within 20 s: 9 s, a pause, 9 s.
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
+QUIET |= {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false"}
+QUIET |= {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "9",
-    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
     "PGCONNECT_TIMEOUT": "9",
 }
 COLUMNS = ("prompt_id", "content_type", "repeat", "prompt", "text", "new_tokens", "finish_reason", "error")
@@ -79,7 +75,7 @@ def quiet_mlflow() -> ModuleType:
 
     Whatever the user set in the environment wins.
     """
-    for name, value in ENVIRONMENT.items():
+    for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     import mlflow
 
@@ -133,7 +129,8 @@ def _check_release(place: Path) -> None:
     """Raise LabError, and keep a copy, if the database is of another release of MLflow."""
     from alembic.script import ScriptDirectory
 
-    scripts = Path(find_spec("mlflow").origin).with_name("store") / "db_migrations"  # type: ignore[union-attr, arg-type]
+    mlflow = quiet_mlflow()
+    scripts = Path(str(mlflow.__file__)).with_name("store") / "db_migrations"
     with closing(sqlite3.connect(place)) as database:
         [revision] = database.execute("select version_num from alembic_version").fetchone()
         if revision == ScriptDirectory(str(scripts)).get_current_head():
@@ -141,12 +138,10 @@ def _check_release(place: Path) -> None:
         copy = place.with_name(f"{place.stem}-{revision}.db")
         with closing(sqlite3.connect(copy)) as target:
             database.backup(target)
-    why = f"{place} was made by another release of MLflow than this one ({version('mlflow')})"
     command = shlex.join(["mlflow", "db", "upgrade", _sqlite(place)])
-    way_out = (
-        f"if that was an older one, run `{command}` (a copy is kept in {copy}); if newer, upgrade MLflow"
-    )
-    raise LabError(f"{why}: {way_out}.", Failure.TRACKING)
+    way_out = f"run `{command}` if that was an older one (a copy is kept in {copy}), else upgrade MLflow"
+    why = f"{place} was made by another release of MLflow than {mlflow.__version__}: {way_out}."
+    raise LabError(why, Failure.TRACKING)
 
 
 def log_run(run: ModelRun, figures: Mapping[str, Figure] | None = None) -> TrackingReport:

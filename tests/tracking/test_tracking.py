@@ -390,7 +390,7 @@ def test_a_server_that_is_down_is_given_up_within_twenty_seconds(tmp_path, monke
         def log_message(self, *_):
             pass
 
-    for name in tracking.ENVIRONMENT:
+    for name in tracking.QUIET:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NBHELPERS_OUTPUTS", str(tmp_path))
     with (
