@@ -150,6 +150,7 @@ def test_the_ids_are_those_of_the_file_whatever_class_the_folder_names(
         assert loaded.tokenizer.decode(ids) == truth.decode(ids, skip_special_tokens=False)
     assert loaded.tokenizer.bos_token_id == 1 and loaded.tokenizer.eos_token_id == 2
     assert loaded.tokenizer.padding_side == "left" and loaded.tokenizer.pad_token_id is not None
+    assert len(loaded.tokenizer) == truth.get_vocab_size()  # no special token that only the class knows
 
 
 @pytest.mark.parametrize("asked", [True, False])
