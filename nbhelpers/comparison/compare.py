@@ -69,44 +69,53 @@ def comparable(run_dir: Path) -> tuple[list[Result], dict[str, str], list[str]]:
             error = next((f"{s.notebook}: {s.error}" for s in failed), "its notebooks have not run")
             excluded[spec.alias] = excluded.pop(spec.slug, error)
     made = [_conditions(r) for r in results if r.quality_applies and r.finished]
-    asked = {r.slug: _texts_asked(run_dir / r.slug) for r in results}
-    usual, texts = (max(found, key=found.count, default={}) for found in (made, [*asked.values()]))
-    most, notes = max((len(r.per_prompt) for r in results), default=0), list[str]()
+    usual, most = max(made, key=made.count, default={}), max((len(r.per_prompt) for r in results), default=0)
+    asked = {r.slug: _asked(run_dir / r.slug, r) for r in results}
+    said: dict[str, list[tuple[str, str]]] = {}
+    for prompt, request in (pair for requests in asked.values() for pair in requests.items()):
+        said.setdefault(prompt, []).append(request)
+    requests = {prompt: max(found, key=found.count) for prompt, found in sorted(said.items())}
+    notes = []
     for result in sorted(
         results, key=lambda r: bool(r.quality_applies and r.finished)
     ):  # those without first
-        foreign = result.metrics.get(FOREIGN, 0)
-        other = [name for name, value in _conditions(result).items() if value != usual.get(name, value)]
-        clash = [prompt for prompt, text in asked[result.slug].items() if text != texts.get(prompt, text)]
-        if foreign:
+        clash = [prompt for prompt, request in asked[result.slug].items() if request != requests[prompt]]
+        if why := _why_not(result, usual, clash, most):
+            excluded[result.model] = why
+        if foreign := result.metrics.get(FOREIGN):
             part = f"{foreign:g} of {result.attempted} texts have no score"
             notes.append(f"{result.model}: {part}, because the prompt or the answer is not English.")
-        if foreign and 2 * len(result.per_prompt) <= most:
-            excluded[result.model] = "the rubric reads English, and most of its prompts or answers are not"
-        elif not result.quality_applies:
-            excluded[result.model] = "random weights: quality is not applicable, speed and memory are real"
-        elif not result.finished:
-            excluded[result.model] = f"all {result.attempted} generations failed"
-        elif other:
-            excluded[result.model] = (
-                f"made under other conditions than most of the models: {', '.join(other)}"
-            )
-        elif clash:
-            excluded[result.model] = (
-                f"its prompts have other texts than those of most models: {', '.join(clash)}"
-            )
     first: dict[str, str] = {}
-    unit = {p: first.setdefault(registry.one_text(text), p) for p, text in sorted(texts.items())}
+    unit = {p: first.setdefault(registry.one_text(text), p) for p, (text, _) in requests.items()}
     if len(first) < len(unit):
         notes.append(f"{len(unit)} prompts have {len(first)} different texts: each text counts once.")
     results = [replace(r, per_prompt=_by_unit(r, unit)) for r in results if r.model not in excluded]
     return results, excluded, notes
 
 
-def _texts_asked(folder: Path) -> dict[str, str]:
-    """Prompt id -> text of a model's samples; empty where there are none to read."""
+def _why_not(result: Result, usual: dict[str, Any], clash: Sequence[str], most: int) -> str | None:
+    """Why a model cannot be compared on quality, or None."""
+    other = [name for name, value in _conditions(result).items() if value != usual.get(name, value)]
+    if FOREIGN in result.metrics and 2 * len(result.per_prompt) <= most:
+        return "the rubric reads English, and most of its prompts or answers are not"
+    if not result.quality_applies:
+        return "random weights: quality is not applicable, speed and memory are real"
+    if not result.finished:
+        return f"all {result.attempted} generations failed"
+    if other:
+        return f"made under other conditions than most of the models: {', '.join(other)}"
+    return f"its prompts have other texts than those of most models: {', '.join(clash)}" if clash else None
+
+
+def _asked(folder: Path, result: Result) -> dict[str, tuple[str, str]]:
+    """Prompt id -> text and content type of a model's samples; empty where there are none to read."""
     with suppress(LabError):
-        return {row.prompt_id: row.prompt for row in store.read_rows(folder / "samples.jsonl", Sample)}
+        rows = store.read_rows(folder / "samples.jsonl", Sample)
+        return {
+            row.prompt_id: (row.prompt, row.content_type)
+            for row in rows
+            if row.prompt_id in result.per_prompt
+        }
     return {}
 
 

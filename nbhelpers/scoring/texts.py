@@ -41,6 +41,7 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub("\ufffd", text)
 
 
+@lru_cache(maxsize=1024)
 def is_english(text: str) -> bool:
     """False where most letters are of another script, or where small words of other languages (and words with
     letters that English lacks) outnumber the English ones and are a tenth of all words.
@@ -50,7 +51,7 @@ def is_english(text: str) -> bool:
     plain = unicodedata.normalize("NFKC", text).lower()
     found, others = _LETTERS.findall(plain), len(_OTHER_SCRIPT.findall(plain))
     english, foreign = word_list("function_words"), word_list("foreign_words")
-    against = sum(word in foreign or _ACCENTED.search(word) is not None for word in found)
+    against = sum(word in foreign or (not word.isascii() and bool(_ACCENTED.search(word))) for word in found)
     outnumbered = against > max(1, sum(word in english for word in found), len(found) / 10)
     return not outnumbered and not 3 < others > sum(map(len, found)) / 2
 
