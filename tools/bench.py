@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PARTS = ("engine", "peers", "run", "growth", "models")
+TRIAL = "from tools.bench_worker import registry; registry.load_registry(); import torch, transformers"
 MODELS = ("lab-gpt2", "lab-llama", "shape:bloom-560m")  # of the engines
 ROOT = Path(__file__).resolve().parent.parent
 # Of the parts that are tools of their own: the tool, its flags, and those of a quick try.
@@ -113,6 +114,8 @@ def run(
     for kind, known, asked in (("part", PARTS, parts), ("model", MODELS, models)):
         if unknown := set(asked) - set(known):
             raise LabError(f"There is no {kind} {sorted(unknown)[0]!r} of the bench: use {', '.join(known)}.")
+    if python != sys.executable and "peers" in parts:
+        _check_python(python)
     report = _start(folder, quick)
     engines = ",".join(part for part in parts if part in ("engine", "peers"))
     flags = ["--only", engines, "--python", python, *(["--quick"] if quick else [])]
@@ -126,6 +129,21 @@ def run(
         if folder:
             write(report, folder)
     return report
+
+
+def _check_python(python: str) -> None:
+    """Raise LabError, before an hour of rounds, for a Python that cannot run an engine's process.
+
+    It needs more than the peers: our package and what that stands on, which reads models and prompts.
+    """
+    try:
+        done = subprocess.run([python, "-c", TRIAL], capture_output=True, text=True, cwd=ROOT)
+    except OSError as error:
+        raise LabError(f"The Python {python} cannot be started ({error.strerror}).") from None
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it gave no reason"])[-1]
+        way_out = f"install this package there too ({python} -m pip install -e {ROOT})"
+        raise LabError(f"The Python {python} cannot run an engine ({last}): {way_out}.")
 
 
 def _start(folder: Path | None, quick: bool) -> BenchReport:

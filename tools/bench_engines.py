@@ -221,7 +221,7 @@ def _start(stack: ExitStack, engine: str, model: str, python: str) -> Worker:
     worker = Worker(python, engine, model, gguf)
     stack.callback(worker.close)
     if "missing" in worker.facts:
-        raise LabError(f"{PEERS[engine]} is not installed ({worker.facts['missing']})")
+        raise LabError(f"{PEERS[engine]}: the module {worker.facts['missing']!r} is not installed")
     return worker
 
 

@@ -185,6 +185,24 @@ def test_a_peer_that_is_not_installed_is_named(tmp_path, monkeypatch):
     assert json.loads(done.stdout) == {"missing": "lm_eval"}
 
 
+@pytest.mark.parametrize("module", ["pydantic", "torch"])
+def test_another_python_that_lacks_our_package_is_refused_before_the_bench(module, tmp_path, monkeypatch):
+    """As an environment with the peers alone has it: what is missing is named, no peer is blamed."""
+    (tmp_path / f"{module}.py").write_text(f"raise ModuleNotFoundError(\"No module named '{module}'\")")
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path}" exec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(bench, "_tool", lambda *tool: pytest.fail("the bench began"))
+    with pytest.raises(LabError, match=f"No module named '{module}'.*pip install -e") as caught:
+        bench.run(["peers"], python=str(python))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_python_that_is_none_is_refused_before_the_bench(tmp_path):
+    with pytest.raises(LabError, match="no-python cannot be started"):
+        bench.run(["engine", "peers"], python=str(tmp_path / "no-python"))
+
+
 def test_mistakes_are_one_sentence():
     with pytest.raises(LabError, match="no part 'speed'"):
         bench.run(["speed"])
