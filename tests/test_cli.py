@@ -1,6 +1,7 @@
 """The command line as a user meets it: exit codes, one clear sentence, nothing lost."""
 
 import io
+import json
 import os
 import shutil
 import signal
@@ -69,6 +70,24 @@ def test_malformed_prompts_name_the_line(call, tmp_path):
     bad = tmp_path / "prompts.jsonl"
     bad.write_text('{"id": "a", "text": "Write:", "content_type": "short_post"}\n{"id": \n')
     assert "line 2" in sentence(call("run", "--prompts", str(bad)))
+
+
+def test_prompts_that_are_not_english_are_named_before_anything_runs(call, tmp_path, monkeypatch):
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run", stopped)
+    asks = {
+        "de": "Schreibe einen Beitrag über die Kosten",
+        "en": "Write a note about costs",
+        "ja": "短い投稿を書いて",
+    }
+    rows = [{"id": name, "text": text, "content_type": "short_post"} for name, text in asks.items()]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, _, said = call(
+        "run", "lab-gpt2", "--prompts", str(tmp_path / "p.jsonl"), "--out", str(tmp_path / "run")
+    )
+    assert "Not English, and so without a score (speed and cost are measured): de, ja\n" in said
 
 
 def test_unwritable_output_folder(call, tmp_path):
