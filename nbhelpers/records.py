@@ -80,6 +80,7 @@ class ModelSpec(Record):
     layers: int | None = None
     kv_heads: int | None = None
     head_dim: int | None = None
+    base: str | None = None  # of a LoRA adapter: the model that it changes
 
     @property
     def slug(self) -> str:

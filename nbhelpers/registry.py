@@ -7,6 +7,7 @@ import functools
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -59,7 +60,7 @@ def resolve(name: str) -> ModelSpec:
         if name == spec.source or (folder and folder == folder_of(spec)):
             return spec
     if folder:
-        return ModelSpec(alias=folder.name, source=str(folder), kind="local")
+        return ModelSpec(alias=_folder_name(folder), source=str(folder), kind="local")
     if _HUB_NAME.fullmatch(name):
         return ModelSpec(alias=name, source=name, kind="hub")
     raise LabError(f"There is no model {name!r}: {nearest(name, list(registry))}")
@@ -71,6 +72,27 @@ def _existing_folder(name: str) -> Path | None:
         return folder.resolve() if name.strip() and folder.is_dir() else None
     except (OSError, ValueError, RuntimeError):  # too long, a null byte, the home of an unknown user
         return None
+
+
+def _folder_name(folder: Path, parts: int = 1) -> str:
+    """The last parts of a path; for a snapshot in the Hub's cache its repository, with more its commit."""
+    cache = folder.parent.parent.name
+    if folder.parent.name != "snapshots" or not cache.startswith("models--"):
+        return "/".join(folder.parts[-parts:])
+    repository = cache.removeprefix("models--").replace("--", "/", 1)
+    return repository if parts == 1 else f"{repository}@{folder.name[:12]}"
+
+
+def tell_apart(specs: Iterable[ModelSpec]) -> list[ModelSpec]:
+    """The models, with folders of one name named by as many parts of their paths as tell them apart."""
+    found = list(specs)
+    for parts in range(2, 10):
+        slugs = Counter(slug for slug, _ in {(spec.slug, spec.source) for spec in found})
+        for i, spec in enumerate(found):
+            alias = _folder_name(Path(spec.source), parts)
+            if slugs[spec.slug] > 1 and spec.kind == "local" and alias.isprintable():
+                found[i] = replace(spec, alias=alias)
+    return found
 
 
 def nearest(name: str, known: list[str]) -> str:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,25 @@ VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 LARGEST_TEXT_FILE = 64 * 2**20  # bytes; the largest tokenizer.json in use has about 35 MB
 _READ = (".json", ".jinja", ".txt", ".model", ".safetensors")
-_BUFFERS = (".attn.bias", ".masked_bias", ".inv_freq")  # stored by old checkpoints, not parameters
+BUFFERS = (".attn.bias", ".masked_bias", ".inv_freq")  # stored by old checkpoints, not parameters
+# By the name of its class: what a model is; the first that fits. A Model is the trunk of one, without a head.
+ARCHITECTURES = {
+    "Speech|Audio|Whisper|Wav2Vec|CTC|TTS|Musicgen|Moshi|RNNT|TDT": "a speech model",
+    r"CausalLM|LMHead|ForConditionalGeneration|DoubleHeads|BertGenerationDecoder": "",  # continues text
+    "MaskedLM|ForPreTraining|NextSentence": "a masked language model",
+    "Classification|Reward|Regression|QuestionAnswering|MultipleChoice|Scor": "a classifier or reward model",
+    "Model$|Encod|Embed|Retriev": "an embedding model or a trunk without a language-model head",
+}
+# Quantised models: the package that reads each kind.
+LOADERS = {
+    "awq": "gptqmodel",
+    "gptq": "gptqmodel",
+    "bitsandbytes": "bitsandbytes",
+    "aqlm": "aqlm",
+    "hqq": "hqq",
+}
+LOADERS |= {"compressed-tensors": "compressed_tensors"}
+NESTED = ("text_config", "llm_config", "language_config")  # a multimodal model's part for text
 
 
 def refusal(name: str, why: str, kind: Failure = Failure.USAGE) -> LabError:
@@ -37,18 +59,26 @@ def check_folder(folder: Path, name: str) -> None:
     """Refuse a folder that cannot be loaded safely. Raises LabError with the reason and the way out."""
     root = folder.resolve()
     root = root.parents[2] if root.parent.name == "snapshots" else root  # the Hub's cache is one of links
-    for path in folder.iterdir() if folder.is_dir() else ():
+    for path in (paths := [*folder.iterdir()] if folder.is_dir() else []):
         if path.suffix in _READ and path.is_file():
             if not path.resolve().is_relative_to(root):
                 raise refusal(name, f"has {path.name} as a link out of its folder: copy it.", Failure.REFUSED)
             if path.suffix != ".safetensors":
                 _check_size(path, name)
-    if (folder / "adapter_config.json").is_file():
-        raise refusal(name, "is an adapter to another one: merge them (peft's merge_and_unload), save that.")
-    config = read_json_file(folder / "config.json", name)
-    check_no_remote_code(config, name)
     check_no_remote_code(read_json_file(folder / "tokenizer_config.json", name, optional=True), name)
-    _check_layers(config, len(_tensor_shapes(folder, name)), name)
+    if adapter_base(folder, name):
+        return
+    if not (folder / "config.json").exists() and any(path.suffix == ".gguf" for path in paths):
+        raise no_weights(name, (path.name for path in paths))
+    check_config(config := read_json_file(folder / "config.json", name), name)
+    if (folder / "modules.json").exists():
+        raise refusal(name, "is an embedding model (modules.json): name one that continues text.")
+    tensors = _tensors(weight_files(folder, name), name)
+    _check_layers(config, len(tensors), name)
+    for key, (_, dtype) in tensors.items():
+        if key.endswith("weight") and dtype not in ("F64", "F32", "F16", "BF16") and not quantised(config):
+            why = f"stores {key} as {dtype} and its config.json has no quantization_config that says how"
+            raise refusal(name, f"{why}: use the config.json that was saved with these weights.")
     if not any((folder / file).is_file() for file in VOCABULARIES):
         raise refusal(name, "has no tokenizer (tokenizer.json or another): copy the original model's.")
 
@@ -66,6 +96,53 @@ def _check_layers(config: dict[str, Any], tensors: int, name: str) -> None:
         elif ("layer" in key or "expert" in key) and isinstance(value, int) and value > 100 + 10 * tensors:
             why = f"has {key} = {value} in its config.json and {tensors} tensors in its weights"
             raise refusal(name, f"{why}: download both again.")
+
+
+def check_config(config: dict[str, Any], name: str) -> None:
+    """Refuse all but a model that continues text and that can be read here. Raises LabError."""
+    check_no_remote_code(config, name)
+    listed = config.get("architectures")
+    architecture = next((str(name) for name in listed if name), "") if isinstance(listed, list) else ""
+    kinds = (what for part, what in ARCHITECTURES.items() if re.search(part, architecture))
+    what = next(kinds, "another kind of model") if architecture else ""
+    if what := "an encoder-decoder" if config.get("is_encoder_decoder") is True else what:
+        why = f"is {what} ({architecture or config.get('model_type')}), not trained to continue text"
+        raise refusal(name, f"{why}: name one whose architectures in config.json end in ForCausalLM.")
+    if (package := LOADERS.get(quantised(config))) and find_spec(package) is None:
+        why = f"is quantised ({quantised(config)}), which the package {package} reads: pip install {package}"
+        raise refusal(name, f"{why}, or name the model that it was made from.")
+
+
+def quantised(config: dict[str, Any]) -> str:
+    """The method of a quantised model's configuration; "" for any other."""
+    how = config.get("quantization_config")
+    if not isinstance(how, dict):
+        return ""
+    bits = how.get("load_in_4bit") or how.get("load_in_8bit")
+    return str(how.get("quant_method") or ("bitsandbytes" if bits else "unknown"))
+
+
+def adapter_base(folder: Path, name: str) -> ModelSpec | None:
+    """The model that a LoRA adapter changes; None for a folder that is no adapter. Raises LabError."""
+    if not (folder / "adapter_config.json").is_file():
+        return None
+    if any(folder.glob("model*.safetensors*")):
+        raise refusal(name, "is an adapter and a whole model in one folder: move one of them out.")
+    config = read_json_file(folder / "adapter_config.json", name)
+    kind, task = config.get("peft_type"), config.get("task_type")
+    if kind != "LORA" or task not in (None, "CAUSAL_LM") or config.get("megatron_config"):
+        why = f"is an adapter of another kind ({kind}, {task}) than LoRA for text"
+        raise refusal(name, f"{why}: merge it with its base and save that.")
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise no_weights(name, (path.name for path in folder.iterdir()))
+    _tensors([folder / "adapter_model.safetensors"], name)
+    named = str(config.get("base_model_name_or_path"))
+    with suppress(LabError):
+        base = registry.resolve(named)
+        if not ((registry.folder_of(base) or folder.parent) / "adapter_config.json").exists():
+            return base
+    why = f"is an adapter to {named!r}, which is no whole model here"
+    raise refusal(name, f"{why}: put the right path into adapter_config.json.")
 
 
 def check_no_remote_code(config: dict[str, Any], name: str) -> None:
@@ -98,7 +175,13 @@ def weight_files(folder: Path, name: str) -> list[Path]:
 
 def no_weights(name: str, files: Iterable[str]) -> LabError:
     """The refusal of a model without safetensors among its files."""
-    if pickles := sorted(file for file in files if file.endswith(PICKLES)):
+    files = sorted(files)
+    if "adapter_config.json" in files and "adapter_model.safetensors" in files:
+        return refusal(name, "is an adapter: download it, and name its folder.")
+    if gguf := [file for file in files if file.endswith(".gguf")]:
+        why = f"has only GGUF weights ({gguf[0]}), which llama.cpp reads: name the model that they were made"
+        return refusal(name, f"{why} from, in safetensors.")
+    if pickles := [file for file in files if file.endswith(PICKLES)]:
         why = f"has only pickled weights ({pickles[0]}), and a pickle can run any code hidden in it: where "
         why += "you trust it, load model and tokenizer, save_pretrained both, and name that folder."
         return refusal(name, why, Failure.REFUSED)
@@ -114,21 +197,35 @@ def read_json_file(path: Path, name: str, optional: bool = False) -> dict[str, A
         data, why = json.loads(path.read_text(encoding="utf-8")), "it is not a JSON object"
     except FileNotFoundError:
         raise refusal(name, f"has no {path.name}: it is not a saved model.") from None
-    except (ValueError, OSError, RecursionError) as error:
-        data, why = None, str(error)
+    except OSError as error:
+        data, why = None, str(error.strerror)
+    except json.JSONDecodeError as error:
+        data, why = None, f"line {error.lineno} is not JSON"
+    except (ValueError, RecursionError) as error:
+        coded = isinstance(error, UnicodeDecodeError)
+        data, why = None, "it is not UTF-8 text" if coded else "it holds too long a number or is too deep"
     if not isinstance(data, dict):
-        raise refusal(name, f"has a {path.name} that cannot be read ({why}): download it again.")
+        way = "save it as JSON in UTF-8, or download it again."
+        raise refusal(name, f"has a {path.name} that cannot be read ({why}): {way}")
     return data
 
 
 def describe(spec: ModelSpec, folder: Path) -> ModelSpec:
-    """Fill in what a spec leaves open from the folder's configuration and the headers of its weights."""
-    config = read_json_file(folder / "config.json", spec.alias)
+    """Fill in what a spec leaves open from the folder's configuration and the headers of its weights.
+
+    An adapter is described as its base is.
+    """
     tokenizer = read_json_file(folder / "tokenizer_config.json", spec.alias, optional=True)
-    named = spec.family != "unknown"  # in data/models.toml
-    heads = _first(config, "num_attention_heads", "n_head")
-    width = _first(config, "hidden_size", "n_embd", "n_embed")
     chat = bool(tokenizer.get("chat_template")) or (folder / "chat_template.jinja").is_file()
+    if base := adapter_base(folder, spec.alias):
+        found, chats = inspect(base), "chat" if chat else base.prompt_format
+        found = replace(found, alias=spec.alias, source=spec.source, kind=spec.kind, sha256={}, revision=None)
+        return replace(found, base=base.alias, prompt_format=chats)
+    config = read_json_file(folder / "config.json", spec.alias)
+    named = spec.family != "unknown"  # in data/models.toml
+    heads = spec.kv_heads or _first(config, "num_attention_heads", "n_head")
+    width = _first(config, "hidden_size", "n_embd", "n_embed")
+    nested = "text_config" in config
     return replace(
         spec,
         family=spec.family if named else config.get("model_type", "unknown"),
@@ -136,16 +233,29 @@ def describe(spec: ModelSpec, folder: Path) -> ModelSpec:
         context=spec.context or context_of(config, tokenizer.get("model_max_length")),
         prompt_format="chat" if chat and not named else spec.prompt_format,
         layers=spec.layers or _first(config, "num_hidden_layers", "n_layer"),
-        kv_heads=spec.kv_heads or _first(config, "num_key_value_heads") or heads,
-        head_dim=spec.head_dim or _first(config, "head_dim") or (width and heads and width // heads),
+        kv_heads=spec.kv_heads or _first(config, "num_key_value_heads", assume=nested) or heads,
+        head_dim=spec.head_dim
+        or _first(config, "head_dim", assume=nested)
+        or (width and heads and width // heads),
     )
 
 
-def _first(config: dict[str, Any], *names: str) -> int | None:
-    """The first positive whole number of these names, at the top or in a nested model's ``text_config``."""
-    levels = [level for level in (config, config.get("text_config")) if isinstance(level, dict)]
+def _first(config: dict[str, Any], *names: str, assume: bool = True) -> int | None:
+    """The first positive whole number of these names: of a nested text model, else of the whole one, else,
+    where assume allows the seconds that importing transformers takes, what its class assumes."""
+    levels = [config[key] for key in NESTED if isinstance(config.get(key), dict)] + [config]
+    if assume and not any(level.get(name) for level in levels for name in names):
+        levels.append(_defaults(str(config.get("model_type"))))
     found = (level.get(name) for level in levels for name in names)
     return next((value for value in found if isinstance(value, int) and value > 0), None)
+
+
+@functools.cache
+def _defaults(family: str) -> dict[str, Any]:
+    """What transformers assumes of a family; {} for one that it does not know."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return dict(CONFIG_MAPPING[family]().get_text_config().to_dict()) if family in CONFIG_MAPPING else {}
 
 
 def context_of(config: dict[str, Any], tokenizer_limit: Any = None) -> int:
@@ -157,22 +267,23 @@ def context_of(config: dict[str, Any], tokenizer_limit: Any = None) -> int:
 
 def count_parameters(folder: Path, name: str) -> int:
     """Parameters in the safetensors headers; a tied output layer that was stored all the same counts once."""
-    shapes = _tensor_shapes(folder, name)
-    if read_json_file(folder / "config.json", name).get("tie_word_embeddings") and len(shapes) > 1:
-        shapes.pop("lm_head.weight", None)
-    return sum(math.prod(shape) for key, shape in shapes.items() if not key.endswith(_BUFFERS))
+    tensors = _tensors(weight_files(folder, name), name)
+    if read_json_file(folder / "config.json", name).get("tie_word_embeddings") and len(tensors) > 1:
+        tensors.pop("lm_head.weight", None)
+    return sum(math.prod(shape) for key, (shape, _) in tensors.items() if not key.endswith(BUFFERS))
 
 
-def _tensor_shapes(folder: Path, name: str) -> dict[str, list[int]]:
-    """The shape of every tensor in a folder's weight files, whose headers and lengths are checked."""
+def _tensors(files: Iterable[Path], name: str) -> dict[str, tuple[list[int], str]]:
+    """Shape and dtype of every tensor of weight files, whose headers and lengths are checked."""
     from safetensors import SafetensorError, safe_open
 
-    shapes: dict[str, list[int]] = {}
-    for path in weight_files(folder, name):
+    found: dict[str, tuple[list[int], str]] = {}
+    for path in files:
         try:
             with safe_open(path, framework="numpy") as file:
-                shapes |= {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+                parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+                found |= {key: (part.get_shape(), part.get_dtype()) for key, part in parts.items()}
         except (SafetensorError, OSError) as error:
             why = f"has {path.name}, which is not a complete safetensors file ({error}): download it again."
             raise refusal(name, why) from None
-    return shapes
+    return found

@@ -27,7 +27,7 @@ from nbhelpers.records import Failure, LabError, ModelSpec
 # Everything from_pretrained needs and nothing that runs code: no pickles, no .py files.
 FILES = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json", "tokenizer*", "*.model"]
 FILES += ["config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json"]
-FILES += ["chat_template.jinja", "vocab.*", "merges.txt", "tekken.json"]
+FILES += ["chat_template.jinja", "vocab.*", "merges.txt", "tekken.json", "modules.json"]
 CONVERTER = "SFconvertbot"  # the Hub's own account that offers safetensors copies of pickled weights
 ATTEMPTS = 6
 STALE_S = 3600.0  # an unfinished file that nobody wrote to for so long is left over from a killed process
@@ -135,8 +135,14 @@ def _snapshot(repository: str, revision: str | None, bar: type[Any]) -> Path:
     if not commit.resolved.isalnum():  # it names a folder
         raise folders.refusal(repository, "is named by no commit: check HF_ENDPOINT.", Failure.DOWNLOAD)
     at = {"repo_id": repository, "revision": commit, "tqdm_class": bar}
-    config = Path(hf.hf_hub_download(filename="config.json", **at))  # before gigabytes arrive
-    folders.check_no_remote_code(folders.read_json_file(config, repository), repository)
+    try:
+        config = Path(hf.hf_hub_download(filename="config.json", **at))  # before gigabytes arrive
+    except errors.RemoteEntryNotFoundError:
+        files = hf.list_repo_files(repository, revision=commit)
+        if any(file.endswith((".gguf", "adapter_model.safetensors")) for file in files):
+            raise folders.no_weights(repository, files) from None
+        raise
+    folders.check_config(folders.read_json_file(config, repository), repository)
     return Path(hf.snapshot_download(allow_patterns=FILES, **at))
 
 

@@ -18,7 +18,7 @@ from nbhelpers import registry, store
 from nbhelpers.devices import device as devices
 from nbhelpers.devices import fit
 from nbhelpers.loading import folder as folders
-from nbhelpers.loading import hub, random_weights, tokenizer
+from nbhelpers.loading import hub, tokenizer, weights
 from nbhelpers.records import SCHEMA_VERSION, Failure, LabError, Limits, ModelRun, ModelSpec, Record
 
 MEMORY_LOOK_S = 1.0
@@ -26,6 +26,7 @@ SHAPE_TOKENIZER = "lab-gpt2"  # any text becomes ids below 4,096, which every re
 # Besides the weights, what decides a text.
 SMALL_FILES = ["config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja"]
 SMALL_FILES += [*folders.VOCABULARIES, "merges.txt", "special_tokens_map.json", "added_tokens.json"]
+SMALL_FILES += ["adapter_config.json", "adapter_model.safetensors"]
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,9 @@ class LoadingReport(Record):
     device_peak_bytes: int | None
     quality_applies: bool = True  # False for random weights (shape:...)
     prompt_format: Literal["plain", "chat"] = "plain"
-    template_date: str | None = (
-        None  # what a chat template that writes the date is told; None: it writes none
-    )
+    template_date: str | None = None  # what a chat template that writes the date is told; None: none
+    base: str | None = None  # of a LoRA adapter: the model that it was merged into
+    notes: tuple[str, ...] = ()  # what was set aside of the folder's files
     schema_version: int = SCHEMA_VERSION
 
 
@@ -106,11 +107,12 @@ def revision_of(spec: ModelSpec, folder: Path | None = None) -> str:
     if spec.kind == "hub":
         return folder.name  # the Hub's cache names snapshots by commit
     if spec.kind == "shape":
-        return random_weights.revision(spec)
-    small = [folder / name for name in SMALL_FILES if (folder / name).is_file()]
-    files = [*folders.weight_files(folder, spec.alias), *small]
-    lines = sorted(f"{path.name} {file_digest(path)}" for path in files)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+        return weights.random_revision(spec)
+    files = [folder / name for name in SMALL_FILES if (folder / name).is_file()]
+    base = folders.adapter_base(folder, spec.alias)
+    files += [] if base else folders.weight_files(folder, spec.alias)
+    lines = [f"{path.name} {file_digest(path)}" for path in files] + ([revision_of(base)] if base else [])
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:12]
 
 
 def load(
@@ -121,8 +123,6 @@ def load(
     The weights come from safetensors only and no code of the model's repository runs. Raises LabError for a
     model that does not fit, cannot be read, is no causal language model, or contradicts itself.
     """
-    import torch
-
     spec = registry.resolve(model) if isinstance(model, str) else model
     with _one_sentence("library transformers"):  # importing is not timed
         from transformers import GenerationMixin, PreTrainedModel  # noqa: F401
@@ -130,8 +130,10 @@ def load(
     place = devices.detect(device, dtype)
     started = time.perf_counter()
     folder = fetch(spec, limits.download_s)
+    base = folders.adapter_base(folder, spec.alias)
+    trunk = fetch(base, limits.download_s) if base else folder
     fetch_s = time.perf_counter() - started
-    random = spec.kind == "shape"
+    random, notes = spec.kind == "shape", list[str]()
     spec = spec if random else folders.describe(spec, folder)
     release(place.device)
     _wait_for_room(spec, place, limits.memory_wait_s)
@@ -139,20 +141,26 @@ def load(
     rss_before = devices.resident_memory()
     started = time.perf_counter()
     with _one_sentence(f"tokenizer of the model {spec.alias!r}"):
-        words = tokenizer.load_tokenizer(folder)
+        own = any((folder / name).is_file() for name in folders.VOCABULARIES)
+        words = tokenizer.load_tokenizer(folder if own else trunk)
     with _one_sentence(f"model {spec.alias!r}"):
-        at = (place.device, place.dtype)
-        net = random_weights.build(spec, *at) if random else _read_weights(folder, spec.alias, *at)
+        if random:
+            net = weights.random_model(spec, place.device, place.dtype)
+        else:
+            net, notes = weights.read(trunk, spec.alias, place.dtype)
+            net = (weights.merge(net, folder, spec.alias) if base else net).eval().to(place.device)
         devices.synchronize(place.device)
         load_s = time.perf_counter() - started
         rss_after_load = devices.resident_memory()
         vocabulary = net.get_input_embeddings().weight.shape[0]
-        if (largest := max(words.get_vocab().values())) >= vocabulary:
+        known = words.get_vocab().items() - words.get_added_vocab().items()  # added ones few prompts use
+        if (largest := max(number for _, number in known)) >= vocabulary:
             why = f"has a tokenizer that knows token {largest} and only {vocabulary} embeddings"
             raise folders.refusal(spec.alias, f"{why}: save it and its own tokenizer in one folder.")
+        if words.pad_token_id >= vocabulary:
+            words.pad_token = words.convert_ids_to_tokens(0)
         net.generation_config.pad_token_id = words.pad_token_id
-        with torch.inference_mode():  # memory-mapped weights are read from disk only now
-            net(torch.zeros((1, 1), dtype=torch.long, device=place.device))
+        weights.try_out(net, spec.alias, place.dtype)
         devices.synchronize(place.device)
     rss_after_forward = devices.resident_memory()
     report = LoadingReport(
@@ -176,7 +184,11 @@ def load(
         quality_applies=not random,
         prompt_format=spec.prompt_format,
         template_date=str(tokenizer.TODAY.date()) if "strftime_now" in str(words.chat_template) else None,
+        base=spec.base,
+        notes=tuple(notes),
     )
+    for note in notes:
+        print(f"note: {spec.alias}: {note}")
     return Loaded(spec, net, words, None if random else folder, report.revision, report, place.device)
 
 
@@ -196,34 +208,6 @@ def release(device: str) -> None:
 
 def read_report(run: ModelRun) -> LoadingReport:
     return store.read_json(run.folder / "loading.json", LoadingReport)
-
-
-def _read_weights(folder: Path, name: str, device: str, dtype: str) -> Any:
-    """The saved model on its device.
-
-    First counts what the configuration describes, without memory for it, against what the files hold:
-    transformers would allocate what they lack. Packed weights hold up to 8 numbers in one.
-    """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    described = sum(tensor.numel() for tensor in (*empty.parameters(), *empty.buffers()))
-    held = folders.count_parameters(folder, name)
-    if described > 8 * held + 2**24:
-        why = f"has a config.json that describes {described:,} numbers and its weights hold {held:,}"
-        raise folders.refusal(name, f"{why}: download both again.")
-    checked = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    net, info = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype), local_files_only=True, trust_remote_code=False, **checked
-    )
-    # transformers would fill what is missing with random numbers.
-    if absent := sorted(info["missing_keys"]) or sorted(key for key, *_ in info["mismatched_keys"]):
-        why = f"lacks tensors that its config.json describes ({len(absent)} are missing or of another size, "
-        raise folders.refusal(name, f"{why}such as {absent[0]}): download both again.")
-    return net.eval().to(device)
 
 
 def _wait_for_room(spec: ModelSpec, place: devices.DeviceReport, wait_s: float = 0.0) -> None:

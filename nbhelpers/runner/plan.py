@@ -47,7 +47,7 @@ def plan_run(models: Sequence[str], settings: Settings, out: str = "") -> Plan:
         raise LabError(problem)
     prompts = registry.load_prompts(settings.prompts, settings.limit)
     names = models or registry.embedded_models()
-    specs = tuple(inspect(registry.resolve(name)) for name in names)
+    specs = tuple(registry.tell_apart(inspect(registry.resolve(name)) for name in names))
     slugs = [spec.slug for spec in specs]
     if twice := {slug for slug in slugs if slugs.count(slug) > 1}:
         raise LabError(f"Two models would write to the same folder {twice.pop()!r}: name each model once.")
