@@ -89,11 +89,13 @@ def _check_size(path: Path, name: str) -> None:
 
 
 def _check_layers(config: dict[str, Any], tensors: int, name: str) -> None:
-    """Refuse what would be built in a loop without end: every layer or expert has tensors of its own."""
+    """Refuse what would be built in a loop without end: every layer has tensors of its own."""
     for key, value in config.items():
         if isinstance(value, dict):
             _check_layers(value, tensors, name)
-        elif ("layer" in key or "expert" in key) and isinstance(value, int) and value > 100 + 10 * tensors:
+        elif isinstance(value, int) and (
+            ("layer" in key and value > 1000 + 10 * tensors) or ("expert" in key and value > 10**5)
+        ):
             why = f"has {key} = {value} in its config.json and {tensors} tensors in its weights"
             raise refusal(name, f"{why}: download both again.")
 

@@ -241,11 +241,13 @@ def test_weights_may_lie_beside_a_snapshot_in_the_hubs_cache(folder, tmp_path):
     checkpoints.check_folder(snapshot, "tiny")
 
 
-def test_tensors_of_another_model_in_the_file_do_no_harm(folder):
+def test_tensors_of_another_model_in_the_file_are_refused(folder):
     tensors = load_file(folder / "model.safetensors")
-    save_file({f"../{key}": value for key, value in tensors.items()}, folder / "model.safetensors")
-    with pytest.raises(LabError, match="are missing"):
-        loading.load(str(folder), "cpu")
+    others = {f"../{key}": value for key, value in tensors.items()}
+    for held, says in ((others, "are missing"), (tensors | others, "does not describe")):
+        save_file(held, folder / "model.safetensors")
+        with pytest.raises(LabError, match=says):
+            loading.load(str(folder), "cpu")
 
 
 EVIL = "<script>document.title='ran'</script><img src=x onerror=\"document.title='ran'\"></pre></td>"

@@ -83,6 +83,20 @@ def remote_code(models: Path) -> Path:
     return folder
 
 
+def classifier(models: Path) -> Path:
+    folder = make_model(models / "classifier")
+    edit_json(folder / "config.json", architectures=["GPT2ForSequenceClassification"])
+    return folder
+
+
+def only(models: Path, *names: str) -> Path:
+    folder = models / names[0]
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_bytes(b"{}")
+    return folder
+
+
 def test_fetch_load_generate_and_again_without_network(tiny, tmp_path):
     with serve({"org/tiny": Repository({"main": tiny})}) as hub:
         commit = Repository({"main": tiny}).commit("main")
@@ -305,6 +319,9 @@ def test_every_refusal_is_one_clear_sentence(models, tiny, tmp_path):
         "org/empty": Repository({"main": models}),  # holds folders, no config.json
         "org/pickled": Repository({"main": pickled(models, "pickled")}),
         "org/remote": Repository({"main": remote_code(models)}),
+        "org/classifier": Repository({"main": classifier(models)}),
+        "org/gguf": Repository({"main": only(models, "tiny-Q4.gguf")}),
+        "org/adapter": Repository({"main": only(models, "adapter_config.json", "adapter_model.safetensors")}),
     }
     says = {
         "org/gated": "is gated: accept its licence",
@@ -313,6 +330,9 @@ def test_every_refusal_is_one_clear_sentence(models, tiny, tmp_path):
         "org/empty": "no config.json",
         "org/pickled": "only pickled weights (pytorch_model.bin)",
         "org/remote": "asks to run Python code",
+        "org/classifier": "is a classifier or reward model",
+        "org/gguf": "only GGUF weights (tiny-Q4.gguf)",
+        "org/adapter": "is an adapter: download it",
         "facebook/opt-125": "did you mean facebook/opt-125m",  # 401, as the Hub answers the anonymous
     }
     with serve(repositories) as hub:
@@ -320,7 +340,9 @@ def test_every_refusal_is_one_clear_sentence(models, tiny, tmp_path):
         for (name, expected), answer in zip(says.items(), answers, strict=True):
             assert expected in answer.get("error", ""), (name, answer)
             assert "\n" not in answer["error"]
-        assert not any("model.safetensors" in line for line in hub.requests if "remote" in line)
+        assert not any(
+            "model.safetensors" in line for line in hub.requests if "remote" in line or "class" in line
+        )
         assert not any("resolve" in line and ".bin" in line for line in hub.requests)
 
 

@@ -178,7 +178,7 @@ def _without_a_tensor(folder):
         (lambda f: edit_json(f / "config.json", model_type="no-such-type"), "model 'tiny' cannot be loaded"),
         (
             lambda f: edit_json(f / "config.json", model_type="t5", architectures=[]),
-            "model 'tiny' cannot be loaded",
+            "model 'tiny' is an encoder-decoder",
         ),
         (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer of the model 'tiny' cannot be loaded"),
     ],
