@@ -31,14 +31,8 @@ ARCHITECTURES = {
     "Model$|Encod|Embed|Retriev": "an embedding model or a trunk without a language-model head",
 }
 # Quantised models: the package that reads each kind.
-LOADERS = {
-    "awq": "gptqmodel",
-    "gptq": "gptqmodel",
-    "bitsandbytes": "bitsandbytes",
-    "aqlm": "aqlm",
-    "hqq": "hqq",
-}
-LOADERS |= {"compressed-tensors": "compressed_tensors"}
+LOADERS = {"awq": "gptqmodel", "gptq": "gptqmodel", "compressed-tensors": "compressed_tensors"}
+LOADERS |= {"bitsandbytes": "bitsandbytes"}
 NESTED = ("text_config", "llm_config", "language_config")  # a multimodal model's part for text
 
 
@@ -117,11 +111,8 @@ def check_config(config: dict[str, Any], name: str) -> None:
 
 def quantised(config: dict[str, Any]) -> str:
     """The method of a quantised model's configuration; "" for any other."""
-    how = config.get("quantization_config")
-    if not isinstance(how, dict):
-        return ""
-    bits = how.get("load_in_4bit") or how.get("load_in_8bit")
-    return str(how.get("quant_method") or ("bitsandbytes" if bits else "unknown"))
+    how = config.get("quantization_config")  # the first releases of bitsandbytes did not name themselves
+    return str(how.get("quant_method", "bitsandbytes")) if isinstance(how, dict) else ""
 
 
 def adapter_base(folder: Path, name: str) -> ModelSpec | None:
@@ -187,7 +178,9 @@ def no_weights(name: str, files: Iterable[str]) -> LabError:
         why = f"has only pickled weights ({pickles[0]}), and a pickle can run any code hidden in it: where "
         why += "you trust it, load model and tokenizer, save_pretrained both, and name that folder."
         return refusal(name, why, Failure.REFUSED)
-    return refusal(name, "has no weights (model.safetensors): save it with save_pretrained.")
+    return refusal(
+        name, "has no config.json or no weights (model.safetensors): save it with save_pretrained."
+    )
 
 
 def read_json_file(path: Path, name: str, optional: bool = False) -> dict[str, Any]:
@@ -196,33 +189,28 @@ def read_json_file(path: Path, name: str, optional: bool = False) -> dict[str, A
         return {}
     try:
         _check_size(path, name)
-        data, why = json.loads(path.read_text(encoding="utf-8")), "it is not a JSON object"
+        data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise refusal(name, f"has no {path.name}: it is not a saved model.") from None
-    except OSError as error:
-        data, why = None, str(error.strerror)
-    except json.JSONDecodeError as error:
-        data, why = None, f"line {error.lineno} is not JSON"
-    except (ValueError, RecursionError) as error:
-        coded = isinstance(error, UnicodeDecodeError)
-        data, why = None, "it is not UTF-8 text" if coded else "it holds too long a number or is too deep"
+    except (ValueError, OSError, RecursionError) as error:
+        data = error
     if not isinstance(data, dict):
-        way = "save it as JSON in UTF-8, or download it again."
-        raise refusal(name, f"has a {path.name} that cannot be read ({why}): {way}")
+        why = f"cannot be read ({type(data).__name__}), it is not a JSON object in UTF-8"
+        raise refusal(name, f"has a {path.name} that {why}: save it as one, or download it again.")
     return data
 
 
-def describe(spec: ModelSpec, folder: Path) -> ModelSpec:
+def describe(spec: ModelSpec, folder: Path, trunk: Path | None = None) -> ModelSpec:
     """Fill in what a spec leaves open from the folder's configuration and the headers of its weights.
 
-    An adapter is described as its base is.
+    An adapter is described as its base is; trunk: the base's folder, where it had to be fetched.
     """
     tokenizer = read_json_file(folder / "tokenizer_config.json", spec.alias, optional=True)
     chat = bool(tokenizer.get("chat_template")) or (folder / "chat_template.jinja").is_file()
     if base := adapter_base(folder, spec.alias):
-        found, chats = inspect(base), "chat" if chat else base.prompt_format
+        found = describe(base, trunk) if trunk else inspect(base)
         found = replace(found, alias=spec.alias, source=spec.source, kind=spec.kind, sha256={}, revision=None)
-        return replace(found, base=base.alias, prompt_format=chats)
+        return replace(found, base=base.alias, prompt_format="chat" if chat else found.prompt_format)
     config = read_json_file(folder / "config.json", spec.alias)
     named = spec.family != "unknown"  # in data/models.toml
     heads = spec.kv_heads or _first(config, "num_attention_heads", "n_head")

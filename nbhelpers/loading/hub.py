@@ -138,10 +138,7 @@ def _snapshot(repository: str, revision: str | None, bar: type[Any]) -> Path:
     try:
         config = Path(hf.hf_hub_download(filename="config.json", **at))  # before gigabytes arrive
     except errors.RemoteEntryNotFoundError:
-        files = hf.list_repo_files(repository, revision=commit)
-        if any(file.endswith((".gguf", "adapter_model.safetensors")) for file in files):
-            raise folders.no_weights(repository, files) from None
-        raise
+        raise folders.no_weights(repository, hf.list_repo_files(repository, revision=commit)) from None
     folders.check_config(folders.read_json_file(config, repository), repository)
     return Path(hf.snapshot_download(allow_patterns=FILES, **at))
 
@@ -172,7 +169,6 @@ def _explained(error: Exception, source: str, revision: str | None) -> LabError:
         errors.RepositoryNotFoundError: f"is not on the Hub, or is private ({login}), and is no folder: "
         + registry.nearest(source, known),
         errors.RevisionNotFoundError: f"has no revision {revision!r} on the Hub.",
-        errors.RemoteEntryNotFoundError: "has no config.json on the Hub: it is not a saved model.",
         errors.HfHubHTTPError: "did not come, the Hub answered HTTP "
         f"{answer and answer.response.status_code}: {login}, or try again later.",
     }

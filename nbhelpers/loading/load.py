@@ -8,6 +8,7 @@ import gc
 import hashlib
 import logging
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -134,7 +135,7 @@ def load(
     trunk = fetch(base, limits.download_s) if base else folder
     fetch_s = time.perf_counter() - started
     random, notes = spec.kind == "shape", list[str]()
-    spec = spec if random else folders.describe(spec, folder)
+    spec = spec if random else folders.describe(spec, folder, trunk)
     release(place.device)
     _wait_for_room(spec, place, limits.memory_wait_s)
     devices.reset_peak(place.device)
@@ -234,7 +235,8 @@ def _one_sentence(what: str) -> Iterator[None]:
     logging.disable(logging.WARNING)
     advice.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
     except LabError:
         raise
     except Exception as error:

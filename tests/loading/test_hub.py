@@ -14,8 +14,10 @@ from pathlib import Path
 import httpx2
 import psutil
 import pytest
+import torch
 from hub_server import Fault, Repository, proposal, serve
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors.torch import save_file
 from saved_models import edit_json, make_model
 
 from nbhelpers.loading import hub as loading_hub
@@ -112,6 +114,26 @@ def test_fetch_load_generate_and_again_without_network(tiny, tmp_path):
     (again,) = run(FETCH, tmp_path, hub.url, "org/tiny")  # the server is gone
     (offline,) = run(FETCH, tmp_path, hub.url, "org/tiny", HF_HUB_OFFLINE="1")
     assert again == offline == fetched
+
+
+def test_an_adapter_to_a_model_of_the_hub_has_the_limits_of_its_base(tiny, tmp_path):
+    (folder := tmp_path / "adapter").mkdir()
+    config = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": "org/tiny",
+        "target_modules": ["c_attn"],
+        "r": 1,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"fan_in_fan_out": True}))
+    names = [f"base_model.model.transformer.h.{i}.attn.c_attn.lora" for i in (0, 1)]
+    tensors = {f"{name}_A.weight": torch.ones(1, 8) for name in names}
+    tensors |= {f"{name}_B.weight": torch.ones(24, 1) for name in names}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    script = LOAD + "print(json.dumps([loaded.report.base, loaded.report.context, loaded.spec.layers]))"
+    with serve({"org/tiny": Repository({"main": tiny})}) as hub:
+        loaded, limits = run(script, tmp_path / "home", hub.url, str(folder))
+    assert limits == ["org/tiny", 16, 2]
+    assert loaded[2:] == ["chat", 6] and len(loaded[0]) == 12
 
 
 @pytest.fixture(scope="module")
