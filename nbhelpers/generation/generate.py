@@ -96,6 +96,9 @@ def prepare(loaded: Loaded, request: Request, max_new_tokens: int) -> Request:
     """
     context, begin = loaded.report.context, loaded.tokenizer.bos_token_id
     ids = tokenizer.encode(loaded, request.prompt)
+    if max(ids) >= loaded.report.vocabulary:
+        word = loaded.tokenizer.convert_ids_to_tokens(max(ids))
+        raise LabError(f"The prompt {request.prompt.id!r} has {word!r}, which the model lacks: reword it.")
     room = max(context - max_new_tokens, context // 2, 1)
     truncated = len(ids) > room
     if truncated:
