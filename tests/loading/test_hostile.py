@@ -243,7 +243,7 @@ def test_weights_may_lie_beside_a_snapshot_in_the_hubs_cache(folder, tmp_path):
 
 def test_tensors_of_another_model_in_the_file_are_refused(folder):
     tensors = load_file(folder / "model.safetensors")
-    others = {f"../{key}": value for key, value in tensors.items()}
+    others = {f"../{key}": value.clone() for key, value in tensors.items()}
     for held, says in ((others, "are missing"), (tensors | others, "does not describe")):
         save_file(held, folder / "model.safetensors")
         with pytest.raises(LabError, match=says):
