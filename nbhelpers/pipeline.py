@@ -6,6 +6,7 @@ A notebook opens its run, makes what is missing in one visible call, and only re
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal, get_args
 
 from nbhelpers import registry, store
@@ -80,9 +81,11 @@ def _make_rows(run: ModelRun, place: device.DeviceReport, steps: list[Step]) -> 
     loaded = load.load(run.spec, place.device, place.dtype, run.limits)
     prompts = registry.load_prompts(run.settings.prompts, run.settings.limit)
     try:
-        if not known:
+        if known:
+            loaded = replace(loaded, report=old)
+        else:
             print(f"making {run.folder.name}/{path.name}")
-            store.write_json(path, loaded.report)
+        store.write_json(path, generate.report_of(loaded, prompts, run.settings))
         for step in steps:
             generated, purpose = ROWS[step]
             if generate.missing(run, purpose):

@@ -119,6 +119,7 @@ class Settings(Record):
     top_k: int = _setting(0, "Draw from the k likeliest tokens; 0: from all.")
     top_p: float = _setting(1.0, "Draw from the likeliest tokens that reach this probability; 1: from all.")
     seed: int = _setting(0, "Seed of all sampling.")
+    maker_settings: bool = _setting(False, "Use what a model's generation_config.json asks for besides.")
     device: str = _setting("auto", "auto, cpu, cuda, mps or xpu.")
     dtype: str = _setting("auto", "auto, float32, float16 or bfloat16.")
 
@@ -200,6 +201,7 @@ class Sample(Record):
     schema_version: int = SCHEMA_VERSION
     failure: Failure | None = None  # the kind of ``error``; left out of the file where there is none
     reasoning: str | None = None  # what the model wrote between its marks; left out where there is none
+    ids_digest: str | None = None  # of the prompt's token ids, whole; None: not recorded
 
 
 @dataclass(frozen=True)
@@ -256,6 +258,7 @@ class Result(Record):
     per_prompt: dict[str, float]  # prompt id -> mean primary score
     settings: Settings
     noise: str = "not recorded"  # beside every timing: "quiet", or "noisy: " and why
+    generation_config: str = ""  # what the maker's asks for, and whether it was used; "": nothing
     schema_version: int = SCHEMA_VERSION
 
 

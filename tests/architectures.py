@@ -30,7 +30,9 @@ EXPERTS = {
     **{"num_experts_per_tok": 2, "moe_k": 2, "n_group": 1, "topk_group": 1},
 }
 HEADS = {
-    **dict.fromkeys(("num_attention_heads", "n_head", "decoder_attention_heads", "encoder_attention_heads"), 4),
+    **dict.fromkeys(
+        ("num_attention_heads", "n_head", "decoder_attention_heads", "encoder_attention_heads"), 4
+    ),
     "num_key_value_heads": 2,
 }
 HEAD_DIM = {"head_dim": 8}

@@ -15,12 +15,13 @@ import torch
 
 from nbhelpers.generation.engines import KeyValues, States, engine_for
 from nbhelpers.generation.sampling import NextToken
-from nbhelpers.records import Engine, FinishReason
+from nbhelpers.records import Engine, Failure, FinishReason, LabError
 
 # Share of the slots that must be free before waiting rows are admitted. Steps and prefills together, counted
 # for 150 texts of about 210 tokens in 16 slots with lab-gpt2 and lab-llama: 2,232 and 2,392 at a quarter,
 # 2,317 and 2,516 at half, 2,459 and 2,450 when all must be free. A small gain, as these texts end alike.
 REFILL = 0.25
+ALLOCATION = ("out of memory", "not enough memory", "can't allocate memory")  # the last is Linux without room
 
 
 @dataclass(frozen=True)
@@ -111,3 +112,18 @@ def decode_all(*args: Any, **kwargs: Any) -> list[Finished]:
     """The rows of ``decode``, which takes the same arguments, in their order."""
     events = decode(*args, **kwargs)
     return sorted((e for e in events if isinstance(e, Finished)), key=lambda event: event.row)
+
+
+def failure_of(error: Exception) -> Failure:
+    """The kind of an exception, by its type; only where memory ran out on the CPU or on MPS by its text.
+
+    There torch raises a plain RuntimeError, which nothing else tells from others.
+    """
+    if isinstance(error, LabError):
+        return error.kind
+    full = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in ALLOCATION)
+    if full or isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return Failure.OUT_OF_MEMORY
+    if isinstance(error, TimeoutError):
+        return Failure.TIMEOUT
+    return Failure.BAD_OUTPUT if isinstance(error, UnicodeError) else Failure.OTHER

@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Collection, Generator, Sequence
-from statistics import median
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -47,23 +46,22 @@ def tried(model: Any) -> tuple[Engine, str]:
     if model in TRIED:
         return TRIED[model]
     engines: list[Engine] = ["loop", "generate"] if _remembers_keys_and_values(model) else ["generate"]
-    found = []
     try:
         prompts = _ordinary(model)
         right = _greedy(NoCache(model, prompts), prompts)
     except Exception as error:
         return engines[0], f"not tried: {type(error).__name__}"
+    found, apart = "", math.inf
     for engine in engines:
         try:
             apart = _distance(model, engine, prompts, right)
-            found.append(f"{engine} {apart:.1g} standard deviations")
+            found += f", {engine} by {apart:.1g} standard deviations"
         except Exception as error:  # whatever a model raises that is used in a way it is not made for
-            apart = math.inf
-            found.append(f"{engine} {type(error).__name__}: {error}".splitlines()[0])
+            found += f", {engine} fails ({type(error).__name__}: {error})"
         if apart <= (CLOSE if model.dtype.itemsize >= 4 else CLOSE_IN_HALF):
-            TRIED[model] = engine, f"off from passes without a cache: {', '.join(found)}"
+            TRIED[model] = engine, f"logits off from those of passes without a cache:{found[1:]}"
             return TRIED[model]
-    why = f"gives other logits with a cache than without one ({', '.join(found)})"
+    why = f"gives other logits with a cache than without one ({found[2:]})".splitlines()[0]
     raise LabError(f"The class {type(model).__name__} {why}: choose another model.", Failure.REFUSED)
 
 
@@ -85,35 +83,30 @@ def _ordinary(model: Any) -> list[list[int]]:
     return [plain[: PROMPTS[0]], plain[-PROMPTS[1] :]]
 
 
-def _greedy(memory: Any, prompts: Sequence[Sequence[int]], right: Sequence[Tensor] = ()) -> list[Tensor]:
-    """The logits of STEPS tokens that follow each prompt: the likeliest, by ``right`` where it is given."""
-    logits = [memory.logits.float()]
+def _greedy(memory: Any, prompts: Sequence[Sequence[int]], right: Tensor | None = None) -> Tensor:
+    """Logits [STEPS, rows, vocabulary] after each prompt and its likeliest tokens: by ``right``, if given."""
+    logits = memory.logits.float()[None]
     for step in range(1, STEPS):
-        chosen = (right or logits)[step - 1].argmax(-1).tolist()
-        memory.step(chosen, [len(prompt) + step for prompt in prompts])
-        logits.append(memory.logits.float())
+        likeliest = (logits if right is None else right)[step - 1].argmax(-1).tolist()
+        memory.step(likeliest, [len(prompt) + step for prompt in prompts])
+        logits = torch.cat([logits, memory.logits.float()[None]])
     return logits
 
 
-def _distance(model: Any, engine: Engine, prompts: list[list[int]], right: list[Tensor]) -> float:
+def _distance(model: Any, engine: Engine, prompts: list[list[int]], right: Tensor) -> float:
     """How far an engine's logits lie from the right ones, in standard deviations of these.
 
     The largest of a token, the median of a row, the worst row.
     """
     if engine == "loop":
         logits = _greedy(KeyValues(model, prompts), prompts, right)
-    else:  # each row alone
-        rows = [
-            _greedy(States(model, [p]), [p], [r[i : i + 1] for r in right]) for i, p in enumerate(prompts)
-        ]
-        logits = [torch.cat(parts) for parts in zip(*rows, strict=True)]
-    apart: list[list[float]] = [[] for _ in prompts]
-    for ours, theirs in zip(logits, right, strict=True):
-        for row, distances in enumerate(apart):
-            there = theirs[row] > theirs[row].max() - 1e3  # some models mask a part of the vocabulary
-            spread = theirs[row][there].std(correction=0).clamp(min=1e-3)
-            distances.append(((ours - theirs)[row][there].abs().max() / spread).item())
-    return max(map(median, apart))
+    else:
+        alone = enumerate(zip(prompts, strict=True))
+        logits = torch.cat([_greedy(States(model, p), p, right[:, [row]]) for row, p in alone], dim=1)
+    best = right.amax(-1, keepdim=True)
+    there = right > best - 1e3  # some models mask a part of their vocabulary
+    spread = right.where(there, best).std(-1).clamp(min=1e-3)
+    return ((logits - right).abs().where(there, 0.0).amax(-1) / spread).median(0).values.max().item()
 
 
 def takes(model: Any) -> Collection[str]:

@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,12 +21,11 @@ from nbhelpers.records import Engine, Failure, LabError, Limits, ModelRun, Promp
 if TYPE_CHECKING:
     from nbhelpers.generation.decode import Finished
 
-ENGINE = 2  # raise it when the same settings would give another text: older rows are then made again
+ENGINE = 3  # raise it when the same settings would give another text: older rows are then made again
 LATENCY_PROMPTS = 5
 BATCH_CAP = 128  # rows
 GIVE_UP_AFTER = 3  # failures in a row
 PAUSE_S = 1.0  # before a model that failed so often gets one more try
-ALLOCATION = ("out of memory", "not enough memory", "can't allocate memory")  # the last is Linux without room
 
 Purpose = Literal["sample", "latency"]
 FILES: dict[Purpose, str] = {"sample": "samples.jsonl", "latency": "latency.jsonl"}
@@ -42,6 +41,7 @@ class Request:
     ids: tuple[int, ...] = ()
     max_new_tokens: int = 0  # that may follow the ids
     truncated: bool = False
+    ids_digest: str | None = None  # of the whole prompt's ids
 
 
 def requests(
@@ -49,18 +49,39 @@ def requests(
 ) -> list[Request]:
     """Every (prompt, repeat) in order, keyed by all that decides its text.
 
-    Latency takes the first prompts (at most 5) and no repeats.
+    Latency takes the first prompts (at most 5) and no repeats. A report without digests of ids is that of an
+    older release, and so are its keys.
     """
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
     decides = {name: getattr(settings, name) for name in names}
     decides |= {"model": report.model, "revision": report.revision, "format": report.prompt_format}
     decides |= {"device": report.device.split(":")[0], "dtype": report.dtype}
-    decides |= {"engine": ENGINE, "purpose": purpose}
+    decides |= {"engine": 2 if report.ids_digests is None else ENGINE, "purpose": purpose}
+    decides |= {"maker_settings": True} if settings.maker_settings else {}
     first, repeats = (LATENCY_PROMPTS, 1) if purpose == "latency" else (None, settings.repeats)
-    return [
-        Request(store.row_key(**decides, prompt_id=p.id, prompt=p.text, repeat=repeat), p, repeat)
-        for p, repeat in itertools.product(prompts[:first], range(repeats))
-    ]
+    wanted = []
+    for prompt, repeat in itertools.product(prompts[:first], range(repeats)):
+        digest = (report.ids_digests or {}).get(prompt.id)
+        own = {"prompt_id": prompt.id, "prompt": prompt.text} | ({"ids": digest} if digest else {})
+        key = store.row_key(**decides, **own, repeat=repeat)
+        wanted.append(Request(key, prompt, repeat, ids_digest=digest))
+    return wanted
+
+
+def report_of(loaded: Loaded, prompts: Sequence[Prompt], settings: Settings) -> LoadingReport:
+    """The report of a loaded model with what generating adds: its engine, the maker's settings, digests.
+
+    Raises LabError for a model that no engine serves.
+    """
+    from nbhelpers.generation import engines, sampling
+
+    digests, (engine, trial) = dict[str, str](), engines.tried(loaded.model)
+    for prompt in prompts:
+        with suppress(LabError):  # its rows will say so
+            digests[prompt.id] = store.row_key(ids=tokenizer.encode(loaded, prompt))
+    maker = sampling.maker_settings(loaded.model, settings.maker_settings)
+    added = {"engine": engine, "engine_trial": trial, "generation_config": maker, "ids_digests": digests}
+    return replace(loaded.report, **added)
 
 
 def read_samples(run: ModelRun, purpose: Purpose = "sample") -> store.Rows[Sample]:
@@ -92,18 +113,18 @@ def prepare(loaded: Loaded, request: Request, max_new_tokens: int) -> Request:
     """The request with its prompt's ids, cut to fit the context. Raises LabError as encode does.
 
     The answer is promised max_new_tokens, but at most half of the context. A longer prompt keeps its last
-    tokens, with the beginning token in front.
+    tokens, with the beginning token in front. The last token of an answer is not read: it needs no place.
     """
     context, begin = loaded.report.context, loaded.tokenizer.bos_token_id
     ids = tokenizer.encode(loaded, request.prompt)
     if max(ids) >= loaded.report.vocabulary:
         word = loaded.tokenizer.convert_ids_to_tokens(max(ids))
         raise LabError(f"The prompt {request.prompt.id!r} has {word!r}, which the model lacks: reword it.")
-    room = max(context - max_new_tokens, context // 2, 1)
+    room = max(context - max_new_tokens + 1, context // 2, 1)
     truncated = len(ids) > room
     if truncated:
         ids = [begin, *ids[len(ids) - room + 1 :]] if ids[0] == begin and room > 1 else ids[-room:]
-    follow = max(1, min(max_new_tokens, context - len(ids)))
+    follow = max(1, min(max_new_tokens, context - len(ids) + 1))
     return replace(request, ids=tuple(ids), max_new_tokens=follow, truncated=truncated)
 
 
@@ -118,10 +139,11 @@ def generate_samples(
     """One sample per prompt and repeat, in that order, each exactly once, generated in batches.
 
     path: a JSONL file; its finished rows are reused, its failed ones tried again, new rows appended as they
-    end. batch_size: None chooses by memory. What goes wrong with a row is recorded in the row and the run
-    goes on. Raises LabError for a file that cannot be written, and when limits.fail_on_error is reached.
+    end. batch_size: None chooses by memory. What goes wrong with a row is recorded in it. Raises LabError for
+    a file that cannot be written, a model that cannot be served, and where limits.fail_on_error is reached.
     """
-    return complete(loaded, requests(prompts, settings, loaded.report), settings, path, batch_size, limits)
+    wanted = requests(prompts, settings, report_of(loaded, prompts, settings))
+    return complete(loaded, wanted, settings, path, batch_size, limits)
 
 
 def complete(
@@ -146,7 +168,7 @@ def complete(
                     jobs.append(prepare(loaded, request, settings.max_new_tokens))
                 except Exception as error:
                     broken.append(sample_of(loaded, request, settings, 1, error=error))
-        ends = tokenizer.end_tokens(loaded) if stop else frozenset()
+        ends = tokenizer.end_tokens(loaded) if stop and jobs else frozenset()
         made = _run(loaded, jobs, settings, batch_size or 0, ends, limits.generation_s)
         with meters.recorded(path, [job.key for job in jobs], warm_ups):
             for sample in itertools.chain(broken, made):
@@ -173,10 +195,12 @@ def _run(
     When memory runs out, half as many are tried with what is left; another failure is that of the rows which
     had begun. After failures in a row one job is tried alone, and if it fails too, the rest is given up.
     """
-    from nbhelpers.generation.decode import Finished, decode, engine_for
-    from nbhelpers.generation.sampling import row_seed, sampler
+    from nbhelpers.generation.decode import Finished, decode, failure_of
+    from nbhelpers.generation.engines import engine_for
+    from nbhelpers.generation.sampling import maker_sampler, row_seed, sampler
 
-    in_a_row, trial, engine = 0, False, engine_for(loaded.model)
+    longest = max((len(job.ids) + job.max_new_tokens for job in jobs), default=0)
+    in_a_row, trial, engine = 0, False, engine_for(loaded.model, longest)
     late = TimeoutError(f"the limit of {timeout_s:g} s passed")
     devices.reset_peak(loaded.device)
     while jobs and not (trial and in_a_row):
@@ -186,8 +210,11 @@ def _run(
         now, rows = (jobs[:1], 1) if trial else (jobs, size)
         left, paid = dict(enumerate(now)), dict[int, meters.Share]()  # paid by others, when a row began
         seeds = [row_seed(settings.seed, job.prompt.id, job.repeat) for job in now]
-        choose = sampler(seeds, settings.temperature, settings.top_k, settings.top_p)
         ids, room = [job.ids for job in now], [job.max_new_tokens for job in now]
+        choose = sampler(seeds, settings.temperature, settings.top_k, settings.top_p)
+        if settings.maker_settings:
+            asked = list(zip(ids, room, seeds, strict=True))
+            choose = maker_sampler(loaded.model, settings, asked, ends)
         failure: Exception | None = None
         try:
             devices.synchronize(loaded.device)
@@ -225,23 +252,6 @@ def best_batch_size(loaded: Loaded, jobs: Sequence[Request]) -> int:
     return math.ceil(len(jobs) / math.ceil(len(jobs) / most))
 
 
-def failure_of(error: Exception) -> Failure:
-    """The kind of an exception, by its type; only where memory ran out on the CPU or on MPS by its text.
-
-    There torch raises a plain RuntimeError, which nothing else tells from others.
-    """
-    import torch
-
-    if isinstance(error, LabError):
-        return error.kind
-    full = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in ALLOCATION)
-    if full or isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return Failure.OUT_OF_MEMORY
-    if isinstance(error, TimeoutError):
-        return Failure.TIMEOUT
-    return Failure.BAD_OUTPUT if isinstance(error, UnicodeError) else Failure.OTHER
-
-
 def sample_of(
     loaded: Loaded,
     job: Request,
@@ -253,6 +263,8 @@ def sample_of(
     engine: Engine = "loop",
 ) -> Sample:
     """The record of one row, or of its failure."""
+    from nbhelpers.generation.decode import failure_of
+
     tokens = row.tokens if row else ()
     ended = row is not None and row.finish_reason == "eos"
     reasoning, text = tokenizer.read_answer(loaded.tokenizer, job.ids, tokens[:-1] if ended else tokens)
@@ -282,4 +294,5 @@ def sample_of(
         share_s=share.seconds if share else None,
         failure=failure_of(error) if error else None,
         reasoning=reasoning,
+        ids_digest=job.ids_digest,
     )

@@ -29,7 +29,8 @@ def measure_latency(
     ignored, so that a model that writes short answers is not called fast. The order is drawn from the seed:
     a machine that slows down does not slow the same prompts in every run. Same schema as samples.
     """
-    wanted = generate.requests(prompts, settings, loaded.report, "latency")
+    report = generate.report_of(loaded, prompts[: generate.LATENCY_PROMPTS], settings)
+    wanted = generate.requests(prompts, settings, report, "latency")
     fixed = replace(settings, max_new_tokens=min(TOKENS, settings.max_new_tokens))
     if {request.key for request in wanted} - generate.finished(path).keys():
         warm_up = replace(fixed, max_new_tokens=min(WARM_UP_TOKENS, fixed.max_new_tokens))

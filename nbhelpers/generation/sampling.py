@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
-from nbhelpers.records import Failure, LabError
+from nbhelpers.records import Failure, LabError, Settings
 
 # SplitMix64's constants 9E3779B97F4A7C15, BF58476D1CE4E5B9 and 94D049BB133111EB, as signed 64-bit integers.
 GAMMA = -7046029254386353131
 MIX_A = -4658895280553007687
 MIX_B = -7723592293110705685
 BLOCK = 64  # neighbouring tokens that are drawn as one, then singled out: few random numbers per draw
+
+# What a generation_config.json may ask for: what transformers' processors of logits do, and what they do not.
+PROCESSED = re.compile(
+    r"temperature|top_[khp]|min_p|typical_p|\w+_cutoff|\w*repetition_penalty|\w*no_repeat_ngram_size|min_length|"
+    r"min_new_tokens|bad_words_ids|sequence_bias|forced_[be]os_token_id|\w*suppress_tokens|\w+_length_penalty"
+)
+BEYOND = re.compile(r"stop_strings|max_time|num_beams|num_return_sequences|guidance_scale|token_healing")
 
 # (logits [rows, vocabulary] in float32, the rows, tokens that each has so far) -> token ids [rows]
 NextToken = Callable[[Tensor, list[int], list[int]], Tensor]
@@ -60,6 +70,51 @@ def _largest(logits: Tensor) -> Tensor:
     if best.values.isnan().any():
         raise LabError("The model returned NaN logits: try dtype float32.", Failure.BAD_OUTPUT)
     return best.indices
+
+
+def _asked(model: Any, names: re.Pattern[str]) -> dict[str, Any]:
+    asked: dict[str, Any] = getattr(model.generation_config, "to_diff_dict", dict)()
+    return {name: value for name, value in asked.items() if names.fullmatch(name)}
+
+
+def maker_settings(model: Any, use: bool = False) -> str:
+    """What a model's generation_config.json asks for, and what becomes of it; "" where it asks nothing."""
+    inside, beyond = (
+        ", ".join(f"{name}={value}" for name, value in _asked(model, names).items())
+        for names in (PROCESSED, BEYOND)
+    )
+    used, aside = (inside, beyond) if use else ("", ", ".join(filter(None, (inside, beyond))))
+    return "; ".join(f"{word}: {names}" for word, names in (("used", used), ("set aside", aside)) if names)
+
+
+def maker_sampler(
+    model: Any, settings: Settings, rows: Sequence[tuple[Sequence[int], int, int]], ends: Collection[int]
+) -> NextToken:
+    """Draws as generation_config.json asks, by transformers' processors of logits, each row by itself.
+
+    rows: each one's prompt ids, how many tokens may follow, and its seed. The maker's temperature, top-k and
+    top-p stand in place of the settings'.
+    """
+    asked: dict[str, Any] = {name: getattr(settings, name) for name in ("temperature", "top_k", "top_p")}
+    asked |= _asked(model, PROCESSED) | {"eos_token_id": sorted(ends) or None}
+    greedy, written, processors = asked["temperature"] == 0, [list(ids) for ids, *_ in rows], []
+    asked |= {"do_sample": not greedy, "temperature": asked["temperature"] or 1.0}
+    for ids, room, _ in rows:
+        config, prompt = GenerationConfig(**asked), torch.tensor([list(ids)], device=model.device)
+        config.max_length = len(ids) + room
+        model._prepare_special_tokens(config, True, device=model.device)
+        processors.append(model._get_logits_processor(config, len(ids), prompt, device=model.device))
+    draw = sampler([seed for *_, seed in rows], 0.0 if greedy else 1.0)
+
+    def next_token(logits: Tensor, rows: list[int], steps: list[int]) -> Tensor:
+        texts = [torch.tensor([written[row]], device=logits.device) for row in rows]
+        each = zip(rows, texts, logits.split(1), strict=True)
+        chosen = draw(torch.cat([processors[row](text, own) for row, text, own in each]), rows, steps)
+        for row, token in zip(rows, chosen.tolist(), strict=True):
+            written[row].append(token)
+        return chosen
+
+    return next_token
 
 
 def shortlist(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from nbhelpers.devices import device as devices
 from nbhelpers.devices import fit
 from nbhelpers.loading import folder as folders
 from nbhelpers.loading import hub, tokenizer, weights
-from nbhelpers.records import SCHEMA_VERSION, Failure, LabError, Limits, ModelRun, ModelSpec, Record
+from nbhelpers.records import SCHEMA_VERSION, Engine, Failure, LabError, Limits, ModelRun, ModelSpec, Record
 
 MEMORY_LOOK_S = 1.0
 SHAPE_TOKENIZER = "lab-gpt2"  # any text becomes ids below 4,096, which every registered architecture has
@@ -56,6 +56,11 @@ class LoadingReport(Record):
     template_date: str | None = None  # what a chat template that writes the date is told; None: none
     base: str | None = None  # of a LoRA adapter: the model that it was merged into
     notes: tuple[str, ...] = ()  # what was set aside of the folder's files
+    # Added by the step that generates (generate.report_of).
+    engine: Engine | None = None
+    engine_trial: str = "not recorded"
+    generation_config: str = ""  # what the maker's asks for, and whether it is used; "": nothing
+    ids_digests: dict[str, str] | None = None  # prompt id -> digest of its token ids; None: an older file
     schema_version: int = SCHEMA_VERSION
 
 

@@ -119,11 +119,22 @@ def encode(loaded: Any, prompt: Prompt) -> list[int]:
 
 
 def end_tokens(loaded: Any) -> frozenset[int]:
-    """The ids that end a text: from the generation settings, else the model, else the tokenizer; or none."""
-    for source in (loaded.model.generation_config, loaded.model.config, loaded.tokenizer):
-        if (ids := getattr(source, "eos_token_id", None)) is not None:
-            return frozenset([ids] if isinstance(ids, int) else ids)
-    return frozenset()
+    """The ids that end a text: all that the generation settings, the model and the tokenizer name.
+
+    A chat model's text also ends with what its template writes after an answer.
+    """
+    model, words, mark = loaded.model, loaded.tokenizer, "\ue000"
+    ends = set[int]()
+    for source in (model.generation_config, model.config, model.config.get_text_config(decoder=True), words):
+        ids = getattr(source, "eos_token_id", None)
+        ends |= set(ids if isinstance(ids, list | tuple) else [ids] if ids is not None else [])
+    for answer in (mark, [{"type": "text", "text": mark}]) if loaded.spec.prompt_format == "chat" else ():
+        with suppress(Exception):  # whatever a template raises that has no place for an answer
+            turns = [{"role": "user", "content": "-"}, {"role": "assistant", "content": answer}]
+            after = words.apply_chat_template(turns, tokenize=False).partition(mark)[2].lstrip()
+            first = words(after, add_special_tokens=False)["input_ids"][:1]
+            ends |= set(first) & set(words.added_tokens_decoder)
+    return frozenset(ends)
 
 
 def read_answer(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int]) -> tuple[str | None, str]:

@@ -12,6 +12,10 @@ import torch
 from scipy import stats
 from tiny_models import BOS, FAMILIES, FEW, MANY_ENDS, PROMPTS, build, texts, tiny, watch
 from transformers import (
+    BartConfig,
+    BartForCausalLM,
+    BertConfig,
+    BertLMHeadModel,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     LlamaConfig,
@@ -20,13 +24,17 @@ from transformers import (
     MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
+    Phi3Config,
+    Phi3ForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
 
 from nbhelpers.generation import decode as decoding
+from nbhelpers.generation import engines, latency, sampling
 from nbhelpers.generation import generate as generation
-from nbhelpers.generation import latency, sampling
 from nbhelpers.loading import load as loading
 from nbhelpers.loading.load import Loaded
 from nbhelpers.records import LabError, Prompt, Sample, Settings
@@ -99,7 +107,7 @@ def test_a_window_of_attention_is_kept(kind: str) -> None:
     else:
         model = LlamaForCausalLM(LlamaConfig(**{**HEADS, "num_key_value_heads": 2}))
     model.eval()
-    assert decoding.engine_for(model) == "loop"
+    assert engines.engine_for(model) == "loop"
     prompts = [list(range(3, 3 + n)) for n in (2, 9, 14)]
     rows = decoding.decode_all(model, prompts, [15] * 3, sampling.sampler([0] * 3, 0.0))
     for prompt, row in zip(prompts, rows, strict=True):
@@ -131,6 +139,169 @@ def test_both_engines_write_the_same(temperature: float) -> None:
     theirs = decoding.decode_all(model, prompts, limits, choose, MANY_ENDS, engine="generate")
     assert [(r.tokens, r.finish_reason) for r in ours] == [(r.tokens, r.finish_reason) for r in theirs]
     assert {r.finish_reason for r in ours} == {"eos", "length"} or temperature == 0
+
+
+def plain(model: Any, prompt: list[int], count: int) -> list[int]:
+    """Greedy tokens by whole passes over one row, without any cache."""
+    row = list(prompt)
+    with torch.inference_mode():
+        for _ in range(count):
+            row.append(int(model(input_ids=torch.tensor([row])).logits[0, -1].argmax()))
+    return row[len(prompt) :]
+
+
+UNLIKE = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14, 15, 16], [20], [5, 6, 7]]
+
+
+def wide(model: Any) -> Any:
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data.normal_(0, 0.3, generator=generator)
+    return model.eval()
+
+
+def test_a_model_without_a_cache_is_read_anew_for_every_token() -> None:
+    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "vocab_size": 259}
+    model = wide(OpenAIGPTLMHeadModel(OpenAIGPTConfig(**sizes)))
+    assert engines.engine_for(model) == "generate"
+    rows = decoding.decode_all(model, UNLIKE, [9] * 4, sampling.sampler([0] * 4, 0.0), slots=3)
+    assert [list(row.tokens) for row in rows] == [plain(model, prompt, 9) for prompt in UNLIKE]
+
+
+def test_learned_positions_that_cannot_be_given_are_never_padded() -> None:
+    sizes = {"d_model": 16, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 32}
+    config = BartConfig(vocab_size=259, max_position_embeddings=64, **sizes)
+    model = wide(BartForCausalLM(config))
+    engine, trial = engines.tried(model)
+    assert engine == "generate" and "loop by" in trial
+    rows = decoding.decode_all(model, UNLIKE, [9] * 4, sampling.sampler([0] * 4, 0.0))
+    assert [list(row.tokens) for row in rows] == [plain(model, prompt, 9) for prompt in UNLIKE]
+
+
+def test_a_model_that_looks_ahead_is_refused_in_one_sentence() -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    model = wide(BertLMHeadModel(BertConfig(vocab_size=259, **sizes)))
+    with pytest.raises(LabError, match=r"BertLMHeadModel gives other logits .* choose another") as caught:
+        engines.engine_for(model)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(LabError, match="BertLMHeadModel"):
+        generation.generate_samples(of(model), PROMPTS, FEW)
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_the_longest_row_of_a_batch_does_not_turn_the_positions_of_the_others(kind: str) -> None:
+    sizes = {**HEADS, "num_key_value_heads": 2}
+    if kind == "longrope":
+        rope = {"rope_type": kind, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "rope_theta": 1e4}
+        config: Any = Phi3Config(
+            max_position_embeddings=128, original_max_position_embeddings=16, rope_parameters=rope, **sizes
+        )
+        build_model: Any = Phi3ForCausalLM
+    else:
+        rope = {"rope_type": kind, "factor": 4.0, "rope_theta": 1e4}
+        config, build_model = (
+            LlamaConfig(max_position_embeddings=16, rope_parameters=rope, **sizes),
+            LlamaForCausalLM,
+        )
+    torch.manual_seed(0)
+    model = build_model(config).eval()
+    prompts = [list(range(3, 3 + n)) for n in (40, 4, 13, 5)]
+
+    def alone(prompt: list[int]) -> list[int]:
+        ids = torch.tensor([prompt])
+        model(ids[:, :1])  # forget the longest row so far
+        options = {"do_sample": False, "max_new_tokens": 8, "eos_token_id": None}
+        return model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, len(prompt) :].tolist()
+
+    truth = [alone(prompt) for prompt in prompts]
+    for slots in (1, 4):
+        rows = decoding.decode_all(model, prompts, [8] * 4, sampling.sampler([0] * 4, 0.0), slots=slots)
+        assert [list(row.tokens) for row in rows] == truth
+    assert engines.engine_for(model, tokens=16) == "loop"
+    assert engines.engine_for(model, tokens=17) == "generate"
+
+
+def test_a_model_that_fails_by_itself_is_not_refused_for_its_engine() -> None:
+    model = build("gpt2", seed=3)
+    engines.TRIED.pop(model)
+    handle = model.register_forward_pre_hook(lambda module, args: 1 / 0)
+    assert engines.tried(model) == ("loop", "not tried: ZeroDivisionError")
+    handle.remove()
+    assert "loop by" in engines.tried(model)[1]
+
+
+LEFT_OVER: dict[str, Any] = {
+    **{"repetition_penalty": 1.8, "no_repeat_ngram_size": 2, "suppress_tokens": list(range(3, 120))},
+    **{"bad_words_ids": [[k] for k in range(3, 120)], "forced_eos_token_id": 2, "min_new_tokens": 11},
+    **{
+        "stop_strings": ["a"],
+        "max_time": 1e-4,
+        "num_beams": 3,
+        "temperature": 0.1,
+        "num_return_sequences": 2,
+    },
+    **{"exponential_decay_length_penalty": (1, 9.0), "begin_suppress_tokens": list(range(200))},
+}
+
+
+def leave(model: Any, **settings: Any) -> None:
+    for name, value in settings.items():
+        setattr(model.generation_config, name, value)
+
+
+@pytest.mark.parametrize("make", [mamba, lambda eos: tiny("llama", eos=eos)], ids=["generate", "loop"])
+def test_what_the_maker_asks_is_set_aside_by_both_engines_and_the_record_says_so(make: Any) -> None:
+    loaded = make(MANY_ENDS)
+    expected = texts(generation.generate_samples(loaded, PROMPTS, FEW))
+    assert generation.report_of(loaded, PROMPTS, FEW).generation_config == ""
+    for name, value in LEFT_OVER.items():
+        leave(loaded.model, **{name: value})
+        assert texts(generation.generate_samples(loaded, PROMPTS, FEW)) == expected, name
+        assert f"{name}={value}" in generation.report_of(loaded, PROMPTS, FEW).generation_config
+    assert generation.report_of(loaded, PROMPTS, FEW).generation_config.startswith("set aside: ")
+
+
+@pytest.mark.parametrize("make", [mamba, lambda eos: tiny("llama", eos=eos)], ids=["generate", "loop"])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"repetition_penalty": 1.8},
+        {"no_repeat_ngram_size": 2, "suppress_tokens": list(range(3, 120))},
+        {"bad_words_ids": [[k] for k in range(3, 120)], "min_new_tokens": 11},
+        {"forced_eos_token_id": 2, "begin_suppress_tokens": list(range(200))},
+    ],
+)
+def test_what_the_maker_asks_is_used_on_purpose_as_transformers_uses_it(make: Any, asked: Any) -> None:
+    loaded = make([2])
+    greedy = replace(FEW, repeats=1, temperature=0.0, maker_settings=True)
+    before = generation.generate_samples(loaded, PROMPTS, greedy)
+    leave(loaded.model, **asked)
+    rows = generation.generate_samples(loaded, PROMPTS, greedy)
+    for row, prompt in zip(rows, PROMPTS, strict=True):
+        ids = torch.tensor([loaded.tokenizer(prompt.text)["input_ids"]])
+        options = {"do_sample": False, "max_new_tokens": 12, "pad_token_id": 0}
+        theirs = loaded.model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, ids.shape[1] :]
+        assert row.text == loaded.tokenizer.decode(theirs, skip_special_tokens=True).strip()
+    assert texts(rows) != texts(before)
+    leave(loaded.model, stop_strings=["a"])
+    said = generation.report_of(loaded, PROMPTS, greedy).generation_config
+    assert said.startswith("used: ") and said.endswith("; set aside: stop_strings=['a']")
+    plain_keys = generation.requests(PROMPTS, replace(greedy, maker_settings=False), loaded.report)
+    assert {row.key for row in rows}.isdisjoint(request.key for request in plain_keys)
+
+
+def test_the_maker_s_temperature_is_used_on_purpose() -> None:
+    loaded = tiny("llama")
+    leave(loaded.model, temperature=1e-5, top_k=7)
+    cold = generation.generate_samples(loaded, PROMPTS, replace(FEW, maker_settings=True))
+    greedy = generation.generate_samples(loaded, PROMPTS, replace(FEW, temperature=0.0))
+    assert [s.text for s in cold] == [s.text for s in greedy]
+    for size in (1, 4):
+        again = generation.generate_samples(
+            loaded, PROMPTS, replace(FEW, maker_settings=True), batch_size=size
+        )
+        assert texts(again) == texts(cold)
 
 
 def test_an_encoder_decoder_is_refused_in_one_sentence(tmp_path: Path) -> None:

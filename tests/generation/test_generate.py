@@ -252,12 +252,13 @@ def test_the_prompt_is_cut_off_by_tokens() -> None:
     ("context", "new", "letters", "kept", "limit", "truncated"),
     [
         (64, 12, 10, 11, 12, False),  # fits: the beginning token and ten letters
-        (64, 12, 51, 52, 12, False),  # fits exactly
-        (64, 12, 52, 52, 12, True),  # one too long
-        (64, 12, 500, 52, 12, True),
-        (16, 256, 5, 6, 10, False),  # a context smaller than the answer
-        (16, 256, 40, 8, 8, True),
-        (64, 60, 40, 32, 32, True),  # the prompt keeps at least half
+        (64, 12, 52, 53, 12, False),  # fits exactly: the last token is not read, and needs no place
+        (64, 12, 53, 53, 12, True),  # one too long
+        (64, 12, 500, 53, 12, True),
+        (11, 6, 5, 6, 6, False),
+        (16, 256, 5, 6, 11, False),  # a context smaller than the answer
+        (16, 256, 40, 8, 9, True),
+        (64, 60, 40, 32, 33, True),  # the prompt keeps at least half
     ],
 )
 def test_a_prompt_too_long_keeps_its_end_and_its_beginning_token(
@@ -347,6 +348,52 @@ def test_chat_models_get_their_template_once() -> None:
     job = generation.prepare(loaded, request, 5)
     assert loaded.tokenizer.decode(job.ids) == "<s>[Hi]="
     assert job.ids.count(BOS) == 1
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_a_text_ends_at_whatever_any_of_its_sources_names(parts: bool) -> None:
+    words = byte_tokenizer(eos="</s>")
+    words.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    words.chat_template = CHATML.replace("m['content']", "m['content'][0]['text']") if parts else CHATML
+    turn = words.convert_tokens_to_ids("<|im_end|>")
+    loaded = tiny("gpt2", eos=[7, 8], tokenizer=words)
+    loaded.model.config.eos_token_id = 9
+    assert tokenizer.end_tokens(loaded) == {7, 8, 9, EOS}
+    chat = replace(loaded, spec=replace(loaded.spec, prompt_format="chat"))
+    assert tokenizer.end_tokens(chat) == {7, 8, 9, EOS, turn}
+
+
+def test_the_ids_of_a_prompt_are_in_its_key_and_its_record() -> None:
+    loaded = tiny("gpt2")
+    rows = generation.generate_samples(loaded, PROMPTS, FEW)
+    report = generation.report_of(loaded, PROMPTS, FEW)
+    assert [row.ids_digest for row in rows] == [report.ids_digests[row.prompt_id] for row in rows]
+    assert [row.key for row in rows] == [r.key for r in generation.requests(PROMPTS, FEW, report)]
+    other = replace(loaded, tokenizer=byte_tokenizer(begins=False))
+    others = generation.generate_samples(other, PROMPTS, FEW)
+    assert not {row.key for row in rows} & {row.key for row in others}
+    assert not {row.ids_digest for row in rows} & {row.ids_digest for row in others}
+
+
+def test_rows_of_the_release_before_digests_are_found_by_its_keys(tmp_path: Path) -> None:
+    run = pipeline.open_run(Settings("lab-gpt2", str(tmp_path), limit=1, repeats=1, device="cpu"))
+    report = replace(tiny().report, model="lab-gpt2", revision="r")
+    assert report.ids_digests is None
+    store.write_json(run.folder / "loading.json", report)
+    prompt = registry.load_prompts(limit=1)[0]
+    parts = {"max_new_tokens": 256, "temperature": 0.8, "top_k": 0, "top_p": 1.0, "seed": 0, "repeat": 0}
+    parts |= {"model": "lab-gpt2", "revision": "r", "format": "plain", "device": "cpu", "dtype": "float32"}
+    key = store.row_key(**parts, engine=2, purpose="sample", prompt_id=prompt.id, prompt=prompt.text)
+    job = generation.Request(key, prompt, 0)
+    row = generation.sample_of(tiny(), job, run.settings, 1, decoding.Finished(0, (5,), "length", 0.1, 0.1))
+    store.append_row(run.folder / "samples.jsonl", row)
+    assert [found.key for found in generation.read_samples(run)] == [key]
 
 
 # Failures
@@ -584,8 +631,8 @@ def test_rows_are_read_by_key_without_torch_and_what_is_missing_is_named(tmp_pat
     )
     run = pipeline.open_run(settings)
     loaded = loading.load(run.spec, "cpu", "float32")
-    store.write_json(run.folder / "loading.json", loaded.report)
     prompts = registry.load_prompts(limit=2)
+    store.write_json(run.folder / "loading.json", generation.report_of(loaded, prompts, settings))
     made = generation.generate_samples(loaded, prompts, settings, run.folder / "samples.jsonl")
     timed = latency.measure_latency(loaded, prompts, settings, run.folder / "latency.jsonl")
     assert [(s.prompt_id, s.error) for s in made] == [("b01", None), ("b02", None)]

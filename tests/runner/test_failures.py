@@ -20,6 +20,7 @@ from tiny_models import FEW, PROMPTS, texts, tiny, watch
 from nbhelpers import registry, store
 from nbhelpers.comparison import compare as comparison
 from nbhelpers.devices import device as devices
+from nbhelpers.generation import decode as decoding
 from nbhelpers.generation import generate as generation
 from nbhelpers.loading import load as loading
 from nbhelpers.records import FailOnError, Failure, LabError, Limits, Sample, Settings
@@ -158,7 +159,7 @@ def test_failed_samples_stop_the_run_at_the_policy(tmp_path: Path, policy: FailO
     ],
 )
 def test_failures_have_kinds_by_their_type(error: Exception, kind: Failure) -> None:
-    assert generation.failure_of(error) == kind
+    assert decoding.failure_of(error) == kind
 
 
 def test_the_report_counts_failures_by_kind(tmp_path: Path) -> None:
