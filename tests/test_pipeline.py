@@ -99,13 +99,15 @@ def test_every_setting_is_what_the_engine_gets_and_what_the_report_says(tmp_path
     path.write_text("\n".join(map(json.dumps, rows)))
     drawn = {"temperature": 0.5, "top_k": 3, "top_p": 0.9, "seed": 7, "max_new_tokens": 5, "repeats": 3}
     place = {"model": "lab-opt", "run_dir": str(tmp_path / "run"), "device": "cpu", "dtype": "bfloat16"}
-    asked = Settings(**drawn, **place, prompts=str(path), limit=1)
+    asked = Settings(**drawn, **place, prompts=str(path), limit=1, maker_settings=True)
     same = [field.name for field in fields(Settings) if getattr(asked, field.name) == field.default]
     assert not same, "give each setting another value than its default, and see below what it does"
 
     samplers, decodes, models = [], [], []
     make_sampler, decode = sampling.sampler, decoding.decode
     monkeypatch.setattr(sampling, "sampler", lambda *a: samplers.append(a) or make_sampler(*a))
+    makers, make_makers = [], sampling.maker_sampler
+    monkeypatch.setattr(sampling, "maker_sampler", lambda *a: makers.append(a) or make_makers(*a))
     monkeypatch.setattr(decoding, "decode", lambda *a, **k: decodes.append(a) or decode(*a, **k))
     make_model = load.load
     monkeypatch.setattr(load, "load", lambda *a: models.append(make_model(*a)) or models[-1])
@@ -117,6 +119,7 @@ def test_every_setting_is_what_the_engine_gets_and_what_the_report_says(tmp_path
     assert {str(weight.dtype) for weight in loaded.model.parameters()} == {"torch.bfloat16"}
     seeds = [sampling.row_seed(7, "p0", repeat) for repeat in range(3)]
     assert samplers[0] == (seeds, 0.5, 3, 0.9)
+    assert makers[0][:2] == (loaded.model, replace(asked, run_dir=makers[0][1].run_dir))
     model, ids, room, *_ = decodes[0]
     assert model is loaded.model and [*room] == [5] * 3
     assert [loaded.tokenizer.decode(row, skip_special_tokens=True) for row in ids] == [lines[0]] * 3
@@ -126,6 +129,7 @@ def test_every_setting_is_what_the_engine_gets_and_what_the_report_says(tmp_path
     values = dict(re.findall(r"<dt>([\w ]+)</dt><dd>\s*(.*?)</dd>", page))
     assert {name: values[name.replace("_", " ")] for name in drawn} == {n: str(v) for n, v in drawn.items()}
     assert (values["prompts"], values["limit"], values["dtype"]) == ("prompts.jsonl", "1", "bfloat16")
+    assert values["maker settings"] == "True"
 
 
 def test_a_run_s_own_record_says_what_a_name_means(tmp_path):
