@@ -326,6 +326,7 @@ def test_reasoning_is_recorded_beside_the_text(
     loaded = tiny("gpt2")
     marks = [AddedToken(mark, special=special) for mark in ("<think>", "</think>")]
     loaded.tokenizer.add_tokens(marks)
+    loaded = replace(loaded, report=replace(loaded.report, vocabulary=261))
     ids = loaded.tokenizer(said, add_special_tokens=False)["input_ids"]
     job = generation.prepare(loaded, generation.Request("k", replace(PROMPTS[0], text=asked), 0), 30)
     row = decoding.Finished(0, (*ids, EOS), "eos", 1.0, 3.0)
