@@ -73,12 +73,13 @@ def environment(threads: str) -> Iterator[None]:
 def _temporary() -> tuple[Path, FileLock]:
     """This process's folder for sockets, connection files and whatever kernels leave, and its lock.
 
-    The system frees the lock of a process that was killed: whoever comes next removes its folder.
+    The system frees the lock of a process that was killed: whoever comes next removes its folder, and one
+    without a lock, which a server that was still importing has made again.
     """
-    for left in Path(tempfile.gettempdir()).glob("nbhelpers-*/lock"):
-        with contextlib.suppress(OSError), FileLock(left, timeout=0):
-            shutil.rmtree(left.parent, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix="nbhelpers-"))
+    for left in Path(tempfile.gettempdir()).glob("nbhelpers_*"):
+        with contextlib.suppress(OSError), FileLock(left / "lock", timeout=0):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix="nbhelpers_"))
     (lock := FileLock(folder / "lock")).acquire()
     # After multiprocessing has removed its own from it, at -100.
     util.Finalize(None, shutil.rmtree, (folder, True), exitpriority=-200)
