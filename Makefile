@@ -3,13 +3,18 @@ PYTHON ?= python3
 BIN = .venv/bin
 PIP = $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: run test chaos bench lint install concepts notebooks clean
+.PHONY: run test sweep chaos bench lint install concepts notebooks clean
 
 run: install
 	$(BIN)/nbhelpers run $(ARGS)
 
 test: concepts
 	OMP_NUM_THREADS=1 $(BIN)/pytest --nbval tests notebooks -n 2 --dist loadfile --no-loadscope-reorder
+
+# Every causal architecture of the installed transformers, built small: which engine serves it, and is it exact?
+sweep: concepts
+	rm -f outputs/architectures.txt
+	OMP_NUM_THREADS=1 NBHELPERS_SWEEP=outputs/architectures.txt $(BIN)/pytest tests/generation/test_architectures.py
 
 # Kill runs at 50 random moments and hold what comes out against an undisturbed one; takes a quarter of an hour.
 chaos: install
