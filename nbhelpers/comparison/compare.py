@@ -138,13 +138,15 @@ def read_info(run_dir: Path) -> RunInfo | None:
 
 def read_results(run_dir: Path) -> tuple[list[Result], dict[str, str]]:
     """Every result.json of a run, and the model folders whose file cannot be used, with the reason."""
-    results, broken = [], {}
+    results, broken, info = [], {}, None
+    with suppress(LabError):  # a run.json that cannot be read is reported by itself
+        info = read_info(run_dir)
     for path in sorted(run_dir.glob("*/result.json")):
         try:
             result = store.read_json(path, Result)
             if result.slug != path.parent.name:  # paths are made from it
                 raise LabError(f"result.json is of the folder {result.slug!r}: run the model again.")
-            results.append(replace(result, model=spec_of(result.model).alias))
+            results.append(replace(result, model=spec_of(result.model, info).alias))
         except LabError as error:
             broken[path.parent.name] = str(error).replace(f"{path}", path.name)
     return results, broken

@@ -126,9 +126,7 @@ def adapter_base(folder: Path, name: str) -> ModelSpec | None:
     if kind != "LORA" or task not in (None, "CAUSAL_LM") or config.get("megatron_config"):
         why = f"is an adapter of another kind ({kind}, {task}) than LoRA for text"
         raise refusal(name, f"{why}: merge it with its base and save that.")
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise no_weights(name, (path.name for path in folder.iterdir()))
-    _tensors([folder / "adapter_model.safetensors"], name)
+    _tensors(weight_files(folder, name), name)
     named = str(config.get("base_model_name_or_path"))
     with suppress(LabError):
         base = registry.resolve(named)
@@ -150,8 +148,9 @@ def check_no_remote_code(config: dict[str, Any], name: str) -> None:
 
 
 def weight_files(folder: Path, name: str) -> list[Path]:
-    """The safetensors files of a model folder, one or all shards. Raises LabError when there are none."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    """The safetensors files of a model or adapter, one or all shards. Raises LabError when there are none."""
+    kind = "adapter_model" if (folder / "adapter_config.json").exists() else "model"
+    single, index = folder / f"{kind}.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return [single]
     if not index.is_file():

@@ -27,7 +27,7 @@ SHAPE_TOKENIZER = "lab-gpt2"  # any text becomes ids below 4,096, which every re
 # Besides the weights, what decides a text.
 SMALL_FILES = ["config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja"]
 SMALL_FILES += [*folders.VOCABULARIES, "merges.txt", "special_tokens_map.json", "added_tokens.json"]
-SMALL_FILES += ["adapter_config.json", "adapter_model.safetensors"]
+SMALL_FILES += ["adapter_config.json"]
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,10 @@ def revision_of(spec: ModelSpec, folder: Path | None = None) -> str:
     if spec.kind == "shape":
         return weights.random_revision(spec)
     files = [folder / name for name in SMALL_FILES if (folder / name).is_file()]
-    base = folders.adapter_base(folder, spec.alias)
-    files += [] if base else folders.weight_files(folder, spec.alias)
-    lines = [f"{path.name} {file_digest(path)}" for path in files] + ([revision_of(base)] if base else [])
+    files += folders.weight_files(folder, spec.alias)
+    lines = [f"{path.name} {file_digest(path)}" for path in files]
+    if base := folders.adapter_base(folder, spec.alias):
+        lines.append(revision_of(base))
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:12]
 
 

@@ -161,7 +161,7 @@ def log_run(run: ModelRun, figures: Mapping[str, Figure] | None = None) -> Track
     tags |= {f"version.{name}": version for name, version in device.versions().items()}
     values = dataclasses.asdict(result.settings) | {name: getattr(result, name) for name in PARAMETERS}
     local = run.spec.kind in ("embedded", "local")
-    values["model"] = Path(result.model).name if local else result.model
+    values["model"] = run.spec.alias if local else result.model
     params, now = [Param(name, str(value)) for name, value in values.items()], int(time.time() * 1000)
     metrics = [Metric(name, value, now, 0) for name, value in result.metrics.items()]
     for file, figure in (figures or {}).items():

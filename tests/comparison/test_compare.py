@@ -438,3 +438,14 @@ def test_labels_of_near_points_do_not_cover_each_other():
 )
 def test_counts_are_short(number, shown):
     assert plots.counted(number) == shown
+
+
+def test_two_folders_of_one_name_are_two_models(tmp_path: Path) -> None:
+    paths = ("/models/run-a/checkpoint-500", "/models/run-b/checkpoint-500")
+    specs = tuple(ModelSpec(path.removeprefix("/models/"), path, "local") for path in paths)
+    for spec, scores in zip(specs, ([9.0, 8.0, 9.0], [1.0, 2.0, 1.0]), strict=True):
+        write_model(tmp_path, make_result(spec.source, scores, slug=spec.slug))
+    info = write_info(tmp_path, paths)
+    store.write_json(tmp_path / "run.json", replace(info, specs=specs))
+    report = comparison.assemble(tmp_path)
+    assert list(report.ranking) == ["run-a/checkpoint-500", "run-b/checkpoint-500"]

@@ -330,6 +330,7 @@ def test_an_adapter_is_its_base_with_its_change_added(adapter, saved):
     spec = inspect(folder)
     assert (spec.base, spec.family, spec.context, spec.layers) == ("tiny", "gpt2", 16, 2)
     assert str(saved.parent) not in str(merged.report)
+    assert folders.weight_files(loading.fetch(spec), "x") == [folder / "adapter_model.safetensors"]
 
 
 def test_the_revision_of_an_adapter_names_its_base_too(adapter, saved, tmp_path):
