@@ -20,8 +20,9 @@ from nbhelpers import store
 from nbhelpers.comparison import compare as comparison
 from nbhelpers.loading import load as loading
 from nbhelpers.records import SCHEMA_VERSION, Estimate, LabError, Record, Sample, Score
-from nbhelpers.scoring import judge, validity
+from nbhelpers.scoring import judge
 from nbhelpers.scoring.rubric import PRIMARY
+from nbhelpers.stats.estimate import krippendorff
 
 SHEET, KEY, LABELS = "labels.csv", "labels_key.json", "labels.json"
 PERSON = "person "
@@ -133,10 +134,10 @@ def agreement(run_dir: Path) -> tuple[Estimate, ...]:
         if key in scores and scores[key].reason is None
     }
     raters |= {rater: rated for rater, rated in ratings.items() if not rater.startswith(PERSON)}
-    found = [validity.krippendorff(each.values(), "people")] if len(people) > 1 else []
+    found = [krippendorff(each.values(), "people")] if len(people) > 1 else []
     for (one, first), (other, second) in combinations(raters.items(), 2):
         pairs = [(first.get(n), second.get(n)) for n in items]
-        found.append(validity.krippendorff(pairs, f"{one} and {other}"))
+        found.append(krippendorff(pairs, f"{one} and {other}"))
     return tuple(found)
 
 

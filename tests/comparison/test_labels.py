@@ -15,7 +15,7 @@ from nbhelpers import cli, store
 from nbhelpers.comparison import labels
 from nbhelpers.records import LabError
 from nbhelpers.report import html as report
-from nbhelpers.scoring import validity
+from nbhelpers.stats.estimate import krippendorff
 
 MODELS = ("lab-gpt2", "lab-llama")
 HOSTILE = ('=HYPERLINK("x")', "+1", "-1 idea", "@SUM(A1)", "\t=1", "＝1")
@@ -210,7 +210,7 @@ def test_agreement_between_people_and_with_the_rubric_pair_by_pair(run: Path) ->
         ("people and lab_v1", mean, rubric),
         ("lab_v1 and judge m", rubric, judged),
     ):
-        expected = validity.krippendorff([(one[item], other[item]) for item in one if item in other])
+        expected = krippendorff([(one[item], other[item]) for item in one if item in other])
         assert found[name].mean == pytest.approx(expected.mean) and found[name].n == expected.n, name
     assert found["people and judge n"].mean is None and found["people and judge n"].reason == "no data"
 
