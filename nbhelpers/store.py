@@ -7,15 +7,13 @@ import functools
 import hashlib
 import io
 import json
-import mmap
 import os
 import re
 import sys
 import time
 import tomllib
 import uuid
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -180,47 +178,10 @@ def read_rows(path: Path, cls: type[T]) -> Iterator[T]:
 
     A last line without its newline is a write that was cut off: it is not a row.
     """
-    return (_record(line, cls, where) for line, where, _ in _lines(path))
-
-
-def _lines(path: Path) -> Iterator[tuple[bytes, str, int]]:
-    """Each whole line that is not blank, what to call it in a message, and the byte where it starts."""
-    offset = 0
     with path.open("rb") if path.exists() else io.BytesIO() as lines:
         for number, line in enumerate(lines, 1):
             if line.strip() and line.endswith(b"\n"):
-                yield line, f"{path}, line {number}", offset
-            offset += len(line)
-
-
-class Rows(Sequence[T]):
-    """Rows of a JSONL file by position, read when they are asked for: eight bytes of memory a row."""
-
-    def __init__(self, path: Path, cls: type[T], offsets: Iterable[int]) -> None:
-        self.path, self.cls, self.offsets = path, cls, array("q", offsets)
-
-    def __len__(self) -> int:
-        return len(self.offsets)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return Rows(self.path, self.cls, self.offsets[index])
-        return next(iter(Rows(self.path, self.cls, [self.offsets[index]])))
-
-    def __iter__(self) -> Iterator[T]:
-        with self.path.open("rb") if self.offsets else io.BytesIO() as file:  # there may be no file
-            for offset in self.offsets:
-                file.seek(offset)
-                yield _record(file.readline(), self.cls, f"{self.path}, byte {offset}")
-
-
-def all_rows(path: Path, cls: type[T]) -> Rows[T]:
-    return Rows(path, cls, (offset for *_, offset in _lines(path)))
-
-
-def index(path: Path, cls: type[Any]) -> dict[str, int]:
-    """Where the row of each key starts, in bytes; of two rows with one key, the later."""
-    return {_record(line, cls, where).key: offset for line, where, offset in _lines(path)}
+                yield _record(line, cls, f"{path}, line {number}")
 
 
 def repair_tail(path: Path) -> bool:
@@ -228,13 +189,10 @@ def repair_tail(path: Path) -> bool:
 
     Returns True when something was cut.
     """
-    if not path.exists() or not (size := path.stat().st_size):
-        return False
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        end = text.rfind(b"\n") + 1
-    if end < size:
-        os.truncate(path, end)
-    return end < size
+    text = path.read_bytes() if path.exists() else b""
+    if torn := bool(text) and not text.endswith(b"\n"):
+        os.truncate(path, text.rfind(b"\n") + 1)
+    return torn
 
 
 def row_key(**parts: Any) -> str:

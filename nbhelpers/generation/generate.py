@@ -84,27 +84,25 @@ def report_of(loaded: Loaded, prompts: Sequence[Prompt], settings: Settings) -> 
     return replace(loaded.report, **added)
 
 
-def read_samples(run: ModelRun, purpose: Purpose = "sample") -> store.Rows[Sample]:
-    """The rows of this run's settings, in order, read when they are asked for; a failed one counts as there.
-
-    Raises LabError where some are missing.
-    """
-    path, offsets = _offsets(run, purpose)
-    if absent := offsets.count(None):
+def read_samples(run: ModelRun, purpose: Purpose = "sample") -> list[Sample]:
+    """The rows of this run's settings, in order. Raises LabError where some are missing."""
+    path, rows = _rows(run, purpose)
+    if absent := rows.count(None):
         way_out = f"pipeline.make(run, through={path.stem!r})"
-        raise LabError(f"The file {path} lacks {absent} of {len(offsets)} rows: make them with {way_out}.")
-    return store.Rows(path, Sample, (offset for offset in offsets if offset is not None))
+        raise LabError(f"The file {path} lacks {absent} of {len(rows)} rows: make them with {way_out}.")
+    return [row for row in rows if row is not None]
 
 
 def missing(run: ModelRun, purpose: Purpose = "sample") -> int:
     """How many rows of this run's settings its file lacks."""
-    return _offsets(run, purpose)[1].count(None)
+    return _rows(run, purpose)[1].count(None)
 
 
-def _offsets(run: ModelRun, purpose: Purpose) -> tuple[Path, list[int | None]]:
-    """A file of rows, and where in it each row of this run's settings starts."""
+def _rows(run: ModelRun, purpose: Purpose) -> tuple[Path, list[Sample | None]]:
+    """A file of rows, and those of this run's settings: None for each that it lacks."""
     path, settings = run.folder / FILES[purpose], run.settings
-    prompts, have = registry.load_prompts(settings.prompts, settings.limit), store.index(path, Sample)
+    prompts = registry.load_prompts(settings.prompts, settings.limit)
+    have = {row.key: row for row in store.read_rows(path, Sample)}
     wanted = requests(prompts, settings, load.read_report(run), purpose)
     return path, [have.get(request.key) for request in wanted]
 

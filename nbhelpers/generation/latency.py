@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from nbhelpers import store
 from nbhelpers.generation import generate
 from nbhelpers.loading.load import Loaded
 from nbhelpers.records import Limits, ModelRun, Prompt, Sample, Settings
@@ -41,7 +40,7 @@ def measure_latency(
     return [by_key[request.key] for request in wanted]
 
 
-def read_latency(run: ModelRun) -> store.Rows[Sample]:
+def read_latency(run: ModelRun) -> list[Sample]:
     """The latency rows of this run. Raises LabError where some are missing."""
     return generate.read_samples(run, "latency")
 

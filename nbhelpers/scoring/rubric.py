@@ -176,9 +176,9 @@ def make_scores(run: ModelRun) -> None:
     store.write_rows(run.folder / "scores.jsonl", _scored(generate.read_samples(run)))
 
 
-def read_scores(run: ModelRun) -> store.Rows[Score]:
+def read_scores(run: ModelRun) -> list[Score]:
     """The scores of a run, in the order of its samples. Raises LabError where they were not made."""
     path = run.folder / "scores.jsonl"
     if not path.exists():
         raise LabError(f"{path} does not exist: run the notebook that writes it first.")
-    return store.all_rows(path, Score)
+    return list(store.read_rows(path, Score))

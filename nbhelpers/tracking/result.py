@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -87,16 +86,13 @@ def make_result(run: ModelRun) -> Result:
     return result
 
 
-def quality_estimates(scores: Iterable[Score]) -> tuple[int, dict[str, Estimate]]:
-    """How many samples failed, and the estimates of every score over prompts; reads the rows once."""
-    failed = 0
-    columns: dict[str, dict[str, array[float]]] = {}
-    for score in scores:
-        failed += score.failed
-        for name, value in score.values.items():
-            columns.setdefault(name, {}).setdefault(score.prompt_id, array("d")).append(value)
-    means = {name: [fmean(sorted(v)) for v in by_id.values()] for name, by_id in columns.items()}
-    return failed, {name: stats.estimate(values, name) for name, values in means.items()}
+def quality_estimates(scores: Sequence[Score]) -> tuple[int, dict[str, Estimate]]:
+    """How many samples failed, and the estimates of every score over prompts."""
+    quality = dict[str, Estimate]()
+    for name in dict.fromkeys(name for score in scores for name in score.values):
+        grouped = stats.grouped((score for score in scores if name in score.values), name)
+        quality[name] = stats.estimate([fmean(sorted(values)) for values in grouped.values()], name)
+    return sum(score.failed for score in scores), quality
 
 
 def latency_estimates(rows: Iterable[Sample]) -> tuple[dict[str, Estimate], dict[str, Estimate]]:

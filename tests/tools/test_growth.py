@@ -1,8 +1,9 @@
-"""What a hundred thousand rows cost: memory that stays flat, and quick formulas equal to the slow ones."""
+"""What a hundred thousand rows cost, and quick formulas that equal the slow ones."""
 
 import json
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from statistics import fmean
 
@@ -12,11 +13,10 @@ from hypothesis import strategies as st
 from made_runs import make_sample
 
 from nbhelpers import store
-from nbhelpers.records import Sample, Score
 from nbhelpers.scoring import rubric as scoring
 from nbhelpers.scoring import texts
 
-BOUND_MB = 50  # what 100,000 rows may take more than 1,000: half a kilobyte each
+MOST_S, MOST_MB = 60, 800  # for 100,000 rows and their scores, on a busy core
 SCRIPT = """
 import json, sys
 from dataclasses import asdict
@@ -35,8 +35,8 @@ for name, row in (("samples", sample), ("scores", score)):
         for i in range(count):
             row |= {"key": f"{i:032d}", "prompt_id": f"p{i // 100}", "repeat": i % 100}
             out.write(json.dumps(row) + "\\n")
-samples = store.all_rows(folder / "samples.jsonl", Sample)
-scores = store.all_rows(folder / "scores.jsonl", Score)
+samples = list(store.read_rows(folder / "samples.jsonl", Sample))
+scores = list(store.read_rows(folder / "scores.jsonl", Score))
 failed, quality = summary.quality_estimates(scores)
 latency.throughput(samples)
 positions = sum(1 for _ in scoring._scored(samples[:200]))
@@ -52,10 +52,12 @@ def measured(folder, count: int) -> list:
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def test_memory_is_flat_in_the_number_of_rows(tmp_path):
-    few, many = (measured(tmp_path / str(count), count) for count in (1_000, 100_000))
-    assert (few[:4], many[:4]) == ([1_000, 0, 10, 200], [100_000, 0, 1_000, 200])
-    assert many[-1] - few[-1] < BOUND_MB
+def test_a_hundred_thousand_rows_are_read_and_summed_in_seconds(tmp_path):
+    began = time.monotonic()
+    *found, peak = measured(tmp_path / "many", 100_000)
+    assert time.monotonic() - began < MOST_S
+    assert found == [100_000, 0, 1_000, 200]
+    assert peak < MOST_MB
 
 
 WORDS = st.lists(st.sampled_from(["a", "b", "c", "d"]), max_size=12).map(" ".join)
@@ -82,22 +84,6 @@ def test_diversity_by_counting_is_diversity_pair_by_pair(rows):
 
 def trigrams(text: str) -> set[tuple[str, ...]]:
     return set(texts.trigrams(texts.words(text)))
-
-
-def test_rows_by_position_are_the_rows_of_the_file(tmp_path):
-    path = tmp_path / "samples.jsonl"
-    rows = [replace(make_sample("m", f"p{i}", 0), text="ä\n" * i) for i in range(5)]
-    for row in [*rows, replace(rows[2], text="later")]:
-        store.append_row(path, row)
-    found = store.all_rows(path, Sample)
-    assert list(found)[:5] == rows and found[-1].text == "later" and len(found) == 6
-    assert list(found[1:3]) == rows[1:3]
-    places = store.index(path, Sample)
-    kept = store.Rows(path, Sample, (places[row.key] for row in reversed(rows)))
-    assert [row.text for row in kept][2] == "later" and kept[0] == rows[4]
-    with pytest.raises(IndexError):
-        found[6]
-    assert list(store.all_rows(tmp_path / "none", Score)) == []
 
 
 @pytest.mark.parametrize(
