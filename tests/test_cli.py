@@ -104,6 +104,12 @@ def test_resume_of_an_unknown_run_and_with_changed_settings(call):
     assert "--seed" in sentence(call("run", "--resume", "latest", "--seed", "3"))
 
 
+def test_an_output_folder_that_cannot_be_made(call, tmp_path):
+    (tmp_path / "file").touch()
+    shown = sentence(call("run", "lab-gpt2", "--out", str(tmp_path / "file" / "below")))
+    assert "file/below cannot be used (Not a directory): free space or choose another folder" in shown
+
+
 @pytest.mark.parametrize(
     ("text", "failed", "attempted", "reached"),
     [

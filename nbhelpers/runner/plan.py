@@ -27,7 +27,6 @@ class Plan:
 
     run_dir: Path
     info: RunInfo
-    samples_per_model: int
 
     @property
     def models(self) -> dict[str, ModelSpec]:
@@ -56,13 +55,6 @@ def plan_run(models: Sequence[str], settings: Settings, out: str = "") -> Plan:
     if (run_dir / "run.json").exists():
         hint = "continue it with --resume, or choose another --out"
         raise LabError(f"The folder {run_dir} already holds a run: {hint}.")
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / ".writable").touch()
-        (run_dir / ".writable").unlink()
-    except OSError as error:
-        reason = error.strerror or error
-        raise LabError(f"The folder {run_dir} cannot be written ({reason}): choose another --out.") from None
     if settings.prompts:
         settings = replace(settings, prompts=str(Path(settings.prompts).expanduser().resolve()))
     info = RunInfo(
@@ -78,7 +70,7 @@ def plan_run(models: Sequence[str], settings: Settings, out: str = "") -> Plan:
         specs=specs,
         prompts=registry.digests(prompts),
     )
-    return Plan(run_dir, info, len(prompts) * settings.repeats)
+    return Plan(run_dir, info)
 
 
 def plan_resume(run: str) -> Plan:
@@ -90,7 +82,7 @@ def plan_resume(run: str) -> Plan:
     prompts = registry.load_prompts(info.settings.prompts, info.settings.limit)
     info = replace(info, prompts=info.prompts or registry.digests(prompts))  # older runs kept none
     registry.check_unchanged(prompts, info)
-    return Plan(run_dir, info, len(prompts) * info.settings.repeats)
+    return Plan(run_dir, info)
 
 
 def find_run(run: str) -> Path:

@@ -51,9 +51,10 @@ def watching(plan: Plan, quiet: bool = False) -> Iterator[Watcher]:
         total = {model: len(PIPELINE) for model in plan.models} | {"": 1}
         whole = bars.add_task("run", total=sum(total.values()), notebook="", samples="")
         rows = {m: bars.add_task(n, total=total[m], notebook="waiting", samples="") for m, n in names.items()}
+        samples = len(plan.info.prompts) * plan.info.settings.repeats
         for model, spec in plan.models.items():
             path = plan.run_dir / spec.slug / "samples.jsonl"
-            bars.update(rows[model], samples=_Samples(path, plan.samples_per_model))
+            bars.update(rows[model], samples=_Samples(path, samples))
 
         def watch(model: str, notebook: str, status: NotebookStatus | None) -> None:
             error = f": {status.error}" if status and status.status == "failed" else ""

@@ -311,7 +311,7 @@ def test_no_terminal_code_reaches_the_terminal(tmp_path, capsys):
     info = store.read_json(run_dir / "run.json", RunInfo)
     cli._print_outcome(run_dir, info)
     spec = ModelSpec("evil", "evil", "hub")
-    plan = Plan(run_dir, replace(info, models=("evil",), specs=(spec,)), 1)
+    plan = Plan(run_dir, replace(info, models=("evil",), specs=(spec,)))
     with progress.watching(plan) as watch:
         watch("evil", "02_loading", NotebookStatus("02_loading", "evil", "failed", 1.0, "\x1b[5m"))
     shown = capsys.readouterr().out

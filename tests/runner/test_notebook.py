@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import pytest
 
 from nbhelpers.records import Failure, LabError
@@ -182,35 +181,17 @@ def test_a_long_path_of_temporary_files_does_not_stop_the_kernel(tmp_path, monke
     assert status.error is None
 
 
-@pytest.mark.parametrize(
-    "parameters, message",
-    [
-        ({"nmae": "x"}, "has no parameter 'nmae'; it has name, count, rate, quick, limit, items"),
-        ({"name": ("a", "b")}, r"'name' of 01_tiny.ipynb is \('a', 'b'\): pass plain JSON"),
-        ({"items": [("a", "b")]}, "'items' of 01_tiny.ipynb is .*: pass plain JSON"),
-        ({"items": [{1: "a"}]}, "'items' of 01_tiny.ipynb is .*: pass plain JSON"),
-        ({"count": np.int64(3)}, "'count' of 01_tiny.ipynb is .*3.*: pass plain JSON"),
-        ({"rate": float("nan")}, "'rate' of 01_tiny.ipynb is nan: pass"),
-        ({"name": Path("x")}, "'name' of 01_tiny.ipynb is .*Path.*: pass"),
-        ({"limit": {1, 2}}, "'limit' of 01_tiny.ipynb is .*1, 2.*: pass plain JSON"),
-    ],
-)
-def test_wrong_parameters_are_refused_before_anything_runs(tmp_path, parameters, message):
+def test_an_unknown_parameter_is_refused_before_anything_runs(tmp_path):
     output = tmp_path / "out.ipynb"
+    message = "has no parameter 'nmae'; it has name, count, rate, quick, limit, items"
     with pytest.raises(LabError, match=message):
-        execute.run_notebook(write(tmp_path, "1"), output, parameters, 60)
+        execute.run_notebook(write(tmp_path, "1"), output, {"nmae": "x", "name": "y"}, 60)
     assert not output.exists()
-
-
-def test_right_parameters_are_accepted(tmp_path):
-    notebook = write(tmp_path, "1")
-    execute.check_parameters(notebook, {"name": "b", "count": 0, "rate": 2, "quick": True, "limit": "any"})
-    execute.check_parameters(notebook, {"count": None, "items": [{"a": None}]})
 
 
 def test_a_notebook_without_a_parameters_cell_is_refused(tmp_path):
     notebook = write(tmp_path, "1", parameters=None)
-    with pytest.raises(LabError, match=r"01_tiny\.ipynb has no cell tagged 'parameters'"):
+    with pytest.raises(LabError, match=r"01_tiny\.ipynb has no parameter 'name'; it has none: tag"):
         execute.run_notebook(notebook, tmp_path / "out.ipynb", {"name": "x"}, 60)
 
 

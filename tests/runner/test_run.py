@@ -80,7 +80,7 @@ def planned(steps: Steps, *models: str) -> plans.Plan:
     specs = tuple(inspect(registry.resolve(model)) for model in models)
     started = "2026-01-01T00:00:00+00:00"
     info = RunInfo("run", models, Settings(), started, None, {}, "here", None, specs=specs)
-    return plans.Plan(steps.run_dir, info, 1)
+    return plans.Plan(steps.run_dir, info)
 
 
 def statuses(info: RunInfo, model: str) -> list[tuple[str, str | None]]:
@@ -316,12 +316,6 @@ def test_a_wrong_plan_is_refused_and_makes_nothing(models, changes, message, tmp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_output_folder_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(LabError, match=r"folder .*below cannot be written .*choose another --out"):
-        plans.plan_run(["lab-gpt2"], Settings(), str(tmp_path / "file" / "below"))
-
-
 def test_a_run_folder_is_used_once(tmp_path):
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(LabError, match="already holds a run: continue it with --resume"):
@@ -336,7 +330,7 @@ def test_a_plan_holds_what_was_asked(tmp_path, monkeypatch):
     assert plan.info.models == tuple(registry.embedded_models())
     assert [spec.alias for spec in plan.info.specs] == list(plan.info.models)
     assert plan.info.settings.prompts == str(tmp_path / "my.jsonl")
-    assert plan.samples_per_model == 3
+    assert len(plan.info.prompts) * plan.info.settings.repeats == 3
     assert (plan.info.run, plan.run_dir) == (tmp_path.name, tmp_path)
     assert plan.info.versions["torch"]
 
