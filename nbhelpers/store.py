@@ -10,7 +10,6 @@ import json
 import os
 import re
 import sys
-import time
 import tomllib
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +21,6 @@ from nbhelpers import redact
 from nbhelpers.records import SCHEMA_VERSION, Failure, LabError, Settings
 
 T = TypeVar("T")
-SYNC_S = 1.0  # appended rows reach the disk at most this much later: fsync takes 6 ms, rows can be faster
 LOCK_S = 60.0  # wait for another writer: what a killed run left behind ends within seconds
 
 
@@ -123,9 +121,9 @@ def write_rows(path: Path, records: Iterable[Any]) -> Path:
 def appending(path: Path) -> Iterator[Callable[[Any], None]]:
     """A function that appends a record to a JSONL file which nobody else appends to meanwhile.
 
-    A last line that was cut off is removed first, with a warning. Each row is flushed to the operating system
-    at once and to the disk within SYNC_S: a killed process loses none, a power failure the last ones.
-    Raises LabError where the file cannot be written, or another process writes it for LOCK_S.
+    A last line that was cut off is removed first, with a warning. The operating system has each row at once:
+    a killed process loses none. Raises LabError where the file cannot be written, or another process writes
+    it for LOCK_S.
     """
     from filelock import FileLock
 
@@ -137,17 +135,12 @@ def appending(path: Path) -> Iterator[Callable[[Any], None]]:
                 name = f"{path.parent.name}/{path.name}"
                 print(f"warning: the last line of {name} was cut off and is made again", file=sys.stderr)
             out = stack.enter_context(path.open("ab", buffering=0))
-        synced = time.monotonic()
 
         def append(record: Any) -> None:
-            nonlocal synced
             with _writable(path):
                 line = _line(record).encode()
                 while line:  # a disk that becomes full takes a part of it
                     line = line[out.write(line) :]
-                if time.monotonic() - synced > SYNC_S:
-                    os.fsync(out.fileno())
-                    synced = time.monotonic()
 
         yield append
         with _writable(path):
@@ -203,11 +196,7 @@ def row_key(**parts: Any) -> str:
 
 def from_plain(data: Any, cls: type[T], where: str) -> T:
     """A record from plain JSON or TOML values, checked by its annotations. Raises LabError with the place."""
-    try:
-        body = json.dumps(data, default=list).encode()  # sets too
-    except (TypeError, ValueError, RecursionError) as error:
-        raise LabError(f"{where}: not a valid {cls.__name__} ({error}).") from None
-    return _record(body, cls, where)
+    return _record(json.dumps(data, default=list).encode(), cls, where)  # sets are lists there
 
 
 @functools.cache
