@@ -64,8 +64,10 @@ def make(run: ModelRun, through: Step) -> None:
     for step in (step for step in wanted if step in COMPUTED):
         compute, name, sources = COMPUTED[step]
         path, newest = run.folder / name, max((run.folder / file).stat().st_mtime for file in sources)
-        stale = not path.exists() or path.stat().st_mtime < newest
-        if stale or (step == "scores" and not _scores_answer(run)):
+        made = path.exists() and path.stat().st_mtime >= newest
+        if made and step == "scores":  # of fewer prompts, perhaps
+            made = [s.key for s in rubric.read_scores(run)] == [s.key for s in generate.read_samples(run)]
+        if not made:
             print(f"making {run.folder.name}/{name}")
             compute(run)
 
@@ -93,7 +95,3 @@ def _make_rows(run: ModelRun, place: device.DeviceReport, steps: list[Step]) -> 
                 generated(loaded, prompts, run.settings, run.folder / f"{step}.jsonl", limits=run.limits)
     finally:
         load.unload(loaded)
-
-
-def _scores_answer(run: ModelRun) -> bool:
-    return [s.key for s in rubric.read_scores(run)] == [s.key for s in generate.read_samples(run)]

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +16,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nbhelpers import redact, registry, store
 from nbhelpers.devices import device
@@ -34,11 +35,8 @@ PARAMETERS = ("revision", "family", "parameters", "device", "dtype", "primary") 
 # Read once, while mlflow is imported. A server that is down is given up within 20 s: 9 s, a pause, 9 s.
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
 QUIET |= {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false"}
-QUIET |= {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "9",
-    "PGCONNECT_TIMEOUT": "9",
-}
+QUIET |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+QUIET |= dict.fromkeys(("MLFLOW_HTTP_REQUEST_TIMEOUT", "PGCONNECT_TIMEOUT"), "9")
 COLUMNS = ("prompt_id", "content_type", "repeat", "prompt", "text", "new_tokens", "finish_reason", "error")
 
 
@@ -133,11 +131,9 @@ def _check_release(place: Path) -> None:
     scripts = Path(str(mlflow.__file__)).with_name("store") / "db_migrations"
     with closing(sqlite3.connect(place)) as database:
         [revision] = database.execute("select version_num from alembic_version").fetchone()
-        if revision == ScriptDirectory(str(scripts)).get_current_head():
-            return
-        copy = place.with_name(f"{place.stem}-{revision}.db")
-        with closing(sqlite3.connect(copy)) as target:
-            database.backup(target)
+    if revision == ScriptDirectory(str(scripts)).get_current_head():
+        return
+    copy = shutil.copyfile(place, place.with_name(f"{place.stem}-{revision}.db"))
     command = shlex.join(["mlflow", "db", "upgrade", _sqlite(place)])
     way_out = f"run `{command}` if that was an older one (a copy is kept in {copy}), else upgrade MLflow"
     why = f"{place} was made by another release of MLflow than {mlflow.__version__}: {way_out}."
@@ -151,7 +147,7 @@ def log_run(run: ModelRun, figures: Mapping[str, Figure] | None = None) -> Track
     new one is complete, earlier ones go to MLflow's trash (restorable; `mlflow gc` frees their space).
     Writes tracking.json. Raises LabError where the tracking store cannot be used.
     """
-    from mlflow.entities import DatasetInput, InputTag, Metric, Param
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 
     result = store.read_json(run.folder / "result.json", Result)
     # Names the folder a run came from, without telling a shared server where that is.
@@ -164,17 +160,25 @@ def log_run(run: ModelRun, figures: Mapping[str, Figure] | None = None) -> Track
     values["model"] = run.spec.alias if local else result.model
     params, now = [Param(name, str(value)) for name, value in values.items()], int(time.time() * 1000)
     metrics = [Metric(name, value, now, 0) for name, value in result.metrics.items()]
-    for file, figure in (figures or {}).items():
-        figure.savefig(run.folder / file)
+    prompts = registry.load_prompts(run.settings.prompts, run.settings.limit)
+    file, profile = Path(run.settings.prompts), json.dumps({"num_prompts": len(prompts)})
+    source = json.dumps({"file": file.name or "prompts.jsonl"})  # without the way to it
+    dataset = Dataset(file.stem or "benchmark-15", prompts_digest(prompts), "local", source, profile=profile)
+    for name, figure in (figures or {}).items():
+        figure.savefig(run.folder / name)
     experiment = init_database()
     with _one_sentence():
         client, name = open_client(), f"{run.folder.parent.name}/{result.slug}"
         run_id, status = client.create_run(experiment, tags=tags, run_name=name).info.run_id, "FAILED"
         try:
             client.log_batch(run_id, metrics, params)  # a loop of log_metric is far slower
-            client.log_table(run_id, _table(run), "samples.json")
+            scores = {score.key: score.values.get(rubric.PRIMARY) for score in rubric.read_scores(run)}
+            samples = generate.read_samples(run)
+            table = {name: [getattr(sample, name) for sample in samples] for name in COLUMNS}
+            table[rubric.PRIMARY] = [scores.get(sample.key) for sample in samples]
+            client.log_table(run_id, table, "samples.json")
             context = InputTag("mlflow.data.context", "evaluation")
-            client.log_inputs(run_id, [DatasetInput(_dataset(run), [context])])
+            client.log_inputs(run_id, [DatasetInput(dataset, [context])])
             done = [p for p in run.folder.iterdir() if p.stem not in ("tracking", LATE_NOTEBOOK)]
             files, status = _log_files(client, run_id, done), "FINISHED"
         finally:
@@ -207,38 +211,13 @@ def _one_sentence() -> Iterator[None]:
     """MLflow's errors, and those of the database, driver, network or disk below it, as a LabError."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    errors = quiet_mlflow().exceptions
+    libraries = quiet_mlflow().exceptions.MlflowException, SQLAlchemyError, sqlite3.Error
     try:
         yield
-    except (
-        errors.MlflowException,
-        SQLAlchemyError,
-        sqlite3.Error,
-        ImportError,
-        OSError,
-        ValueError,
-    ) as error:
+    except (*libraries, ImportError, OSError, ValueError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         why = f"MLflow at {shown_uri()} refused (the results stand; run again when it answers): {first}"
         raise LabError(why, Failure.TRACKING) from None
-
-
-def _table(run: ModelRun) -> dict[str, Any]:
-    """Every generation with its score, column by column: the table that the MLflow page shows."""
-    scores = {score.key: score.values.get(rubric.PRIMARY) for score in rubric.read_scores(run)}
-    samples = generate.read_samples(run)
-    table = {name: [getattr(sample, name) for sample in samples] for name in COLUMNS}
-    return table | {rubric.PRIMARY: [scores.get(sample.key) for sample in samples]}
-
-
-def _dataset(run: ModelRun) -> Any:
-    """The prompts that were asked, without where their file lies."""
-    from mlflow.entities import Dataset
-
-    file, prompts = run.settings.prompts, registry.load_prompts(run.settings.prompts, run.settings.limit)
-    name, source = Path(file).stem or "benchmark-15", json.dumps({"file": Path(file or "prompts.jsonl").name})
-    profile = json.dumps({"num_prompts": len(prompts)})
-    return Dataset(name, prompts_digest(prompts), "local", source, profile=profile)
 
 
 def _log_files(client: MlflowClient, run_id: str, paths: Iterable[Path]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -62,7 +61,7 @@ def make_result(run: ModelRun) -> Result:
     """Everything about one model in one record, from its files; writes result.json."""
     loaded, report = load.read_report(run), store.read_json(run.folder / "stats.json", StatsReport)
     samples, timed = generate.read_samples(run), latency.read_latency(run)
-    passes = meters.passes(run.folder, (row.key for row in itertools.chain(samples, timed)))
+    passes = meters.passes(run.folder, [row.key for row in (*samples, *timed)])
     money = costs.cost_summary(samples, device.read_report(run))
     metrics = flat_metrics(report, loaded, samples, money) | meters.metrics(passes)
     differ, compared = latency.batch_variants(samples, timed)
