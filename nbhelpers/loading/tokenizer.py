@@ -23,6 +23,7 @@ from nbhelpers.records import Failure, LabError, Prompt
 TIMEOUT_S = 10.0  # of a chat template
 LONGEST_BYTES = 4 * 2**20
 EXTRA_MEMORY_BYTES = 2**30
+UNREAD = "unread by templates"  # a key that shows where one prints a list of parts as it is
 TODAY = datetime(2025, 1, 1)  # what a chat template is told: with today's date a run could not go on tomorrow
 PROBES = (  # texts that normalisers, pre-tokenizers and decoders of different makers treat differently
     "How are you? We'LL meet in 1999, don't DON'T; 12345 of 1234567890 (1,234.50) cost $5!",
@@ -211,6 +212,7 @@ def render(tokenizer: Any, text: str, timeout_s: float = TIMEOUT_S) -> str:
     raise LabError(f"The chat template {why}: choose another model.", kind)
 
 
+# What is given to a template by name arrives there as text, so its clock can only be set from outside.
 @mock.patch("transformers.utils.chat_template_utils.datetime", SimpleNamespace(now=lambda: TODAY))
 def _apply(tokenizer: Any, text: str) -> str:
     """The text in the template, as a list of parts where it is lost as a string. Raises LabError.
@@ -219,7 +221,7 @@ def _apply(tokenizer: Any, text: str) -> str:
     """
 
     def chat(parts: bool, *turns: str, ready: bool = False) -> str:
-        shaped = ([{"type": "text", "text": turn}] if parts else turn for turn in turns)
+        shaped = ([{"type": "text", "text": turn, UNREAD: ""}] if parts else turn for turn in turns)
         named = zip(("user", "assistant"), shaped, strict=False)
         messages = [{"role": role, "content": content} for role, content in named]
         return str(tokenizer.apply_chat_template(messages, add_generation_prompt=ready, tokenize=False))
@@ -228,7 +230,8 @@ def _apply(tokenizer: Any, text: str) -> str:
     for parts in (False, True):
         try:
             prompt = chat(parts, text, ready=True)
-            if text.strip() in prompt and prompt != chat(parts, f"{text} x", ready=True):
+            whole = text.strip() in prompt and UNREAD not in prompt  # the list itself is no request
+            if whole and prompt != chat(parts, f"{text} x", ready=True):
                 break
             failures.append("it does not write the request as it is")
         except MemoryError:

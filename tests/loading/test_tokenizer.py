@@ -312,6 +312,14 @@ def test_a_template_that_loses_the_request_is_refused_in_one_sentence(template: 
     assert says in str(caught.value)
 
 
+@pytest.mark.parametrize("content", ["{{ m.content[:12] }}", "{{ m.content[:12] | tojson }}"])
+def test_a_list_of_parts_that_is_printed_as_it_is_is_no_request(content: str) -> None:
+    loaded = chat(LOOP.replace("CONTENT", content))
+    assert "Ship" in tokenizers.render(loaded.tokenizer, "Ship")
+    with pytest.raises(LabError, match="does not write the request"):
+        tokenizers.render(loaded.tokenizer, "Ships and harbours")
+
+
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 
 
