@@ -21,7 +21,10 @@ VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 LARGEST_TEXT_FILE = 64 * 2**20  # bytes; the largest tokenizer.json in use has about 35 MB
 _READ = (".json", ".jinja", ".txt", ".model", ".safetensors")
-BUFFERS = (".attn.bias", ".masked_bias", ".inv_freq")  # stored by old checkpoints, not parameters
+BUFFERS = re.compile(  # stored by old releases, not parameters
+    r"(\.(attn|attention)\.bias|masked_bias|causal_mask|inv_freq|(cos|sin)_cached|position_ids|embed_positions\.weights"
+    r"|decoder\.version)$"
+)
 # By the name of its class: what a model is; the first that fits. A Model is the trunk of one, without a head.
 ARCHITECTURES = {
     "Speech|Audio|Whisper|Wav2Vec|CTC|TTS|Musicgen|Moshi|RNNT|TDT": "a speech model",
@@ -259,7 +262,7 @@ def count_parameters(folder: Path, name: str) -> int:
     tensors = _tensors(weight_files(folder, name), name)
     if read_json_file(folder / "config.json", name).get("tie_word_embeddings") and len(tensors) > 1:
         tensors.pop("lm_head.weight", None)
-    return sum(math.prod(shape) for key, (shape, _) in tensors.items() if not key.endswith(BUFFERS))
+    return sum(math.prod(shape) for key, (shape, _) in tensors.items() if not BUFFERS.search(key))
 
 
 def _tensors(files: Iterable[Path], name: str) -> dict[str, tuple[list[int], str]]:

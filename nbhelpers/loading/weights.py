@@ -12,9 +12,8 @@ from nbhelpers import registry
 from nbhelpers.loading import folder as folders
 from nbhelpers.records import Failure, ModelSpec
 
-PASSED_OVER = re.compile(  # tensors that a model continues text without: old buffers, eyes and ears
-    r"(\.attn\.bias|masked_bias|inv_freq|position_ids)$|vision|visual|audio|image|projector"
-)
+# What a model continues text without: eyes, ears, and layers that guess further on.
+PASSED_OVER = re.compile(r"vision|visual|audio|image|projector|^(model\.)?mtp\.")
 PREFIX = ("cpmant", "xlnet")  # families that read the prompt both ways, and then continue it
 SEED = 0
 BLOCK = 1_000_003  # random numbers drawn for a model; prime, so that no two rows of a matrix are the same
@@ -51,7 +50,11 @@ def read(folder: Path, name: str, dtype: str) -> tuple[Any, list[str]]:
     if absent := sorted(info["missing_keys"]) or sorted(key for key, *_ in info["mismatched_keys"]):
         why = f"lacks tensors that its config.json describes ({len(absent)} are missing or of another size, "
         raise folders.refusal(name, f"{why}such as {absent[0]}): download both again.")
-    if left := sorted(key for key in info["unexpected_keys"] if not PASSED_OVER.search(key)):
+    first, more = (getattr(config, f"num_{key}_layers", 0) or 0 for key in ("hidden", "nextn_predict"))
+    guesses = [f".layers.{layer}." for layer in range(first, first + more)]
+    known = [key for key in info["unexpected_keys"] if folders.BUFFERS.search(key) or PASSED_OVER.search(key)]
+    known += [key for key in info["unexpected_keys"] if any(guess in key for guess in guesses)]
+    if left := sorted(set(info["unexpected_keys"]) - set(known)):
         why = f"holds tensors that its config.json does not describe ({len(left)}, such as {left[0]})"
         raise folders.refusal(name, f"{why}: use the config.json that was saved with these weights.")
     return net, notes

@@ -116,6 +116,10 @@ def test_buffers_of_old_checkpoints_a_stored_tied_layer_and_eyes_do_no_harm(fold
     extra |= {f"transformer.h.{i}.attn.masked_bias": torch.tensor(-1e4) for i in range(2)}
     extra |= {"transformer.h.0.attn.rotary_emb.inv_freq": torch.ones(4)}
     extra |= {"model.vision_tower.patch.weight": torch.ones(4)}
+    old = ("transformer.h.0.attn.attention.bias", "gpt_neox.layers.0.attention.bias")  # GPT-Neo, Pythia
+    old += ("transformer.h.0.attn.causal_mask", "model.embed_positions.weights")  # CodeGen, XGLM
+    old += ("model.decoder.version", "model.layers.0.self_attn.rotary_emb.cos_cached")  # OPT, Llama
+    extra |= {name: torch.ones(4) for name in (*old, "mtp.layers.0.fc.weight")}
 
     def change(tensors):
         return tensors | extra | {"lm_head.weight": tensors["transformer.wte.weight"].clone()}
@@ -123,6 +127,20 @@ def test_buffers_of_old_checkpoints_a_stored_tied_layer_and_eyes_do_no_harm(fold
     change_tensors(folder, change)
     ids = torch.tensor([[2, 3, 4]])
     assert torch.equal(load(folder).model(ids).logits, first.model(ids).logits)
+
+
+@pytest.mark.parametrize(("told", "layers"), [(1, 1), (1, 2), (None, 1)])
+def test_layers_that_guess_further_tokens_do_no_harm_where_the_configuration_tells_of_them(
+    folder, told, layers
+):
+    extra = {f"model.layers.{2 + i}.eh_proj.weight": torch.ones(4) for i in range(layers)}
+    change_tensors(folder, lambda tensors: tensors | extra)
+    edit_json(folder / "config.json", num_nextn_predict_layers=told)
+    if told == layers:
+        load(folder)
+    else:
+        with pytest.raises(LabError, match=r"does not describe \(1, such as model.layers.[23]"):
+            load(folder)
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
