@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,12 @@ def read(folder: Path, name: str, dtype: str) -> tuple[Any, list[str]]:
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     folders.check_config(config.to_dict(), name)  # with what its class assumes
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        why = f"is of the kind {config.model_type}, which transformers does not load for text alone"
+        raise folders.refusal(name, f"{why}: name one that is for text.")
+    words = config.get_text_config(decoder=True)
+    if (getattr(words, "pad_token_id", 0) or 0) >= getattr(words, "vocab_size", math.inf):
+        words.pad_token_id = None  # masked, whatever it is
     notes = []
     if (asked := config._attn_implementation) not in (None, "eager", "sdpa"):
         config._attn_implementation = None
@@ -67,8 +74,14 @@ def merge(net: Any, folder: Path, name: str) -> Any:
 
     config = peft.PeftConfig.from_pretrained(str(folder))
     config.base_model_name_or_path = None  # peft warns where the base has moved
+    held, embeddings = load_file(folder / "adapter_model.safetensors"), net.get_input_embeddings()
+    # What was trained in full stands under up to three names beside more embeddings than the base has.
+    saved = {key.replace(".modules_to_save.", "."): held[key] for key in held if "original_module" not in key}
+    where = next(path for path, module in net.named_modules() if module is embeddings)
+    if (own := saved.get(f"base_model.model.{where}.weight")) is not None:  # with rows for added tokens
+        net.resize_token_embeddings(len(own), mean_resizing=False)
     adapted = peft.get_peft_model(net, config)
-    result: Any = peft.set_peft_model_state_dict(adapted, load_file(folder / "adapter_model.safetensors"))
+    result: Any = peft.set_peft_model_state_dict(adapted, saved)
     if wrong := [*result.unexpected_keys, *(key for key in result.missing_keys if "lora_" in key)]:
         why = f"is an adapter to another base than it names ({len(wrong)} tensors differ, such as {wrong[0]})"
         raise folders.refusal(name, f"{why}: put the right one into adapter_config.json.")

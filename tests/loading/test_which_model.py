@@ -71,6 +71,12 @@ def test_an_embedding_model_of_sentence_transformers_is_refused(folder):
         inspect(folder)
 
 
+def test_a_family_that_transformers_does_not_load_for_text_alone_is_named(folder):
+    edit_json(folder / "config.json", model_type="llava", architectures=["LlavaForConditionalGeneration"])
+    with pytest.raises(LabError, match="of the kind llava, which transformers does not load for text alone"):
+        load(folder)
+
+
 @pytest.mark.parametrize(
     "names",
     [None, [], "GPT2Model", [None], ["GPT2LMHeadModel"], ["XForCausalLM"], ["XForConditionalGeneration"]],
@@ -216,6 +222,18 @@ def test_a_token_above_the_embeddings_that_no_prompt_uses_stops_nothing(folder):
     assert "The prompt 'c' has '<img>', which the model lacks" in used.error
 
 
+def test_a_pad_token_above_the_embeddings_in_the_configuration_stops_nothing(tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    net = LlamaForCausalLM(LlamaConfig(vocab_size=len(WORDS), **sizes)).eval()
+    net.save_pretrained(tmp_path)
+    make_tokenizer(tmp_path)
+    edit_json(tmp_path / "config.json", pad_token_id=len(WORDS))
+    ids = torch.tensor([[2, 3, 4]])
+    assert torch.equal(load(tmp_path).model(ids).logits, net(ids).logits)
+
+
 def test_a_tokenizer_model_alone_gives_the_ids_of_sentencepiece(tmp_path):
     import sentencepiece
 
@@ -349,6 +367,18 @@ def test_an_adapter_is_its_base_with_its_change_added(adapter, saved):
     assert (spec.base, spec.family, spec.context, spec.layers) == ("tiny", "gpt2", 16, 2)
     assert str(saved.parent) not in str(merged.report)
     assert folders.weight_files(loading.fetch(spec), "x") == [folder / "adapter_model.safetensors"]
+
+
+def test_an_adapter_that_was_trained_with_added_tokens_brings_their_embeddings(adapter):
+    folder, _ = adapter
+    tensors, rows = load_file(folder / "adapter_model.safetensors"), torch.randn(len(WORDS) + 2, 8)
+    for copy in ("", "modules_to_save.", "original_module."):  # all three, as peft writes them
+        tensors[f"base_model.model.transformer.wte.{copy}weight"] = rows.clone()
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    edit_json(folder / "adapter_config.json", modules_to_save=["wte"])
+    loaded = load(folder)
+    assert torch.equal(loaded.model.get_input_embeddings().weight, rows)
+    assert loaded.report.vocabulary == len(WORDS) + 2
 
 
 def test_the_revision_of_an_adapter_names_its_base_too(adapter, saved, tmp_path):
