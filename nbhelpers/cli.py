@@ -267,7 +267,8 @@ def main() -> None:
         app()
     except (LabError, OSError) as error:
         if isinstance(error, OSError):
-            where, hint = error.filename or "The output", "free space or choose another folder"
+            where = error.filename or "The output"
+            hint = "free space or choose another folder (--out or NBHELPERS_OUTPUTS)"
             error = LabError(f"{where} cannot be used ({error.strerror or error}): {hint}.")
         print(f"nbhelpers: {printable(str(error))}", file=sys.stderr)
         sys.exit(1 if error.kind is Failure.STOPPED else 2)
