@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from saved_models import edit_json, make_model
+from saved_models import edit_json
 from typer.testing import CliRunner
 
 from nbhelpers import cli, registry, store
@@ -36,16 +36,6 @@ from nbhelpers.runner import notebook as execute
 from nbhelpers.runner import progress
 from nbhelpers.runner.plan import Plan
 from nbhelpers.scoring import texts
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    return make_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture
-def folder(saved, tmp_path):
-    return shutil.copytree(saved, tmp_path / "tiny")
 
 
 class Bomb:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from saved_models import WORDS, edit_json, make_model, make_tokenizer
+from saved_models import WORDS, edit_json, make_tokenizer
 
 from nbhelpers import registry
 from nbhelpers.devices import device as devices
@@ -18,16 +18,6 @@ from nbhelpers.records import LabError, ModelSpec
 
 MIB = 2**20
 EMBEDDED = registry.embedded_models()
-
-
-@pytest.fixture(scope="session")
-def saved(tmp_path_factory):
-    return make_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture
-def folder(saved, tmp_path):
-    return shutil.copytree(saved, tmp_path / "tiny")
 
 
 def distinct_bytes(model):

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from saved_models import WORDS, edit_json, make_model, make_tokenizer
+from saved_models import WORDS, edit_json, make_tokenizer
 
 from nbhelpers import registry
 from nbhelpers.generation import generate
@@ -17,16 +17,6 @@ from nbhelpers.records import Failure, LabError, Prompt, Settings
 
 GREEDY = Settings(repeats=1, max_new_tokens=4, temperature=0.0)
 PROMPTS = [Prompt("a", "Write a note", "short_post"), Prompt("b", "Write", "short_post")]
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    return make_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture
-def folder(saved, tmp_path):
-    return shutil.copytree(saved, tmp_path / "tiny")
 
 
 def inspect(folder):
