@@ -160,10 +160,13 @@ def complete(
     """
     with store.appending(path) if path else nullcontext(lambda row: None) as append:
         have, jobs, broken, failed = finished(path), list[Request](), list[Sample](), 0
+        prepared = dict[Prompt, Request]()  # a prompt is encoded once, whatever its repeats
         for request in wanted:
             if request.key not in have:
                 try:
-                    jobs.append(prepare(loaded, request, settings.max_new_tokens))
+                    if (known := prepared.get(request.prompt)) is None:
+                        known = prepared[request.prompt] = prepare(loaded, request, settings.max_new_tokens)
+                    jobs.append(replace(known, key=request.key, repeat=request.repeat))
                 except Exception as error:
                     broken.append(sample_of(loaded, request, settings, 1, error=error))
         ends = tokenizer.end_tokens(loaded) if stop and jobs else frozenset()

@@ -650,3 +650,16 @@ def test_rows_are_read_by_key_without_torch_and_what_is_missing_is_named(tmp_pat
     assert (generation.missing(more), generation.missing(more, "latency")) == (2, 0)
     with pytest.raises(LabError, match=r"lacks 2 of 4 rows: .*through='samples'"):
         generation.read_samples(more)
+
+
+def test_a_prompt_is_encoded_no_more_often_for_its_repeats(monkeypatch):
+    encode, asked = tokenizer.encode, list[str]()
+    monkeypatch.setattr(tokenizer, "encode", lambda m, p: asked.append(p.id) or encode(m, p))
+    prompts = [Prompt("p", "Tell me of ships:", "short_post"), Prompt("q", "And of tea:", "short_post")]
+    counts = []
+    for repeats in (1, 5):
+        asked.clear()
+        rows = generation.generate_samples(tiny(), prompts, Settings(repeats=repeats, max_new_tokens=2))
+        assert len(rows) == 2 * repeats and len({row.key for row in rows}) == 2 * repeats
+        counts.append(sorted(asked))
+    assert counts[0] == counts[1]
