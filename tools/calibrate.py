@@ -25,6 +25,8 @@ from numpy.typing import NDArray
 from scipy import special
 from scipy import stats as sps
 
+from nbhelpers.stats import corrected
+
 Array = NDArray[np.float64]
 Ends = tuple[Array, Array]  # lower and upper ends of many intervals; NaN where there is none
 
@@ -45,10 +47,13 @@ SHAPES: dict[str, Callable[[Array], Array]] = {
 RATES = {"rate 0.5": 0.5, "rate 0.8": 0.8, "rate 0.95": 0.95}
 LEADS = np.array([0.0, -0.3, -1.0, -2.0])  # of four models whose true ranks are 1, 2, 3 and 4, in points
 DATA = (*SHAPES, "clustered", *RATES, "ranked")
+# Readers rate n of 100 prompts; a judge, whose correlation with them is 0.8, favours one of two equal models.
+FAVOUR, FAVOURED, RATED, PROMPTS = "judge +0.7", 0.7, (20, 40, 80), 100
+READERS_SD, JUDGE_SD = 3.4, 2.55  # of the readers' differences, and of what the judge adds to them
 
 
 class Row(NamedTuple):
-    kind: str  # "interval": rate is the coverage; "test": rate is the false-alarm rate at 5%
+    kind: str  # rate is an interval's coverage, a test's false-alarm rate at 5%, or a width to ratings alone
     method: str
     data: str
     n: int
@@ -60,6 +65,8 @@ class Row(NamedTuple):
 
 def run_cell(data: str, n: int, simulations: int, seed: int = 0) -> list[Row]:
     """Coverage and false-alarm rates of every method for one shape of data and n prompts."""
+    if data == FAVOUR:
+        return _rated_rows(n, simulations, np.random.default_rng([seed, len(DATA), n]))
     rng = np.random.default_rng([seed, DATA.index(data), n])
     if data in RATES:
         return _rate_rows(data, n, simulations, rng)
@@ -259,6 +266,36 @@ def _rank_hits(n: int, simulations: int, rng: np.random.Generator) -> Array:
     return np.concatenate(hits)
 
 
+def _rated_rows(n: int, simulations: int, rng: np.random.Generator) -> list[Row]:
+    """Intervals of the readers' mean difference, which is 0, from a judge's differences and n ratings."""
+    readers = rng.normal(0, READERS_SD, (simulations, PROMPTS))
+    judge = readers + rng.normal(FAVOURED, JUDGE_SD, readers.shape)
+    y, f, rest = readers[:, :n], judge[:, :n], judge[:, n:]
+    t, means = sps.t.isf(0.025, n - 1), [corrected.tuned(*row) for row in zip(y, f, f, rest, strict=True)]
+    ends = {
+        "score alone": _around(judge.mean(axis=1), sps.sem(judge, axis=1), sps.t.isf(0.025, PROMPTS - 1)),
+        "ratings alone": _around(y.mean(axis=1), sps.sem(y, axis=1), t),
+        "PPI++, 1.96": ppi(y, f, rest),
+        "corrected": tuple(np.array([corrected.interval(found)[:2] for found in means]).T),
+    }
+    rows = [_row("interval", method, FAVOUR, n, _covered(*found, 0.0)) for method, found in ends.items()]
+    alone = np.subtract(*reversed(ends["ratings alone"])).mean()
+    widths = np.subtract(*reversed(ends["corrected"])) / alone
+    error = round(float(sps.sem(widths)), 4)
+    return [*rows, Row("width", "corrected", FAVOUR, n, simulations, round(widths.mean(), 4), error, 0.0)]
+
+
+def ppi(y: Array, f: Array, rest: Array) -> Ends:
+    """PPI++ as ppi-python's ppi_mean_ci has it: normal quantile, tuning clipped to [0, 1]."""
+    n, m = y.shape[1], rest.shape[1]
+    both = np.concatenate([f, rest], axis=1)
+    centred = (y - y.mean(axis=1, keepdims=True)) * (f - f.mean(axis=1, keepdims=True))
+    tuning = np.clip(centred.mean(axis=1) / ((1 + n / m) * both.var(axis=1, ddof=1)), 0, 1)
+    mean = y.mean(axis=1) + tuning * (rest.mean(axis=1) - f.mean(axis=1))
+    variance = (y - tuning[:, None] * f).var(axis=1) / n + tuning**2 * rest.var(axis=1) / m
+    return _around(mean, np.sqrt(variance), 1.96)
+
+
 def _repeats(n: int) -> NDArray[np.int_]:
     return np.resize(REPEATS, n)
 
@@ -332,7 +369,7 @@ def main() -> None:
         writer = csv.writer(file, lineterminator="\n")
         if not done:
             writer.writerow(Row._fields)
-        for n, data in itertools.product(SIZES, DATA):
+        for n, data in (*itertools.product(SIZES, DATA), *itertools.product(RATED, (FAVOUR,))):
             if (data, n) not in done:
                 writer.writerows(run_cell(data, n, options.simulations))
                 file.flush()

@@ -42,6 +42,7 @@ class Comparison(Record):
     margin: float  # equivalence margin, points
     prompts_needed: int | None  # to settle it, with 80% power at the observed difference
     reason: str | None = None
+    rated: int | None = None  # prompts with readers' ratings; None: by the score alone
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def compare_all(per_model: dict[str, Scores], margin: float = 0.5) -> tuple[Comp
     pairs = list(combinations(per_model, 2))
     found = [_measured(per_model[a], per_model[b], (a, b), margin, len(pairs)) for a, b in pairs]
     adjusted = iter(holm([c.p for c in found if c.p is not None]))
-    return tuple(_judged(c if c.p is None else replace(c, p_holm=next(adjusted))) for c in found)
+    return tuple(judged(c if c.p is None else replace(c, p_holm=next(adjusted))) for c in found)
 
 
 def _measured(a: Scores, b: Scores, names: tuple[str, str], margin: float, tests: int) -> Comparison:
@@ -108,7 +109,7 @@ def _measured(a: Scores, b: Scores, names: tuple[str, str], margin: float, tests
     return replace(found, low=low, high=high, effect_size=hedges_g(mean, sd, n), prompts_needed=needed)
 
 
-def _judged(c: Comparison) -> Comparison:
+def judged(c: Comparison) -> Comparison:
     """Add the verdict (rules in ``compare_all``) to a measured comparison."""
     if c.difference is None or c.p_holm is None:
         return c

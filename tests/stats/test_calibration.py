@@ -9,6 +9,7 @@ from definitions import definitions
 from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats as sps
+from test_corrected import PPI_ENDS, REST, F, Y
 
 from nbhelpers.records import Score
 from nbhelpers.stats import paired
@@ -28,22 +29,36 @@ LOW, HIGH = 0.935, 0.965
 
 def test_the_table_is_complete_and_says_how_exact_it_is():
     cells = {(data, n) for data in calibrate.DATA for n in calibrate.SIZES}
+    cells |= {(calibrate.FAVOUR, n) for n in calibrate.RATED}
     assert {(r.data, r.n) for r in TABLE.values()} == cells
     for r in TABLE.values():
         assert r.simulations >= 10_000 and 0 <= r.rate <= 1 and 0 <= r.none < 0.6
         given = r.simulations * (1 - r.none)
-        assert r.mc_error == pytest.approx(math.sqrt(r.rate * (1 - r.rate) / given), abs=6e-5)
+        assert r.kind == "width" or r.mc_error == pytest.approx(
+            math.sqrt(r.rate * (1 - r.rate) / given), abs=6e-5
+        )
 
 
 @pytest.mark.parametrize(
     ("data", "n"),
-    [("normal", 5), ("skewed", 15), ("ceilinged", 15), ("discrete", 30), ("clustered", 15), ("ranked", 5)],
+    [
+        ("normal", 5),
+        ("skewed", 15),
+        ("ceilinged", 15),
+        ("discrete", 30),
+        ("clustered", 15),
+        ("ranked", 5),
+        (calibrate.FAVOUR, 20),
+    ],
 )
 def test_a_slice_simulated_again_agrees_with_the_table(data, n):
     """Another seed, so independent: within 4.5 standard errors of the difference."""
     for r in calibrate.run_cell(data, n, 1500, seed=7):
         known = TABLE[r.kind, r.method, r.data, r.n]
-        error = math.hypot(known.mc_error, math.sqrt(max(known.rate * (1 - known.rate), 1e-3) / 1500))
+        again = (
+            r.mc_error if r.kind == "width" else math.sqrt(max(known.rate * (1 - known.rate), 1e-3) / 1500)
+        )
+        error = math.hypot(known.mc_error, again)
         assert r.rate == pytest.approx(known.rate, abs=4.5 * error), (r, known)
 
 
@@ -83,6 +98,15 @@ def test_what_we_warn_of_fails():
     assert TABLE["interval", "every text a sample", "clustered", 15].rate < 0.8
     assert TABLE["test", "unpaired (Welch)", "normal", 15].rate < 0.01  # blind, not careful
     assert TABLE["test", "six pairs, as is", "normal", 15].rate > 0.15
+
+
+def test_the_correction_keeps_its_promise_where_the_score_does_not():
+    for n in calibrate.RATED:
+        rate = {m: TABLE["interval", m, calibrate.FAVOUR, n].rate for m in ("corrected", "score alone")}
+        assert 0.945 <= rate["corrected"] <= 0.955 and rate["score alone"] < 0.65
+        r, least = TABLE["width", "corrected", calibrate.FAVOUR, n], math.sqrt(0.36 + 0.64 * n / 100)
+        assert least - 3 * r.mc_error < r.rate < 1.02 * least  # the least that a correlation of 0.8 allows
+    assert TABLE["interval", "PPI++, 1.96", calibrate.FAVOUR, 20].rate < 0.93
 
 
 # --- the vectorised methods are the package's ------------------------------------------------------------
@@ -128,6 +152,12 @@ def test_test_methods_are_the_package_s():
     for row, low, high in zip(rows, *calibrate.superiority_intervals(rows), strict=True):
         wins = sum(row > 0) + sum(row == 0) / 2
         assert (low, high) == pytest.approx(calibrate.chance_to_win(wins, 9), abs=1e-12)
+
+
+def test_the_rival_is_ppi_python():
+    """On numbers whose interval version 0.2.3 of it gave."""
+    y, f, rest = (np.array(row.split(), dtype=float)[None] for row in (Y, F, REST))
+    assert [float(end[0]) for end in calibrate.ppi(y, f, rest)] == pytest.approx(PPI_ENDS, abs=1e-4)
 
 
 @given(st.lists(st.integers(-3, 3), min_size=2, max_size=15))
