@@ -107,7 +107,7 @@ def _print_outcome(run_dir: Path, info: RunInfo, as_json: bool = False) -> None:
         print(path.read_text(encoding="utf-8") if comparison else "null\n", end="")
         return
     if comparison:
-        lines.append(f"{comparison.primary}, 0 to 10, over {len(comparison.prompts)} prompts")
+        lines.append(f"{comparison.primary} over {len(comparison.prompts)} prompts")
         lines.append(f"{'model':24} quality  95% interval  tokens/s  TTFT ms  weights MiB  finished  timing")
         by_model = {result.model: result for result in compare.read_results(run_dir)[0]}
         for model, e in comparison.ranking.items():
@@ -117,7 +117,8 @@ def _print_outcome(run_dir: Path, info: RunInfo, as_json: bool = False) -> None:
                 f"{model:24} {e.mean:7.2f}  {interval:>12}  {speed:8,.0f}  {1000 * ttft:7,.1f}  "
                 f"{r.metrics['memory/parameters_mib']:11,.1f}  {r.finished:>4}/{r.attempted:<3}  {r.noise}"
             )
-        lines += [f"  {compare.verdict_sentence(pair)}" for pair in comparison.pairs]
+        lines.append(f"verdicts {comparison.basis}:")
+        lines += [f"  {compare.verdict_sentence(pair)}" for pair in comparison.verdicts]
         lines += ["", comparison.pick_reason, comparison.size_hypothesis]
         lines += [f"not compared: {model}: {reason}" for model, reason in comparison.excluded.items()]
         lines += comparison.notes
@@ -211,28 +212,32 @@ def label(
         list[Path] | None, typer.Option(help="A filled-in sheet, named after its rater; may be repeated.")
     ] = None,
     judge: Annotated[str, typer.Option(help="Let this model rate the sheet's texts too.")] = "",
-    count: Annotated[int, typer.Option(min=1, help="Texts on the sheet.")] = 40,
+    count: Annotated[int, typer.Option(min=1, help="Texts on the sheet, in whole prompts.")] = 40,
     seed: Annotated[int, typer.Option(help="Seed of the choice and order of the texts.")] = 0,
 ) -> None:
-    """Have people rate a run's texts blindly, and tell how far they agree."""
-    from nbhelpers.comparison import labels
+    """Have people rate a run's texts blindly, tell how far they agree, and correct the verdicts by them."""
+    from nbhelpers.comparison import compare, labels
     from nbhelpers.runner.plan import find_run
 
     folder = find_run(run)
     if not read and not judge:
-        print(labels.write_sheet(folder, count, seed))
-        print(f"Give each rater a copy, named after them and without {labels.KEY}, to rate from 1 to 10.")
+        print(labels.write_sheet(folder, count, seed), *labels.plan_lines(folder), sep="\n")
+        print(f"Give each rater a copy, named after them and without {labels.KEY}, to rate from 1 to 10,")
+        print("from the first item on: only ratings in the sheet's order can correct the verdicts.")
         print(f"Then: nbhelpers label {run} --read RATER.csv")
         return
     for sheet in read or []:
         labels.read_sheet(folder, sheet)
     if judge:
         labels.add_judge(folder, judge)
+    found = compare.compare_run(folder)
+    print(f"Verdicts {found.basis}; `nbhelpers report {run}` writes them into the report.")
+    print("\n".join(f"  {compare.verdict_sentence(pair)}" for pair in found.verdicts), *found.notes, sep="\n")
     print("Krippendorff's alpha (1 is full agreement, 0 as by chance)")
-    for found in labels.agreement(folder):
-        interval = f"[{found.low:.2f}, {found.high:.2f}]" if found.low is not None else f"({found.reason})"
-        mean = "" if found.mean is None else f"{found.mean:.2f} "
-        print(f"  {found.name}: {mean}{interval} over {found.n} texts")
+    for alpha in labels.agreement(folder):
+        interval = f"[{alpha.low:.2f}, {alpha.high:.2f}]" if alpha.low is not None else f"({alpha.reason})"
+        mean = "" if alpha.mean is None else f"{alpha.mean:.2f} "
+        print(f"  {alpha.name}: {mean}{interval} over {alpha.n} texts")
 
 
 @app.command()

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from nbhelpers import registry, store
+from nbhelpers.comparison import ratings, size
 from nbhelpers.records import SCHEMA_VERSION, Estimate, LabError, ModelSpec, Record, Result, RunInfo, Sample
 from nbhelpers.stats import paired
 from nbhelpers.stats.estimate import estimate
@@ -38,6 +38,14 @@ class ComparisonReport(Record):
     ranks: tuple[paired.RankInterval, ...] = ()  # best first
     schema_version: int = SCHEMA_VERSION
     notes: tuple[str, ...] = ()  # what is not in the comparison besides whole models, and why
+    basis: str = "by the rubric"  # what pick and verdicts rest on; or "corrected by N ratings"
+    readers: dict[str, Estimate] = field(default_factory=dict)  # model -> mean in readers' points, best first
+    corrected: tuple[Comparison, ...] = ()  # pairs in readers' points, in the order of ``readers``
+
+    @property
+    def verdicts(self) -> tuple[Comparison, ...]:
+        """The pairs that decide: corrected ones where there are ratings."""
+        return self.corrected or self.pairs
 
 
 def compare_run(run_dir: Path) -> ComparisonReport:
@@ -49,7 +57,14 @@ def compare_run(run_dir: Path) -> ComparisonReport:
 def assemble(run_dir: Path, margin: float = MARGIN) -> ComparisonReport:
     """The comparison of a run's folder, without writing it. LabError as ``comparable``."""
     results, excluded, notes = comparable(run_dir)
-    return compare(results, excluded, margin, notes)
+    report = compare(results, excluded, margin, notes)
+    found = ratings.correct(run_dir, results, report.prompts, margin)
+    if isinstance(found, list):
+        return replace(report, notes=(*report.notes, *found))
+    by_name, basis = {result.model: result for result in results}, f"corrected by {found.ratings} ratings"
+    pick, reason = pick_model([by_name[model] for model in found.ranking], found.pairs)
+    report = replace(report, pick=pick, pick_reason=reason, basis=basis)
+    return replace(report, readers=found.ranking, corrected=found.pairs)
 
 
 def comparable(run_dir: Path) -> tuple[list[Result], dict[str, str], list[str]]:
@@ -188,9 +203,9 @@ def compare(
     means = {r.model: estimate(r.per_prompt.values(), r.primary) for r in results}
     ranked = sorted(results, key=lambda result: -(means[result.model].mean or 0.0))
     primary, ranking = ranked[0].primary if ranked else "", {r.model: means[r.model] for r in ranked}
-    per_model, slope = {r.model: r.per_prompt for r in ranked}, size_slope(results)
+    per_model, slope = {r.model: r.per_prompt for r in ranked}, size.slope(results)
     pairs, ranks = paired.compare_all(per_model, margin), paired.rank_intervals(per_model)
-    found = *pick_model(ranked, pairs), slope, size_sentence(slope, ranked), excluded, ranks
+    found = *pick_model(ranked, pairs), slope, size.sentence(slope, ranked), excluded, ranks
     return ComparisonReport(primary, tuple(shared), ranking, pairs, *found, notes=tuple(notes))
 
 
@@ -221,45 +236,6 @@ def pick_model(ranked: Sequence[Result], pairs: Sequence[Comparison]) -> tuple[s
     return pick, f"{reason}."
 
 
-def size_slope(results: Sequence[Result]) -> Estimate | None:
-    """Points gained per doubling of the parameters: one least-squares slope a prompt, then their mean.
-
-    Prompts are the units, so the interval speaks about other prompts for these models, not about other
-    models. All results have the same prompts. None for fewer than two sizes.
-    """
-    sizes = [math.log2(result.parameters) for result in results]
-    if len(set(sizes)) < 2:
-        return None
-    centre = sum(sizes) / len(sizes)
-    weights = [(size - centre) / sum((other - centre) ** 2 for other in sizes) for size in sizes]
-    slopes = (
-        sum(w * r.per_prompt[prompt] for w, r in zip(weights, results, strict=True))
-        for prompt in sorted(results[0].per_prompt)
-    )
-    return estimate(slopes, "points per doubling of parameters")
-
-
-def size_sentence(slope: Estimate | None, ranked: Sequence[Result]) -> str:
-    """What the data say about "larger models write better content"; ``ranked`` is the best first."""
-    low, high, over = (slope.low, slope.high, "over") if slope else (None, None, "")
-    if slope and slope.sd == 0 and paired.sign_flip_p([slope.mean or 0.0] * slope.n) < paired.ALPHA:
-        low, high, over = slope.mean, slope.mean, "the same on each of"  # no interval, but a test
-    if slope is None or low is None or high is None:
-        why = slope.reason if slope else "it needs two sizes on the same prompts"
-        return f"Whether larger models write better stays open: {why}."
-    interval = f"[{low:+.2f}, {high:+.2f}] " if low < high else ""
-    figures = f"{slope.mean:+.2f} points per doubling of the parameters {interval}{over}"
-    differ = ", which also differ in architecture" if len({r.family for r in ranked}) > 1 else ""
-    figures += f" {slope.n} prompts, for these {len(ranked)} models only{differ}."
-    if low > 0:
-        best, largest = ranked[0].model, max(ranked, key=lambda result: result.parameters).model
-        but = "" if best == largest else f" The best is {best}, not the largest, {largest}."
-        return f"On average the larger models here write better: {figures}{but}"
-    if high < 0:
-        return f"Among these models the larger ones write worse: {figures}"
-    return f"These data do not show that larger models write better: {figures}"
-
-
 def verdict_sentence(pair: Comparison) -> str:
     """One comparison as a sentence with its figures."""
     words = f"{pair.a} writes {pair.verdict} than {pair.b}"
@@ -283,6 +259,8 @@ def _points(pair: Comparison) -> str:
         f" [{pair.low:+.2f}, {pair.high:+.2f}] over" if pair.low is not None else ", the same on each of"
     )
     found = f"{pair.difference:+.2f} points{interval} {pair.n} prompts"
+    if pair.rated is not None:
+        return f"{found}, {pair.rated} of them rated"
     if pair.verdict != "cannot tell":
         return found
     needed = f"about {pair.prompts_needed:,}" if pair.prompts_needed else f"more than {paired.MOST_PROMPTS:,}"

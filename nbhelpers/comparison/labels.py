@@ -7,67 +7,97 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import random
 import re
-from collections.abc import Container
-from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from statistics import fmean, median
 
 from nbhelpers import store
 from nbhelpers.comparison import compare as comparison
+from nbhelpers.comparison import ratings
+from nbhelpers.comparison.ratings import KEY, LABELS, PERSON, Design, LabelKey, Labels
 from nbhelpers.loading import load as loading
-from nbhelpers.records import SCHEMA_VERSION, Estimate, LabError, Record, Sample, Score
+from nbhelpers.records import Estimate, LabError, Result, Sample
 from nbhelpers.scoring import judge
 from nbhelpers.scoring.rubric import PRIMARY
-from nbhelpers.stats.estimate import krippendorff
+from nbhelpers.stats import corrected
+from nbhelpers.stats.estimate import krippendorff, mean_sd, sorted_array
 
-SHEET, KEY, LABELS = "labels.csv", "labels_key.json", "labels.json"
-PERSON = "person "
+SHEET = "labels.csv"
+ASSUMED = 0.6  # correlation of score and readers over prompts, for planning; nobody has measured yours
 _RATING = re.compile(r"\d+(?:[.,]\d+)?", re.ASCII)
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # a spreadsheet may run a cell that begins so (OWASP, CSV injection)
 
 
-@dataclass(frozen=True)
-class LabelKey(Record):
-    """labels_key.json: item number, as text -> key of the sample, which names the model."""
-
-    items: dict[str, str]
-    schema_version: int = SCHEMA_VERSION
-
-
-@dataclass(frozen=True)
-class Labels(Record):
-    """labels.json: "person NAME" or "judge MODEL" -> item number, as text -> rating 1 to 10, if given."""
-
-    ratings: dict[str, dict[str, float]] = field(default_factory=dict)
-    schema_version: int = SCHEMA_VERSION
-
-
 def write_sheet(run_dir: Path, count: int = 40, seed: int = 0) -> Path:
-    """Write up to ``count`` finished texts of the run, shuffled, without model or score; and the key file.
+    """Write a sheet of at least ``count`` texts, if there are, without model or score; and the key file.
 
-    Models with random weights are left out. LabError for a run without texts or with a sheet already.
+    Whole prompts in the random order that the key records, each with a text of every model of the comparison,
+    the repeat drawn too. LabError for a run without texts or with a sheet already.
     """
     name = run_dir.name
     if (run_dir / KEY).exists() or (run_dir / SHEET).exists():
         raise LabError(f"The run {name} has {SHEET} already: read it with --read, or move it and {KEY} away.")
-    results = comparison.read_results(run_dir)[0]
-    real = {r.slug for r in results if r.quality_applies or comparison.FOREIGN in r.metrics}
-    written = _by_key(run_dir, "samples.jsonl", Sample, real)
-    samples = [sample for sample in written.values() if sample.error is None]
-    if not samples:
-        raise LabError(f"The run {name} has no finished texts to label: run the models first.")
-    random.Random(seed).shuffle(samples)
-    items = {str(number): sample for number, sample in enumerate(samples[:count], 1)}
-    store.write_json(run_dir / KEY, LabelKey({number: sample.key for number, sample in items.items()}))
+    results, prompts = compared(run_dir)
+    texts = ratings.read_texts(run_dir, results)
+    groups: dict[str, dict[str, list[str]]] = {prompt: {} for prompt in prompts}
+    for key in sorted(texts):
+        groups[texts[key].prompt].setdefault(texts[key].model, []).append(key)
+    if not groups or any(len(of) < len(results) for of in groups.values()):
+        raise LabError(
+            f"The run {name} has no texts of the same prompts to label: run its models to the end."
+        )
+    rng, strata = random.Random(seed), ratings.strata_of(texts.values())
+    order = corrected.random_order(strata, seed)
+    drawn = order[: math.ceil(count / len(results))]
+    picked = [
+        rng.choice(keys) for prompt in drawn for keys in rng.sample([*groups[prompt].values()], len(results))
+    ]
+    samples = [texts[key].sample for key in picked]
+    failed = tuple(sample.key for sample in samples if sample.error is not None)
+    items = {str(n): sample for n, sample in enumerate((s for s in samples if s.error is None), 1)}
+    design = Design(seed, tuple(order), len(drawn), corrected.chances(strata, drawn), failed)
+    store.write_json(
+        run_dir / KEY, LabelKey({number: sample.key for number, sample in items.items()}, design)
+    )
     # The byte order mark tells spreadsheet programs that it is UTF-8.
     with (run_dir / SHEET).open("w", encoding="utf-8-sig", errors="replace", newline="") as file:
         rows = ((number, harmless(s.prompt), harmless(s.text), "") for number, s in items.items())
         csv.writer(file).writerows((("item", "prompt", "text", "score"), *rows))
     return run_dir / SHEET
+
+
+def compared(run_dir: Path) -> tuple[list[Result], list[str]]:
+    """The models that the run compares, and the prompts that all of them have."""
+    results = comparison.comparable(run_dir)[0]
+    return results, sorted(set[str].intersection(*(set(r.per_prompt) for r in results))) if results else []
+
+
+def plan_lines(run_dir: Path) -> list[str]:
+    """What ratings will buy: half the interval of a difference, by the number of prompts that are rated.
+
+    The readers' spread is taken from the score's (median over pairs), the correlation is ``ASSUMED``.
+    """
+    results, prompts = compared(run_dir)
+    differences = (
+        sorted_array(a.per_prompt[p] - b.per_prompt[p] for p in prompts) for a, b in combinations(results, 2)
+    )
+    spreads = [sd for x in differences if len(x) > 1 and (sd := mean_sd(x)[1])]
+    if not spreads or len(prompts) < corrected.LEAST:
+        return []
+    sd = median(spreads)
+    steps = sorted({n for n in (6, 10, 20, 40, 80, 160, 320) if n < len(prompts)} | {len(prompts)})
+    width = {n: corrected.half_width(sd, n, len(prompts), ASSUMED) for n in steps}
+    told = f"deviation of the differences {sd:.1f} points as in the score, correlation {ASSUMED:g} assumed"
+    return [
+        f"What ratings will buy ({told}):",
+        *(
+            f"  {n * len(results):5} ratings, {n:3} prompts: differences to ±{w:.1f}"
+            for n, w in width.items()
+        ),
+    ]
 
 
 def harmless(cell: str) -> str:
@@ -81,7 +111,7 @@ def read_sheet(run_dir: Path, path: Path) -> Labels:
     Commas or semicolons separate its cells. A rater who is read again is replaced. LabError with the line for
     an unknown or repeated item and a bad score.
     """
-    items, found, line = _items(run_dir), dict[str, float](), 1
+    items, found, line = ratings.read_key(run_dir).items, dict[str, float](), 1
     try:
         content = path.read_bytes().decode("utf-8-sig")
         heading = content.partition("\n")[0]
@@ -107,7 +137,8 @@ def read_sheet(run_dir: Path, path: Path) -> Labels:
 
 def add_judge(run_dir: Path, model: str) -> Labels:
     """Let a model rate the sheet's texts too; texts that it does not rate are absent from labels.json."""
-    items, samples = _items(run_dir), _by_key(run_dir, "samples.jsonl", Sample)
+    items = ratings.read_key(run_dir).items
+    samples = {row.key: row for p in run_dir.glob("*/samples.jsonl") for row in store.read_rows(p, Sample)}
     loaded = loading.load(model)
     try:
         texts = {number: samples[key] for number, key in items.items() if key in samples}
@@ -120,43 +151,29 @@ def add_judge(run_dir: Path, model: str) -> Labels:
 def agreement(run_dir: Path) -> tuple[Estimate, ...]:
     """Krippendorff's alpha between people, and between their mean, the rubric and each judge, pair by pair.
 
-    ``n`` counts the texts that both have rated. () without labels.
+    "readers" are those whose ratings ship with the default run's texts. ``n`` counts the texts that both have
+    rated. () without labels.
     """
-    if not (ratings := _labels(run_dir).ratings):
+    rated = ratings.read_ratings(run_dir)
+    texts = ratings.read_texts(run_dir, compared(run_dir)[0])
+    readers = ratings.shipped(texts)[0]
+    if not rated and not readers:
         return ()
-    items, scores = _items(run_dir), _by_key(run_dir, "scores.jsonl", Score)
-    people = [rated for rater, rated in ratings.items() if rater.startswith(PERSON)]
-    each = {n: [rated[n] for rated in people if n in rated] for n in items}
-    raters = {"people": {n: fmean(found) for n, found in each.items() if found}} if people else {}
-    raters[PRIMARY] = {
-        n: 1 + 0.9 * scores[key].values[PRIMARY]
-        for n, key in items.items()
-        if key in scores and scores[key].reason is None
-    }
-    raters |= {rater: rated for rater, rated in ratings.items() if not rater.startswith(PERSON)}
+    people = [by for rater, by in rated.items() if rater.startswith(PERSON)]
+    keys = dict.fromkeys(key for by in (*rated.values(), readers) for key in by)
+    each = {key: [by[key] for by in people if key in by] for key in keys}
+    raters = {"people": {key: fmean(found) for key, found in each.items() if found}} if people else {}
+    raters |= {"readers": readers} if readers else {}
+    raters[PRIMARY] = {key: 1 + 0.9 * texts[key].score for key in keys if key in texts}
+    raters |= {rater: by for rater, by in rated.items() if not rater.startswith(PERSON)}
     found = [krippendorff(each.values(), "people")] if len(people) > 1 else []
     for (one, first), (other, second) in combinations(raters.items(), 2):
-        pairs = [(first.get(n), second.get(n)) for n in items]
-        found.append(krippendorff(pairs, f"{one} and {other}"))
+        found.append(krippendorff([(first.get(k), second.get(k)) for k in keys], f"{one} and {other}"))
     return tuple(found)
 
 
-def _by_key(run_dir: Path, name: str, kind: type[Any], slugs: Container[str] | None = None) -> dict[str, Any]:
-    """Key -> sample or score, of all models or of those with these slugs."""
-    paths = [p for p in sorted(run_dir.glob(f"*/{name}")) if slugs is None or p.parent.name in slugs]
-    return {row.key: row for path in paths for row in store.read_rows(path, kind)}
-
-
-def _add(run_dir: Path, rater: str, ratings: dict[str, float]) -> Labels:
-    store.write_json(run_dir / LABELS, labels := Labels({**_labels(run_dir).ratings, rater: ratings}))
+def _add(run_dir: Path, rater: str, rated: dict[str, float]) -> Labels:
+    path = run_dir / LABELS
+    old = store.read_json(path, Labels).ratings if path.exists() else {}
+    store.write_json(path, labels := Labels({**old, rater: rated}))
     return labels
-
-
-def _labels(run_dir: Path) -> Labels:
-    return store.read_json(run_dir / LABELS, Labels) if (run_dir / LABELS).exists() else Labels()
-
-
-def _items(run_dir: Path) -> dict[str, str]:
-    if not (run_dir / KEY).exists():
-        raise LabError(f"The run {run_dir.name} has no {KEY}: write the sheet first with `nbhelpers label`.")
-    return store.read_json(run_dir / KEY, LabelKey).items

@@ -61,11 +61,11 @@ def ranking(report: ComparisonReport) -> Figure:
 def pair_differences(report: ComparisonReport) -> Figure:
     """Which differences are real? Paired differences against zero and the equivalence margin."""
     short, rows = _short_names(report.ranking), []
-    for p in report.pairs:
+    for p in report.verdicts:
         if p.difference is not None:
             e = Estimate("", p.n, p.difference, None, p.low, p.high)
             rows.append((f"{short[p.a]} − {short[p.b]}", e, VERDICT_COLOURS[p.verdict], p.verdict))
-    figure, axes = _forest("Which differences are real?", rows)
+    figure, axes = _forest(f"Which differences are real? ({report.basis})", rows)
     if rows:
         axes.axvspan(-report.pairs[0].margin, report.pairs[0].margin, color=GREY, alpha=0.18, lw=0)
     axes.axvline(0, color="black", lw=0.8)

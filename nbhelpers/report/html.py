@@ -105,7 +105,7 @@ def _pictures(results: Sequence[Result], report: ComparisonReport) -> dict[str, 
     figures, addresses = dict[str, Any](), {}
     if report.ranking:
         figures = {"ranking": plots.ranking(report), "speed": plots.quality_speed_memory(results, report)}
-    if any(pair.difference is not None for pair in report.pairs):
+    if any(pair.difference is not None for pair in report.verdicts):
         figures["pairs"] = plots.pair_differences(report)
     if report.size_slope is not None:
         figures["size"] = plots.size_quality(results, report)

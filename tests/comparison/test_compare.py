@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 
 from nbhelpers import store
 from nbhelpers.comparison import compare as comparison
-from nbhelpers.comparison import plots
+from nbhelpers.comparison import plots, size
 from nbhelpers.comparison.compare import ComparisonReport
 from nbhelpers.records import LabError, ModelSpec
 from nbhelpers.stats import paired
@@ -141,14 +141,14 @@ def test_the_size_slope_is_the_mean_of_the_least_squares_slopes():
         )
         for size in sizes
     ]
-    slope = comparison.size_slope(results)
+    slope = size.slope(results)
     matrix = np.array([list(result.per_prompt.values()) for result in results])  # models x prompts
     expected = np.polyfit(np.log2(sizes), matrix, 1)[0]
     assert slope is not None and slope.n == 15
     assert slope.mean == pytest.approx(expected.mean(), abs=1e-9)
     assert slope.sd == pytest.approx(expected.std(ddof=1), abs=1e-9)
     assert slope.low < 0.8 < slope.high  # the planted truth
-    assert "the larger models here write better" in comparison.size_sentence(slope, results)
+    assert "the larger models here write better" in size.sentence(slope, results)
 
 
 def test_a_rising_slope_does_not_hide_that_the_largest_is_not_the_best():

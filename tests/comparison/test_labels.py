@@ -89,15 +89,20 @@ def test_no_cell_can_be_taken_for_a_formula(run: Path) -> None:
     assert not any(cell and cell[0] in "=+-@\t\r\n＝＋－＠" for row in rows for cell in row.values())
 
 
-def test_seed_and_count_choose_the_texts(run: Path) -> None:
-    def chosen(count: int, seed: int) -> list[str]:
+def test_whole_prompts_are_drawn_in_an_order_that_the_key_records(run: Path) -> None:
+    def chosen(count: int, seed: int) -> labels.LabelKey:
         for name in ("labels.csv", "labels_key.json"):
             (run / name).unlink(missing_ok=True)
         labels.write_sheet(run, count, seed)
-        return truth_keys(run)
+        return store.read_json(run / "labels_key.json", labels.LabelKey)
 
     assert chosen(12, 1) == chosen(12, 1) != chosen(12, 2)
-    assert len(chosen(5, 1)) == 5 and set(chosen(12, 1)) == set(chosen(99, 2))
+    key, whole = chosen(5, 1), chosen(99, 1)
+    assert len(key.items) == 6 and list(key.items.values()) == list(whole.items.values())[:6]
+    prompts = [sample.split("-")[-2] for sample in whole.items.values()]
+    assert prompts[::2] == prompts[1::2] == list(whole.design.order) and len(set(prompts)) == 6
+    assert whole.design.chances == {"linkedin_post": 1.0} and key.design.chances == {"linkedin_post": 0.5}
+    assert len({sample.rsplit("-", 2)[0] for sample in list(whole.items.values())[::2]}) == 2  # either first
 
 
 def test_a_sheet_is_never_overwritten_and_a_run_without_texts_has_none(run: Path, tmp_path: Path) -> None:
@@ -107,7 +112,7 @@ def test_a_sheet_is_never_overwritten_and_a_run_without_texts_has_none(run: Path
         labels.write_sheet(run, seed=1)
     assert (run / "labels.csv").read_bytes() == before
     write_info(tmp_path / "empty", ())
-    with pytest.raises(LabError, match="no finished texts"):
+    with pytest.raises(LabError, match="no texts of the same prompts"):
         labels.write_sheet(tmp_path / "empty")
 
 
@@ -220,14 +225,14 @@ def read(run: Path) -> labels.Labels:
 
 
 def test_the_report_shows_the_agreement_or_why_not(run: Path) -> None:
-    assert "People, rubric and judge" not in report.write_report(run).read_text()
+    assert "Rubric against readers" not in report.write_report(run).read_text()
     labels.write_sheet(run)
     rated = fill(run, "anna", {i: str(n + int(i) % 2) for i, n in truth(run).items()})
     labels.read_sheet(run, rated)
     (found,) = labels.agreement(run)
     page = " ".join(report.write_report(run).read_text().split())
     assert f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]" in page
-    assert "people and lab_v1" in page and "People, rubric and judge" in page
+    assert "people and lab_v1" in page and "Rubric against readers" in page
     (run / "labels.json").write_text("{")
     assert "The labels cannot be used: labels.json: not JSON" in report.write_report(run).read_text()
 

@@ -1,0 +1,228 @@
+"""Ratings that correct a comparison, those that must not, and those that ship."""
+
+from __future__ import annotations
+
+import csv
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from made_runs import make_result, make_sample, prompt_ids, write_info, write_model
+from typer.testing import CliRunner
+
+from nbhelpers import cli, store
+from nbhelpers.comparison import compare as comparison
+from nbhelpers.comparison import labels, ratings
+from nbhelpers.comparison.compare import ComparisonReport
+from nbhelpers.report import html as report
+
+MODELS, PROMPTS = ("lab-gpt2", "lab-llama"), prompt_ids(14)
+TYPES = dict(zip(PROMPTS, ["short_post", "business_note"] * 7, strict=True))
+
+
+def quality(model: str, prompt: str) -> float:
+    """What a careful reader thinks: lab-llama is two points better, on every other prompt a little more."""
+    number = int(prompt[1:])
+    return 2 + number / 4 + (2 + 0.3 * (-1) ** number) * (model == "lab-llama")
+
+
+def score(model: str, prompt: str) -> float:
+    """The rubric favours lab-gpt2 by four points, and follows the reader otherwise."""
+    return quality(model, prompt) + 4 * (model == "lab-gpt2") - 1 + 0.2 * (int(prompt[1:]) % 3)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    write_info(folder, MODELS)
+    for model in MODELS:
+        samples = [
+            (make_sample(model, p, repeat, content_type=TYPES[p]), score(model, p))
+            for p in PROMPTS
+            for repeat in (0, 1)
+        ]
+        write_model(folder, make_result(model, [score(model, p) for p in PROMPTS]), samples)
+    return folder
+
+
+def draw(run: Path, count: int = 20) -> labels.LabelKey:
+    labels.write_sheet(run, count)
+    return store.read_json(run / "labels_key.json", labels.LabelKey)
+
+
+def about(key: str) -> tuple[str, str]:
+    model, prompt, _ = key.rsplit("-", 2)
+    return model, prompt
+
+
+def rate(run: Path, name: str, items: range, shift: float = 0.0) -> None:
+    """A careful reader's ratings of some items, by way of a sheet."""
+    key = store.read_json(run / "labels_key.json", labels.LabelKey).items
+    path = run.parent / f"{name}.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        rows = ((n, min(10.0, max(1.0, quality(*about(key[str(n)])) + shift))) for n in items)
+        csv.writer(file).writerows([("item", "score"), *rows])
+    labels.read_sheet(run, path)
+
+
+def test_ratings_turn_a_verdict_that_the_rubric_got_wrong(run: Path) -> None:
+    before = comparison.compare_run(run)
+    assert (before.pick, before.basis, before.verdicts) == ("lab-gpt2", "by the rubric", before.pairs)
+    assert len(draw(run).items) == 20
+    rate(run, "anna", range(1, 21))
+    found = comparison.compare_run(run)
+    assert (found.pick, found.basis) == ("lab-llama", "corrected by 20 ratings")
+    (pair,) = found.corrected
+    assert (pair.a, pair.verdict, pair.n, pair.rated) == ("lab-llama", "better", 14, 10)
+    assert pair.low < 2 < pair.high and pair.high - pair.low < 1
+    assert found.pairs == before.pairs and list(found.readers) == ["lab-llama", "lab-gpt2"]
+    truth = sum(quality("lab-llama", p) for p in PROMPTS) / 14
+    assert found.readers["lab-llama"].low < truth < found.readers["lab-llama"].high
+    assert "14 prompts, 10 of them rated" in comparison.verdict_sentence(pair)
+    assert store.read_json(run / "comparison.json", ComparisonReport) == found
+
+
+def test_report_and_command_say_what_the_verdict_rests_on(run: Path) -> None:
+    comparison.compare_run(run)
+    assert "Decided by the rubric." in report.write_report(run).read_text()
+    written = CliRunner().invoke(cli.app, ["label", str(run), "--count", "20"])
+    assert "correlation 0.6 assumed" in written.output and "28 ratings,  14 prompts" in written.output
+    rate(run, "anna", range(1, 21))
+    sheet = str(run.parent / "anna.csv")
+    told = CliRunner().invoke(cli.app, ["label", str(run), "--read", sheet]).output
+    assert "Verdicts corrected by 20 ratings" in told and "lab-llama writes better than lab-gpt2" in told
+    page = " ".join(report.write_report(run).read_text().split())
+    assert "Decided corrected by 20 ratings." in page and "Rubric against readers" in page
+    assert "By the rubric alone: lab-gpt2 writes better than lab-llama" in page
+
+
+def test_planned_widths_shrink_with_the_ratings(run: Path) -> None:
+    widths = [float(line.rpartition("±")[2]) for line in labels.plan_lines(run)[1:]]
+    assert len(widths) == 3 and widths == sorted(widths, reverse=True)
+
+
+def test_the_first_prompts_are_enough_and_several_raters_are_averaged(run: Path) -> None:
+    draw(run)
+    rate(run, "anna", range(1, 14))  # six prompts and half of the seventh
+    rate(run, "bo", range(1, 9), shift=1.5)
+    found = comparison.assemble(run)
+    assert found.basis == "corrected by 20 ratings" and found.corrected[0].rated == 6
+    rate(run, "bo", range(1, 9), shift=-0.5)
+    assert comparison.assemble(run).corrected[0].difference == pytest.approx(found.corrected[0].difference)
+
+
+def test_a_rater_of_half_a_prompt_does_not_count_there(run: Path) -> None:
+    """A severe rater of one text only would make its model look worse."""
+    draw(run)
+    rate(run, "anna", range(1, 21))
+    alone = comparison.assemble(run)
+    rate(run, "severe", range(1, 2), shift=-9)
+    assert comparison.assemble(run) == alone
+
+
+@pytest.mark.parametrize(
+    "kind", ["a gap", "split prompts", "too few", "no design", "another order", "others"]
+)
+def test_what_is_no_random_sample_is_refused_in_a_sentence(run: Path, kind: str) -> None:
+    key = draw(run)
+    if kind == "a gap":
+        rate(run, "anna", range(1, 9))
+        rate(run, "bo", range(11, 21))
+        said = "nobody has rated all of the items 9, 10, and later ones are rated"
+    elif kind == "split prompts":
+        rate(run, "anna", range(1, 21, 2))
+        rate(run, "bo", range(2, 21, 2))
+        said = "nobody has rated all of the items 1, 2, and later ones are rated"
+    elif kind == "too few":
+        rate(run, "anna", range(1, 11))
+        said = "5 prompts are rated with every model's text; it takes 6"
+    else:
+        rate(run, "anna", range(1, 21))
+        design = None
+        said = "records no random draw"
+        if kind == "another order":
+            order = list(key.design.order)
+            random.Random(3).shuffle(order)
+            design, said = replace(key.design, order=tuple(order)), "was not drawn at random from the prompts"
+        elif kind == "others":
+            design, said = replace(key.design, order=key.design.order[:-1]), "was not drawn at random"
+        store.write_json(run / "labels_key.json", replace(key, design=design))
+    found = comparison.assemble(run)
+    assert found.basis == "by the rubric" and not found.corrected and found.pick == "lab-gpt2"
+    (note,) = found.notes
+    assert note.startswith("Not corrected by the ratings: ") and said in note
+
+
+def test_a_drawn_text_that_failed_counts_as_the_worst_and_is_not_shown(run: Path) -> None:
+    path = run / "lab-llama" / "samples.jsonl"
+    rows = list(store.read_rows(path, ratings.Sample))
+    store.write_rows(path, [replace(r, text="", error="no") if r.prompt_id == "b03" else r for r in rows])
+    key = draw(run, 28)
+    (failed,) = key.design.failed
+    assert about(failed) == ("lab-llama", "b03") and len(key.items) == 27
+    rate(run, "anna", range(1, 28))
+    found = comparison.assemble(run)
+    assert found.basis == "corrected by 27 ratings" and found.corrected[0].rated == 14
+    (pair,) = found.corrected
+    lost = quality("lab-llama", "b03") - 1
+    mean = sum(quality("lab-llama", p) - quality("lab-gpt2", p) for p in PROMPTS) / 14
+    assert pair.difference == pytest.approx(mean - lost / 14, abs=1e-6)
+
+
+# ---- ratings that ship ---------------------------------------------------------------------------------
+
+
+def ship(data: Path, run: Path, prompts: list[str]) -> None:
+    """The ratings of the first texts of both models for these prompts, which were read in this order."""
+    rows = []
+    for place, prompt in enumerate(prompts, 1):
+        for model in MODELS:
+            sample = make_sample(model, prompt, 0, content_type=TYPES[prompt])
+            digest = ratings.digest(sample.prompt, sample.text)
+            rows.append(ratings.Reading(digest, prompt, place, quality(model, prompt)))
+    store.write_rows(data / "readers" / "default_run.jsonl", rows)
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(ratings.store, "data_dir", lambda: tmp_path / "data")
+    return tmp_path / "data"
+
+
+def test_texts_that_ship_with_ratings_are_found_by_their_hash(run: Path, data: Path) -> None:
+    order = ratings.corrected.random_order(TYPES, 0)
+    ship(data, run, order[:8])
+    found = comparison.assemble(run)
+    assert (found.basis, found.pick) == ("corrected by 16 ratings", "lab-llama")
+    assert found.corrected[0].rated == 8
+    (alpha,) = labels.agreement(run)
+    assert (alpha.name, alpha.n) == ("readers and lab_v1", 16)
+    comparison.compare_run(run)
+    page = " ".join(report.write_report(run).read_text().split())
+    assert "Rubric against readers" in page and "Decided corrected by 16 ratings." in page
+
+
+def test_only_the_beginning_whose_texts_are_found_counts(run: Path, data: Path) -> None:
+    order = ratings.corrected.random_order(TYPES, 0)
+    ship(data, run, order)
+    path = run / "lab-gpt2" / "samples.jsonl"
+    rows = list(store.read_rows(path, ratings.Sample))
+    store.write_rows(path, [replace(r, text="Another.") if r.prompt_id == order[9] else r for r in rows])
+    assert comparison.assemble(run).corrected[0].rated == 9
+    store.write_rows(path, [replace(r, text="Another.") if r.prompt_id == order[5] else r for r in rows])
+    assert comparison.assemble(run).basis == "by the rubric"
+
+
+def test_a_sheet_of_the_run_goes_before_what_ships(run: Path, data: Path) -> None:
+    ship(data, run, ratings.corrected.random_order(TYPES, 0))
+    draw(run)
+    rate(run, "anna", range(1, 13))
+    assert comparison.assemble(run).basis == "corrected by 12 ratings"
+    names = [alpha.name for alpha in labels.agreement(run)]
+    assert names == ["people and readers", "people and lab_v1", "readers and lab_v1"]
+
+
+def test_the_digest_is_that_of_prompt_and_text() -> None:
+    known = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"  # of "hello"
+    assert ratings.digest("hel", "lo") == known
