@@ -221,7 +221,16 @@ def label(
 
     folder = find_run(run)
     if not read and not judge:
-        print(labels.write_sheet(folder, count, seed), *labels.plan_lines(folder), sep="\n")
+        print(labels.write_sheet(folder, count, seed))
+        sd, widths = labels.planned_widths(folder)
+        wide = ", ".join(f"{number} to ±{width:.1f}" for number, width in widths.items())
+        if widths:
+            print(
+                f"Differences of models, by the number of ratings: {wide} points. (Assumed: readers differ by"
+            )
+            print(
+                f"{sd:.1f} points from prompt to prompt, as the score does; correlation {labels.ASSUMED:g}.)"
+            )
         print(f"Give each rater a copy, named after them and without {labels.KEY}, to rate from 1 to 10,")
         print("from the first item on: only ratings in the sheet's order can correct the verdicts.")
         print(f"Then: nbhelpers label {run} --read RATER.csv")

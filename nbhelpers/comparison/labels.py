@@ -10,6 +10,7 @@ import io
 import math
 import random
 import re
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean, median
@@ -40,28 +41,22 @@ def write_sheet(run_dir: Path, count: int = 40, seed: int = 0) -> Path:
     name = run_dir.name
     if (run_dir / KEY).exists() or (run_dir / SHEET).exists():
         raise LabError(f"The run {name} has {SHEET} already: read it with --read, or move it and {KEY} away.")
-    results, prompts = compared(run_dir)
-    texts = ratings.read_texts(run_dir, results)
-    groups: dict[str, dict[str, list[str]]] = {prompt: {} for prompt in prompts}
-    for key in sorted(texts):
-        groups[texts[key].prompt].setdefault(texts[key].model, []).append(key)
+    texts = ratings.read_texts(run_dir, results := compared(run_dir))
+    groups: dict[str, dict[str, list[str]]] = {}
+    for key, text in sorted(texts.items()):
+        groups.setdefault(text.prompt, {}).setdefault(text.model, []).append(key)
     if not groups or any(len(of) < len(results) for of in groups.values()):
-        raise LabError(
-            f"The run {name} has no texts of the same prompts to label: run its models to the end."
-        )
+        raise LabError(f"The run {name} has no texts of the same prompts: run its models to the end.")
     rng, strata = random.Random(seed), ratings.strata_of(texts.values())
     order = corrected.random_order(strata, seed)
     drawn = order[: math.ceil(count / len(results))]
-    picked = [
-        rng.choice(keys) for prompt in drawn for keys in rng.sample([*groups[prompt].values()], len(results))
-    ]
-    samples = [texts[key].sample for key in picked]
+    mixed = (rng.sample([*groups[prompt].values()], len(results)) for prompt in drawn)
+    samples = [texts[rng.choice(keys)].sample for of_prompt in mixed for keys in of_prompt]
     failed = tuple(sample.key for sample in samples if sample.error is not None)
     items = {str(n): sample for n, sample in enumerate((s for s in samples if s.error is None), 1)}
     design = Design(seed, tuple(order), len(drawn), corrected.chances(strata, drawn), failed)
-    store.write_json(
-        run_dir / KEY, LabelKey({number: sample.key for number, sample in items.items()}, design)
-    )
+    keys = {number: sample.key for number, sample in items.items()}
+    store.write_json(run_dir / KEY, LabelKey(keys, design))
     # The byte order mark tells spreadsheet programs that it is UTF-8.
     with (run_dir / SHEET).open("w", encoding="utf-8-sig", errors="replace", newline="") as file:
         rows = ((number, harmless(s.prompt), harmless(s.text), "") for number, s in items.items())
@@ -69,35 +64,30 @@ def write_sheet(run_dir: Path, count: int = 40, seed: int = 0) -> Path:
     return run_dir / SHEET
 
 
-def compared(run_dir: Path) -> tuple[list[Result], list[str]]:
-    """The models that the run compares, and the prompts that all of them have."""
+def compared(run_dir: Path) -> list[Result]:
+    """The results that the run compares, on the prompts that all of them have."""
     results = comparison.comparable(run_dir)[0]
-    return results, sorted(set[str].intersection(*(set(r.per_prompt) for r in results))) if results else []
+    shared = set[str].intersection(*(set(r.per_prompt) for r in results)) if results else set[str]()
+    return [replace(r, per_prompt={p: r.per_prompt[p] for p in sorted(shared)}) for r in results]
 
 
-def plan_lines(run_dir: Path) -> list[str]:
-    """What ratings will buy: half the interval of a difference, by the number of prompts that are rated.
+def planned_widths(run_dir: Path) -> tuple[float, dict[int, float]]:
+    """What ratings will buy: number of ratings -> half the interval to expect of a difference of two models.
 
-    The readers' spread is taken from the score's (median over pairs), the correlation is ``ASSUMED``.
+    The first value is the readers' deviation, taken from the score's (median over pairs); their correlation
+    is ``ASSUMED``. {} for fewer than two models or too few prompts.
     """
-    results, prompts = compared(run_dir)
-    differences = (
-        sorted_array(a.per_prompt[p] - b.per_prompt[p] for p in prompts) for a, b in combinations(results, 2)
-    )
-    spreads = [sd for x in differences if len(x) > 1 and (sd := mean_sd(x)[1])]
-    if not spreads or len(prompts) < corrected.LEAST:
-        return []
-    sd = median(spreads)
-    steps = sorted({n for n in (6, 10, 20, 40, 80, 160, 320) if n < len(prompts)} | {len(prompts)})
-    width = {n: corrected.half_width(sd, n, len(prompts), ASSUMED) for n in steps}
-    told = f"deviation of the differences {sd:.1f} points as in the score, correlation {ASSUMED:g} assumed"
-    return [
-        f"What ratings will buy ({told}):",
-        *(
-            f"  {n * len(results):5} ratings, {n:3} prompts: differences to ±{w:.1f}"
-            for n, w in width.items()
-        ),
+    results = compared(run_dir)
+    columns = [
+        sorted_array(a.per_prompt[p] - b.per_prompt[p] for p in a.per_prompt)
+        for a, b in combinations(results, 2)
     ]
+    n = len(columns[0]) if columns else 0
+    if n < corrected.LEAST:
+        return 0.0, {}
+    sd = median(mean_sd(x)[1] or 0.0 for x in columns)
+    steps = [*(step for step in (6, 10, 20, 40, 80, 160, 320) if step < n), n]
+    return sd, {k * len(results): corrected.half_width(sd, k, n, ASSUMED) for k in steps}
 
 
 def harmless(cell: str) -> str:
@@ -155,7 +145,7 @@ def agreement(run_dir: Path) -> tuple[Estimate, ...]:
     rated. () without labels.
     """
     rated = ratings.read_ratings(run_dir)
-    texts = ratings.read_texts(run_dir, compared(run_dir)[0])
+    texts = ratings.read_texts(run_dir, compared(run_dir))
     readers = ratings.shipped(texts)[0]
     if not rated and not readers:
         return ()

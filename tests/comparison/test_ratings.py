@@ -6,6 +6,7 @@ import csv
 import random
 from dataclasses import replace
 from pathlib import Path
+from statistics import stdev
 
 import pytest
 from made_runs import make_result, make_sample, prompt_ids, write_info, write_model
@@ -87,7 +88,7 @@ def test_report_and_command_say_what_the_verdict_rests_on(run: Path) -> None:
     comparison.compare_run(run)
     assert "Decided by the rubric." in report.write_report(run).read_text()
     written = CliRunner().invoke(cli.app, ["label", str(run), "--count", "20"])
-    assert "correlation 0.6 assumed" in written.output and "28 ratings,  14 prompts" in written.output
+    assert "correlation 0.6" in written.output and "20 to ±" in written.output and "28 to ±" in written.output
     rate(run, "anna", range(1, 21))
     sheet = str(run.parent / "anna.csv")
     told = CliRunner().invoke(cli.app, ["label", str(run), "--read", sheet]).output
@@ -98,8 +99,22 @@ def test_report_and_command_say_what_the_verdict_rests_on(run: Path) -> None:
 
 
 def test_planned_widths_shrink_with_the_ratings(run: Path) -> None:
-    widths = [float(line.rpartition("±")[2]) for line in labels.plan_lines(run)[1:]]
-    assert len(widths) == 3 and widths == sorted(widths, reverse=True)
+    sd, widths = labels.planned_widths(run)
+    by_score = [score("lab-gpt2", p) - score("lab-llama", p) for p in PROMPTS]
+    assert list(widths) == [12, 20, 28] and sd == pytest.approx(stdev(by_score))
+    assert list(widths.values()) == sorted(widths.values(), reverse=True)
+    assert widths[20] == pytest.approx(ratings.corrected.half_width(sd, 10, 14, 0.6))
+
+
+def test_prompts_that_a_model_lacks_are_not_drawn(run: Path) -> None:
+    extra = make_sample("lab-llama", "b15", 0)
+    write_model(
+        run, make_result("lab-llama", [score("lab-llama", p) for p in PROMPTS] + [5.0]), [(extra, 5.0)]
+    )
+    key = draw(run, 99)
+    assert set(key.design.order) == set(PROMPTS) and len(key.items) == 28
+    rate(run, "anna", range(1, 21))
+    assert comparison.assemble(run).basis == "corrected by 20 ratings"
 
 
 def test_the_first_prompts_are_enough_and_several_raters_are_averaged(run: Path) -> None:
