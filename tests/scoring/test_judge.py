@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from definitions import definitions
@@ -151,6 +152,71 @@ def test_a_tokenizer_without_numbers_is_refused(tmp_path: Any) -> None:
     loaded = tiny("gpt2", context=512, tokenizer=AutoTokenizer.from_pretrained(tmp_path))
     with pytest.raises(LabError, match="cannot tell 1 to 10 apart"):
         judge.judge(loaded, PROMPT, TEXT)
+
+
+# ---- probes --------------------------------------------------------------------------------------------
+
+
+def planted_judge(
+    first: float = 0.0, length: float = 0.0, own: float = 0.0, noise: float = 0.0
+) -> judge.Judge:
+    """Rates a text by the number that it begins with, but for biases: in chances, points, points, points."""
+
+    def rate(prompt: str, text: str, extra: float = 0.0) -> float:
+        mine = own if "mine" in text else 0.0
+        return float(text.split()[0]) + length * (text.count("end") > 1) + mine + extra
+
+    def prefer(prompt: str, one: str, other: str) -> float:
+        return 0.5 + 0.04 * (float(one.split()[0]) - float(other.split()[0])) + first / 2
+
+    again = {}
+    rng = np.random.default_rng(0)
+
+    def repeat(prompt: str, text: str) -> float:
+        return again.setdefault((prompt, text), rate(prompt, text, rng.normal(0, noise)))
+
+    return judge.Judge(rate, repeat, prefer)
+
+
+CASES = [
+    judge.Case(
+        f"prompt {i}",
+        f"{2 + (i + 3 * j) % 5} {'mine' if j == 0 else 'yours'} end",
+        j == 0,
+        2.5 + (i + 3 * j) % 5,
+    )
+    for i in range(8)
+    for j in range(3)
+]
+
+
+def test_a_fair_judge_shows_no_bias_and_full_agreement_but_for_its_level() -> None:
+    found = judge.probe(planted_judge(), CASES)
+    for bias in (found.position, found.length, found.own):
+        assert bias.n == 8 and bias.mean == pytest.approx(0.0, abs=1e-12), bias
+    assert found.retest.mean == 1.0 and 0.8 < found.agreement.mean < 1.0  # half a point below the readers
+
+
+def test_planted_biases_are_recovered() -> None:
+    found = judge.probe(planted_judge(first=0.3, length=1.5, own=0.8, noise=1.0), CASES)
+    assert found.position.mean == pytest.approx(0.3)
+    assert found.length.mean == pytest.approx(1.5)
+    assert found.own.mean == pytest.approx(0.8)
+    assert found.retest.mean < 0.95 and found.retest.low < found.retest.mean < found.retest.high
+
+
+def test_a_judge_that_refuses_leaves_nothing_to_measure() -> None:
+    silent = judge.Judge(lambda *_: None, lambda *_: None, lambda *_: None)
+    found = judge.probe(silent, CASES)
+    assert {e.reason for e in vars(found).values()} == {"no data"}
+
+
+def test_a_model_can_be_probed(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = fixed_judge({"7": 0.5, "A": 0.3, "B": 0.1}, context=1024)
+    assert judge.prefer(loaded, PROMPT, TEXT, "Another.") == pytest.approx(0.75, abs=1e-5)
+    found = judge.probe(judge.judge_by(loaded), [judge.Case(PROMPT, TEXT), judge.Case(PROMPT, "Another.")])
+    assert found.position.mean == pytest.approx(0.5, abs=1e-5) and found.length.mean == pytest.approx(0)
+    assert judge.prefer(fixed_judge({"A": 0.05}), PROMPT, TEXT, "Another.") is None
 
 
 def test_a_judge_that_never_rates_orders_nothing_whatever_its_expected_values_say(
