@@ -22,7 +22,6 @@ from nbhelpers.loading import folder as folders
 from nbhelpers.loading import hub, tokenizer, weights
 from nbhelpers.records import SCHEMA_VERSION, Engine, Failure, LabError, Limits, ModelRun, ModelSpec, Record
 
-MEMORY_LOOK_S = 1.0
 SHAPE_TOKENIZER = "lab-gpt2"  # any text becomes ids below 4,096, which every registered architecture has
 # Besides the weights, what decides a text.
 SMALL_FILES = ["config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja"]
@@ -143,7 +142,7 @@ def load(
     random, notes = spec.kind == "shape", list[str]()
     spec = spec if random else folders.describe(spec, folder, trunk)
     release(place.device)
-    _wait_for_room(spec, place, limits.memory_wait_s)
+    _check_room(spec, place)
     devices.reset_peak(place.device)
     rss_before = devices.resident_memory()
     started = time.perf_counter()
@@ -217,19 +216,15 @@ def read_report(run: ModelRun) -> LoadingReport:
     return store.read_json(run.folder / "loading.json", LoadingReport)
 
 
-def _wait_for_room(spec: ModelSpec, place: devices.DeviceReport, wait_s: float = 0.0) -> None:
-    """Compare what a model needs with what is free, again for wait_s seconds. Raises LabError."""
+def _check_room(spec: ModelSpec, place: devices.DeviceReport) -> None:
+    """Raise LabError where a model needs more memory than is free."""
     needed = fit.generation_need(spec, place.dtype, tokens=folders.DEFAULT_CONTEXT)
-    until, free = time.monotonic() + wait_s, place.memory_free_bytes
-    while not fit.fits(needed, free):
-        if time.monotonic() >= until:
-            weights, cache, room = (f"{n / 2**30:.1f} GiB" for n in (needed.weights, needed.cache, free))
-            why = f"does not fit: its weights take {weights} in {place.dtype}, the cache of one row {cache}, "
-            why += f"and {fit.HEADROOM:.0%} of {room} free on {place.device} may be used: "
-            why += "choose a half dtype or a smaller model, or wait with --wait-for-memory."
-            raise folders.refusal(spec.alias, why, Failure.OUT_OF_MEMORY)
-        time.sleep(MEMORY_LOOK_S)
-        free = devices.free_memory(place.device)
+    if not fit.fits(needed, free := place.memory_free_bytes):
+        weights, cache, room = (f"{n / 2**30:.1f} GiB" for n in (needed.weights, needed.cache, free))
+        why = f"does not fit: its weights take {weights} in {place.dtype}, the cache of one row {cache}, "
+        why += f"and {fit.HEADROOM:.0%} of {room} free on {place.device} may be used: "
+        why += "choose a half dtype or a smaller model."
+        raise folders.refusal(spec.alias, why, Failure.OUT_OF_MEMORY)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import torch
 from made_runs import make_result, make_sample, prompt_ids, write_info, write_model
 from tiny_models import FEW, PROMPTS, texts, tiny, watch
 
-from nbhelpers import registry, store
+from nbhelpers import store
 from nbhelpers.comparison import compare as comparison
 from nbhelpers.devices import device as devices
 from nbhelpers.generation import decode as decoding
@@ -58,16 +58,10 @@ def test_a_row_past_its_limit_keeps_its_text_and_counts_as_failed(tmp_path: Path
     assert texts(generation.generate_samples(loaded, PROMPTS, FEW, path)) == texts(whole)  # tried again
 
 
-def test_loading_waits_for_memory_as_long_as_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "MEMORY_LOOK_S", 0.0)
-    spec = replace(registry.resolve("lab-gpt2"), parameters=10**6)
-    place = replace(devices.detect("cpu", "float32"), memory_free_bytes=4 * 10**6)
-    with pytest.raises(LabError, match=r"does not fit: .* cache of one row .* free on cpu may .*--wait-for"):
-        loading._wait_for_room(spec, place)
-    free = iter([2**20, 2**20, 2**40])
-    monkeypatch.setattr(devices, "free_memory", lambda device: next(free))
-    loading._wait_for_room(spec, place, 60.0)
-    assert list(free) == []
+def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "memory", lambda device: (2**30, 10**6))
+    with pytest.raises(LabError, match=r"does not fit: .* cache of one row .* free on cpu may .*half dtype"):
+        loading.load("lab-gpt2", "cpu", "float32")
 
 
 SCARCE = """
