@@ -1,4 +1,4 @@
-"""The commands ``nbhelpers run | models | doctor | memory | report | route | label | ui``.
+"""The commands ``nbhelpers run | models | doctor | report | route | label | ui``.
 
 Exit codes: 0 all is well, 1 a model failed (the others are reported) or the run was stopped, 2 wrong usage.
 """
@@ -165,21 +165,6 @@ def doctor() -> None:
             problems.append(str(error))
     print("\n".join(f"problem   {problem}" for problem in problems) or "ready")
     raise typer.Exit(bool(problems))
-
-
-@app.command()
-def memory(
-    model: str,
-    batch: Annotated[int, typer.Option(help="Rows at a time.")] = 1,
-    tokens: Annotated[int, typer.Option(help="Tokens of a row.")] = 512,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-) -> None:
-    """Say what a model needs and whether it fits, before any download."""
-    from nbhelpers import registry
-    from nbhelpers.devices import fit
-    from nbhelpers.loading.folder import inspect
-
-    print(fit.summary(inspect(registry.resolve(model)), dtype, batch, tokens))
 
 
 @app.command()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nbhelpers.devices import device as devices
 from nbhelpers.records import DTYPES, SHORT_DTYPES, LabError, ModelSpec
 
 HEADROOM = 0.9  # assumed: share of the free memory that a need may take; the rest is for activations
@@ -54,19 +53,3 @@ def rows_that_fit(one: Need, free: int, loaded: bool = False) -> int:
     """How many rows fit, given the need of one; 0 where not even one does. loaded: the weights are there."""
     room = HEADROOM * free - (0 if loaded else one.weights)
     return max(0, int(room // max(1, one.cache + one.logits)))
-
-
-def summary(spec: ModelSpec, dtype: str, rows: int, tokens: int) -> str:
-    """The table of ``nbhelpers memory``: each part, the total, and whether it fits into what is free now."""
-    if not spec.parameters:
-        raise LabError(f"The model {spec.alias!r} is not known before a fetch: add it to data/models.toml.")
-    if tokens > (spec.context or tokens):
-        raise LabError(f"The model {spec.alias!r} reads at most {spec.context} tokens: ask for fewer.")
-    need, one = (generation_need(spec, dtype, n, tokens) for n in (rows, 1))
-    device, mib = devices.available_devices()[0], 2**20
-    free = devices.free_memory(device)
-    parts = {name: getattr(need, name) / mib for name in ("weights", "cache", "total")}
-    lines = [f"{name:12}{size:12,.1f} MiB" for name, size in parts.items() if size]
-    verdict, most = "fits" if fits(need, free) else "does not fit", rows_that_fit(one, free) or "none"
-    lines.append(f"{verdict} into {HEADROOM:.0%} of the {free / mib:,.0f} MiB free on {device}")
-    return "\n".join(lines) + f"; the largest batch that does: {most}"

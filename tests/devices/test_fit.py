@@ -1,18 +1,16 @@
 """Predicted bytes against what real models and caches hold, and the one rule of what fits."""
 
-import sys
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbhelpers import cli, registry
-from nbhelpers.devices import device as devices
+from nbhelpers import registry
 from nbhelpers.devices import fit
 from nbhelpers.loading import load as loading
 from nbhelpers.loading.folder import inspect
-from nbhelpers.records import ModelSpec
+from nbhelpers.records import LabError, ModelSpec
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -84,31 +82,11 @@ def test_an_architecture_is_known_before_a_download(model):
     assert need.weights == 559_214_592 * 2 and need.cache > 0
 
 
-def run(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(sys, "argv", ["nbhelpers", "memory", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    return stop.value.code, capsys.readouterr()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ("lab-llama --batch 0", "at least one row"),
-        ("lab-llama --tokens 513", "at most 512 tokens"),
-        ("lab-llama --dtype mixed", "use float32, bfloat16, float16"),
-        ("some/model", "add it to data/models.toml"),
-        ("lab-lama", "did you mean lab-llama"),
-    ],
-)
-def test_mistakes_are_answered_with_a_sentence(monkeypatch, capsys, arguments, sentence):
-    code, shown = run(monkeypatch, capsys, *arguments.split())
-    assert code == 2 and sentence in " ".join(shown.err.split())
-
-
-def test_the_command_answers(monkeypatch, capsys):
-    monkeypatch.setattr(devices, "free_memory", lambda device: 40 * 2**20)
-    code, shown = run(monkeypatch, capsys, "lab-gpt2", "--batch", "2", "--tokens", "512")
-    assert code == 0 and "fits into 90% of the 40 MiB free on" in shown.out
-    code, shown = run(monkeypatch, capsys, "opt-2.7b", "--dtype", "bf16")
-    assert code == 0 and "does not fit" in shown.out and shown.out.endswith("none\n")
+def test_a_workload_that_makes_no_sense_is_refused():
+    for rows, tokens, dtype, sentence in (
+        (0, 1, "float32", "at least one row"),
+        (1, 0, "float32", "of one token"),
+        (1, 1, "mixed", "use float32, bfloat16, float16"),
+    ):
+        with pytest.raises(LabError, match=sentence):
+            fit.generation_need(registry.resolve("lab-llama"), dtype, rows, tokens)
