@@ -1,8 +1,8 @@
 """A small Hub on 127.0.0.1: enough of its protocol to serve model folders, refuse some, and misbehave.
 
-Repositories are folders; a revision is "main", a branch or "refs/pr/<n>". Protocol: huggingface_hub's HfApi
-and hf_hub_download: model info, tree with sizes and sha256, discussions, resolve with ETag, commit and size,
-ranges; files of safetensors are large files (LFS), which resolve redirects to another address.
+Repositories are folders; a revision is "main" or a branch. Protocol: huggingface_hub's HfApi and
+hf_hub_download: model info, tree with sizes and sha256, resolve with ETag, commit and size, ranges; files of
+safetensors are large files (LFS), which resolve redirects to another address.
 """
 
 import hashlib
@@ -31,9 +31,8 @@ class Fault:
 
 @dataclass
 class Repository:
-    revisions: dict[str, Path]  # "main" or "refs/pr/1" -> folder
+    revisions: dict[str, Path]  # "main" or a branch -> folder
     refuse: tuple[int, str] | None = None  # HTTP status and X-Error-Code for every file
-    proposals: tuple[dict, ...] = ()
     faults: dict[str, list[Fault]] = field(default_factory=dict)  # file, or "api" -> of its next transfers
     listed: tuple[dict, ...] = ()  # further rows of the file list
     token: str = ""  # without it in the request: 401
@@ -52,18 +51,6 @@ class Hub:
     times: list[float] = field(default_factory=list)  # of each request, time.monotonic
     served: Counter = field(default_factory=Counter)  # file -> bytes of its content that were sent
     url: str = ""
-
-
-def proposal(number: int, author: str) -> dict:
-    return {
-        "num": number,
-        "author": {"name": author},
-        "title": "Adding `safetensors` variant of this model",
-        "status": "open",
-        "isPullRequest": True,
-        "createdAt": "2024-01-01T00:00:00.000Z",
-        "repo": {"name": "x", "type": "model"},
-    }
 
 
 @contextmanager
@@ -112,9 +99,6 @@ class _Handler(BaseHTTPRequestHandler):
         if repository.faults.get("api"):
             fault = repository.faults["api"].pop(0)
             return self._send(fault.status, b"{}", fault.headers)
-        if rest[:1] == ["discussions"]:
-            found = list(repository.proposals)
-            return self._json({"discussions": found, "count": len(found), "start": 0})
         revision = "/".join(rest[1:]) or "main"
         folder = repository.folder(revision)
         if folder is None:

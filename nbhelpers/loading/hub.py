@@ -28,7 +28,6 @@ from nbhelpers.records import Failure, LabError, ModelSpec
 FILES = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json", "tokenizer*", "*.model"]
 FILES += ["config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json"]
 FILES += ["chat_template.jinja", "vocab.*", "merges.txt", "tekken.json", "modules.json"]
-CONVERTER = "SFconvertbot"  # the Hub's own account that offers safetensors copies of pickled weights
 ATTEMPTS = 6
 STALE_S = 3600.0  # an unfinished file that nobody wrote to for so long is left over from a killed process
 
@@ -98,12 +97,11 @@ def asked_pause(error: BaseException) -> float | None:
 def _fetch(source: str, revision: str | None, bar: type[Any], mend: bool = True) -> Path:
     """The snapshot, each file held once against the hash that the Hub lists; damaged ones come once more.
 
-    A repository with pickled weights only is read at the safetensors copy that the Hub's conversion account
-    offers, if any. Raises LabError for remote code, pickles and damage, and the Hub client's errors.
+    Raises LabError for remote code, pickles and damage, and the Hub client's errors.
     """
     folder = _snapshot(source, revision, bar)
-    if revision is None and not any(folder.glob("*.safetensors")):
-        folder = _snapshot(source, _converted(source, folder), bar)
+    if not any(folder.glob("*.safetensors")):
+        raise folders.no_weights(source, hf.list_repo_files(source, revision=folder.name))
     verified = folder.parents[1] / "verified" / folder.name
     if verified.is_file():
         return folder
@@ -141,21 +139,6 @@ def _snapshot(repository: str, revision: str | None, bar: type[Any]) -> Path:
         raise folders.no_weights(repository, hf.list_repo_files(repository, revision=commit)) from None
     folders.check_config(folders.read_json_file(config, repository), repository)
     return Path(hf.snapshot_download(allow_patterns=FILES, **at))
-
-
-def _converted(source: str, folder: Path) -> str:
-    """The revision with the safetensors copy. Raises LabError when the Hub has none."""
-    query = {"discussion_type": "pull_request", "discussion_status": "open", "author": CONVERTER}
-    try:
-        offers = hf.get_repo_discussions(source, **query)
-        numbers = [offer.num for offer in offers if offer.author == CONVERTER]
-    except (errors.HTTPError, errors.OfflineModeIsEnabled):
-        numbers = [int(path.name) for path in folder.parents[1].glob("refs/refs/pr/[0-9]*")]  # fetched before
-        if not numbers:
-            raise
-    if not numbers:
-        raise folders.no_weights(source, hf.list_repo_files(source))
-    return f"refs/pr/{max(numbers)}"
 
 
 def _explained(error: Exception, source: str, revision: str | None) -> LabError:

@@ -15,7 +15,7 @@ import httpx2
 import psutil
 import pytest
 import torch
-from hub_server import Fault, Repository, proposal, serve
+from hub_server import Fault, Repository, serve
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import save_file
 from saved_models import edit_json, make_model
@@ -366,19 +366,6 @@ def test_every_refusal_is_one_clear_sentence(models, tiny, tmp_path):
             "model.safetensors" in line for line in hub.requests if "remote" in line or "class" in line
         )
         assert not any("resolve" in line and ".bin" in line for line in hub.requests)
-
-
-def test_pickled_weights_are_read_from_the_safetensors_copy_of_the_hubs_own_account(models, tmp_path):
-    old = pickled(models, "old")
-    new = make_model(models / "new")
-    offers = (proposal(7, "SFconvertbot"), proposal(9, "somebody"))
-    revisions = {"main": old, "refs/pr/7": new, "refs/pr/9": shutil.copytree(new, models / "bait")}
-    with serve({"org/old": Repository(revisions, proposals=offers)}) as hub:
-        (found,) = run(FETCH, tmp_path, hub.url, "org/old")
-        assert found["revision"] == Repository(revisions).commit("refs/pr/7")
-        assert "model.safetensors" in found["files"]
-    (offline,) = run(FETCH, tmp_path, hub.url, "org/old", HF_HUB_OFFLINE="1")
-    assert offline == found
 
 
 def test_a_hub_that_cannot_be_reached(tmp_path):
