@@ -6,8 +6,7 @@ Arithmetic on what the samples measured and on data/prices.toml, which says whic
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -28,7 +27,6 @@ class ApiPrice(Record):
     output_usd_per_million: float
     as_of: str
     basis: str  # "secondary" or "assumed"
-    encoding: str = ""  # tiktoken's name of the API's tokenizer; "" where the seller has not published one
 
     def usd(self, input_tokens: float, output_tokens: float) -> float:
         """Price of one request."""
@@ -68,28 +66,13 @@ def electricity_usd(joules: float, tariff_usd_per_kwh: float) -> float:
     return joules / JOULES_PER_KWH * tariff_usd_per_kwh
 
 
-def token_counter(api: ApiPrice, characters_per_token: float) -> tuple[Callable[[str], float], bool, str]:
-    """What counts the tokens that an API bills for a text, whether it counts exactly, and how.
-
-    By the API's tokenizer where tiktoken is installed and TIKTOKEN_CACHE_DIR says where its vocabularies are
-    (it would go to the network), otherwise by length: a poor local tokenizer must not make the API look dear.
-    """
-    if api.encoding and os.environ.get("TIKTOKEN_CACHE_DIR"):
-        try:
-            import tiktoken
-
-            encode = tiktoken.get_encoding(api.encoding).encode_ordinary
-            return lambda text: len(encode(text)), True, f"counted by tiktoken's {api.encoding}"
-        except (ImportError, ValueError, OSError):  # not installed, unknown, or neither cached nor reachable
-            pass
-    how = f"{characters_per_token:g} characters a token, assumed"
-    return lambda text: len(text) / characters_per_token, False, how
-
-
 def api_usd(samples: Sequence[Sample], api: ApiPrice, characters_per_token: float) -> list[float]:
-    """What an API would ask for the prompt and text of each sample; 0 for a failed one, which is no text."""
-    count = token_counter(api, characters_per_token)[0]
-    return [0.0 if s.error is not None else api.usd(count(s.prompt), count(s.text)) for s in samples]
+    """What an API would ask for the prompt and text of each sample; 0 for a failed one, which is no text.
+
+    By length: the tokens of a poor local tokenizer must not make the API look dear.
+    """
+    sizes = [(len(s.prompt), len(s.text)) if s.error is None else (0, 0) for s in samples]
+    return [api.usd(*(size / characters_per_token for size in pair)) for pair in sizes]
 
 
 def cost_summary(samples: Sequence[Sample], report: DeviceReport) -> dict[str, float]:
@@ -133,7 +116,6 @@ def cost_summary(samples: Sequence[Sample], report: DeviceReport) -> dict[str, f
             "usd_per_piece": machine + review,
             "return_usd_per_piece": given.value_usd_per_piece - (machine + review),
             "api_usd_per_request": bought,
-            "api_tokens_counted": float(token_counter(api, given.api_characters_per_token)[1]),
             "savings_percent": 100 * (1 - local / bought),
             "savings_usd_per_year": (bought - local) * daily * DAYS_PER_YEAR,
             **break_even(_over_prompts(samples, gains), seconds, given),

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -80,7 +78,6 @@ def test_summary_hand_worked() -> None:
     assert found["api_usd_per_request"] == pytest.approx(bought)
     assert found["savings_percent"] == pytest.approx(100 * (bought - local) / bought)
     assert found["savings_usd_per_year"] == pytest.approx((bought - local) * 365_000)
-    assert found["api_tokens_counted"] == 0.0
     assert found["break_even_requests"] == pytest.approx(2000 / (bought - local))
     assert found["break_even_utilisation"] == pytest.approx(
         found["break_even_requests"] * 2 / (4 * 365 * 86400)
@@ -199,30 +196,3 @@ def test_a_broken_prices_file_is_one_clear_error(tmp_path: Path, monkeypatch: py
     (tmp_path / "prices.toml").write_text("[assumptions]\nas_of = 1\n")
     with pytest.raises(LabError, match=r"prices\.toml in the data folder is not usable"):
         costs.load_prices()
-
-
-def test_tokens_are_those_of_the_api_where_its_tokenizer_is_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    def get_encoding(name: str) -> SimpleNamespace:
-        if name != "o200k_base":
-            raise ValueError(f"Unknown encoding {name}")
-        return SimpleNamespace(encode_ordinary=str.split)
-
-    monkeypatch.setitem(sys.modules, "tiktoken", SimpleNamespace(get_encoding=get_encoding))
-    api, text = PRICES.api[0], "four tokens are here"
-
-    def counted(price: costs.ApiPrice = api) -> tuple[float, bool, str]:
-        count, exact, how = costs.token_counter(price, 4.0)
-        return count(text), exact, how
-
-    monkeypatch.delenv("TIKTOKEN_CACHE_DIR", raising=False)
-    assert counted() == (5.0, False, "4 characters a token, assumed")  # no folder: it would go to the network
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "somewhere")
-    assert counted() == (4, True, "counted by tiktoken's o200k_base")
-    assert costs.api_usd([sample(text=text, prompt="one")], api, 4.0) == [
-        pytest.approx((0.15 + 4 * 0.6) / 1e6)
-    ]
-    assert costs.cost_summary([sample(text=text)], CPU)["api_tokens_counted"] == 1.0
-    for other in (replace(api, encoding=""), replace(api, encoding="unheard_of")):
-        assert counted(other)[0] == 5.0
-    monkeypatch.setitem(sys.modules, "tiktoken", None)
-    assert counted()[0] == 5.0
