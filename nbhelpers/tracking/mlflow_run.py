@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import shlex
-import shutil
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -102,6 +101,9 @@ def init_database() -> str:
     from filelock import FileLock
     from sqlalchemy import make_url
 
+    quiet_mlflow()
+    from mlflow.store.db import utils
+
     uri, outputs = tracking_uri(), store.outputs_dir()
     with _one_sentence(), ExitStack() as stack:
         outputs.mkdir(parents=True, exist_ok=True)
@@ -112,7 +114,12 @@ def init_database() -> str:
                 unfinished.unlink(missing_ok=True)
                 open_client(_sqlite(unfinished)).search_experiments(max_results=1)
                 unfinished.replace(place)
-            _check_release(place)
+            with closing(sqlite3.connect(place)) as database:
+                [revision] = database.execute("select version_num from alembic_version").fetchone()
+            if revision != utils._get_latest_schema_revision():
+                command = shlex.join(["mlflow", "db", "upgrade", _sqlite(place)])
+                why = f"{place} was made by another release of MLflow: copy it and run `{command}`"
+                raise LabError(f"{why}, or upgrade MLflow.", Failure.TRACKING)
         client = open_client()
         if (found := client.get_experiment_by_name(EXPERIMENT)) is None:
             served = uri.startswith(("http:", "https:", "databricks"))  # has a place for files
@@ -121,23 +128,6 @@ def init_database() -> str:
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
-
-
-def _check_release(place: Path) -> None:
-    """Raise LabError, and keep a copy, if the database is of another release of MLflow."""
-    from alembic.script import ScriptDirectory
-
-    mlflow = quiet_mlflow()
-    scripts = Path(str(mlflow.__file__)).with_name("store") / "db_migrations"
-    with closing(sqlite3.connect(place)) as database:
-        [revision] = database.execute("select version_num from alembic_version").fetchone()
-    if revision == ScriptDirectory(str(scripts)).get_current_head():
-        return
-    copy = shutil.copyfile(place, place.with_name(f"{place.stem}-{revision}.db"))
-    command = shlex.join(["mlflow", "db", "upgrade", _sqlite(place)])
-    way_out = f"run `{command}` if that was an older one (a copy is kept in {copy}), else upgrade MLflow"
-    why = f"{place} was made by another release of MLflow than {mlflow.__version__}: {way_out}."
-    raise LabError(why, Failure.TRACKING)
 
 
 def log_run(run: ModelRun, figures: Mapping[str, Figure] | None = None) -> TrackingReport:

@@ -352,15 +352,11 @@ def test_a_database_of_another_release_is_kept_as_it_is_and_the_way_out_works(tm
     place = tmp_path / "my outputs" / "mlflow.db"
     place.parent.mkdir()
     subprocess.run([sys.executable, "-c", OTHER_RELEASE, tracking.tracking_uri(), release], check=True)
-    [(revision,)] = rows(place, "select version_num from alembic_version")
     before = rows(place, "select name, sql from sqlite_master order by name")
-    with pytest.raises(LabError, match="another release of MLflow") as caught:
+    with pytest.raises(LabError, match=f"{re.escape(str(place))} was made by another release") as caught:
         tracking.init_database()
     assert caught.value.kind is Failure.TRACKING
     assert rows(place, "select name, sql from sqlite_master order by name") == before
-    copy = place.with_name(f"mlflow-{revision}.db")
-    assert f"a copy is kept in {copy}" in str(caught.value)
-    assert rows(copy, "select name, sql from sqlite_master order by name") == before
     [command] = re.findall("`(mlflow db upgrade .*)`", str(caught.value))
     if release == "older":
         subprocess.run([sys.executable, "-m", *shlex.split(command)], check=True, capture_output=True)
