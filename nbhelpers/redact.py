@@ -11,6 +11,7 @@ from urllib.parse import quote, unquote
 KEYS = ("TOKEN", "PASSWORD", "SECRET", "_KEY")  # how the name of a variable ends whose value is one
 SHORTEST = 6  # characters: "true" and "1" stand in such variables too
 RESERVED = "/?#@[] \t\r\n"  # what parsers of addresses split at: in a password it is written as %2F, ...
+IN_QUERY = re.compile(rf"[?&][^=&]*(?:{'|'.join(KEYS)})=([^&]+)", re.IGNORECASE)
 
 
 def credentials(address: str) -> str:
@@ -19,32 +20,22 @@ def credentials(address: str) -> str:
     return "" if rest.startswith("/") else rest.rpartition("@")[0]
 
 
-def without_credentials(address: str) -> str:
-    """The address without user name, password and query, which may hold a password too."""
-    given = credentials(address)
-    return (address.replace(f"{given}@", "", 1) if given else address).partition("?")[0]
-
-
-def _forms(secret: str) -> tuple[str, ...]:
-    return repr(secret)[1:-1], json.dumps(secret)[1:-1], quote(secret), quote(secret, safe="")
-
-
 def secrets() -> set[str]:
     """Every secret in the environment, in each form that a library may print."""
     found = set[str]()
     for name, value in os.environ.items():
+        found |= set(IN_QUERY.findall(value))
         if name.upper().endswith(KEYS):
             found.add(value.strip())
         elif "@" in value and ("://" in value or name.upper().endswith("_PROXY")):
-            user, _, password = (given := credentials(value)).partition(":")
-            found |= {f"{given}@", password or (user if value.startswith("http") else "")}
-            if set(given) & set(RESERVED):  # each parser ends such a password elsewhere
-                found |= set(re.split(r"[/?#@\[\]:&=\s]+", given))
-        query = value.partition("://")[2].partition("?")[2]
-        pairs = (part.partition("=") for part in query.split("&"))
-        found |= {text for key, _, text in pairs if key.upper().endswith(KEYS)}
+            given = credentials(value)
+            # Each parser ends a password that holds reserved characters elsewhere.
+            pieces = re.split(r"[/?#@\[\]:&=\s]+", given)
+            found |= {f"{given}@", given.partition(":")[2] or given, *pieces[1:]}
     found |= {unquote(secret) for secret in found}
-    found |= {form for secret in found for form in _forms(secret)}
+    for form in (repr, json.dumps):
+        found |= {form(secret)[1:-1] for secret in found}
+    found |= {quote(secret, safe=safe) for secret in found for safe in ("/", "")}
     return {secret for secret in found if len(secret) >= SHORTEST}
 
 
@@ -54,10 +45,10 @@ def redacted(value: Any) -> Any:
     pattern = re.compile("|".join(map(re.escape, hidden)) or r"(?!)")
 
     def clean(value: Any) -> Any:
-        if isinstance(value, str):
-            return pattern.sub("***", value)
         if isinstance(value, dict):
             return type(value)({name: clean(item) for name, item in value.items()})
-        return [clean(item) for item in value] if isinstance(value, list) else value
+        if isinstance(value, list):
+            return [clean(item) for item in value]
+        return pattern.sub("***", value) if isinstance(value, str) else value
 
     return clean(value)

@@ -57,7 +57,8 @@ def tracking_uri() -> str:
 
 def shown_uri() -> str:
     """The tracking address as it may be printed."""
-    return redact.without_credentials(tracking_uri())
+    given = redact.credentials(uri := tracking_uri())
+    return uri.replace(given and f"{given}@", "", 1).partition("?")[0]
 
 
 def _sqlite(place: Path) -> str:
