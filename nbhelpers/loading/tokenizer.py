@@ -1,13 +1,11 @@
 """A model's tokenizer: its ids, its chat template, the marks of its reasoning, the tokens that end a text.
 
-A chat template is a stranger's program: transformers runs it in a sandbox, and here it gets limits.
+A chat template is a stranger's program: transformers runs it in jinja2's sandbox.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -18,11 +16,9 @@ from typing import Any
 from unittest import mock
 
 from nbhelpers.loading import folder as folders
-from nbhelpers.records import Failure, LabError, Prompt
+from nbhelpers.records import LabError, Prompt
 
-TIMEOUT_S = 10.0  # of a chat template
-LONGEST_BYTES = 4 * 2**20
-EXTRA_MEMORY_BYTES = 2**30
+LONGEST = 10**6  # characters that a chat template may write
 UNREAD = "unread by templates"  # a key that shows where one prints a list of parts as it is
 TODAY = datetime(2025, 1, 1)  # what a chat template is told: with today's date a run could not go on tomorrow
 PROBES = (  # texts that normalisers, pre-tokenizers and decoders of different makers treat differently
@@ -179,45 +175,14 @@ def split_reasoning(
     return (reasoning, answer.strip().removesuffix("<|return|>")) if found else (None, text)
 
 
-def render(tokenizer: Any, text: str, timeout_s: float = TIMEOUT_S) -> str:
-    """The text as the user's turn in the tokenizer's chat template, ready for the answer.
-
-    On Linux in a forked child with limits on time, memory and length (fork is not safe on macOS and absent on
-    Windows; there the runner's limit on a notebook remains). Raises LabError for a template that fails or
-    does not give the text back.
-    """
-    if sys.platform != "linux":
-        return _apply(tokenizer, text)
-    import multiprocessing
-
-    context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=_answer, args=(theirs, tokenizer, text))
-    child.start()
-    theirs.close()
-    why, kind = f"takes longer than {timeout_s:.0f} s", Failure.TIMEOUT
-    try:
-        if ours.poll(timeout_s):
-            rendered, answer = ours.recv()
-            if rendered:
-                return answer
-            raise LabError(answer)
-    except EOFError:  # it died
-        memory, length = EXTRA_MEMORY_BYTES >> 20, LONGEST_BYTES >> 20
-        why, kind = f"takes more than {memory} MiB of memory or {length} MiB of text", Failure.REFUSED
-    finally:
-        child.kill()
-        child.join()
-        ours.close()
-    raise LabError(f"The chat template {why}: choose another model.", kind)
-
-
 # What is given to a template by name arrives there as text, so its clock can only be set from outside.
 @mock.patch("transformers.utils.chat_template_utils.datetime", SimpleNamespace(now=lambda: TODAY))
-def _apply(tokenizer: Any, text: str) -> str:
-    """The text in the template, as a list of parts where it is lost as a string. Raises LabError.
+def render(tokenizer: Any, text: str) -> str:
+    """The text as the user's turn in the tokenizer's chat template, ready for the answer.
 
-    A template without a place for the answer gets the control tokens that it writes before one.
+    As a list of parts where it is lost as a string. A template without a place for the answer gets the
+    control tokens that it writes before one. Raises LabError for a template that fails or does not give the
+    text back; one that does not end is stopped by the limit of a notebook.
     """
 
     def chat(parts: bool, *turns: str, ready: bool = False) -> str:
@@ -231,11 +196,9 @@ def _apply(tokenizer: Any, text: str) -> str:
         try:
             prompt = chat(parts, text, ready=True)
             whole = text.strip() in prompt and UNREAD not in prompt  # the list itself is no request
-            if whole and prompt != chat(parts, f"{text} x", ready=True):
+            if whole and len(prompt) < LONGEST and prompt != chat(parts, f"{text} x", ready=True):
                 break
-            failures.append("it does not write the request as it is")
-        except MemoryError:
-            raise
+            failures.append(f"it does not write the request as it is within {LONGEST:,} characters")
         except Exception as error:  # whatever a template can raise
             failures.append(f"{type(error).__name__}: {error}"[:200])
     else:
@@ -246,21 +209,3 @@ def _apply(tokenizer: Any, text: str) -> str:
         if mark and control and prompt == chat(parts, text) and begun.startswith(prompt):
             return begun
     return prompt
-
-
-def _answer(pipe: Any, tokenizer: Any, text: str) -> None:
-    """In the child: send True and the text, or False and what went wrong; or die of a text too large."""
-    import resource
-
-    import psutil
-
-    most = psutil.Process().memory_info().vms + EXTRA_MEMORY_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    try:
-        answer = True, _apply(tokenizer, text)
-    except MemoryError:
-        os._exit(1)
-    except LabError as error:
-        answer = False, str(error)
-    if len(answer[1]) <= LONGEST_BYTES:
-        pipe.send(answer)

@@ -4,12 +4,10 @@ import ast
 import csv
 import io
 import json
-import multiprocessing
 import pickle
 import re
 import shutil
 import subprocess
-import sys
 import time
 import unicodedata
 from dataclasses import replace
@@ -201,24 +199,10 @@ def test_a_template_cannot_reach_out_of_its_sandbox(folder, tmp_path, template):
     assert not fuse.exists()
 
 
-LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}"
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the limits need fork")
-@pytest.mark.parametrize(
-    ("template", "says"),
-    [
-        (LOOPS + "{% endfor %}" * 3, "longer than 1 s"),
-        ("{{ 9 ** (9 ** 9) }}", "longer than 1 s"),
-        ("{{ 'a' * 10 ** 11 }}", "MiB of memory"),
-        ("{{ 'a' * 10 ** 7 }}{{ messages[0].content }}", "MiB of text"),
-    ],
-)
-def test_a_template_that_would_not_end_is_stopped(folder, template, says):
-    tokenizer = with_template(folder, template)
-    with pytest.raises(LabError, match=says):
-        chat.render(tokenizer, "x", timeout_s=1)
-    assert not multiprocessing.active_children()
+def test_a_template_that_writes_a_library_is_refused(folder):
+    tokenizer = with_template(folder, "{{ 'a' * 10 ** 7 }}{{ messages[0].content }}")
+    with pytest.raises(LabError, match="within 1,000,000 characters"):
+        chat.render(tokenizer, "x")
 
 
 def test_weights_may_lie_beside_a_snapshot_in_the_hubs_cache(folder, tmp_path):
