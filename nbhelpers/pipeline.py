@@ -80,7 +80,7 @@ def _make_rows(run: ModelRun, place: device.DeviceReport, steps: list[Step]) -> 
         known = (old.device, old.dtype, old.revision) == (place.device, place.dtype, revision)
     if known and not any(generate.missing(run, ROWS[step][1]) for step in steps):
         return
-    loaded = load.load(run.spec, place.device, place.dtype, run.limits)
+    loaded = load.load(run.spec, place.device, place.dtype)
     prompts = registry.load_prompts(run.settings.prompts, run.settings.limit)
     try:
         if known:

@@ -157,7 +157,6 @@ class Limits(Record):
     cell_s: float = _setting(1800.0, "Seconds a notebook's cell may take.", "timeout", 1)
     model_s: float = _setting(21_600.0, "Seconds for a model's notebooks.", "model_timeout", 1)
     generation_s: float = _setting(300.0, "Seconds a generation may take.", "batch_timeout", 0)
-    download_s: float = _setting(1800.0, "Seconds for a download.", "download_timeout", 1)
     fail_on_error: FailOnError = FailOnError()
 
 

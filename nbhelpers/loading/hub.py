@@ -1,24 +1,20 @@
 """Models from the Hugging Face Hub, into the Hub's own cache: no pickles, no code, every file verified.
 
-huggingface_hub ends a read that stalls, takes a broken transfer up where it broke and compares checksums. It
-limits neither the time of the whole nor the pauses that a busy Hub asks for: a thread does the work here, and
-its transfers end with the next piece of data when nobody waits for them any more.
+huggingface_hub ends a read that stalls, takes a broken transfer up where it broke and compares checksums. The
+time of the whole is limited by the cell of a notebook.
 """
 
 from __future__ import annotations
 
 import errno
 import random
-import threading
 import time
-from concurrent.futures import Future
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub as hf
 from huggingface_hub import constants, errors
-from huggingface_hub.utils import disable_progress_bars, logging, tqdm
+from huggingface_hub.utils import disable_progress_bars, logging
 
 from nbhelpers import registry
 from nbhelpers.loading import folder as folders
@@ -28,54 +24,31 @@ from nbhelpers.records import Failure, LabError, ModelSpec
 FILES = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json", "tokenizer*", "*.model"]
 FILES += ["config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json"]
 FILES += ["chat_template.jinja", "vocab.*", "merges.txt", "tekken.json", "modules.json"]
-ATTEMPTS = 6
+ATTEMPTS, LONGEST_PAUSE_S = 6, 300.0  # of a Hub that asks to come again later
 STALE_S = 3600.0  # an unfinished file that nobody wrote to for so long is left over from a killed process
 
 
-def download(spec: ModelSpec, download_s: float) -> Path:
+def download(spec: ModelSpec) -> Path:
     """The snapshot folder of a Hub model, named by its commit; what is already in the cache is not fetched.
 
-    Without network a complete cached copy is used. Raises LabError for a Hub that cannot be reached, an
-    unknown, private or gated repository, remote code, pickles, damaged files, and after download_s seconds.
+    Without network a complete cached copy is used. Raises LabError for a Hub that cannot be reached or stays
+    busy, an unknown, private or gated repository, remote code, pickles and damaged files.
     """
-    over, done, until = threading.Event(), Future[Path](), time.monotonic() + download_s
-
-    class Bar(tqdm):  # the library reports each piece of data to it
-        def update(self, n: float | None = 1) -> None:
-            if over.is_set():
-                raise InterruptedError
-
-    def work() -> None:
-        for attempt in range(ATTEMPTS):  # the library does not repeat all that may pass
-            try:
-                return done.set_result(_fetch(spec.source, spec.revision, Bar))
-            except Exception as error:
-                pause = asked_pause(error) if attempt < ATTEMPTS - 1 else None
-                if pause is None or time.monotonic() + pause > until:
-                    return done.set_exception(error)
-            over.wait(pause + 2**attempt * (0.5 + random.random()))
-
     logging.set_verbosity_error()
     disable_progress_bars()
     # Write what arrives as it arrives: of the default 10 MB blocks a broken connection loses the last one.
     constants.DOWNLOAD_CHUNK_SIZE = None
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        folder = done.result(download_s)
-    except Exception as error:
-        if done.done():
-            raise _explained(error, spec.source, spec.revision) from None
-        why = f"was stopped after {download_s:.0f} s of downloading: run again, finished files are kept."
-        raise folders.refusal(spec.source, why, Failure.TIMEOUT) from None
-    finally:
-        over.set()
-        if not done.done():
-            with suppress(ImportError):  # transfers of the Rust client do not ask the bar
-                from huggingface_hub.utils._xet import abort_xet_session
-
-                abort_xet_session()
-    folders.check_folder(folder, spec.alias)
-    return folder
+    attempt = 0
+    while True:  # the library does not repeat all that may pass
+        try:
+            folder = _fetch(spec.source, spec.revision)
+            folders.check_folder(folder, spec.alias)
+            return folder
+        except Exception as error:
+            pause, attempt = asked_pause(error), attempt + 1
+            if pause is None or pause > LONGEST_PAUSE_S or attempt == ATTEMPTS:
+                raise _explained(error, spec.source, spec.revision) from None
+        time.sleep(pause + 2**attempt * random.uniform(0.25, 0.75))
 
 
 def _answer(error: BaseException | None) -> Any:
@@ -94,12 +67,12 @@ def asked_pause(error: BaseException) -> float | None:
     return pause if status >= 500 or status in (408, 425, 429) else None
 
 
-def _fetch(source: str, revision: str | None, bar: type[Any], mend: bool = True) -> Path:
+def _fetch(source: str, revision: str | None, mend: bool = True) -> Path:
     """The snapshot, each file held once against the hash that the Hub lists; damaged ones come once more.
 
     Raises LabError for remote code, pickles and damage, and the Hub client's errors.
     """
-    folder = _snapshot(source, revision, bar)
+    folder = _snapshot(source, revision)
     if not any(folder.glob("*.safetensors")):
         raise folders.no_weights(source, hf.list_repo_files(source, revision=folder.name))
     verified = folder.parents[1] / "verified" / folder.name
@@ -115,7 +88,7 @@ def _fetch(source: str, revision: str | None, bar: type[Any], mend: bool = True)
         path.resolve().unlink(missing_ok=True)
         path.unlink(missing_ok=True)
     if damaged and mend:
-        return _fetch(source, revision, bar, mend=False)
+        return _fetch(source, revision, mend=False)
     if damaged:
         why = f"came with a damaged {damaged[0].name}, which was deleted: run again."
         raise folders.refusal(source, why, Failure.DOWNLOAD)
@@ -127,18 +100,17 @@ def _fetch(source: str, revision: str | None, bar: type[Any], mend: bool = True)
     return folder
 
 
-def _snapshot(repository: str, revision: str | None, bar: type[Any]) -> Path:
+def _snapshot(repository: str, revision: str | None) -> Path:
     """The files of a repository at a revision, or at its latest."""
     commit = hf.resolve_revision(repository, revision=revision)
     if not commit.resolved.isalnum():  # it names a folder
         raise folders.refusal(repository, "is named by no commit: check HF_ENDPOINT.", Failure.DOWNLOAD)
-    at = {"repo_id": repository, "revision": commit, "tqdm_class": bar}
     try:
-        config = Path(hf.hf_hub_download(filename="config.json", **at))  # before gigabytes arrive
+        config = Path(hf.hf_hub_download(repository, "config.json", revision=commit))  # before gigabytes
     except errors.RemoteEntryNotFoundError:
         raise folders.no_weights(repository, hf.list_repo_files(repository, revision=commit)) from None
     folders.check_config(folders.read_json_file(config, repository), repository)
-    return Path(hf.snapshot_download(allow_patterns=FILES, **at))
+    return Path(hf.snapshot_download(repository, revision=commit, allow_patterns=FILES))
 
 
 def _explained(error: Exception, source: str, revision: str | None) -> LabError:

@@ -20,7 +20,7 @@ from nbhelpers.devices import device as devices
 from nbhelpers.devices import fit
 from nbhelpers.loading import folder as folders
 from nbhelpers.loading import hub, tokenizer, weights
-from nbhelpers.records import SCHEMA_VERSION, Engine, Failure, LabError, Limits, ModelRun, ModelSpec, Record
+from nbhelpers.records import SCHEMA_VERSION, Engine, Failure, LabError, ModelRun, ModelSpec, Record
 
 SHAPE_TOKENIZER = "lab-gpt2"  # any text becomes ids below 4,096, which every registered architecture has
 # Besides the weights, what decides a text.
@@ -76,14 +76,14 @@ class Loaded:
     device: str
 
 
-def fetch(spec: ModelSpec, download_s: float = Limits().download_s) -> Path:
-    """The folder of a model's files, downloaded if need be in download_s seconds, checked for safety.
+def fetch(spec: ModelSpec) -> Path:
+    """The folder of a model's files, downloaded if need be, checked for safety.
 
     Embedded files are compared with their recorded sha256. A shape: model has the folder of its tokenizer.
     Raises LabError.
     """
     if spec.kind == "hub":
-        return hub.download(spec, download_s)
+        return hub.download(spec)
     spec = registry.resolve(SHAPE_TOKENIZER) if spec.kind == "shape" else spec
     folder = registry.folder_of(spec) or Path()
     for name, digest in spec.sha256.items():
@@ -121,9 +121,7 @@ def revision_of(spec: ModelSpec, folder: Path | None = None) -> str:
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:12]
 
 
-def load(
-    model: str | ModelSpec, device: str = "auto", dtype: str = "auto", limits: Limits = Limits()
-) -> Loaded:
+def load(model: str | ModelSpec, device: str = "auto", dtype: str = "auto") -> Loaded:
     """Fetch and load a causal language model and its tokenizer, with time and memory of it.
 
     The weights come from safetensors only and no code of the model's repository runs. Raises LabError for a
@@ -135,9 +133,9 @@ def load(
 
     place = devices.detect(device, dtype)
     started = time.perf_counter()
-    folder = fetch(spec, limits.download_s)
+    folder = fetch(spec)
     base = folders.adapter_base(folder, spec.alias)
-    trunk = fetch(base, limits.download_s) if base else folder
+    trunk = fetch(base) if base else folder
     fetch_s = time.perf_counter() - started
     random, notes = spec.kind == "shape", list[str]()
     spec = spec if random else folders.describe(spec, folder, trunk)

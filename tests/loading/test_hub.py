@@ -32,7 +32,7 @@ for name in sys.argv[1:]:
     try:
         name, _, revision = name.partition("@")
         spec = dataclasses.replace(registry.resolve(name), revision=revision or None)
-        folder = loading.fetch(spec, download_s=float(os.environ.get("LIMIT", "60")))
+        folder = loading.fetch(spec)
         files = sorted(path.name for path in folder.iterdir())
         print(json.dumps({"revision": loading.revision_of(spec), "files": files}))
     except LabError as error:
@@ -175,7 +175,7 @@ def test_a_busy_hub_is_asked_again_when_it_says(tiny, tmp_path, file, status):
         assert max(gaps) >= 2
 
 
-def test_a_hub_that_stays_busy_is_given_up_within_the_limit(tiny, tmp_path):
+def test_a_hub_that_stays_busy_is_given_up(tiny, tmp_path):
     faults = {"model.safetensors": [Fault(503, {"Retry-After": "1000"})] * 9}
     with serve({"org/tiny": Repository({"main": tiny}, faults=faults)}) as hub:
         (refused,) = run(FETCH, tmp_path, hub.url, "org/tiny")
@@ -219,18 +219,6 @@ def test_a_file_that_changes_in_a_cache_that_was_never_checked_is_found(wide, tm
         (again,) = run(FETCH, tmp_path, hub.url, "org/wide")
         assert again == fetched
         assert (folder / "model.safetensors").read_bytes() == (wide / "model.safetensors").read_bytes()
-
-
-def test_a_download_that_trickles_is_stopped_at_the_limit_and_leaves_nothing_half(wide, tmp_path):
-    faults = {"model.safetensors": [Fault(slow_s=0.05)]}
-    with serve({"org/wide": Repository({"main": wide}, faults=faults)}) as hub:
-        started = time.monotonic()
-        (stopped,) = run(FETCH, tmp_path, hub.url, "org/wide", LIMIT="6")
-        assert time.monotonic() - started >= 6
-        assert "was stopped after 6 s" in stopped["error"] and stopped["kind"] == "timeout"
-        assert hub.served["model.safetensors"] > 0 and not leftovers(tmp_path)
-        (fetched,) = run(FETCH, tmp_path, hub.url, "org/wide")
-        assert "model.safetensors" in fetched["files"]
 
 
 def test_the_download_ends_with_the_process_that_wanted_it(wide, tmp_path):

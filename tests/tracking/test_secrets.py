@@ -39,7 +39,7 @@ def planted(address: str, password: str) -> dict[str, str]:
 def test_a_run_tells_no_secret(tmp_path, address, password):
     outputs = tmp_path / "outputs"
     places = {"NBHELPERS_OUTPUTS": str(outputs), "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
-    command = "run lab-gpt2 nobody/nothing --limit 2 --repeats 1 --max-new-tokens 8 --download-timeout 5"
+    command = "run lab-gpt2 nobody/nothing --limit 2 --repeats 1 --max-new-tokens 8"
     done = subprocess.run(
         [sys.executable, "-m", "nbhelpers.cli", *command.split(), "--out", str(outputs / "run")],
         capture_output=True,
