@@ -58,9 +58,7 @@ def read_energy(device: str = "cpu", powercap: Path = Path("/sys/class/powercap"
         return Reading("RAPL", joules, ranges)
     except ImportError:
         return Reading(reason="reading the card's energy counter needs the package nvidia-ml-py")
-    except PermissionError:  # since CVE-2020-8694
-        return Reading(reason="only the administrator may read the processor's energy counter (energy_uj)")
-    except Exception as error:  # NVML's own class of errors cannot be named where its package is missing
+    except Exception as error:  # since CVE-2020-8694 an administrator's; NVML's errors have no common base
         return Reading(reason=f"the energy counter of {device} cannot be read ({error})")
 
 
@@ -106,23 +104,26 @@ class Ledger:
         return self._share
 
 
+_OLDER = Record.__pydantic_config__ | {"extra": "ignore"}  # rows of older releases hold more
+
+
 @dataclass(frozen=True)
 class Moment(Record):
-    """The machine at one moment of a pass: before, at the end of, and after the generation."""
+    """The machine before or after a pass."""
 
-    other_load: float  # 0..1: share of all cores' time used by other processes since the last reading
-    spin_s: float | None  # time of a fixed piece of work; None at the end of the generation
-    frequency_mhz: float | None  # of old rows; ``spin_s`` also sees what a virtual machine hides
-    throttled: int | None  # thermal throttling events since boot
+    __pydantic_config__ = _OLDER
+
+    spin_s: float | None  # time of a fixed piece of work: also throttling changes it
 
 
 @dataclass(frozen=True)
 class NoisePass(Record):
     """A row of noise.jsonl: the conditions under which rows were made. Other work on a GPU is not seen."""
 
+    __pydantic_config__ = _OLDER
+
     keys: tuple[str, ...]  # of the rows
     before: Moment
-    during: Moment
     after: Moment
     other_load: float  # 0..1, from the beginning of before to the end of after
     warm_ups: int  # generations before the first timed one, in no row
@@ -136,17 +137,12 @@ def recorded(path: Path | None, keys: Sequence[str], warm_ups: int = 0) -> Itera
         yield
         return
 
-    def moment(since: Times, spin_s: float | None = None) -> Moment:
-        return Moment(other_load(since, cpu_times()), spin_s, None, throttle_events())
-
-    start = cpu_times()
-    before, middle = moment(start, spin()), cpu_times()
+    start, before = cpu_times(), Moment(spin())
     try:
         yield
     finally:
-        during, end = moment(middle), cpu_times()
-        moments = before, during, moment(end, spin())
-        row = NoisePass(tuple(keys), *moments, other_load(start, cpu_times()), warm_ups)
+        after = Moment(spin())
+        row = NoisePass(tuple(keys), before, after, other_load(start, cpu_times()), warm_ups)
         store.append_row(path.with_name(NOISE_FILE), row)
 
 
@@ -165,8 +161,6 @@ def verdict(found: Sequence[NoisePass]) -> str:
         reasons.append(f"{load:.0%} load by other processes")
     if abs(drift := worst["noise/clock_drift"]) > MOST_DRIFT:
         reasons.append(f"clock drift of {drift:+.0%}")
-    if any((p.after.throttled or 0) > (p.before.throttled or 0) for p in found):
-        reasons.append("the processor throttled")
     return f"noisy: {', '.join(reasons)}" if reasons else "quiet"
 
 
@@ -205,9 +199,3 @@ def other_load(first: Times, last: Times) -> float:
     wall, busy, mine = (b - a for a, b in zip(first, last, strict=True))
     cores = psutil.cpu_count() or 1
     return min(1.0, max(0.0, (busy - mine) / (wall * cores))) if wall > 0 else 0.0
-
-
-def throttle_events(cpus: Path = Path("/sys/devices/system/cpu")) -> int | None:
-    """Thermal throttling events of all cores since boot (Linux on Intel); None where nothing counts them."""
-    counts = [int(path.read_text()) for path in cpus.glob("cpu[0-9]*/thermal_throttle/core_throttle_count")]
-    return sum(counts) if counts else None
