@@ -150,11 +150,8 @@ def check_unchanged(prompts: Iterable[Prompt], info: RunInfo) -> None:
 def load_prompts(path: str | Path = "", limit: int | None = None) -> list[Prompt]:
     """Read prompts from JSON lines {"id", "text", "content_type"}; "" is the 15 benchmark prompts b01…b15.
 
-    Raises LabError for a missing, empty or malformed file (with the line number), for the same text twice,
-    and for a limit below 1.
+    Raises LabError for a missing, empty or malformed file (with the line number) and for the same text twice.
     """
-    if limit is not None and limit < 1:
-        raise LabError(f"The limit is {limit}: ask for at least 1 prompt.")
     source = Path(path).expanduser() if str(path) else store.data_dir() / "prompts.jsonl"
     try:
         lines = source.read_text(encoding="utf-8-sig").split("\n")  # splitlines also splits at U+2028

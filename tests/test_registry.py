@@ -267,12 +267,9 @@ def test_a_whole_surrogate_pair_is_an_emoji(tmp_path):
     assert registry.load_prompts(path)[0].text == "smile \N{GRINNING FACE}."
 
 
-def test_unreadable_prompts_and_limits_below_one(tmp_path):
+def test_unreadable_prompts(tmp_path):
     with pytest.raises(LabError, match="cannot be read"):
         registry.load_prompts(tmp_path / "absent.jsonl")
     (tmp_path / "latin.jsonl").write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(LabError, match="not UTF-8"):
         registry.load_prompts(tmp_path / "latin.jsonl")
-    for limit in (0, -3):
-        with pytest.raises(LabError, match="at least 1"):
-            registry.load_prompts(limit=limit)

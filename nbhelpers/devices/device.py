@@ -166,14 +166,10 @@ def _name(device: str) -> str:
 
 def memory(device: str) -> tuple[int, int]:
     """Total and free bytes of the device's memory (Apple's GPU shares the machine's)."""
-    machine, backend = psutil.virtual_memory(), _backend(device)
-    if device == "cpu":
-        limit, unused = container_memory()
-        return min(machine.total, limit), min(machine.available, unused)
-    if device == "mps":
-        total = backend.recommended_max_memory()
-        return total, min(total - backend.driver_allocated_memory(), machine.available)
-    return backend.mem_get_info()[::-1]
+    if device not in ("cpu", "mps"):
+        return _backend(device).mem_get_info()[::-1]
+    machine, (limit, unused) = psutil.virtual_memory(), container_memory()
+    return min(machine.total, limit), min(machine.available, unused)
 
 
 def container_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
@@ -208,13 +204,9 @@ def reset_peak(device: str) -> bool:
 
 
 def peak_memory(device: str) -> int | None:
-    """Peak bytes since reset_peak: on CUDA and XPU the allocator's, on a CPU the process's (Linux only).
-
-    On Apple MPS, which keeps no peak, what the driver holds for the process.
-    """
-    if device != "cpu":
-        name = "driver_allocated_memory" if device == "mps" else "max_memory_allocated"
-        return int(getattr(_backend(device), name)())
+    """Peak bytes since reset_peak: on CUDA and XPU the allocator's, else the process's (Linux only)."""
+    if device in ("cuda", "xpu"):
+        return int(_backend(device).max_memory_allocated())
     status = Path("/proc/self/status")
     return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024 if status.exists() else None
 

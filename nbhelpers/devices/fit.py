@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nbhelpers.records import DTYPES, SHORT_DTYPES, LabError, ModelSpec
+from nbhelpers.records import DTYPES, ModelSpec
 
 HEADROOM = 0.9  # assumed: share of the free memory that a need may take; the rest is for activations
 LOGIT_BYTES = 24  # for each row and entry of the vocabulary: logits, and what drawing from them takes
@@ -34,13 +34,8 @@ def generation_need(
 ) -> Need:
     """What generating ``rows`` texts at a time takes, each of ``tokens`` tokens with its prompt.
 
-    More tokens than the model's context are cut to that. Raises LabError for a workload that makes no sense.
+    More tokens than the model's context are cut to that.
     """
-    dtype = SHORT_DTYPES.get(dtype, dtype)
-    if dtype not in DTYPES:
-        raise LabError(f"The dtype {dtype!r} is not known: use {', '.join(DTYPES)}.")
-    if rows < 1 or tokens < 1:
-        raise LabError(f"The workload is {rows} rows of {tokens} tokens: give at least one row of one token.")
     cache = kv_cache_bytes(spec, rows, min(tokens, spec.context or tokens), dtype)
     return Need((spec.parameters or 0) * DTYPES[dtype], cache, LOGIT_BYTES * rows * (vocabulary or 0))
 
