@@ -126,12 +126,11 @@ class NoisePass(Record):
     before: Moment
     after: Moment
     other_load: float  # 0..1, from the beginning of before to the end of after
-    warm_ups: int  # generations before the first timed one, in no row
     schema_version: int = SCHEMA_VERSION
 
 
 @contextmanager
-def recorded(path: Path | None, keys: Sequence[str], warm_ups: int = 0) -> Iterator[None]:
+def recorded(path: Path | None, keys: Sequence[str]) -> Iterator[None]:
     """Record the conditions under which the rows ``keys`` of the file ``path`` are made, if there are any."""
     if path is None or not keys:
         yield
@@ -142,7 +141,7 @@ def recorded(path: Path | None, keys: Sequence[str], warm_ups: int = 0) -> Itera
         yield
     finally:
         after = Moment(spin())
-        row = NoisePass(tuple(keys), before, after, other_load(start, cpu_times()), warm_ups)
+        row = NoisePass(tuple(keys), before, after, other_load(start, cpu_times()))
         store.append_row(path.with_name(NOISE_FILE), row)
 
 
@@ -165,7 +164,7 @@ def verdict(found: Sequence[NoisePass]) -> str:
 
 
 def metrics(found: Sequence[NoisePass]) -> dict[str, float]:
-    """The worst of the passes under ``noise/…``, and how many warm-ups no row shows; empty without passes.
+    """The worst of the passes under ``noise/…``; empty without passes.
 
     Clock drift is the change of the fixed work's time over a pass: +0.1 is 10% slower afterwards.
     """
@@ -175,7 +174,6 @@ def metrics(found: Sequence[NoisePass]) -> dict[str, float]:
     return {
         "noise/other_load": max(p.other_load for p in found),
         "noise/clock_drift": max((b / a - 1 for a, b in spins if a and b), key=abs, default=0.0),
-        "latency/warm_ups_excluded": float(sum(p.warm_ups for p in found)),
     }
 
 

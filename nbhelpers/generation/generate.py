@@ -152,11 +152,10 @@ def complete(
     batch_size: int | None = None,
     limits: Limits = Limits(),
     stop: bool = True,
-    warm_ups: int = 0,
 ) -> list[Sample]:
     """The wanted samples in order: the finished rows of the file, and the rest made now.
 
-    stop: whether end tokens end a row. warm_ups: generations before these, in no row.
+    stop: whether end tokens end a row.
     """
     with store.appending(path) if path else nullcontext(lambda row: None) as append:
         have, jobs, broken, failed = finished(path), list[Request](), list[Sample](), 0
@@ -171,7 +170,7 @@ def complete(
                     broken.append(sample_of(loaded, request, settings, 1, error=error))
         ends = tokenizer.end_tokens(loaded) if stop and jobs else frozenset()
         made = _run(loaded, jobs, settings, batch_size or 0, ends, limits.generation_s)
-        with meters.recorded(path, [job.key for job in jobs], warm_ups):
+        with meters.recorded(path, [job.key for job in jobs]):
             for sample in itertools.chain(broken, made):
                 have[sample.key] = sample
                 append(sample)

@@ -12,7 +12,7 @@ from nbhelpers.loading.load import Loaded
 from nbhelpers.records import Limits, ModelRun, Prompt, Sample, Settings
 
 TOKENS = 64  # of each latency row
-WARM_UPS, WARM_UP_TOKENS = 1, 8  # generations before the first timed one, in no row
+WARM_UP_TOKENS = 8  # of a generation before the first timed one, in no row
 
 
 def measure_latency(
@@ -33,9 +33,9 @@ def measure_latency(
     fixed = replace(settings, max_new_tokens=min(TOKENS, settings.max_new_tokens))
     if {request.key for request in wanted} - generate.finished(path).keys():
         warm_up = replace(fixed, max_new_tokens=min(WARM_UP_TOKENS, fixed.max_new_tokens))
-        generate.complete(loaded, wanted[:1] * WARM_UPS, warm_up, batch_size=1, stop=False)
+        generate.complete(loaded, wanted[:1], warm_up, batch_size=1, stop=False)
     shuffled = random.Random(settings.seed).sample(wanted, len(wanted))
-    rows = generate.complete(loaded, shuffled, fixed, path, 1, limits, stop=False, warm_ups=WARM_UPS)
+    rows = generate.complete(loaded, shuffled, fixed, path, 1, limits, stop=False)
     by_key = {row.key: row for row in rows}
     return [by_key[request.key] for request in wanted]
 

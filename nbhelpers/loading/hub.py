@@ -117,24 +117,25 @@ def _explained(error: Exception, source: str, revision: str | None) -> LabError:
     """An error of the Hub client as a sentence that says what to do."""
     if isinstance(error, LabError):
         return error
-    answer, login = _answer(error), "log in with `hf auth login`"
-    known = [model.source for model in registry.load_registry().values() if model.kind == "hub"]
-    whys = {  # by what the Hub answered, the most special first
-        errors.GatedRepoError: f"is gated: accept its licence on its Hub page, then {login} or set HF_TOKEN.",
-        errors.RepositoryNotFoundError: f"is not on the Hub, or is private ({login}), and is no folder: "
-        + registry.nearest(source, known),
-        errors.RevisionNotFoundError: f"has no revision {revision!r} on the Hub.",
-        errors.HfHubHTTPError: "did not come, the Hub answered HTTP "
-        f"{answer and answer.response.status_code}: {login}, or try again later.",
-    }
-    why = next((text for kind, text in whys.items() if isinstance(answer, kind)), "")
-    if not why and isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        cache = constants.HF_HUB_CACHE
-        why = f"did not come, the disk was full: free space for {cache} or set HF_HOME, and run again."
-    elif not why:
-        reason = f"did not come from {constants.ENDPOINT} ({type(error).__name__}: {error}".partition("\n")[0]
-        offline = "HF_HUB_OFFLINE is set: unset it and run again."
-        why = "is not wholly in the local cache and "
-        why += offline if constants.is_offline_mode() else f"{reason}): run again."
-    refused = Failure.REFUSED if isinstance(answer, errors.GatedRepoError) else Failure.DOWNLOAD
-    return folders.refusal(source, why, refused)
+    login, kind = "log in with `hf auth login`", Failure.DOWNLOAD
+    match _answer(error) or error:
+        case errors.GatedRepoError():
+            kind = Failure.REFUSED
+            why = f"is gated: accept its licence on its Hub page, then {login} or set HF_TOKEN."
+        case errors.RepositoryNotFoundError():
+            known = [model.source for model in registry.load_registry().values() if model.kind == "hub"]
+            why = f"is not on the Hub, or is private ({login}), and is no folder: "
+            why += registry.nearest(source, known)
+        case errors.RevisionNotFoundError():
+            why = f"has no revision {revision!r} on the Hub."
+        case errors.HfHubHTTPError(response=answer):
+            why = f"did not come, the Hub answered HTTP {answer.status_code}: {login}, or try again later."
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
+            cache = constants.HF_HUB_CACHE
+            why = f"did not come, the disk was full: free space for {cache} or set HF_HOME, and run again."
+        case _ if constants.is_offline_mode():
+            why = "is not wholly in the local cache and HF_HUB_OFFLINE is set: unset it and run again."
+        case _:
+            reason = f"{constants.ENDPOINT} ({type(error).__name__}: {error}".partition("\n")[0]
+            why = f"is not wholly in the local cache and did not come from {reason}): run again."
+    return folders.refusal(source, why, kind)
