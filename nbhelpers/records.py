@@ -154,8 +154,7 @@ class Limits(Record):
     """How long things may take and how much may fail: how far a run comes, never what a text says."""
 
     __pydantic_config__ = Record.__pydantic_config__ | {"extra": "ignore"}  # a run.json may hold dropped ones
-    cell_s: float = _setting(1800.0, "Seconds a notebook's cell may take.", "timeout", 1)
-    model_s: float = _setting(21_600.0, "Seconds for a model's notebooks.", "model_timeout", 1)
+    cell_s: float = _setting(1800.0, "Seconds a notebook or its cell may take.", "timeout", 1)
     generation_s: float = _setting(300.0, "Seconds a generation may take.", "batch_timeout", 0)
     fail_on_error: FailOnError = FailOnError()
 

@@ -141,12 +141,12 @@ def test_the_command_line_hands_settings_and_limits_to_the_run(call, tmp_path, m
         return plan.info
 
     monkeypatch.setattr(runner, "run", run)
-    flags = "--timeout 1 --model-timeout 2 --batch-timeout 3"
+    flags = "--timeout 1 --batch-timeout 3"
     drawn = "--temperature 0.5 --top-k 3 --top-p 0.9"
     given = ["run", "lab-gpt2", "--out", str(tmp_path), *flags.split(), *drawn.split()]
     assert call(*given, "--fail-on-error", "0.5")[0] == 0
     settings = Settings(model="", temperature=0.5, top_k=3, top_p=0.9)
-    assert seen == [(settings, Limits(1, 2, 3, FailOnError(share=0.5)))]
+    assert seen == [(settings, Limits(1, 3, FailOnError(share=0.5)))]
 
 
 def test_a_stopped_run_says_how_to_go_on_and_exits_1(call, tmp_path, monkeypatch):

@@ -138,9 +138,8 @@ def test_a_run_s_own_record_says_what_a_name_means(tmp_path):
         "r", ("./tuned",), Settings(), "2026", None, {}, "m", None, specs=(spec,), limits=Limits(9.0)
     )
     path = store.write_json(tmp_path / "run.json", info)
-    path.write_text(
-        path.read_text().replace('"cell_s"', '"download_s": 5.0, "memory_wait_s": 0.0, "cell_s"')
-    )  # of an old run
+    old = '"model_s": 9.0, "download_s": 5.0, "memory_wait_s": 0.0, "cell_s"'  # limits that there once were
+    path.write_text(path.read_text().replace('"cell_s"', old))
     found = pipeline.open_run(Settings("./tuned", str(tmp_path)))
     assert (found.spec, found.folder.name, found.limits.cell_s) == (spec, "tuned", 9.0)
     assert found.folder == Path(tmp_path).resolve() / "tuned"

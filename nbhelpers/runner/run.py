@@ -137,7 +137,7 @@ class _Run:
     def _notebooks(self, model: str, folder: Path, names: Sequence[str], parameters: dict[str, Any]) -> None:
         """What has not passed of some notebooks, in order; what follows a failure is skipped."""
         passed = {s.notebook for s in self.info.notebooks if s.model == model and s.status == "passed"}
-        end, failed = time.monotonic() + self.limits.model_s, ""
+        failed = ""
         for name in names:
             output = folder / f"{name}.ipynb"
             if self.ending or (name in passed and output.exists()):
@@ -145,16 +145,16 @@ class _Run:
             if failed or (model and self.refused):
                 reason = STOPPED if self.refused else f"{failed} failed"
                 self._save(NotebookStatus(name, model, "skipped", 0.0, reason))
-            elif (status := self._notebook(output, parameters, end, model)).status == "failed":
+            elif (status := self._notebook(output, parameters, model)).status == "failed":
                 failed = name
                 first = self.limits.fail_on_error.count == 1 and status.failure is not Failure.TRACKING
                 self.refused |= first or status.failure is Failure.STOPPED
 
-    def _notebook(self, output: Path, parameters: dict[str, Any], end: float, model: str) -> NotebookStatus:
+    def _notebook(self, output: Path, parameters: dict[str, Any], model: str) -> NotebookStatus:
         """How one notebook went, within its limits."""
         began, most, log = time.monotonic(), self.limits.cell_s + GRACE_S, output.with_name(kernels.LOG)
         self.watch(model, output.stem, None)
-        self.deadlines[log] = deadline = min(end, began + most)
+        self.deadlines[log] = deadline = began + most
         try:
             status = run_notebook(notebook_path(output.stem), output, parameters, self.limits.cell_s, model)
             if output.exists():
@@ -164,8 +164,8 @@ class _Run:
             status = NotebookStatus(output.stem, model, "failed", seconds, *describe(problem))
         del self.deadlines[log]
         if status.status == "failed" and time.monotonic() > deadline:
-            limit = f"{self.limits.model_s:.0f} s for a model" if deadline == end else f"{most:.0f} s"
-            status = replace(status, error=f"stopped by the runner after {limit}", failure=Failure.TIMEOUT)
+            error = f"stopped by the runner after {most:.0f} s"
+            status = replace(status, error=error, failure=Failure.TIMEOUT)
         status = with_disk(status, self.folder)
         self._save(status)
         return status

@@ -9,7 +9,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -145,17 +144,6 @@ def test_a_kernel_that_hangs_is_killed(steps, monkeypatch):
     failed = ("failed", "stopped by the runner after 1 s")
     assert statuses(info, "lab-gpt2")[:2] == [("passed", None), failed]
     assert info.notebooks[1].failure is Failure.TIMEOUT
-    assert statuses(info, "") == [("passed", None)]
-
-
-def test_a_model_has_a_limit_for_all_its_notebooks(steps):
-    def slow(model: str, name: str):
-        return steps.hang() if name == PIPELINE[3] else time.sleep(0.4)
-
-    steps.do = slow
-    info = runner.run(planned(steps, "lab-gpt2"), limits=Limits(model_s=2.0))
-    failed = ("failed", "stopped by the runner after 2 s for a model")
-    assert statuses(info, "lab-gpt2")[3:] == [failed, *[("skipped", "04_scoring failed")] * 2]
     assert statuses(info, "") == [("passed", None)]
 
 
