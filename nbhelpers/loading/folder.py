@@ -203,10 +203,12 @@ def read_json_file(path: Path, name: str, optional: bool = False) -> dict[str, A
 
 
 def describe(spec: ModelSpec, folder: Path, trunk: Path | None = None) -> ModelSpec:
-    """Fill in what a spec leaves open from the folder's configuration and the headers of its weights.
+    """The spec as it is, if data/models.toml or run.json has described it; else by the folder's files.
 
     An adapter is described as its base is; trunk: the base's folder, where it had to be fetched.
     """
+    if spec.parameters:
+        return spec
     tokenizer = read_json_file(folder / "tokenizer_config.json", spec.alias, optional=True)
     chat = bool(tokenizer.get("chat_template")) or (folder / "chat_template.jinja").is_file()
     if base := adapter_base(folder, spec.alias):
@@ -214,21 +216,17 @@ def describe(spec: ModelSpec, folder: Path, trunk: Path | None = None) -> ModelS
         found = replace(found, alias=spec.alias, source=spec.source, kind=spec.kind, sha256={}, revision=None)
         return replace(found, base=base.alias, prompt_format="chat" if chat else found.prompt_format)
     config = read_json_file(folder / "config.json", spec.alias)
-    named = spec.family != "unknown"  # in data/models.toml
-    heads = spec.kv_heads or _first(config, "num_attention_heads", "n_head")
-    width = _first(config, "hidden_size", "n_embd", "n_embed")
-    nested = "text_config" in config
+    heads = _first(config, "num_attention_heads", "n_head")
+    width, nested = _first(config, "hidden_size", "n_embd", "n_embed"), "text_config" in config
     return replace(
         spec,
-        family=spec.family if named else config.get("model_type", "unknown"),
-        parameters=spec.parameters or count_parameters(folder, spec.alias),
-        context=spec.context or context_of(config, tokenizer.get("model_max_length")),
-        prompt_format="chat" if chat and not named else spec.prompt_format,
-        layers=spec.layers or _first(config, "num_hidden_layers", "n_layer"),
-        kv_heads=spec.kv_heads or _first(config, "num_key_value_heads", assume=nested) or heads,
-        head_dim=spec.head_dim
-        or _first(config, "head_dim", assume=nested)
-        or (width and heads and width // heads),
+        family=config.get("model_type", "unknown"),
+        parameters=count_parameters(folder, spec.alias),
+        context=context_of(config, tokenizer.get("model_max_length")),
+        prompt_format="chat" if chat and spec.family == "unknown" else spec.prompt_format,
+        layers=_first(config, "num_hidden_layers", "n_layer"),
+        kv_heads=_first(config, "num_key_value_heads", assume=nested) or heads,
+        head_dim=_first(config, "head_dim", assume=nested) or (width and heads and width // heads),
     )
 
 
