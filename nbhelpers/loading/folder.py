@@ -65,7 +65,7 @@ def check_folder(folder: Path, name: str) -> None:
     check_no_remote_code(read_json_file(folder / "tokenizer_config.json", name, optional=True), name)
     if adapter_base(folder, name):
         return
-    if not (folder / "config.json").exists() and any(path.suffix == ".gguf" for path in paths):
+    if not (folder / "config.json").exists():
         raise no_weights(name, (path.name for path in paths))
     check_config(config := read_json_file(folder / "config.json", name), name)
     if (folder / "modules.json").exists():
@@ -192,8 +192,6 @@ def read_json_file(path: Path, name: str, optional: bool = False) -> dict[str, A
     try:
         _check_size(path, name)
         data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise refusal(name, f"has no {path.name}: it is not a saved model.") from None
     except (ValueError, OSError, RecursionError) as error:
         data = error
     if not isinstance(data, dict):
