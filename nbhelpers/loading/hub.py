@@ -1,13 +1,12 @@
 """Models from the Hugging Face Hub, into the Hub's own cache: no pickles, no code, every file verified.
 
-huggingface_hub ends a read that stalls, takes a broken transfer up where it broke and compares checksums. The
-time of the whole is limited by the cell of a notebook.
+huggingface_hub ends a read that stalls, takes a broken transfer up where it broke, waits where the Hub
+asks for it and compares checksums. The time of the whole is limited by the cell of a notebook.
 """
 
 from __future__ import annotations
 
 import errno
-import random
 import time
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from nbhelpers.records import Failure, LabError, ModelSpec
 FILES = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json", "tokenizer*", "*.model"]
 FILES += ["config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json"]
 FILES += ["chat_template.jinja", "vocab.*", "merges.txt", "tekken.json", "modules.json"]
-ATTEMPTS, LONGEST_PAUSE_S = 6, 300.0  # of a Hub that asks to come again later
 STALE_S = 3600.0  # an unfinished file that nobody wrote to for so long is left over from a killed process
 
 
@@ -38,17 +36,12 @@ def download(spec: ModelSpec) -> Path:
     disable_progress_bars()
     # Write what arrives as it arrives: of the default 10 MB blocks a broken connection loses the last one.
     constants.DOWNLOAD_CHUNK_SIZE = None
-    attempt = 0
-    while True:  # the library does not repeat all that may pass
-        try:
-            folder = _fetch(spec.source, spec.revision)
-            folders.check_folder(folder, spec.alias)
-            return folder
-        except Exception as error:
-            pause, attempt = asked_pause(error), attempt + 1
-            if pause is None or pause > LONGEST_PAUSE_S or attempt == ATTEMPTS:
-                raise _explained(error, spec.source, spec.revision) from None
-        time.sleep(pause + 2**attempt * random.uniform(0.25, 0.75))
+    try:
+        folder = _fetch(spec.source, spec.revision)
+    except Exception as error:
+        raise _explained(error, spec.source, spec.revision) from None
+    folders.check_folder(folder, spec.alias)
+    return folder
 
 
 def _answer(error: BaseException | None) -> Any:
@@ -56,15 +49,6 @@ def _answer(error: BaseException | None) -> Any:
     while error is not None and not isinstance(error, errors.HfHubHTTPError):
         error = error.__cause__
     return error
-
-
-def asked_pause(error: BaseException) -> float | None:
-    """Seconds that the Hub asks to wait (Retry-After, RFC 9110, 10.2.3: no dates), None: for good."""
-    if (answer := _answer(error)) is None:  # a connection that was there and broke
-        return 0.0 if isinstance(error, errors.HTTPError) else None
-    asked, status = answer.response.headers.get("Retry-After", ""), answer.response.status_code
-    pause = float(asked) if asked.isdecimal() else 0.0
-    return pause if status >= 500 or status in (408, 425, 429) else None
 
 
 def _fetch(source: str, revision: str | None, mend: bool = True) -> Path:
