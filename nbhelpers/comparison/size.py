@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from nbhelpers.records import Estimate, Result
-from nbhelpers.stats import paired
+from nbhelpers.stats import paired, significance
 from nbhelpers.stats.estimate import estimate
 
 
@@ -31,7 +31,7 @@ def slope(results: Sequence[Result]) -> Estimate | None:
 def sentence(found: Estimate | None, ranked: Sequence[Result]) -> str:
     """What the data say about "larger models write better content"; ``ranked`` is the best first."""
     low, high, over = (found.low, found.high, "over") if found else (None, None, "")
-    if found and found.sd == 0 and paired.sign_flip_p([found.mean or 0.0] * found.n) < paired.ALPHA:
+    if found and found.sd == 0 and significance.sign_flip_p([found.mean or 0.0] * found.n) < paired.ALPHA:
         low, high, over = found.mean, found.mean, "the same on each of"  # no interval, but a test
     if found is None or low is None or high is None:
         why = found.reason if found else "it needs two sizes on the same prompts"

@@ -1,4 +1,4 @@
-"""Two and more models on the same prompts: tests, effect sizes, verdicts, ranks, and the prompts to plan for.
+"""Two and more models on the same prompts: effect sizes, verdicts, ranks, and the prompts to plan for.
 
 Differences are first model minus second, one a prompt. How far each test keeps its promise: as ``estimate``.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -15,11 +15,10 @@ import numpy as np
 from scipy import special
 from scipy import stats as sps
 
-from nbhelpers.records import LabError, Record, Verdict
+from nbhelpers.records import Record, Verdict
 from nbhelpers.stats import estimate as estimates
+from nbhelpers.stats.significance import bonett_price, holm, mcnemar_p, paired_p, sign_flip_p
 
-EXACT_FLIPS = 20  # sign patterns are enumerated up to here: 2**19 sums, 4 MB
-FLIPS = 99_999  # random sign patterns above EXACT_FLIPS
 MOST_PROMPTS = 100_000  # more prompts than this is the same as "never"
 ALPHA, POWER = 0.05, 0.8  # of tests, and what a needed number of prompts is planned for
 Scores = dict[str, float]  # prompt id -> mean score
@@ -35,7 +34,7 @@ class Comparison(Record):
     difference: float | None
     low: float | None
     high: float | None
-    p: float | None  # sign-flip permutation
+    p: float | None  # of sign flips, asked against skew too; of a binary outcome, the exact McNemar's
     p_holm: float | None  # over all pairs of the run
     effect_size: float | None  # Hedges g of the paired differences
     verdict: Verdict
@@ -66,8 +65,9 @@ def compare_two(a: Scores, b: Scores, one: str = "a", other: str = "b", margin: 
 def compare_all(per_model: dict[str, Scores], margin: float = 0.5) -> tuple[Comparison, ...]:
     """Compare every pair of models on the same prompts.
 
-    Interval: Student t on the differences; p: ``sign_flip_p``; ``p_holm``: Holm's over all pairs that have a
-    p. The verdict, in this order, with alpha = 5%:
+    Interval: Student t on the differences; p: ``paired_p``. Where the scores of both models take two values
+    in all, a binary outcome: ``bonett_price`` and ``mcnemar_p``. ``p_holm``: Holm's over all pairs that have
+    a p. The verdict, in this order, with alpha = 5%:
     1. "tied": the whole interval lies inside +-margin, significant or not (two one-sided tests at 2.5% each).
     2. "better" / "worse" (a than b): the interval excludes 0 and p_holm < alpha.
     3. "cannot tell", with the prompts that would settle it: the fewer of ``prompts_needed``, planned at
@@ -95,18 +95,26 @@ def _measured(a: Scores, b: Scores, names: tuple[str, str], margin: float, tests
     # The rounding error of a subtraction is no difference.
     x = np.sort(np.round(scores[:, 0] - scores[:, 1], 12))
     n, (mean, sd) = len(x), estimates.mean_sd(x)
-    p = None if sd is None else sign_flip_p(x)
-    found = replace(found, difference=mean, p=p, reason=estimates.no_interval(x, "differences"))
+    found = replace(found, difference=mean, reason=estimates.no_interval(x, "differences"))
     if sd is None:
         return found
+    levels = np.unique(np.round(scores, 12))
+    if len(levels) == 2:
+        discordant = (int(np.sum(x > 0)), int(np.sum(x < 0)))
+        low, high = (float(np.ptp(levels)) * end for end in bonett_price(*discordant, n))
+        found = replace(found, p=mcnemar_p(*discordant, n), low=low, high=high, reason=None)
+    elif sd > 0:
+        low, high = estimates.t_interval(mean, sd, n)
+        found = replace(found, p=paired_p(x), low=low, high=high)
+    else:
+        found = replace(found, p=sign_flip_p(x))
     if sd == 0:
         return replace(found, prompts_needed=_fewest(ALPHA if abs(mean) < margin else ALPHA / tests))
-    low, high = estimates.t_interval(mean, sd, n)
     counts = [prompts_to_tie(mean, sd, margin)]
     if (apart := prompts_needed(mean, sd, ALPHA / tests)) is not None:
         counts.append(max(apart, _fewest(ALPHA / tests)))
     needed = min((max(count, n + 1) for count in counts if count), default=None)  # an open case needs more
-    return replace(found, low=low, high=high, effect_size=hedges_g(mean, sd, n), prompts_needed=needed)
+    return replace(found, effect_size=hedges_g(mean, sd, n), prompts_needed=needed)
 
 
 def judged(c: Comparison) -> Comparison:
@@ -130,41 +138,6 @@ def judged(c: Comparison) -> Comparison:
 def _fewest(alpha: float) -> int:
     """The fewest prompts at which sign flips can reach p < alpha: p is never below 2^(1-n)."""
     return math.floor(1 - math.log2(alpha)) + 1
-
-
-def sign_flip_p(differences: Iterable[float], seed: int = 0) -> float:
-    """Two-sided p of the sign-flip permutation test (Fisher 1935): is |mean| large if signs are coin tosses?
-
-    Exact over all 2^n sign patterns up to 20 differences that are not 0 (scipy's permutation_test samples
-    from 14 on); above, (hits + 1) / (B + 1) over B random patterns (Phipson & Smyth 2010). LabError without
-    differences and for one that is not finite.
-    """
-    x = estimates.sorted_array(differences)
-    if refused := estimates.unusable(x):
-        raise LabError(f"No sign-flip test: {refused}.")
-    size = np.sort(np.abs(x[x != 0]))  # the null distribution depends on the magnitudes only
-    if not len(size):
-        return 1.0
-    threshold = abs(math.fsum(x)) - 1e-9 * math.fsum(size)  # a tie must not be lost to rounding
-    if len(size) <= EXACT_FLIPS:
-        sums = size[:1]  # one sign stays fixed: the other half of the patterns mirrors this half
-        for step in size[1:]:
-            sums = np.concatenate([sums + step, sums - step])
-        return float(np.mean(np.abs(sums) >= threshold))
-    rng, hits, block = np.random.default_rng(seed), 0, max(1, 2**20 // len(size))
-    for start in range(0, FLIPS, block):
-        rows = min(block, FLIPS - start)
-        signs = rng.integers(0, 2, size=(rows, len(size)), dtype=np.int8) * 2 - 1
-        hits += int(np.sum(np.abs(signs @ size) >= threshold))
-    return (hits + 1) / (FLIPS + 1)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p values (1979), which scipy lacks."""
-    p = np.asarray(p_values, dtype=float)
-    order = np.argsort(p, kind="stable")
-    steps = np.minimum(1.0, (len(p) - np.arange(len(p))) * p[order])
-    return [float(value) for value in np.maximum.accumulate(steps)[np.argsort(order)]]
 
 
 def hedges_g(mean: float, sd: float, n: int) -> float | None:

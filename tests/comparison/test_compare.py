@@ -123,7 +123,10 @@ def test_the_same_scores_are_never_a_victory():
     ],
 )
 def test_a_difference_that_is_the_same_everywhere_is_said_without_an_interval(levels, n, verdict, said):
-    results = [make_result(m, [x] * n, 10**6 * i) for m, x, i in zip("ab", levels, (2, 1), strict=True)]
+    hard = [i % 3 / 4 for i in range(n)]  # more than two values: no binary outcome
+    results = [
+        make_result(m, [x - h for h in hard], 10**6 * i) for m, x, i in zip("ab", levels, (2, 1), strict=True)
+    ]
     report = comparison.compare(results, {})
     assert report.pairs[0].verdict == verdict
     assert comparison.verdict_sentence(report.pairs[0]).startswith(said)

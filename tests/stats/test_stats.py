@@ -14,7 +14,7 @@ from scipy import stats as sps
 
 from nbhelpers import store
 from nbhelpers.records import Estimate, LabError, Score
-from nbhelpers.stats import paired
+from nbhelpers.stats import paired, significance
 from nbhelpers.stats.estimate import by_prompt, estimate, percentile_estimate
 from nbhelpers.stats.paired import Comparison
 
@@ -171,86 +171,7 @@ def test_percentile_edges():
     assert percentile_estimate([1.0, math.nan], 50).reason.startswith("1 of 2 values")
 
 
-# --- sign flips, Holm, effect size, power ----------------------------------------------------------------
-
-
-def brute_force_flips(differences) -> float:
-    total = abs(sum(differences))
-    sums = [sum(s * d for s, d in zip(signs, differences, strict=True)) for signs in signs_of(differences)]
-    return sum(abs(value) >= total - 1e-9 for value in sums) / len(sums)
-
-
-def signs_of(values):
-    return itertools.product((1, -1), repeat=len(values))
-
-
-@quick
-@given(st.lists(st.integers(-20, 20).map(lambda i: i / 4), min_size=1, max_size=9))
-def test_sign_flips_agree_with_every_pattern(differences):
-    assert paired.sign_flip_p(differences) == pytest.approx(brute_force_flips(differences), abs=1e-12)
-
-
-def test_sign_flips_agree_with_scipys_permutation_test():
-    x = np.random.default_rng(4).normal(0.4, 1.0, 11)
-    pairs = (x, np.zeros(11))
-    expected = sps.permutation_test(
-        pairs, lambda a, b, axis: np.mean(a - b, axis=axis), permutation_type="samples", n_resamples=np.inf
-    )
-    assert paired.sign_flip_p(x) == pytest.approx(expected.pvalue, abs=1e-12)
-
-
-def test_sign_flips_known_answers():
-    assert paired.sign_flip_p([3.0]) == 1.0
-    assert paired.sign_flip_p([0.0, 0.0]) == 1.0
-    assert paired.sign_flip_p([1.0] * 5) == 2 / 2**5
-    assert paired.sign_flip_p([0.7] * 20) == 2 / 2**20
-    assert paired.sign_flip_p([0.7] * 20 + [0.0] * 30) == 2 / 2**20  # zeros have no sign: still exact
-    for bad in ([], [1.0, math.nan]):
-        with pytest.raises(LabError, match="No sign-flip test"):
-            paired.sign_flip_p(bad)
-
-
-def test_many_differences_are_sampled_with_a_seed():
-    """Above 20 the p is Monte Carlo: near the exact one (a convolution), reproducible and never 0."""
-    steps = [1] * 13 + [-1] * 5 + [2] * 6
-    counts = np.ones(1)
-    for step in steps:  # the distribution of the sum, exactly: one two-point convolution a step
-        kernel = np.zeros(2 * abs(step) + 1)
-        kernel[[0, -1]] = 0.5
-        counts = np.convolve(counts, kernel)
-    sums = np.arange(len(counts)) - len(counts) // 2
-    exact = counts[np.abs(sums) >= abs(sum(steps))].sum()
-    p = paired.sign_flip_p(steps, seed=1)
-    assert p == pytest.approx(exact, abs=4 * math.sqrt(exact / 99_999))
-    assert p == paired.sign_flip_p(steps, seed=1) != paired.sign_flip_p(steps, seed=2)
-    assert paired.sign_flip_p([1.0] * 40) == 1 / 100_000
-
-
-@quick
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
-def test_holm_is_the_closed_testing_of_bonferroni(p_values):
-    """Adjusted p of i: the largest Bonferroni p over every subset of hypotheses that holds i."""
-    indices = range(len(p_values))
-    subsets = [s for size in indices for s in itertools.combinations(indices, size + 1)]
-    expected = [
-        max(min(1.0, len(s) * min(p_values[j] for j in s)) for s in subsets if i in s) for i in indices
-    ]
-    assert paired.holm(p_values) == pytest.approx(expected, abs=1e-12)
-
-
-@quick
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.randoms(use_true_random=False))
-def test_holm_keeps_order_and_never_lowers_a_p(p_values, random):
-    adjusted = paired.holm(p_values)
-    assert all(p <= q <= 1 for p, q in zip(p_values, adjusted, strict=True))
-    assert [q for _, q in sorted(zip(p_values, adjusted, strict=True))] == sorted(adjusted)
-    order = random.sample(range(len(p_values)), len(p_values))
-    assert paired.holm([p_values[i] for i in order]) == [adjusted[i] for i in order]
-
-
-def test_holm_edges():
-    assert paired.holm([]) == []
-    assert paired.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+# --- effect size, power ---------------------------------------------------------------------------------
 
 
 def test_hedges_g_is_unbiased_where_d_is_not():
@@ -333,7 +254,7 @@ def test_verdicts(mean, sd, n, verdict):
     half = sps.t.isf(0.025, n - 1) * sd / math.sqrt(n)
     assert (c.difference, c.low, c.high) == pytest.approx((mean, mean - half, mean + half), abs=1e-9)
     assert (c.a, c.b, c.n, c.margin, c.verdict) == ("one", "two", n, 0.5, verdict)
-    assert c.p == c.p_holm == pytest.approx(paired.sign_flip_p(planted(mean, sd, n)))
+    assert c.p == c.p_holm == pytest.approx(significance.sign_flip_p(planted(mean, sd, n)))
     assert c.effect_size == pytest.approx(paired.hedges_g(mean, sd, n))
     assert (c.prompts_needed is not None) == (verdict == "cannot tell")
 
@@ -441,14 +362,14 @@ def constant(difference, n, **options) -> Comparison:
     [
         (10.0, 0.0, "better"),
         (0.0, 10.0, "worse"),
-        (1.0, 0.0, "better"),  # binary scores, always right against always wrong
         (0.0, 0.0, "tied"),
         (1.0, 1.0, "tied"),
         (10.0, 9.6, "tied"),  # significant, and too small to matter
     ],
 )
 def test_one_difference_on_every_prompt_is_decided_by_the_exact_test(a, b, verdict):
-    c = paired.compare_two(on_prompts([a] * 15), on_prompts([b] * 15))
+    level = np.resize([0, 0.1, 0.3], 15)  # more than two values: no binary outcome
+    c = paired.compare_two(on_prompts(a + level), on_prompts(b + level))
     exact = sps.permutation_test(
         (np.full(15, a - b),), np.mean, permutation_type="samples", n_resamples=np.inf
     )
@@ -459,6 +380,22 @@ def test_one_difference_on_every_prompt_is_decided_by_the_exact_test(a, b, verdi
         if 0 < a - b < 0.5
         else "all 15 differences are equal: no interval"
     )
+
+
+@pytest.mark.parametrize("scale", [1, 10])
+def test_a_binary_outcome_is_told_by_the_values(scale):
+    """Two values in all: McNemar's p and Bonett and Price's interval, in points."""
+    a, b = [1] * 9 + [0] * 6, [0] * 8 + [1] + [0] * 6
+    c = paired.compare_two(*(on_prompts(scale * x for x in side) for side in (a, b)), margin=0.05 * scale)
+    assert c.p == significance.mcnemar_p(8, 0, 15)
+    assert (c.low, c.high) == pytest.approx([scale * end for end in significance.bonett_price(8, 0, 15)])
+    assert (c.verdict, c.reason, c.n) == ("better", None, 15)
+    always = paired.compare_two(on_prompts([1] * 15), on_prompts([0] * 15), margin=0.05)
+    assert (always.verdict, always.p) == ("better", 2**-14) and always.low < always.high == 1
+    same = paired.compare_two(on_prompts(a), on_prompts(a), margin=0.05)
+    assert same.verdict == "cannot tell" and same.low < 0 < same.high  # 15 equal outcomes are no proof
+    third = paired.compare_two(on_prompts([*a[:-1], 0.5]), on_prompts(b))
+    assert third.p == significance.paired_p([1] * 8 + [0] * 6 + [0.5])
 
 
 @pytest.mark.parametrize("difference", [0.0, 0.2, 2.0, 10.0, -3.0])
@@ -475,7 +412,7 @@ def test_a_verdict_does_not_hang_on_whether_differences_are_equal_or_nearly_so(d
 def test_equal_differences_on_few_prompts_settle_nothing(difference):
     """2^(1-n) is the least p of n prompts, against 0 and against a margin alike: 6 come below 5%."""
     assert (constant(difference, 1).verdict, constant(difference, 1).prompts_needed) == ("cannot tell", None)
-    for n in (2, 3, 5):
+    for n in (3, 4, 5):
         c = constant(difference, n)
         assert (c.verdict, c.prompts_needed) == ("cannot tell", 6)
         assert c.reason == f"all {n} differences are equal: no interval"
@@ -510,7 +447,7 @@ def test_compare_all_makes_every_pair_and_adjusts_p():
     models = {name: on_prompts(hard + gap + rng.normal(0, 0.8, 15)) for name, gap in gaps.items()}
     found = paired.compare_all(models)
     assert [(c.a, c.b) for c in found] == list(itertools.combinations("wxyz", 2))
-    assert [c.p_holm for c in found] == paired.holm([c.p for c in found])
+    assert [c.p_holm for c in found] == significance.holm([c.p for c in found])
     for c in found:
         alone = paired.compare_two(models[c.a], models[c.b], c.a, c.b)
         assert (c.difference, c.low, c.high, c.p) == (alone.difference, alone.low, alone.high, alone.p)
