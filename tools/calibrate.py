@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from scipy import special
 from scipy import stats as sps
 
-from nbhelpers.stats import corrected
+from nbhelpers.stats import corrected, significance
 
 Array = NDArray[np.float64]
 Ends = tuple[Array, Array]  # lower and upper ends of many intervals; NaN where there is none
@@ -47,13 +47,16 @@ SHAPES: dict[str, Callable[[Array], Array]] = {
 RATES = {"rate 0.5": 0.5, "rate 0.8": 0.8, "rate 0.95": 0.95}
 LEADS = np.array([0.0, -0.3, -1.0, -2.0])  # of four models whose true ranks are 1, 2, 3 and 4, in points
 DATA = (*SHAPES, "clustered", *RATES, "ranked")
+UNEQUAL, BINARY = "all or nothing", "binary"
+DISCORDANT = (0.32, 0.05)  # shares of the prompts that one of two models alone passes, and the other
 # Readers rate n of 100 prompts; a judge, whose correlation with them is 0.8, favours one of two equal models.
 FAVOUR, FAVOURED, RATED, PROMPTS = "judge +0.7", 0.7, (20, 40, 80), 100
 READERS_SD, JUDGE_SD = 3.4, 2.55  # of the readers' differences, and of what the judge adds to them
 
 
 class Row(NamedTuple):
-    kind: str  # rate is an interval's coverage, a test's false-alarm rate at 5%, or a width to ratings alone
+    # "interval": rate is the coverage; "test": the false-alarm rate at 5%; "power": what is found of a real
+    kind: str  # difference; "width": the width in those of ratings alone
     method: str
     data: str
     n: int
@@ -67,6 +70,9 @@ def run_cell(data: str, n: int, simulations: int, seed: int = 0) -> list[Row]:
     """Coverage and false-alarm rates of every method for one shape of data and n prompts."""
     if data == FAVOUR:
         return _rated_rows(n, simulations, np.random.default_rng([seed, len(DATA), n]))
+    for i, (name, rows_of) in enumerate(((UNEQUAL, _unequal_rows), (BINARY, _binary_rows)), len(DATA) + 1):
+        if data == name:
+            return rows_of(n, simulations, np.random.default_rng([seed, i, n]))
     rng = np.random.default_rng([seed, DATA.index(data), n])
     if data in RATES:
         return _rate_rows(data, n, simulations, rng)
@@ -223,6 +229,16 @@ def flip_p(differences: Array, signs: Array) -> Array:
     return np.mean(np.abs(differences @ signs.T) >= observed[:, None], axis=1)
 
 
+def skew_p(d: Array) -> Array:
+    """Hall's t of every row with its skewness shrunk (paired_p); 0 where the tail is no danger."""
+    n, u = d.shape[1], d.mean(axis=1) / d.std(axis=1, ddof=1)
+    skew = sps.skew(d, axis=1)
+    noise = 6 * n * (n - 1) / ((n - 2) * (n + 1) * (n + 3))
+    skew = np.where(skew**2 > noise, skew - noise / skew, 0)
+    t = math.sqrt(n) * (u + skew * u**2 / 3 + skew**2 * u**3 / 27 + skew / (6 * n))
+    return np.where(skew * u < 0, 2 * special.stdtr(n - 1, -np.abs(t)), 0.0)
+
+
 def signed_ranks(differences: Array) -> Array:
     """Ranks of the sizes with the signs of the differences, 0 for 0: flipping them is Wilcoxon's test."""
     zeros = np.sum(differences == 0, axis=1, keepdims=True)
@@ -250,6 +266,49 @@ def _rate_rows(data: str, n: int, simulations: int, rng: np.random.Generator) ->
     return [
         _row("interval", method, data, n, _covered(*np.array(ends, dtype=float)[drawn].T, truth))
         for method, ends in known.items()
+    ]
+
+
+def _unequal_rows(n: int, simulations: int, rng: np.random.Generator) -> list[Row]:
+    """False alarms where one model gets nearly 0 or nearly 10 and the other steadily the same mean."""
+    hits: dict[str, list[Array]] = {}
+    for start in range(0, simulations, BLOCK):
+        rows = min(BLOCK, simulations - start)
+        d = 10 * rng.beta(0.5, 0.2, (rows, n)) - 50 / 7 + 0.5 * rng.standard_normal((rows, n))
+        flips = flip_p(d, sign_patterns(n, rng))
+        found = {"paired t": _t_p(d), "sign-flip": flips, "against skew": np.maximum(flips, skew_p(d))}
+        for method, p in found.items():
+            hits.setdefault(method, []).append((p < 0.05).astype(float))
+    return [_row("test", method, UNEQUAL, n, np.concatenate(found)) for method, found in hits.items()]
+
+
+def _binary_rows(n: int, simulations: int, rng: np.random.Generator) -> list[Row]:
+    """Pass or fail on n prompts: tests of equal models, what they find, and intervals of the difference."""
+    tables = [(wins, m - wins) for m in range(n + 1) for wins in range(m + 1)]
+    wins, losses = np.array(tables).T
+    fewer = np.minimum(wins, losses)
+    conditional = np.minimum(1, 2 * sps.binom.cdf(fewer, wins + losses, 0.5))
+    mid = np.where(wins == losses, 1, conditional - sps.binom.pmf(fewer, wins + losses, 0.5))
+    ours = np.array([significance.mcnemar_p(w, m, n) for w, m in tables])
+    mean = (wins - losses) / n
+    sd = np.sqrt((wins + losses - n * mean**2) / (n - 1))
+    sd[sd < 1e-9] = np.nan  # all differences are equal
+    price = np.array([significance.bonett_price(w, m, n) for w, m in tables]).T
+    ends = {"bonett-price": price, "paired t": _around(mean, sd / math.sqrt(n), sps.t.isf(0.025, n - 1))}
+    p = {"McNemar, unconditional": ours, "McNemar, mid-p": mid, "sign-flip": conditional}
+    place = {table: i for i, table in enumerate(tables)}
+
+    def drawn(one: float, other: float) -> NDArray[np.int_]:
+        counts = rng.multinomial(n, [one, other, 1 - one - other], simulations)
+        return np.array([place[w, m] for w, m, _ in counts.tolist()])
+
+    equal, apart = drawn(sum(DISCORDANT) / 2, sum(DISCORDANT) / 2), drawn(*DISCORDANT)
+    gap = DISCORDANT[0] - DISCORDANT[1]
+    rows = [_row("test", m, BINARY, n, (p[m][equal] < 0.05).astype(float)) for m in p]
+    rows += [_row("power", m, BINARY, n, (p[m][apart] < 0.05).astype(float)) for m in p]
+    return rows + [
+        _row("interval", m, BINARY, n, _covered(low[apart], high[apart], gap))
+        for m, (low, high) in ends.items()
     ]
 
 
@@ -369,7 +428,10 @@ def main() -> None:
         writer = csv.writer(file, lineterminator="\n")
         if not done:
             writer.writerow(Row._fields)
-        for n, data in (*itertools.product(SIZES, DATA), *itertools.product(RATED, (FAVOUR,))):
+        for n, data in (
+            *itertools.product(SIZES, (*DATA, UNEQUAL, BINARY)),
+            *itertools.product(RATED, (FAVOUR,)),
+        ):
             if (data, n) not in done:
                 writer.writerows(run_cell(data, n, options.simulations))
                 file.flush()

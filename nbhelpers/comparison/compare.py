@@ -263,5 +263,11 @@ def _points(pair: Comparison) -> str:
         return f"{found}, {pair.rated} of them rated"
     if pair.verdict != "cannot tell":
         return found
-    needed = f"about {pair.prompts_needed:,}" if pair.prompts_needed else f"more than {paired.MOST_PROMPTS:,}"
-    return f"{found}; {needed} prompts would be needed"
+    if (planned := pair.prompts_needed) and planned <= pair.n:
+        return (
+            f"{found}, where ±{pair.margin:g} points would take {planned:,}: the difference is near a border"
+        )
+    needed = f"about {planned:,}" if planned else f"more than {paired.MOST_PROMPTS:,}"
+    high = f"{pair.prompts_high:,}" if pair.prompts_high else "more"
+    between = f" ({pair.prompts_low:,} to {high})" if pair.prompts_low else ""
+    return f"{found}; {needed} prompts would be needed{between} for ±{pair.margin:g} points"

@@ -1,4 +1,7 @@
-"""Which model should write what: for each content type the best one measured, or the cheapest of the tied."""
+"""Which model should write what: for each content type the one expected to be best, or a cheaper one tied.
+
+Few prompts of a type say little: their means are shrunk towards what all types say (``shrunk_means``).
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from nbhelpers import store
 from nbhelpers.comparison import compare as comparison
 from nbhelpers.records import CONTENT_TYPES, SCHEMA_VERSION, Estimate, LabError, Record, Result, Score
+from nbhelpers.stats.estimate import Array
 
 COST = "cost/usd_per_request"
 Basis = Literal["better", "tied", "cannot tell", "only model", "no data"]
@@ -24,7 +30,7 @@ class Route(Record):
     basis: Basis
     prompts: int
     quality: dict[str, Estimate]  # model -> primary score on these prompts, best first
-    candidates: tuple[str, ...]  # the leader and the models not shown to be worse
+    candidates: tuple[str, ...]  # the model expected to be best and those tied with it
     prompts_needed: int | None  # to settle every open comparison with the leader; None: none open, or never
     reason: str
 
@@ -61,18 +67,50 @@ def assemble(run_dir: Path, margin: float = comparison.MARGIN) -> RoutingReport:
     if unknown := [prompt for prompt in overall.prompts if prompt not in types]:
         raise LabError(f"The prompt {unknown[0]} is in no scores.jsonl of {run_dir.name}: run notebook 04.")
     by_type = {kind: [p for p in overall.prompts if types[p] == kind] for kind in CONTENT_TYPES}
-    routes = tuple(route(kind, prompts, results, margin) for kind, prompts in by_type.items())
+    table = np.array([[r.per_prompt[p] for p in overall.prompts] for r in results], dtype=float)
+    means = shrunk_means(table, [types[p] for p in overall.prompts]) if results else {}
+    expected = {k: dict(zip([r.model for r in results], row, strict=True)) for k, row in means.items()}
+    tied = [{pair.a, pair.b} for pair in overall.verdicts if pair.verdict == "tied"]
+    routes = tuple(route(k, own, results, margin, expected.get(k), tied) for k, own in by_type.items())
     return RoutingReport(overall.primary, routes, overall.pick, overall.pick_reason, overall.excluded)
 
 
+def shrunk_means(scores: Array, types: Sequence[str]) -> dict[str, list[float]]:
+    """Type -> each model's mean on its prompts, shrunk towards its mean over all; scores: [models, prompts].
+
+    What a model does better or worse at a type than everywhere, beside the others, is weighted by
+    n t² / (n t² + s²): empirical Bayes (Efron & Morris 1975). s² is the variance of the scores within a type,
+    t² that of the true deviations of types (analysis of variance; 0 where they are no larger than noise).
+    """
+    x, kinds = scores - scores.mean(axis=0), list(dict.fromkeys(types))  # without each prompt's difficulty
+    masks = [np.array([kind == name for kind in types]) for name in kinds]
+    counts, free = np.array([mask.sum() for mask in masks]), max(1, len(x) - 1)
+    means = np.array([x[:, mask].mean(axis=1) for mask in masks])  # [types, models]
+    own = means - x.mean(axis=1)
+    left = sum(float(((x[:, mask] - m[:, None]) ** 2).sum()) for mask, m in zip(masks, means, strict=True))
+    within = left / (free * max(1, len(types) - len(kinds)))
+    between = float(counts @ (own**2).sum(axis=1)) / (free * max(1, len(kinds) - 1))
+    usual = (len(types) - counts @ counts / len(types)) / max(1, len(kinds) - 1)  # prompts of a type
+    true = max(0.0, between - within) / usual if len(kinds) > 1 else 0.0
+    weights = counts * true / (counts * true + within) if true else np.zeros(len(kinds))
+    levels = [scores[:, mask].mean() + x.mean(axis=1) for mask in masks]
+    return {k: (levels[i] + weights[i] * own[i]).tolist() for i, k in enumerate(kinds)}
+
+
 def route(
-    content_type: str, prompts: Sequence[str], results: Sequence[Result], margin: float = comparison.MARGIN
+    content_type: str,
+    prompts: Sequence[str],
+    results: Sequence[Result],
+    margin: float = comparison.MARGIN,
+    expected: dict[str, float] | None = None,
+    tied: Sequence[set[str]] = (),
 ) -> Route:
     """Choose a model by its scores on the prompts of one type, which all results have. Pure: no files.
 
-    The highest mean is taken if it is better than every other model (paired, Holm over the pairs of this
-    type), otherwise the cheapest of it and the models not shown to be worse (the fastest where a cost is
-    missing).
+    The model with the highest expected score leads (``expected``; without it the highest mean), unless the
+    type's own prompts show another to be better (paired, Holm over the pairs of this type). Cost decides only
+    between the leader and those tied with it: on this type or, where it cannot tell, overall (``tied``). The
+    cheapest of them is taken, the fastest where a cost is missing.
     """
     if len(prompts) < 2 or not results:
         lack = "a difference needs at least 2 prompts" if results else "no model could be compared on quality"
@@ -80,11 +118,16 @@ def route(
         return Route(content_type, None, "no data", len(prompts), {}, (), None, reason)
     part = [replace(r, per_prompt={prompt: r.per_prompt[prompt] for prompt in prompts}) for r in results]
     found = comparison.compare(part, {}, margin)
-    leader = next(iter(found.ranking))
-    rivals = [pair for pair in found.pairs if pair.a == leader]
-    still_open = [pair for pair in rivals if pair.verdict != "better"]
-    unclear = [pair for pair in rivals if pair.verdict == "cannot tell"]
-    candidates = (leader, *(pair.b for pair in still_open))
+    leader = first = next(iter(found.ranking))
+    if expected:
+        leader = max(found.ranking, key=lambda model: expected[model])
+    if any((p.b, p.verdict) == (leader, "better") for p in found.pairs):
+        leader = first
+    rivals = {p.b if p.a == leader else p.a: p for p in found.pairs if leader in (p.a, p.b)}
+    still_open = {m: p for m, p in rivals.items() if p.verdict in ("tied", "cannot tell")}
+    equal = [m for m, p in still_open.items() if p.verdict == "tied" or {m, leader} in tied]
+    unclear = [p for m, p in still_open.items() if m not in equal]
+    candidates = (leader, *equal)
     kept = [result for name in candidates for result in results if result.model == name]
     if all(COST in result.metrics for result in kept):
         best = min(kept, key=lambda result: result.metrics[COST])
@@ -95,10 +138,12 @@ def route(
     basis: Basis = "better" if rivals else "only model"
     reason = f"{content_type}: {found.pick_reason}"
     if still_open:
-        shown = next((pair for pair in still_open if pair.b == best.model), (unclear or still_open)[0])
-        words = comparison.verdict_sentence(shown).removesuffix(".")
-        reason = f"{content_type}: {words}; of {', '.join(candidates)} the {why}."
+        shown = still_open.get(best.model) or (unclear or list(still_open.values()))[0]
+        reason = f"{content_type}: {comparison.verdict_sentence(shown).removesuffix('.')}"
         basis = "cannot tell" if unclear else "tied"
+        if unclear:
+            reason += f"; {leader} is expected to write best"
+        reason += f"; of {', '.join(candidates)} the {why}." if equal else "."
     needed = [pair.prompts_needed or 0 for pair in unclear]  # 0: no number of prompts would settle it
     most = max(needed) if needed and all(needed) else None
     return Route(content_type, best.model, basis, len(prompts), found.ranking, candidates, most, reason)

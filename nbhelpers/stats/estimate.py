@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -29,16 +29,25 @@ RESAMPLES, ALPHA_RESAMPLES = 9999, 2000  # of the bootstrap
 HUGE = 1e100  # beyond it squares overflow, below 1 / HUGE they vanish; no score or latency comes near
 
 
-def estimate(values: Iterable[float], name: str = "", method: Literal["t", "bootstrap-t"] = "t") -> Estimate:
+Method = Literal["t", "bootstrap-t", "wilson"]
+
+
+def estimate(values: Iterable[float], name: str = "", method: Method = "t") -> Estimate:
     """The mean of ``values`` with a 95% interval.
 
     "t", for scores: mean +- t(n-1) * sd / sqrt(n). "bootstrap-t", for skewed values as latencies: resamples
     Student's t (Efron & Tibshirani 1993, chapter 12) with a fixed seed and needs ``BOOTSTRAP_MIN`` values.
+    "wilson", for rates: outcomes of 0 and 1, or one share a prompt of its repeats; LabError outside [0, 1].
     """
     x = sorted_array(values)
     if refused := unusable(x):
         return Estimate(name, len(x), None, None, None, None, LEVEL, method, refused)
     mean, sd = mean_sd(x)
+    if method == "wilson":
+        if x[0] < 0 or x[-1] > 1:
+            raise LabError(f"{name or 'A rate'} has values outside 0 to 1: give shares of what passed.")
+        low, high = _wilson(x, mean, sd or 0.0)
+        return Estimate(name, len(x), mean, sd, low, high, LEVEL, method)
     reason = no_interval(x)
     if method != "t" and len(x) < BOOTSTRAP_MIN:
         reason = reason or too_few(len(x), "values")
@@ -59,6 +68,36 @@ def _bootstrap_t(x: Array, mean: float, sd: float) -> tuple[float, float]:
         t = np.where(spread > 1e-9, means / spread, np.copysign(np.inf, means))
         low, high = np.quantile(t, TAILS)
     return mean + sd * float(-high), mean + sd * float(-low)
+
+
+def _wilson(x: Array, mean: float, sd: float) -> tuple[float, float]:
+    """Wilson's score interval (1927) of the mean of shares, one a prompt.
+
+    Shares of repeats are clustered: n becomes the number of independent outcomes with the same standard
+    error, and the quantile is t with one degree of freedom a prompt but one (after Korn & Graubard 1998).
+    Outcomes of 0 and 1 give Wilson's own interval.
+    """
+    n, chance = float(len(x)), mean * (1 - mean)
+    single = bool(np.all((x == 0) | (x == 1)))
+    if not single and sd > 0:
+        n = chance * n**2 / (sd**2 * (n - 1))
+    z = float(sps.norm.isf(TAILS[0]) if single or len(x) == 1 else sps.t.isf(TAILS[0], len(x) - 1))
+    centre, half = mean + z**2 / (2 * n), z * math.sqrt(chance / n + z**2 / (4 * n**2))
+    low, high = ((centre + side * half) / (1 + z**2 / n) for side in (-1, 1))
+    return max(0.0, min(low, mean)), min(1.0, max(high, mean))  # rounding
+
+
+def pass_at_k(passed: Mapping[str, Sequence[bool]], k: int) -> Estimate:
+    """Chance that at least one of k texts of a prompt passes, with Wilson's clustered interval over prompts.
+
+    passed: prompt -> whether each of its n texts passed. A prompt's share is 1 - C(n - c, k) / C(n, k) with c
+    of n passed, which is unbiased (Chen et al. 2021). LabError for a prompt with fewer than k texts.
+    """
+    for prompt, found in passed.items():
+        if not 1 <= k <= len(found):
+            raise LabError(f"pass@{k} needs k from 1 to the texts of a prompt: {prompt} has {len(found)}.")
+    failed = ((len(found), len(found) - sum(map(bool, found))) for found in passed.values())
+    return estimate((1 - math.comb(bad, k) / math.comb(n, k) for n, bad in failed), f"pass@{k}", "wilson")
 
 
 def t_interval(mean: float, sd: float, n: int) -> tuple[float, float]:

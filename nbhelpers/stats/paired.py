@@ -39,8 +39,10 @@ class Comparison(Record):
     effect_size: float | None  # Hedges g of the paired differences
     verdict: Verdict
     margin: float  # equivalence margin, points
-    prompts_needed: int | None  # to settle it, with 80% power at the observed difference
+    prompts_needed: int | None  # planned from the margin, whatever the difference seen (``planned``)
     reason: str | None = None
+    prompts_low: int | None = None  # 95% interval of prompts_needed, from that of the spread
+    prompts_high: int | None = None
     rated: int | None = None  # prompts with readers' ratings; None: by the score alone
 
 
@@ -70,8 +72,8 @@ def compare_all(per_model: dict[str, Scores], margin: float = 0.5) -> tuple[Comp
     a p. The verdict, in this order, with alpha = 5%:
     1. "tied": the whole interval lies inside +-margin, significant or not (two one-sided tests at 2.5% each).
     2. "better" / "worse" (a than b): the interval excludes 0 and p_holm < alpha.
-    3. "cannot tell", with the prompts that would settle it: the fewer of ``prompts_needed``, planned at
-       alpha / (number of pairs), the strictest step of Holm's, and ``prompts_to_tie``; or with a ``reason``.
+    3. "cannot tell", with the prompts to plan for the margin (``planned``, at the strictest step of Holm's);
+       or with a ``reason``.
 
     Differences that are all equal have no interval. The difference stands in for it, and exact tests decide,
     against 0 and against the margins: their p is 2^(1-n), so below six prompts nothing can be told.
@@ -103,18 +105,19 @@ def _measured(a: Scores, b: Scores, names: tuple[str, str], margin: float, tests
         discordant = (int(np.sum(x > 0)), int(np.sum(x < 0)))
         low, high = (float(np.ptp(levels)) * end for end in bonett_price(*discordant, n))
         found = replace(found, p=mcnemar_p(*discordant, n), low=low, high=high, reason=None)
+        share = sps.binomtest(sum(discordant), n).proportion_ci(method="wilson")
+        spreads = np.ptp(levels) * np.sqrt([sum(discordant) / n, share.low, share.high])
     elif sd > 0:
         low, high = estimates.t_interval(mean, sd, n)
         found = replace(found, p=paired_p(x), low=low, high=high)
+        spreads = sd * np.sqrt([1.0, *((n - 1) / special.chdtri(n - 1, np.array(estimates.TAILS)))])
     else:
         found = replace(found, p=sign_flip_p(x))
     if sd == 0:
         return replace(found, prompts_needed=_fewest(ALPHA if abs(mean) < margin else ALPHA / tests))
-    counts = [prompts_to_tie(mean, sd, margin)]
-    if (apart := prompts_needed(mean, sd, ALPHA / tests)) is not None:
-        counts.append(max(apart, _fewest(ALPHA / tests)))
-    needed = min((max(count, n + 1) for count in counts if count), default=None)  # an open case needs more
-    return replace(found, effect_size=hedges_g(mean, sd, n), prompts_needed=needed)
+    needed, fewest, most = (planned(float(spread), margin, tests) for spread in spreads)
+    found = replace(found, prompts_needed=needed, prompts_low=fewest, prompts_high=most)
+    return replace(found, effect_size=hedges_g(mean, sd, n))
 
 
 def judged(c: Comparison) -> Comparison:
@@ -122,13 +125,14 @@ def judged(c: Comparison) -> Comparison:
     if c.difference is None or c.p_holm is None:
         return c
     low, high = (c.difference if end is None else end for end in (c.low, c.high))
+    settled = replace(c, prompts_needed=None, prompts_low=None, prompts_high=None)
     apart, inside = low > 0 or high < 0, -c.margin < low and high < c.margin
     significant = apart and c.p_holm < ALPHA
     if inside and (c.low is not None or c.n >= _fewest(ALPHA)):
         small = f"the difference is significant, but inside ±{c.margin:g}: too small to matter"
-        return replace(c, verdict="tied", prompts_needed=None, reason=small if significant else c.reason)
+        return replace(settled, verdict="tied", reason=small if significant else c.reason)
     if significant:
-        return replace(c, verdict="better" if low > 0 else "worse", prompts_needed=None)
+        return replace(settled, verdict="better" if low > 0 else "worse")
     reason = f"the interval holds 0 and reaches outside ±{c.margin:g}"
     if apart:
         reason = f"the interval excludes 0, but the adjusted p of {c.p_holm:.3f} is not below {ALPHA:g}"
@@ -167,20 +171,30 @@ def prompts_needed(difference: float, sd: float, alpha: float = ALPHA) -> int | 
     return _smallest(lambda n: power(difference, sd, n, alpha) >= POWER)
 
 
-def prompts_to_tie(difference: float, sd: float, margin: float) -> int | None:
-    """Smallest n >= 2 at which a 95% t interval lies inside +-margin with 80% power, or None.
+def prompts_to_tie(sd: float, margin: float) -> int | None:
+    """Smallest n >= 2 at which a 95% t interval of equal models lies inside +-margin with 80% power, or None.
 
     Power is bounded from below: 1 minus the chances (noncentral t) that the interval crosses either border.
     """
-    rooms = np.array([margin - abs(difference), margin + abs(difference)])
-    if rooms[0] <= 0 or sd <= 0:
+    if margin <= 0 or sd <= 0:
         return None
 
     def crossing(n: int) -> float:
-        critical, shifts = special.stdtrit(n - 1, 1 - ALPHA / 2), rooms / sd * math.sqrt(n)
-        return float(np.nansum(special.nctdtr(n - 1, shifts, critical)))  # NaN for huge shifts: never
+        critical, shift = special.stdtrit(n - 1, 1 - ALPHA / 2), margin / sd * math.sqrt(n)
+        return 2 * float(np.nan_to_num(special.nctdtr(n - 1, shift, critical)))  # NaN for huge shifts: never
 
     return _smallest(lambda n: 1 - crossing(n) >= POWER)
+
+
+def planned(sd: float, margin: float, tests: int = 1) -> int | None:
+    """Prompts at which equal models are called tied and models that differ by the margin are told apart.
+
+    Both with 80% power, the second as the first step of Holm's over so many tests. The difference that was
+    seen takes no part: planned from it, the number is a guess (its interval runs over two orders of
+    magnitude), and it plans for luck. None: more than ``MOST_PROMPTS``, or nothing to plan with.
+    """
+    tie, apart = prompts_to_tie(sd, margin), prompts_needed(margin, sd, ALPHA / tests)
+    return None if tie is None or apart is None else max(tie, apart, _fewest(ALPHA / tests))
 
 
 def _smallest(enough: Callable[[int], bool]) -> int | None:

@@ -12,7 +12,7 @@ from scipy import stats as sps
 from test_corrected import PPI_ENDS, REST, F, Y
 
 from nbhelpers.records import Score
-from nbhelpers.stats import paired
+from nbhelpers.stats import paired, significance
 from nbhelpers.stats.estimate import by_prompt, estimate
 from tools import calibrate
 
@@ -28,7 +28,9 @@ LOW, HIGH = 0.935, 0.965
 
 
 def test_the_table_is_complete_and_says_how_exact_it_is():
-    cells = {(data, n) for data in calibrate.DATA for n in calibrate.SIZES}
+    cells = {
+        (data, n) for data in (*calibrate.DATA, calibrate.UNEQUAL, calibrate.BINARY) for n in calibrate.SIZES
+    }
     cells |= {(calibrate.FAVOUR, n) for n in calibrate.RATED}
     assert {(r.data, r.n) for r in TABLE.values()} == cells
     for r in TABLE.values():
@@ -49,6 +51,8 @@ def test_the_table_is_complete_and_says_how_exact_it_is():
         ("clustered", 15),
         ("ranked", 5),
         (calibrate.FAVOUR, 20),
+        (calibrate.UNEQUAL, 15),
+        (calibrate.BINARY, 15),
     ],
 )
 def test_a_slice_simulated_again_agrees_with_the_table(data, n):
@@ -84,12 +88,27 @@ def test_what_we_recommend_keeps_its_promise():
             assert LOW <= r.rate <= HIGH + 3 * r.mc_error
         assert LOW <= TABLE["interval", "clustered", "clustered", n].rate <= HIGH
     for r in TABLE.values():
-        if r.method in ("sign-flip", "paired t", "wilcoxon", "six pairs, Holm"):
+        if r.data == "binary" and r.method == "bonett-price":
+            assert r.rate >= LOW, r
+        if r.kind == "test" and r.method in ("McNemar, unconditional", "against skew"):
+            assert r.rate <= 0.05 + 3 * r.mc_error, r
+        known = r.kind == "test" and r.data != "all or nothing"
+        if known and r.method in ("sign-flip", "paired t", "wilcoxon", "six pairs, Holm"):
             assert r.rate <= 0.05 + 0.008 + 3 * r.mc_error, r
         if r.method == "exact (Clopper-Pearson)":
             assert r.rate >= 0.95 - 3 * r.mc_error, r
         if r.method == "rank":
             assert r.rate >= 0.95, r
+
+
+def test_binary_outcomes_and_skew_get_what_they_need():
+    for n, least in ((15, 0.32), (30, 0.70)):
+        ours, mid_p, flips = (
+            TABLE["power", method, "binary", n].rate
+            for method in ("McNemar, unconditional", "McNemar, mid-p", "sign-flip")
+        )
+        assert ours > least and ours > flips + 0.08 and ours > mid_p - 0.02
+        assert TABLE["test", "sign-flip", "all or nothing", n].rate > 0.05
 
 
 def test_what_we_warn_of_fails():
@@ -147,7 +166,9 @@ def test_test_methods_are_the_package_s():
     signs = calibrate.sign_patterns(9, rng)
     flips = calibrate.flip_p(rows, signs)
     ranks = calibrate.flip_p(calibrate.signed_ranks(rows), signs)
-    assert list(flips) == pytest.approx([paired.sign_flip_p(row) for row in rows], abs=1e-12)
+    assert list(flips) == pytest.approx([significance.sign_flip_p(row) for row in rows], abs=1e-12)
+    both = np.maximum(flips, calibrate.skew_p(rows))
+    assert list(both) == pytest.approx([significance.paired_p(row) for row in rows], abs=1e-9)
     assert list(ranks) == pytest.approx([sps.wilcoxon(row).pvalue for row in rows], abs=1e-12)
     for row, low, high in zip(rows, *calibrate.superiority_intervals(rows), strict=True):
         wins = sum(row > 0) + sum(row == 0) / 2
