@@ -31,14 +31,12 @@ def paired_p(differences: Iterable[float]) -> float:
     a few values is mostly noise: it is shrunk as by James and Stein (positive part), which keeps the power.
     """
     x = estimates.sorted_array(differences)
-    p, n, spread = sign_flip_p(x), len(x), float(np.std(x))
-    if n < 3 or spread == 0:
+    p, n, (mean, sd) = sign_flip_p(x), len(x), estimates.mean_sd(x)
+    if n < 3 or not sd:
         return p
-    skew, noise = (
-        float(np.mean((x - x.mean()) ** 3)) / spread**3,
-        6 * n * (n - 1) / (n - 2) / (n + 1) / (n + 3),
-    )
-    skew, u = (0.0 if skew**2 <= noise else skew - noise / skew), float(x.mean() / np.std(x, ddof=1))
+    spread, noise = sd * math.sqrt((n - 1) / n), 6 * n * (n - 1) / (n - 2) / (n + 1) / (n + 3)
+    skew, u = math.fsum((x - mean) ** 3) / n / spread**3, mean / sd
+    skew = 0.0 if skew**2 <= noise else skew - noise / skew
     if skew * u >= 0:
         return p
     t = math.sqrt(n) * (u + skew * u**2 / 3 + skew**2 * u**3 / 27 + skew / (6 * n))
