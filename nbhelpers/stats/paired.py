@@ -100,21 +100,20 @@ def _measured(a: Scores, b: Scores, names: tuple[str, str], margin: float, tests
     found = replace(found, difference=mean, reason=estimates.no_interval(x, "differences"))
     if sd is None:
         return found
+    if sd == 0:
+        enough = _fewest(ALPHA if abs(mean) < margin else ALPHA / tests)
+        return replace(found, p=sign_flip_p(x), prompts_needed=enough)
     levels = np.unique(np.round(scores, 12))
     if len(levels) == 2:
         discordant = (int(np.sum(x > 0)), int(np.sum(x < 0)))
         low, high = (float(np.ptp(levels)) * end for end in bonett_price(*discordant, n))
-        found = replace(found, p=mcnemar_p(*discordant, n), low=low, high=high, reason=None)
+        found = replace(found, p=mcnemar_p(*discordant, n), low=low, high=high)
         share = sps.binomtest(sum(discordant), n).proportion_ci(method="wilson")
         spreads = np.ptp(levels) * np.sqrt([sum(discordant) / n, share.low, share.high])
-    elif sd > 0:
+    else:
         low, high = estimates.t_interval(mean, sd, n)
         found = replace(found, p=paired_p(x), low=low, high=high)
         spreads = sd * np.sqrt([1.0, *((n - 1) / special.chdtri(n - 1, np.array(estimates.TAILS)))])
-    else:
-        found = replace(found, p=sign_flip_p(x))
-    if sd == 0:
-        return replace(found, prompts_needed=_fewest(ALPHA if abs(mean) < margin else ALPHA / tests))
     needed, fewest, most = (planned(float(spread), margin, tests) for spread in spreads)
     found = replace(found, prompts_needed=needed, prompts_low=fewest, prompts_high=most)
     return replace(found, effect_size=hedges_g(mean, sd, n))
