@@ -16,6 +16,7 @@ _FINISHED = re.compile(r"[.!?…][\"'”’)\]*_]*$|(?:^|\s)#\w+$")
 _LETTERS = re.compile(r"[^\W\d_]+")
 _OTHER_SCRIPT = re.compile(r"[^\W\d_\u0000-\u024f\u1e00-\u1eff]")
 _ACCENTED = re.compile(r"[\u00df-\u024f\u1e00-\u1eff]")
+_QUOTED = re.compile(r"""(?<=[\w:,] )["'“‘„«][^"'”’“»\n]{1,120}["'”’“»](?!\w)""")  # inside a sentence
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 _FIGURE = re.compile(
     r"[$€£]\s?\d|\d\s?(?:%|percent\b|points?\b|(?:milli)?seconds?\b|ms\b|s\b|minutes?\b|hours?\b|days?\b|weeks?\b"
@@ -46,13 +47,20 @@ def is_english(text: str) -> bool:
     """False where most letters are of another script, or where small words of other languages (and words with
     letters that English lacks) outnumber the English ones and are a tenth of all words.
 
-    What is too little to tell by is taken for English: code, keywords, a word or two, nothing.
+    Quoted phrases and names, by their capitals, say nothing. What is too little to tell by is taken for
+    English: code, keywords, a word or two, nothing.
     """
-    plain = unicodedata.normalize("NFKC", text).lower()
+    plain = _QUOTED.sub(" ", unicodedata.normalize("NFKC", text))
     found, others = _LETTERS.findall(plain), len(_OTHER_SCRIPT.findall(plain))
-    english, foreign = word_list("function_words"), word_list("foreign_words")
-    against = sum(word in foreign or (not word.isascii() and bool(_ACCENTED.search(word))) for word in found)
-    outnumbered = against > max(1, sum(word in english for word in found), len(found) / 10)
+    english, foreign, particles = map(word_list, ("function_words", "foreign_words", "name_particles"))
+    names, against = [word[0].isupper() for word in found], 0
+    for i, (name, word) in enumerate(zip(names, map(str.lower, found), strict=True)):
+        if word in foreign:
+            near = any(names[max(0, i - 2 + name) : i]), any(names[i + 1 : i + 3 - name])
+            against += not (any(near) if name else all(near) and word in particles)  # part of a name
+        elif not name and _ACCENTED.search(word):
+            against += 1
+    outnumbered = against > max(1, sum(word.lower() in english for word in found), len(found) / 10)
     return not outnumbered and not 3 < others > sum(map(len, found)) / 2
 
 

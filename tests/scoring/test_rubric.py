@@ -558,10 +558,37 @@ def test_english_stays_english_in_any_order_and_length(row: dict[str, str]) -> N
         'She wrote "Der Preis ist zu hoch" on the board, and then she left us with it for the day.',
         "\N{MATHEMATICAL BOLD CAPITAL W}\N{MATHEMATICAL BOLD SMALL H}\N{MATHEMATICAL BOLD SMALL Y}? Cost",
         "GPU LLM API MIT AI ML CPU",
+        "José Müller visited Kraków.",
+        "Meet our new CEO, Søren Ørsted Ågesen.",
+        "Write about Łódź, Gdańsk and Kraków",
+        "Las Vegas, Los Angeles, San Jose, Santa Fe",
+        "Van der Waals forces in thin films",
+        "Vincent van Gogh, Ludwig van Beethoven, Oscar de la Renta",
+        "Der Spiegel, Die Zeit, Le Monde, El País",
+        "UN SDGs, UN DESA, UN WFP",
+        "Draft a post titled 'Más allá de la nube: costos y beneficios para las empresas'",
+        "Review “Künstliche Intelligenz im Mittelstand: Chancen und Risiken für kleine Unternehmen”",
     ],
 )
 def test_code_keywords_names_and_quotations_are_no_other_language(text: str) -> None:
     assert texts.is_english(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Verfasse eine Notiz: Kosten lokaler Modelle",
+        "Das ist gut",
+        "Escribe un correo",
+        "Schrijf een bericht",
+        "Skriv et innlegg",
+        "Tulis catatan singkat tentang biaya model bahasa lokal",
+        "Pani Nowak i pan Wójcik napisali, że koszt jest niższy",
+        '"Wir haben drei Modelle gemessen, und das größte war nicht das beste."',
+    ],
+)
+def test_a_short_line_of_another_language_is_told(text: str) -> None:
+    assert not texts.is_english(text)
 
 
 def test_source_code_is_no_other_language() -> None:
