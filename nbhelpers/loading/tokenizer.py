@@ -27,7 +27,8 @@ PROBES = (  # texts that normalisers, pre-tokenizers and decoders of different m
     "Ünïcode e\u0301 \ufb01 ½ ² Ω İ ＡＢＣ naïve_x CamelCase x**2 // http://a.b/c?d=e",
     "日本語 中文字 한국어 العربية हिन्दी 👩‍👧 \u00a0\u200b — “quotes”…",
 )
-TAGS = ("<think>", "<thinking>", "<thought>", "<reasoning>", "<reason>", "<seed:think>", "[THINK]", "◁think▷")
+TAGS = ("<think>", "<thinking>", "<thought>", "<thoughts>", "<reasoning>", "<reason>", "<scratchpad>")
+TAGS += ("<seed:think>", "<longcat_think>", "<analysis>", "[THINK]", "◁think▷")
 MARKS = (  # around reasoning, as models in use write them
     *((tag, f"{tag[0]}/{tag[1:]}") for tag in TAGS),
     *(("<|START_THINKING|>", "<|END_THINKING|>"), ("<|begin_of_thought|>", "<|end_of_thought|>")),
@@ -38,6 +39,9 @@ MARKS = (  # around reasoning, as models in use write them
 _OWN_MARK = re.compile(
     r"""(?:(?:reason|think|thought)\w*[^<\[◁]{0,80}|split\(\s*['"])([<\[◁]\|?/[\w:]+\|?[>\]▷])"""
 )
+# Around the answer that follows.
+_NAME = r"\w*(?:answer|response|solution|output|return)\w*\|?>"
+_FRAME = re.compile(rf"\A<\|?{_NAME}|<[/|]{_NAME}\Z", re.IGNORECASE)
 _OWN_END = re.compile(r"[<\[◁]\|?(?=\w*(?:think|thought|reason))\w*end\w*\|?[>\]▷]", re.IGNORECASE)
 
 
@@ -147,8 +151,8 @@ def read_answer(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int]) -> tu
     parts, tokens = "".join(chain(*marks)), tokenizer.added_tokens_decoder.items()
     hidden = {number for number, token in tokens if token.special and token.content not in parts}
     text = tokenizer.decode([number for number in ids if number not in hidden]).strip()
-    asked = tokenizer.decode(list(prompt[-32:])).rstrip()
-    opened = bool(text) and asked.endswith(tuple(opening for opening, _ in marks))
+    asked, opening = tokenizer.decode(list(prompt[-32:])), "|".join(re.escape(mark) for mark, _ in marks)
+    opened = bool(text) and re.search(rf"(?<!\w )(?:{opening})\s*\Z", asked) is not None
     return split_reasoning(text, opened, marks)
 
 
@@ -163,16 +167,18 @@ def split_reasoning(
     """
     text = marks[0][0] + text if opened else text
     opening, closing = ("|".join(map(re.escape, side)) for side in zip(*marks, strict=True))
-    if not re.search(f"{opening}|{closing}", text):
+    flags = re.DOTALL | re.IGNORECASE
+    if not re.search(f"{opening}|{closing}", text, flags):
         return None, text
-    begins = rf"(?:\A|(?<=[\n.!?:>]))\s*(?:{opening})"
-    ends = rf"""(?:(?:\A|(?<=[\n.!?:>])\s*)(?:{closing})|(?<!['"`“])(?:{closing})(?![ ]*[a-z,.;'"`”)]))"""
+    start, inside = r"(?:\A|(?<=[\n.!?:>]))\s*", r"""(?![ ]*(?-i:[a-z,.:;'"`”)]))"""
+    begins = rf"{start}(?:{opening})"
+    ends = rf"""(?:{start}(?:{closing})|(?<!['"`“])(?:{closing}){inside})"""
     found, answer = list[str](), text
     for pattern in (rf"{begins}(.*?)(?:{closing})", rf"\A(.*){ends}", rf"\A.*?{begins}(.*)"):
-        found += re.findall(pattern, answer, re.DOTALL)
-        answer = re.sub(pattern, "\n", answer, flags=re.DOTALL)
+        found += re.findall(pattern, answer, flags)
+        answer = re.sub(pattern, "\n", answer, flags=flags)
     reasoning = "\n\n".join(part.strip() for part in found)
-    return (reasoning, answer.strip().removesuffix("<|return|>")) if found else (None, text)
+    return (reasoning, _FRAME.sub("", answer.strip()).strip()) if found else (None, text)
 
 
 # What is given to a template by name arrives there as text, so its clock can only be set from outside.
@@ -196,9 +202,10 @@ def render(tokenizer: Any, text: str) -> str:
         try:
             prompt = chat(parts, text, ready=True)
             whole = text.strip() in prompt and UNREAD not in prompt  # the list itself is no request
-            if whole and len(prompt) < LONGEST and prompt != chat(parts, f"{text} x", ready=True):
+            alike = prompt == chat(parts, text, ready=True) != chat(parts, f"{text} x", ready=True)
+            if whole and alike and len(prompt) < LONGEST:
                 break
-            failures.append(f"it does not write the request as it is within {LONGEST:,} characters")
+            failures.append(f"it does not write the request as it is, twice alike, within {LONGEST:,} characters")
         except Exception as error:  # whatever a template can raise
             failures.append(f"{type(error).__name__}: {error}"[:200])
     else:

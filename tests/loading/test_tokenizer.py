@@ -304,6 +304,7 @@ def test_the_request_is_rendered_as_a_string_or_as_parts(content: str) -> None:
         ("{% for tool in tools %}{{ tool.name }}{% endfor %}{{ messages[0].content }}", "TypeError"),
         ("{{ documents[0].text }}{{ messages[0].content }}", "UndefinedError"),
         ("{% for m in messages", "TemplateSyntaxError"),
+        ("{{ range(10**9) | random }}{{ messages[0].content }}", "twice alike"),
     ],
 )
 def test_a_template_that_loses_the_request_is_refused_in_one_sentence(template: str, says: str) -> None:
@@ -392,8 +393,23 @@ def test_reasoning_stands_apart(pair: tuple[str, str], text: str, reasoning: str
 
 
 @pytest.mark.parametrize(
+    "frame", [("<answer>", "</answer>"), ("<|begin_of_solution|>", "<|end_of_solution|>")]
+)
+def test_marks_around_the_answer_are_not_part_of_it(frame: tuple[str, str]) -> None:
+    text = f"<THINK>\nI count.\n</Think>\n\n{frame[0]}\nThe answer.\n{frame[1]}"
+    assert tokenizers.split_reasoning(text) == ("I count.", "The answer.")
+
+
+def test_a_request_that_ends_with_a_mark_opens_no_reasoning() -> None:
+    tokenizer = chatml_tokenizer()
+    prompt, answer = (ids_of(tokenizer, text) for text in ("What is the tag <think>", "It begins a block."))
+    assert tokenizers.read_answer(tokenizer, prompt, answer) == (None, "It begins a block.")
+
+
+@pytest.mark.parametrize(
     "text",
     [
+        "- <think>: opens a block\n- </think>: closes it",
         "Such a model thinks between `<think>` and `</think>`, then answers.",
         "Such a model thinks between <think> and </think> tags, then answers.",
         'It writes "<think>" first.\n\nAnd "</think>" last.',
