@@ -52,13 +52,15 @@ def resolve(name: str) -> ModelSpec:
         return registry[name]
     if name.startswith(SHAPE) and name.isprintable():
         return _resolve_shape(name, registry)
-    folder = _existing_folder(name)
+    folder = _existing(name)
     for text in (name, folder.name if folder else ""):
         if not text.isprintable():  # it would reach terminals and the names of files
             raise LabError(f"The name {text!r} has characters that cannot be printed: rename the model.")
     for spec in registry.values():
         if name == spec.source or (folder and folder == folder_of(spec)):
             return spec
+    if folder and not folder.is_dir():
+        raise LabError(f"{name!r} is a file: name the model's folder, {str(folder.parent)!r}.")
     if folder:
         return ModelSpec(alias=_folder_name(folder), source=str(folder), kind="local")
     if _HUB_NAME.fullmatch(name):
@@ -66,10 +68,10 @@ def resolve(name: str) -> ModelSpec:
     raise LabError(f"There is no model {name!r}: {nearest(name, list(registry))}")
 
 
-def _existing_folder(name: str) -> Path | None:
+def _existing(name: str) -> Path | None:
     try:
         folder = Path(name).expanduser()
-        return folder.resolve() if name.strip() and folder.is_dir() else None
+        return folder.resolve() if name.strip() and folder.exists() else None
     except (OSError, ValueError, RuntimeError):  # too long, a null byte, the home of an unknown user
         return None
 
@@ -176,8 +178,9 @@ def load_prompts(path: str | Path = "", limit: int | None = None) -> list[Prompt
 
 
 def one_text(text: str) -> str:
-    """What two prompts have in common that ask the same: case and white space do not make another unit."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    """What two prompts have in common that ask the same: not case, white space and unseen letters."""
+    seen = (letter for letter in unicodedata.normalize("NFKC", text) if unicodedata.category(letter) != "Cf")
+    return " ".join("".join(seen).casefold().split())
 
 
 def _prompt(line: str, where: str) -> Prompt:
@@ -187,7 +190,7 @@ def _prompt(line: str, where: str) -> Prompt:
     except (ValueError, RecursionError, AttributeError) as error:
         raise LabError(f"{where}: not a JSON object with {_FIELDS} ({error}).") from None
     for name, value in vars(prompt).items():
-        if not isinstance(value, str) or not value.strip():
+        if not isinstance(value, str) or not one_text(value):
             raise LabError(f"{where}: the field {name!r} is missing or not a non-empty text.")
         if any("\ud800" <= letter <= "\udfff" for letter in value):  # no tokenizer takes it
             raise LabError(

@@ -208,8 +208,8 @@ def test_the_benchmark_prompts_are_the_default():
 prompt_rows = st.lists(
     st.fixed_dictionaries(
         {
-            "id": st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip),
-            "text": st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip),
+            "id": st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(registry.one_text),
+            "text": st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(registry.one_text),
             "content_type": st.sampled_from(CONTENT_TYPES),
         }
     ),
@@ -246,6 +246,11 @@ GOOD = '{"id": "a", "text": "Write.", "content_type": "short_post"}'
         (GOOD + "\n" + GOOD.replace('"a"', '"b"'), "line 2: the prompt 'b' has the text of 'a'"),
         (GOOD + "\n" + GOOD.replace('"a"', '"b"').replace("short", "linkedin"), "'b' has the text of 'a'"),
         (GOOD + "\n" + GOOD.replace('"a"', '"b"').replace("Write", " write"), "'b' has the text of 'a'"),
+        (
+            GOOD + "\n" + GOOD.replace('"a"', '"b"').replace("Write", "Wr\\u00adi\\u200bte\\ufeff"),
+            "text of 'a'",
+        ),
+        ('{"id": "a", "text": "\\u200b\\ufeff", "content_type": "short_post"}', "line 1: the field 'text'"),
         (
             GOOD.replace("Write", "A cut \\ud83d emoji"),
             "line 1: the field 'text' holds half a surrogate pair",

@@ -32,6 +32,7 @@ ARCHITECTURES = {
     "MaskedLM|ForPreTraining|NextSentence": "a masked language model",
     "Classification|Reward|Regression|QuestionAnswering|MultipleChoice|Scor": "a classifier or reward model",
     "Model$|Encod|Embed|Retriev": "an embedding model or a trunk without a language-model head",
+    "": "another kind of model",
 }
 # Quantised models: the package that reads each kind.
 LOADERS = {"awq": "gptqmodel", "gptq": "gptqmodel", "compressed-tensors": "compressed_tensors"}
@@ -101,12 +102,12 @@ def check_config(config: dict[str, Any], name: str) -> None:
     """Refuse all but a model that continues text and that can be read here. Raises LabError."""
     check_no_remote_code(config, name)
     listed = config.get("architectures")
-    architecture = next((str(name) for name in listed if name), "") if isinstance(listed, list) else ""
-    kinds = (what for part, what in ARCHITECTURES.items() if re.search(part, architecture))
-    what = next(kinds, "another kind of model") if architecture else ""
+    named = [str(name) for name in listed if name] if isinstance(listed, list) else []
+    kinds = [next(ARCHITECTURES[part] for part in ARCHITECTURES if re.search(part, one)) for one in named]
+    what = "" if "" in kinds else next(iter(kinds), "")  # one that continues text will do
     if what := "an encoder-decoder" if config.get("is_encoder_decoder") is True else what:
-        why = f"is {what} ({architecture or config.get('model_type')}), not trained to continue text"
-        raise refusal(name, f"{why}: name one whose architectures in config.json end in ForCausalLM.")
+        why = f"is {what} ({', '.join(named) or config.get('model_type')}), not trained to continue text"
+        raise refusal(name, f"{why}: name a causal language model of text (as LlamaForCausalLM is one).")
     if (package := LOADERS.get(quantised(config))) and find_spec(package) is None:
         why = f"is quantised ({quantised(config)}), which the package {package} reads: pip install {package}"
         raise refusal(name, f"{why}, or name the model that it was made from.")
@@ -114,8 +115,11 @@ def check_config(config: dict[str, Any], name: str) -> None:
 
 def quantised(config: dict[str, Any]) -> str:
     """The method of a quantised model's configuration; "" for any other."""
-    how = config.get("quantization_config")  # the first releases of bitsandbytes did not name themselves
-    return str(how.get("quant_method", "bitsandbytes")) if isinstance(how, dict) else ""
+    levels = [config, *(config[key] for key in NESTED if isinstance(config.get(key), dict))]
+    hows = [level.get(key) for level in levels for key in ("quantization_config", "compression_config")]
+    # The first releases of bitsandbytes did not name themselves.
+    named = (str(how.get("quant_method", "bitsandbytes")) for how in hows if isinstance(how, dict))
+    return next(named, "")
 
 
 def adapter_base(folder: Path, name: str) -> ModelSpec | None:

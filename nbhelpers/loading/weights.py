@@ -29,7 +29,9 @@ def read(folder: Path, name: str, dtype: str) -> tuple[Any, list[str]]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    # A configuration may ask for a dtype or a kind of output that has nothing to do with the weights.
+    here = {"local_files_only": True, "trust_remote_code": False, "dtype": getattr(torch, dtype)}
+    config = AutoConfig.from_pretrained(folder, return_dict=True, **here)
     folders.check_config(config.to_dict(), name)  # with what its class assumes
     if type(config) not in AutoModelForCausalLM._model_mapping:
         why = f"is of the kind {config.model_type}, which transformers does not load for text alone"
@@ -49,10 +51,7 @@ def read(folder: Path, name: str, dtype: str) -> tuple[Any, list[str]]:
         why = f"has a config.json that describes {described:,} numbers and its weights hold {held:,}"
         raise folders.refusal(name, f"{why}: download both again.")
     how = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    how |= {"config": config, "dtype": getattr(torch, dtype)}
-    net, info = AutoModelForCausalLM.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False, **how
-    )
+    net, info = AutoModelForCausalLM.from_pretrained(folder, config=config, **how, **here)
     # transformers would fill what is missing with random numbers, and drop what the model has no place for.
     if absent := sorted(info["missing_keys"]) or sorted(key for key, *_ in info["mismatched_keys"]):
         why = f"lacks tensors that its config.json describes ({len(absent)} are missing or of another size, "

@@ -69,7 +69,18 @@ def test_a_family_that_transformers_does_not_load_for_text_alone_is_named(folder
 
 @pytest.mark.parametrize(
     "names",
-    [None, [], "GPT2Model", [None], ["GPT2LMHeadModel"], ["XForCausalLM"], ["XForConditionalGeneration"]],
+    [
+        *(
+            None,
+            [],
+            "GPT2Model",
+            [None],
+            ["GPT2LMHeadModel"],
+            ["XForCausalLM"],
+            ["XForConditionalGeneration"],
+        ),
+        ["LlamaModel", "LlamaForCausalLM"],
+    ],
 )
 def test_what_continues_text_or_says_nothing_is_accepted(folder, names):
     edit_json(folder / "config.json", architectures=names)
@@ -156,9 +167,12 @@ def test_weights_stored_as_codes_are_not_read_as_numbers(folder, dtype):
         ({"quant_method": "compressed-tensors"}, "compressed_tensors"),
     ],
 )
-def test_a_quantised_model_names_what_reads_it(folder, how, package, monkeypatch):
+@pytest.mark.parametrize("place", ["quantization_config", "compression_config", "text_config"])
+def test_a_quantised_model_names_what_reads_it(folder, how, package, place, monkeypatch):
     monkeypatch.setattr(folders, "find_spec", lambda name: None)
-    edit_json(folder / "config.json", quantization_config=how)
+    edit_json(
+        folder / "config.json", **{place: {"quantization_config": how} if place == "text_config" else how}
+    )
     with pytest.raises(LabError, match=f"is quantised .*pip install {package}"):
         inspect(folder)
     monkeypatch.setattr(folders, "find_spec", lambda name: name)
@@ -259,6 +273,21 @@ def test_an_attention_that_cannot_run_here_is_set_aside_and_the_report_says_so(f
     loaded = load(folder)
     assert torch.equal(loaded.model(ids).logits, plain.model(ids).logits)
     assert "flash_attention_2" in loaded.report.notes[0] and loaded.report.notes[0] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("asked", [{"dtype": "auto"}, {"torch_dtype": "auto"}, {"return_dict": False}])
+def test_what_a_configuration_asks_of_a_library_stops_nothing(folder, asked):
+    ids = torch.tensor([[2, 3, 4]])
+    right = load(folder).model(ids).logits
+    config = {k: v for k, v in json.loads((folder / "config.json").read_text()).items() if "dtype" not in k}
+    (folder / "config.json").write_text(json.dumps(config | asked))
+    assert torch.equal(load(folder).model(ids).logits, right)
+
+
+def test_a_file_of_a_model_is_no_name_of_the_hub(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    with pytest.raises(LabError, match="is a file: name the model's folder"):
+        registry.resolve("tiny/model.safetensors")
 
 
 def test_what_a_configuration_leaves_out_is_what_its_class_assumes(folder):
