@@ -124,6 +124,8 @@ class Settings(Record):
     dtype: str = _setting("auto", "auto, float32, float16 or bfloat16.")
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p"):  # 0 and 0.0 are one setting: rows are found again by its text
+            object.__setattr__(self, name, float(getattr(self, name)))
         for name, least in (("limit", 1), ("repeats", 1), ("max_new_tokens", 1), ("top_k", 0)):
             value = getattr(self, name)
             if value is not None and value < least:

@@ -24,7 +24,10 @@ PROCESSED = re.compile(
     r"temperature|top_[khp]|min_p|typical_p|\w+_cutoff|\w*repetition_penalty|\w*no_repeat_ngram_size|min_length|"
     r"min_new_tokens|bad_words_ids|sequence_bias|forced_[be]os_token_id|\w*suppress_tokens|\w+_length_penalty"
 )
-BEYOND = re.compile(r"stop_strings|max_time|num_beams|num_return_sequences|guidance_scale|token_healing")
+BEYOND = re.compile(
+    r"stop_strings|max_(time|length|new_tokens)|num_beams|num_return_sequences|guidance_scale|token_healing|"
+    r"penalty_alpha|dola_layers|watermarking_config|prompt_lookup_num_tokens"
+)
 
 # (logits [rows, vocabulary] in float32, the rows, tokens that each has so far) -> token ids [rows]
 NextToken = Callable[[Tensor, list[int], list[int]], Tensor]

@@ -563,6 +563,8 @@ def test_the_key_holds_everything_that_decides_the_text() -> None:
     assert len(set(keys)) == len(keys) == 6 * 9 + 2 * 3 + 3
     second = generation.requests(PROMPTS, FEW, replace(report, device="cuda:1"))
     assert second == generation.requests(PROMPTS, FEW, variants[2])
+    whole, real = (replace(FEW, temperature=zero, top_p=one) for zero, one in ((0, 1), (0.0, 1.0)))
+    assert generation.requests(PROMPTS, whole, report) == generation.requests(PROMPTS, real, report)
 
 
 # Latency and throughput
