@@ -27,8 +27,20 @@ PROBES = (  # texts that normalisers, pre-tokenizers and decoders of different m
     "Ünïcode e\u0301 \ufb01 ½ ² Ω İ ＡＢＣ naïve_x CamelCase x**2 // http://a.b/c?d=e",
     "日本語 中文字 한국어 العربية हिन्दी 👩‍👧 \u00a0\u200b — “quotes”…",
 )
-TAGS = ("<think>", "<thinking>", "<thought>", "<thoughts>", "<reasoning>", "<reason>", "<scratchpad>")
-TAGS += ("<seed:think>", "<longcat_think>", "<analysis>", "[THINK]", "◁think▷")
+TAGS = [
+    "<think>",
+    "<thinking>",
+    "<thought>",
+    "<thoughts>",
+    "<reasoning>",
+    "<reason>",
+    "<scratchpad>",
+    "<seed:think>",
+    "<longcat_think>",
+    "<analysis>",
+    "[THINK]",
+    "◁think▷",
+]
 MARKS = (  # around reasoning, as models in use write them
     *((tag, f"{tag[0]}/{tag[1:]}") for tag in TAGS),
     *(("<|START_THINKING|>", "<|END_THINKING|>"), ("<|begin_of_thought|>", "<|end_of_thought|>")),
@@ -205,7 +217,7 @@ def render(tokenizer: Any, text: str) -> str:
             alike = prompt == chat(parts, text, ready=True) != chat(parts, f"{text} x", ready=True)
             if whole and alike and len(prompt) < LONGEST:
                 break
-            failures.append(f"it does not write the request as it is, twice alike, within {LONGEST:,} characters")
+            failures.append(f"it does not write the request as it is, twice alike, in {LONGEST:,} characters")
         except Exception as error:  # whatever a template can raise
             failures.append(f"{type(error).__name__}: {error}"[:200])
     else:

@@ -201,7 +201,7 @@ def test_a_template_cannot_reach_out_of_its_sandbox(folder, tmp_path, template):
 
 def test_a_template_that_writes_a_library_is_refused(folder):
     tokenizer = with_template(folder, "{{ 'a' * 10 ** 7 }}{{ messages[0].content }}")
-    with pytest.raises(LabError, match="within 1,000,000 characters"):
+    with pytest.raises(LabError, match="in 1,000,000 characters"):
         chat.render(tokenizer, "x")
 
 

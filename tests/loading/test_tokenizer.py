@@ -304,7 +304,7 @@ def test_the_request_is_rendered_as_a_string_or_as_parts(content: str) -> None:
         ("{% for tool in tools %}{{ tool.name }}{% endfor %}{{ messages[0].content }}", "TypeError"),
         ("{{ documents[0].text }}{{ messages[0].content }}", "UndefinedError"),
         ("{% for m in messages", "TemplateSyntaxError"),
-        ("{{ range(10**9) | random }}{{ messages[0].content }}", "twice alike"),
+        ("{{ range(10**5) | random }}{{ messages[0].content }}", "twice alike"),
     ],
 )
 def test_a_template_that_loses_the_request_is_refused_in_one_sentence(template: str, says: str) -> None:
