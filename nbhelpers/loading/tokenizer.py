@@ -27,20 +27,8 @@ PROBES = (  # texts that normalisers, pre-tokenizers and decoders of different m
     "Ünïcode e\u0301 \ufb01 ½ ² Ω İ ＡＢＣ naïve_x CamelCase x**2 // http://a.b/c?d=e",
     "日本語 中文字 한국어 العربية हिन्दी 👩‍👧 \u00a0\u200b — “quotes”…",
 )
-TAGS = [
-    "<think>",
-    "<thinking>",
-    "<thought>",
-    "<thoughts>",
-    "<reasoning>",
-    "<reason>",
-    "<scratchpad>",
-    "<seed:think>",
-    "<longcat_think>",
-    "<analysis>",
-    "[THINK]",
-    "◁think▷",
-]
+_NAMES = "think thinking thought thoughts reasoning reason scratchpad seed:think longcat_think analysis"
+TAGS = (*(f"<{name}>" for name in _NAMES.split(" ")), "[THINK]", "◁think▷")
 MARKS = (  # around reasoning, as models in use write them
     *((tag, f"{tag[0]}/{tag[1:]}") for tag in TAGS),
     *(("<|START_THINKING|>", "<|END_THINKING|>"), ("<|begin_of_thought|>", "<|end_of_thought|>")),
