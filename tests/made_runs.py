@@ -54,9 +54,9 @@ def make_result(model: str, scores: Sequence[float], parameters: int = 1_000_000
         "attempted": 2 * len(scores),
         "finished": 2 * len(scores),
         "failed": 0,
-        "primary": "lab_v1",
+        "primary": "lab_v2",
         "quality_applies": True,
-        "quality": {"lab_v1": estimate(scores, "lab_v1")},
+        "quality": {"lab_v2": estimate(scores, "lab_v2")},
         "metrics": METRICS | {"latency/words_per_s/mean": speed},
         "per_prompt": dict(zip(prompt_ids(len(scores)), scores, strict=True)),
         "settings": settings,
@@ -99,7 +99,7 @@ def make_score(sample: Sample, value: float) -> Score:
         sample.content_type,
         failed=sample.error is not None,
         words=len(sample.text.split()),
-        values={"lab_v1": value},
+        values={"lab_v2": value},
     )
 
 

@@ -22,8 +22,8 @@ from nbhelpers.loading import folder as checkpoints
 from nbhelpers.loading.folder import inspect
 from nbhelpers.records import LabError
 from nbhelpers.report import html as report
-from nbhelpers.scoring import costs, texts
-from nbhelpers.scoring import published as rubrics
+from nbhelpers.scoring import content_types as kinds
+from nbhelpers.scoring import costs, rubric, texts
 from tools import quiz
 
 MANY = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
@@ -144,7 +144,8 @@ def test_prompts(folder, draw):
 
 TOML = {
     "models.toml": (registry.load_registry, registry._tables.cache_clear),
-    "content_types.toml": (rubrics.content_types, rubrics.content_types.cache_clear),
+    "content_types.toml": (kinds.content_types, kinds.content_types.cache_clear),
+    "rubric.toml": (rubric.fitted, rubric.fitted.cache_clear),
     "prices.toml": (costs.load_prices, lambda: None),
     "questions.toml": (quiz.select, lambda: None),
     "words.toml": (lambda: texts.is_prose("one two three four"), texts.word_list.cache_clear),

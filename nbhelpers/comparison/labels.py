@@ -1,6 +1,6 @@
 """Ratings by people: a blind sheet of a run's texts goes out, filled-in sheets come back, agreement follows.
 
-Everybody rates from 1 to 10. The rubric's 0 to 10 is brought to that scale by 1 + 0.9 x score.
+Everybody rates from 1 to 10, and so does the rubric.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def agreement(run_dir: Path) -> tuple[Estimate, ...]:
     each = {key: [by[key] for by in people if key in by] for key in keys}
     raters = {"people": {key: fmean(found) for key, found in each.items() if found}} if people else {}
     raters |= {"readers": readers} if readers else {}
-    raters[PRIMARY] = {key: 1 + 0.9 * texts[key].score for key in keys if key in texts}
+    raters[PRIMARY] = {key: texts[key].score for key in keys if key in texts}
     raters |= {rater: by for rater, by in rated.items() if not rater.startswith(PERSON)}
     found = [krippendorff(each.values(), "people")] if len(people) > 1 else []
     for (one, first), (other, second) in combinations(raters.items(), 2):

@@ -33,7 +33,7 @@ def scores_by_prompt(scores: Sequence[Score], name: str) -> Figure:
     axes.plot(range(len(means)), means, "_", color=ORANGE, ms=14, mew=2)
     axes.axhspan(*_ends(estimate(means, name)), color=GREY, alpha=0.2, lw=0)
     axes.set_xticks(range(len(means)), [_plain(prompt) for prompt in by_prompt], rotation=60, fontsize=8)
-    axes.set(ylim=(-0.2, 10.2), ylabel=f"{name} (0 to 10)")
+    axes.set(ylim=(-0.2, 10.2), ylabel=f"{name} (1 to 10)")
     return figure
 
 
@@ -41,7 +41,7 @@ def dimensions(quality: Mapping[str, Estimate]) -> Figure:
     """Where are points won and lost? Every score's mean with its 95% interval."""
     rows = [(name, e, BLUE, "") for name, e in quality.items() if e.mean is not None]
     figure, axes = _forest("Where are points won and lost?", rows)
-    axes.set(xlim=(0, 10), xlabel="score (0 to 10), mean and 95% interval over prompts")
+    axes.set(xlim=(0, 10), xlabel="score, each on its own scale, mean and 95% interval over prompts")
     return figure
 
 
@@ -54,7 +54,7 @@ def ranking(report: ComparisonReport) -> Figure:
         (short[m], e, c, f"{e.mean:.2f}") for (m, e), c in zip(report.ranking.items(), colours, strict=True)
     ]
     figure, axes = _forest(title, rows, "black")
-    axes.set(xlim=(0, 10), xlabel=f"{report.primary} (0 to 10), mean and 95% interval over prompts")
+    axes.set(xlim=(0, 10), xlabel=f"{report.primary} (1 to 10), mean and 95% interval over prompts")
     return figure
 
 
@@ -162,7 +162,7 @@ def _draw_models(
         axes.xaxis.set_major_formatter(lambda value, position: counted(value))
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(0.2)
-    axes.set(xlabel=xlabel, ylabel=f"{score} (0 to 10)")
+    axes.set(xlabel=xlabel, ylabel=f"{score} (1 to 10)")
     if points:
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
 

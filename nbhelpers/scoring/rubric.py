@@ -1,25 +1,30 @@
-"""Rubric scores of a generated text, every one on 0 to 10, by counting words: none replaces a reader.
+"""Rubric scores of a generated text, by counting words: none replaces a reader, one agrees with readers.
 
-``business_v1`` and ``business_v2`` are two published rubrics as written, ``composite`` the published mean of
-four dimensions, ``lab_v1`` this laboratory's rubric, with its components ``lab_v1/length`` … Beside them,
-``diversity`` says how different the repeats of one prompt are.
+``lab_v2`` is in the units of the readers whose ratings it is fitted on (data/readers): overall, 1 worthless
+to 10 ready to publish, with its parts ``lab_v2/coherence`` and ``lab_v2/on_topic``, 1 to 5, and four shares.
+``lab_v1`` is the rubric before it, 0 to 10, kept as a baseline. ``diversity`` says how different the repeats
+of one prompt are. Notebook 04 shows the fit and how well it holds.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from itertools import chain, groupby
+from typing import Any
+
+import numpy as np
 
 from nbhelpers import store
 from nbhelpers.generation import generate
 from nbhelpers.loading.tokenizer import split_reasoning
-from nbhelpers.records import LabError, ModelRun, Sample, Score
-from nbhelpers.scoring import published, texts
+from nbhelpers.records import LabError, ModelRun, Record, Sample, Score
+from nbhelpers.scoring import coherence, content_types, texts
 
-PRIMARY = "lab_v1"
+PRIMARY = "lab_v2"
 # Weights of lab_v1's geometric mean; they add up to 1.
 LAB_V1_WEIGHTS = {
     "relevance": 0.25,  # the prompt's topic is written about, in sentences
@@ -32,10 +37,90 @@ LAB_V1_WEIGHTS = {
     "engagement": 0.05,  # questions, insights, value, proof
 }
 LAB_V1_FLOOR = 0.5  # a component counts at least this much, so that one zero does not hide the others
-RUBRICS = ("business_v1", "business_v2", "composite", "lab_v1")
-COMPOSITE = ("business_v1", "technical", "length", "structure")
-OTHERS = (*RUBRICS[:3], *COMPOSITE[1:], "engagement")
-SCORE_NAMES = (PRIMARY, *OTHERS, *(f"lab_v1/{name}" for name in LAB_V1_WEIGHTS))
+# The scores of a text and the least that each can be: what a failed or an empty sample gets.
+LOWEST = {
+    **{PRIMARY: 1.0, "lab_v2/coherence": 1.0, "lab_v2/on_topic": 1.0},
+    **{"lab_v2/own": 0.0, "lab_v2/particulars": 0.0, "lab_v2/length": 0.0},
+    **{"lab_v2/ending": 0.0, "lab_v1": 0.0},
+}
+SCORE_NAMES = tuple(LOWEST)
+
+
+@dataclass(frozen=True)
+class Fitted(Record):
+    """data/rubric.toml, written by tools/fit_rubric.py: what rated texts say of the measures of a text."""
+
+    coherence: dict[str, float]  # measure -> weight, with "constant"; in log odds between 1 and 5
+    on_topic: dict[str, float]
+    overall: dict[str, float]  # the numbers of ``overall``
+
+
+@cache
+def fitted() -> Fitted:
+    """What data/rubric.toml holds. Raises LabError where it cannot be used."""
+    return store.read_table("rubric.toml", lambda data: store.from_plain(data, Fitted, "rubric.toml"))
+
+
+def topic_measures(text: str, prompt: str) -> dict[str, float]:
+    """What tells whether the text is about the prompt's topic, of its sentences without echo and repeats."""
+    topic, own = texts.topic_stems(prompt), texts.own_sentences(text, prompt)
+    shares = [len(topic.intersection(texts.stems(sentence))) / max(1, len(topic)) for sentence in own] or [
+        0.0
+    ]
+    return {
+        "best": max(shares),
+        "opening": max(shares[:2]),
+        "touching": sum(share > 0 for share in shares) / len(shares),
+    }
+
+
+def on_scale(measures: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    """1 to 5: the logistic of the weighted measures."""
+    total = weights["constant"] + sum(
+        weights[name] * measures[name] for name in weights if name != "constant"
+    )
+    return 1.0 + 4.0 / (1.0 + math.exp(-max(-30.0, min(30.0, total))))
+
+
+def overall(parts: Mapping[str, Any], numbers: Mapping[str, float]) -> Any:
+    """1 to 10: coherence, raised to a power, times what being on topic adds, less what is missing.
+
+    A text on another topic keeps a share of its worth; one that names nothing particular loses a share of
+    what being on topic adds; one that is too short, too long or cut off, that repeats itself or the
+    prompt, loses a share of all. Parts may be arrays.
+    """
+    topic = (parts["on_topic"] - 1) / 4 * (1 - numbers["vague"] * (1 - parts["particulars"]))
+    worth = numbers["off_topic"] + (1 - numbers["off_topic"]) * topic
+    worth = worth * ((parts["coherence"] - 1) / 4) ** numbers["power"]
+    fit = (1 - numbers["misfit"] * (1 - parts["length"])) * (1 - numbers["cut"] * (1 - parts["ending"]))
+    fit = fit * (1 - numbers["repeated"] * (1 - parts["own"]))
+    return 1.0 + np.minimum(9.0, numbers["scale"] * worth * fit)
+
+
+def given_parts(text: str, prompt: str, content_type: str) -> dict[str, float]:
+    """The parts of lab_v2 that need no fit, 0 to 1; LabError for an unknown content type."""
+    kind, own = content_types.content_type_named(content_type), texts.own_sentences(text, prompt)
+    found, particular = texts.words(" ".join(own)), texts.word_list("particulars")
+    added = min(1.0, len(found) / max(1, len(texts.words(text))))
+    named = sum(word[0].isdigit() or word in particular for word in found)
+    return {
+        "own": added,
+        "particulars": min(1.0, named / 4),
+        "length": content_types.band(kind.size(text) * added, kind.low, kind.high) / 10,
+        "ending": texts.ending(text) if found else 0.0,
+    }
+
+
+def lab_v2(text: str, prompt: str, content_type: str) -> dict[str, float]:
+    """The parts of lab_v2; LabError for an unknown content type."""
+    weights = fitted()
+    found = {
+        "coherence": on_scale(coherence.measures(text), weights.coherence),
+        "on_topic": on_scale(topic_measures(text, prompt), weights.on_topic),
+    }
+    if not texts.own_sentences(text, prompt):
+        found = dict.fromkeys(found, 1.0)
+    return found | given_parts(text, prompt, content_type)
 
 
 def lab_components(text: str, prompt: str, content_type: str) -> dict[str, float]:
@@ -45,7 +130,7 @@ def lab_components(text: str, prompt: str, content_type: str) -> dict[str, float
     at four fifths; half of the relevance is lost when fewer than one sentence in six touches the topic.
     Vocabulary counts terms once, none of the prompt's, and less if over a fifth of the words are terms.
     """
-    kind = published.content_type_named(content_type)
+    kind = content_types.content_type_named(content_type)
     own = texts.own_sentences(text, prompt)
     own_words = texts.words(" ".join(own))
     if not own_words:
@@ -54,13 +139,13 @@ def lab_components(text: str, prompt: str, content_type: str) -> dict[str, float
     prose = [sentence for sentence in own if texts.is_prose(sentence)]
     return {
         "relevance": _relevance(prose, prompt),
-        "length": published.band(kind.size(text) * added, kind.low, kind.high),
+        "length": content_types.band(kind.size(text) * added, kind.low, kind.high),
         "originality": 10.0 * added * texts.distinct_trigrams(own_words),
         "prose": 10.0 * min(1.0, len(texts.words(" ".join(prose))) / len(own_words) / 0.8) ** 2,
-        "structure": published.structure(_only(text, own), kind),
+        "structure": content_types.structure(_only(text, own), kind),
         "vocabulary": _vocabulary(prose, prompt, kind),
         "ending": 10.0 * texts.ending(text),
-        "engagement": published.engagement("\n".join(own), kind),
+        "engagement": content_types.engagement("\n".join(own), kind),
     }
 
 
@@ -84,7 +169,7 @@ def _relevance(prose: list[str], prompt: str) -> float:
     return 10.0 * min(1.0, covered / 0.8) ** 2 * (0.5 + 0.5 * min(1.0, touching * 6))
 
 
-def _vocabulary(prose: list[str], prompt: str, kind: published.ContentType) -> float:
+def _vocabulary(prose: list[str], prompt: str, kind: content_types.ContentType) -> float:
     stems = texts.stems(" ".join(prose))
     wanted = kind.vocabulary.difference(texts.stems(prompt))
     used = [stem for stem in stems if stem in wanted]
@@ -111,7 +196,7 @@ def inapplicable(text: str, prompt: str) -> str | None:
 
 
 def score_text(text: str, prompt: str, content_type: str) -> dict[str, float]:
-    """Every score of SCORE_NAMES for one text, each 0 to 10; none where ``inapplicable``.
+    """Every score of SCORE_NAMES for one text; none where ``inapplicable``.
 
     Reasoning between the usual marks is no part of it: other tools leave it in. LabError for an unknown
     content type.
@@ -119,23 +204,16 @@ def score_text(text: str, prompt: str, content_type: str) -> dict[str, float]:
     text = split_reasoning(text)[1]
     if inapplicable(text, prompt):
         return {}
-    kind, lab_v1 = published.content_type_named(content_type), lab_components(text, prompt, content_type)
-    found = {
-        "lab_v1": combine(lab_v1),
-        "business_v1": sum(published.business_v1(text).values()),
-        "business_v2": sum(published.business_v2(text, content_type).values()),
-        "technical": published.technical(text),
-        "length": published.band(kind.size(text), kind.low, kind.high),
-        "structure": published.structure(text, kind),
-        "engagement": published.engagement(text, kind),
-        **{f"lab_v1/{name}": value for name, value in lab_v1.items()},
+    parts = lab_v2(text, prompt, content_type)
+    return {
+        PRIMARY: float(overall(parts, fitted().overall)),
+        **{f"lab_v2/{name}": value for name, value in parts.items()},
+        "lab_v1": combine(lab_components(text, prompt, content_type)),
     }
-    found["composite"] = sum(found[name] for name in COMPOSITE) / len(COMPOSITE)
-    return {name: found[name] for name in SCORE_NAMES}
 
 
 def score_samples(samples: Sequence[Sample]) -> list[Score]:
-    """One Score a sample, in order; the samples of a prompt stand together. A failed one scores 0 everywhere.
+    """One Score a sample, in order; the samples of a prompt stand together. A failed one scores LOWEST.
 
     "diversity" is among the values if every prompt has two samples or more. No values where ``inapplicable``.
     """
@@ -153,7 +231,7 @@ def _scored(samples: Sequence[Sample]) -> Iterator[Score]:
             failed, reason = s.error is not None, inapplicable(s.text, s.prompt)
             values = {} if reason or failed else score_text(s.text, s.prompt, s.content_type)
             if failed and not reason:
-                values = dict.fromkeys(SCORE_NAMES, 0.0)
+                values = dict(LOWEST)
             if repeated and values:
                 values["diversity"] = _diversity(s, shared, len(runs) - 1)
             words = len(s.text.split())

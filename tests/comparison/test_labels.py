@@ -72,7 +72,7 @@ def test_the_sheet_is_blind_and_shuffled(run: Path) -> None:
     assert [row["item"] for row in rows] == [str(n) for n in range(1, 13)]
     assert set(rows[0]) == {"item", "prompt", "text", "score"} and not any(row["score"] for row in rows)
     content = path.read_text(encoding="utf-8-sig")
-    for secret in (*MODELS, "lab_v1", "random", *(key for key in truth_keys(run))):
+    for secret in (*MODELS, "lab_v2", "random", *(key for key in truth_keys(run))):
         assert secret not in content
     order = list(truth_keys(run))
     assert order != sorted(order) and len(set(order)) == 12
@@ -182,9 +182,9 @@ def test_no_labels_no_agreement(run: Path) -> None:
 
 def test_a_person_who_rates_as_the_rubric_agrees_with_it_fully(run: Path) -> None:
     labels.write_sheet(run)
-    labels.read_sheet(run, fill(run, "anna", {item: str(1 + 0.9 * n) for item, n in truth(run).items()}))
+    labels.read_sheet(run, fill(run, "anna", {item: str(float(n)) for item, n in truth(run).items()}))
     (found,) = labels.agreement(run)
-    assert (found.name, found.n) == ("people and lab_v1", 12) and found.mean == pytest.approx(1.0)
+    assert (found.name, found.n) == ("people and lab_v2", 12) and found.mean == pytest.approx(1.0)
 
 
 def test_agreement_between_people_and_with_the_rubric_pair_by_pair(run: Path) -> None:
@@ -201,19 +201,19 @@ def test_agreement_between_people_and_with_the_rubric_pair_by_pair(run: Path) ->
     found = {estimate.name: estimate for estimate in labels.agreement(run)}
     assert list(found) == [
         "people",
-        "people and lab_v1",
+        "people and lab_v2",
         "people and judge m",
         "people and judge n",
-        "lab_v1 and judge m",
-        "lab_v1 and judge n",
+        "lab_v2 and judge m",
+        "lab_v2 and judge n",
         "judge m and judge n",
     ]
     mean = {item: (anna[item] + bo[item]) / 2 if item in bo else anna[item] for item in anna}
-    rubric = {item: 1 + 0.9 * n for item, n in numbers.items()}
+    rubric = {item: float(n) for item, n in numbers.items()}
     for name, one, other in (
         ("people", anna, bo),
-        ("people and lab_v1", mean, rubric),
-        ("lab_v1 and judge m", rubric, judged),
+        ("people and lab_v2", mean, rubric),
+        ("lab_v2 and judge m", rubric, judged),
     ):
         expected = krippendorff([(one[item], other[item]) for item in one if item in other])
         assert found[name].mean == pytest.approx(expected.mean) and found[name].n == expected.n, name
@@ -232,7 +232,7 @@ def test_the_report_shows_the_agreement_or_why_not(run: Path) -> None:
     (found,) = labels.agreement(run)
     page = " ".join(report.write_report(run).read_text().split())
     assert f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]" in page
-    assert "people and lab_v1" in page and "Rubric against readers" in page
+    assert "people and lab_v2" in page and "Rubric against readers" in page
     (run / "labels.json").write_text("{")
     assert "The labels cannot be used: labels.json: not JSON" in report.write_report(run).read_text()
 
@@ -248,11 +248,11 @@ def test_the_command_writes_reads_and_tells(run: Path) -> None:
     written = call(str(run), "--count", "8")
     assert written.exit_code == 0 and str(run / "labels.csv") in written.output
     assert len(sheet(run / "labels.csv")) == 8
-    paths = [fill(run, n, {i: str(v) for i, v in truth(run).items()}) for n in ("anna", "bo")]
+    paths = [fill(run, n, {i: str(v + v % 2) for i, v in truth(run).items()}) for n in ("anna", "bo")]
     told = call(str(run), "--read", str(paths[0]), "--read", str(paths[1]))
     assert told.exit_code == 0, told.output
     assert "people: 1.00 (at its limit or degenerate: no interval) over 8 texts" in told.output
-    assert re.search(r"people and lab_v1: 0\.\d\d \[0\.\d\d, 0\.\d\d\] over 8 texts", told.output)
+    assert re.search(r"people and lab_v2: 0\.\d\d \[0\.\d\d, 0\.\d\d\] over 8 texts", told.output)
 
 
 def test_the_command_refuses_in_one_sentence(run: Path) -> None:
@@ -268,4 +268,4 @@ def test_a_judge_rates_the_sheet_or_is_seen_not_to(run: Path) -> None:
     assert told.exit_code == 0, told.output
     ratings = read(run).ratings["judge lab-gpt2"]
     assert set(ratings) <= set(truth(run)) and all(1 <= score <= 10 for score in ratings.values())
-    assert "lab_v1 and judge lab-gpt2" in told.output
+    assert "lab_v2 and judge lab-gpt2" in told.output

@@ -212,7 +212,7 @@ def test_texts_that_ship_with_ratings_are_found_by_their_hash(run: Path, data: P
     assert (found.basis, found.pick) == ("corrected by 16 ratings", "lab-llama")
     assert found.corrected[0].rated == 8
     (alpha,) = labels.agreement(run)
-    assert (alpha.name, alpha.n) == ("readers and lab_v1", 16)
+    assert (alpha.name, alpha.n) == ("readers and lab_v2", 16)
     comparison.compare_run(run)
     page = " ".join(report.write_report(run).read_text().split())
     assert "Rubric against readers" in page and "Decided corrected by 16 ratings." in page
@@ -235,7 +235,7 @@ def test_a_sheet_of_the_run_goes_before_what_ships(run: Path, data: Path) -> Non
     rate(run, "anna", range(1, 13))
     assert comparison.assemble(run).basis == "corrected by 12 ratings"
     names = [alpha.name for alpha in labels.agreement(run)]
-    assert names == ["people and readers", "people and lab_v1", "readers and lab_v1"]
+    assert names == ["people and readers", "people and lab_v2", "readers and lab_v2"]
 
 
 def test_the_digest_is_that_of_prompt_and_text() -> None:

@@ -41,7 +41,7 @@ failed, quality = summary.quality_estimates(scores)
 latency.throughput(samples)
 positions = sum(1 for _ in scoring._scored(samples[:200]))
 peak = devices.peak_memory("cpu") / 2**20
-print(json.dumps([len(samples), failed, quality["lab_v1"].n, positions, peak]))
+print(json.dumps([len(samples), failed, quality["lab_v2"].n, positions, peak]))
 """
 
 

@@ -109,8 +109,8 @@ def test_one_prompt_and_one_repeat_still_give_fifty_metrics(lab):
     settings = dataclasses.replace(SETTINGS, limit=1, repeats=1, run_dir=str(lab[0] / "one"))
     metrics = made(settings)[1].metrics
     assert len(metrics) >= 50
-    assert metrics["quality/lab_v1/n"] == 1
-    assert "quality/lab_v1/low" not in metrics
+    assert metrics["quality/lab_v2/n"] == 1
+    assert "quality/lab_v2/low" not in metrics
 
 
 def test_parameters_and_tags_say_what_was_run(lab):
@@ -473,14 +473,14 @@ SAMPLES = [
     planted(2, finish_reason="error", error="OutOfMemoryError: no", text="", new_tokens=0, bytes=0,
             latency_s=None, ttft_s=None, tpot_s=None, share_s=None, peak_memory_bytes=None),
 ]  # fmt: skip
-REPORT = StatsReport("m", 3, 2, 1, {"lab_v1": Estimate("lab_v1", 1, 4.0, None, None, None)}, {})
+REPORT = StatsReport("m", 3, 2, 1, {"lab_v2": Estimate("lab_v2", 1, 4.0, None, None, None)}, {})
 
 
 def test_flat_metrics_by_hand():
     metrics = summary.flat_metrics(REPORT, LOADED, SAMPLES, {"usd_per_request": 0.25})
     wanted = {
-        "quality/lab_v1/n": 1,
-        "quality/lab_v1/mean": 4.0,
+        "quality/lab_v2/n": 1,
+        "quality/lab_v2/mean": 4.0,
         "latency/batch_tokens_per_s": (4 + 8) / (2.0 + 4.0),
         "latency/fetch_s": 0.5,
         "latency/load_s": 1.5,
@@ -521,10 +521,10 @@ def test_estimates_are_over_prompts_with_repeats_averaged_first(lab):
     report = store.read_json(lab[0] / "standalone" / "lab-gpt2" / "stats.json", StatsReport)
     scores = list(store.read_rows(lab[0] / "standalone" / "lab-gpt2" / "scores.jsonl", Score))
     by_prompt = {
-        prompt: mean(s.values["composite"] for s in scores if s.prompt_id == prompt)
+        prompt: mean(s.values["lab_v1"] for s in scores if s.prompt_id == prompt)
         for prompt in {s.prompt_id for s in scores}
     }
-    estimate = report.quality["composite"]
+    estimate = report.quality["lab_v1"]
     assert (estimate.n, estimate.mean) == (2, pytest.approx(mean(by_prompt.values())))
     assert (report.attempted, report.finished, report.failed) == (4, 4, 0)
     assert report.latency["tokens_per_s"].n == 2

@@ -1,10 +1,8 @@
-"""Content types, two published rubrics as written, and dimensions published by name, defined here."""
+"""The content types: what each asks for, and how much of it a text has."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -12,10 +10,6 @@ from typing import Any, Literal
 from nbhelpers import store
 from nbhelpers.records import LabError, Record
 from nbhelpers.scoring import texts
-
-BUSINESS_V1_TERMS = ("optimization", "strategy", "professional", "implementation")
-BUSINESS_V2_TERMS = ("optimization", "strategy", "implementation")
-BUSINESS_V1_BAND, BUSINESS_V2_BAND = (80, 200), (100, 300)  # words
 
 
 @dataclass(frozen=True)
@@ -78,33 +72,11 @@ def content_type_named(name: str) -> ContentType:
     return content_types()[name]
 
 
-def business_v1(text: str) -> dict[str, float]:
-    """Summands of the first published rubric: 5.0 for any text, 3.0 for 80 to 200 words, 0.5 a term."""
-    return _business(text, BUSINESS_V1_TERMS, 0.5, BUSINESS_V1_BAND) | {"base": 5.0 if text else 0.0}
-
-
-def business_v2(text: str, content_type: str) -> dict[str, float]:
-    """Of the second: 5.0 always, 3.0 for a LinkedIn post of 100 to 300 words, 0.4 a term: 9.2 at most."""
-    band = BUSINESS_V2_BAND if content_type == "linkedin_post" else (math.inf, math.inf)
-    return _business(text, BUSINESS_V2_TERMS, 0.4, band)
-
-
-def _business(text: str, terms: Iterable[str], each: float, band: tuple[float, float]) -> dict[str, float]:
-    length = 3.0 if band[0] <= len(text.split()) <= band[1] else 0.0
-    return {"base": 5.0, "length": length, "terms": min(2.0, each * sum(t in text.lower() for t in terms))}
-
-
 def band(size: float, low: float, high: float) -> float:
     """10 from low to high, falling in a straight line to 0 at nothing and at twice high: no cliff."""
     if size < low:
         return 10.0 * size / low
     return 10.0 * max(0.0, min(1.0, 2.0 - size / high))
-
-
-def technical(text: str) -> float:
-    """6 points for six technical terms (whole words in any inflection), 4 for two figures with a unit."""
-    terms = len(content_types()["technical_article"].vocabulary & set(texts.stems(text)))
-    return 6.0 * min(1.0, terms / 6) + 4.0 * min(1.0, texts.figures(text) / 2)
 
 
 def structure(text: str, kind: ContentType) -> float:

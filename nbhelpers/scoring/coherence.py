@@ -1,0 +1,169 @@
+"""Does a text hang together? Every joint between two words is judged by the runs of words that cross it.
+
+How often a run of two to four words, or of two to five word classes, stands in English prose is counted in
+data/coherence.npz; a small network turns the counts around a joint into the probability that it is broken.
+``tools/fit_coherence.py`` makes the file and says from what. No text decides alone what it is measured with:
+a run that is new may be as sound as a known one, and the network was trained on both.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nbhelpers import store
+from nbhelpers.records import LabError
+from nbhelpers.scoring import texts
+
+Ids = NDArray[np.int64]
+Floats = NDArray[np.float32]
+_TOKEN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d[\d.,:]*\d|\d|\n\s*\n|[.,;:?!()\"“”%$€#…]|--|[–—]")
+_SIGNS = {"“": '"', "”": '"', "–": "--", "—": "--", "…": ".", "€": "$", "#": "."}
+_SUFFIXES = (
+    "ing",
+    "ed",
+    "ly",
+    "ness",
+    "tion",
+    "ment",
+    "ity",
+    "able",
+    "ous",
+    "ive",
+    "al",
+    "er",
+    "s",
+    "e",
+    "y",
+)
+BREAK, NUMBER, NAME, UNKNOWN = "<p>", "<num>", "<name>", "<bad>"
+SPECIAL = (BREAK, NUMBER, NAME, UNKNOWN, *(f"<rare:{suffix}>" for suffix in ("", *_SUFFIXES)))
+RUNS = (("words", (1, 2, 3, 4)), ("classes", (2, 3, 4, 5)))  # the orders that are counted
+OWN = 16
+AROUND = (-2, -1, 1, 2)  # neighbouring joints that the network sees too
+_MIXED, _SHIFTS = np.uint64(0x9E3779B97F4A7C15), (np.uint64(31), np.uint64(29))
+
+
+@dataclass(frozen=True)
+class English:
+    """What is known of English prose. The arrays are those of data/coherence.npz."""
+
+    words: dict[str, int]  # frequent words and signs -> token; the first are SPECIAL
+    known: frozenset[str]  # rarer words
+    classes: Ids  # [tokens]
+    runs: NDArray[np.uint32]  # [runs], sorted: hashes of the runs of words and of classes
+    levels: NDArray[np.uint8]  # [runs]: 1 + floor(log2 of the count), at most 15; plus OWN for passages' runs
+    layers: tuple[Floats, ...]  # of the network: mean, scale, weights, bias, weights, bias
+
+    def tokens(self, text: str) -> Ids:
+        """The text as tokens, with a paragraph's break at both ends, or several: no run is longer than it."""
+        found = [BREAK]
+        for raw in _TOKEN.findall(text):
+            found.append(self._token(raw, found[-1]))
+        found += [BREAK] * max(1, RUNS[-1][1][-1] - len(found))
+        return np.array([self.words[token] for token in found], dtype=np.int64)
+
+    def _token(self, raw: str, before: str) -> str:
+        word = _SIGNS.get(raw) or raw.lower().replace("’", "'")
+        if raw[0] == "\n" or word in self.words:
+            return BREAK if raw[0] == "\n" else word
+        if not word[0].isalpha():
+            return NUMBER
+        base = word.removesuffix("'s")
+        if base in self.words or base in self.known or base.removesuffix("s") in self.known:
+            ends = (end for end in _SUFFIXES if word.endswith(end) and len(word) > len(end) + 2)
+            return f"<rare:{next(ends, '')}>"
+        inside = before not in (".", "?", "!", ":", '"', BREAK)
+        return NAME if raw[0].isupper() and (inside or not raw[1:].islower()) else UNKNOWN
+
+    def joints(self, tokens: Ids) -> Floats:
+        """[tokens - 1, features]: how well the runs across each joint are known, and what is beside it."""
+        columns: list[Floats] = []
+        for (kind, orders), row in zip(RUNS, (tokens, self.classes[tokens]), strict=True):
+            for order in orders:
+                level = self.level(hashes(row, order, kind))
+                if order == 1:
+                    columns += [level[:-1], level[1:]]
+                    continue
+                ends = np.zeros(order - 2, np.float32)
+                level = np.concatenate([ends, level, ends])
+                across = np.lib.stride_tricks.sliding_window_view(level, order - 1)
+                columns += [across.max(1), (across > 0).mean(1)] if order > 2 else [level]
+        known = np.stack([*columns[3:], columns[2]], 1)
+        wide = np.pad(known, ((2, 2), (0, 0)), mode="edge")
+        columns += [column for shift in AROUND for column in wide[2 + shift : len(wide) - 2 + shift].T]
+        for what in (tokens == self.words[UNKNOWN], tokens < len(SPECIAL), np.isin(tokens, self._ends)):
+            columns += [what[:-1].astype(np.float32), what[1:].astype(np.float32)]
+        again = tokens[1:] == tokens[:-1]
+        again[1:] |= tokens[2:] == tokens[:-2]
+        return np.stack([*columns, again], 1).astype(np.float32)
+
+    @property
+    def _ends(self) -> list[int]:
+        return [self.words[sign] for sign in (".", "?", "!", ":", BREAK)]
+
+    def find(self, run: NDArray[np.uint32]) -> NDArray[np.uint8]:
+        """What ``levels`` holds of each hashed run, 0 for one that is not known."""
+        at = np.searchsorted(self.runs, run).clip(max=len(self.runs) - 1)
+        return np.where(self.runs[at] == run, self.levels[at], np.uint8(0))
+
+    def level(self, run: NDArray[np.uint32]) -> Floats:
+        return (self.find(run) % OWN).astype(np.float32)
+
+    def broken(self, joints: Floats) -> Floats:
+        """[joints]: log odds that a joint is broken."""
+        mean, scale, first, bias, second, last = self.layers
+        hidden = np.maximum((joints - mean) / scale @ first + bias, 0)
+        return np.asarray(hidden @ second + last, dtype=np.float32).ravel()
+
+
+def hashes(row: Ids, order: int, kind: str) -> NDArray[np.uint32]:
+    """A hash of every run of ``order`` numbers in the row; [0] for a row that is shorter."""
+    found = np.full(max(0, len(row) - order + 1), 16 * order + len(kind), np.uint64)
+    for start in range(order):
+        found = found * np.uint64(1000003) + row[start : start + len(found)].astype(np.uint64)
+        for shift in _SHIFTS:
+            found = (found ^ (found >> shift)) * _MIXED
+    return (found >> np.uint64(32)).astype(np.uint32)
+
+
+@cache
+def english() -> English:
+    """What data/coherence.npz holds. Raises LabError for a file that is missing or broken."""
+    try:
+        with np.load(store.data_dir() / "coherence.npz", allow_pickle=False) as file:
+            words, known = (file[name].tobytes().decode().split("\n") for name in ("words", "known"))
+            runs = np.cumsum(file["gaps"], dtype=np.uint64).astype(np.uint32)
+            layers = tuple(file[f"layer{number}"].astype(np.float32) for number in range(6))
+            table = dict(zip(words, range(len(words)), strict=True))
+            return English(
+                table, frozenset(known), file["classes"].astype(np.int64), runs, file["levels"], layers
+            )
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise LabError(f"coherence.npz in the data folder is not usable ({error}): restore it.") from None
+
+
+def measures(text: str) -> dict[str, float]:
+    """What tells whether a text hangs together: of its joints, its words and its sentences."""
+    model = english()
+    tokens = model.tokens(text)
+    joints = model.joints(tokens)
+    found, runs = texts.sentences(text), list(zip(tokens, tokens[1:], tokens[2:], strict=False))
+    return {
+        "odds": float(np.clip(model.broken(joints), -6, 4).mean()),  # that a joint is broken, in logarithms
+        "new_pairs": float((joints[:, 2] == 0).mean()),  # joints that no pair of words in the counts has
+        "word_runs": float(joints[:, 3].mean()),  # level of the best known run of three words
+        "class_runs": float(joints[:, 12].mean()),  # of five classes
+        "familiar": float((model.find(hashes(tokens, 2, "words")) >= OWN).mean()),  # pairs of the passages
+        "unknown": float((tokens == model.words[UNKNOWN]).mean()),  # words that are none
+        "rare": float((tokens < len(SPECIAL)).mean()),
+        "distinct": len(set(runs)) / max(1, len(runs)),  # runs of three that are said once
+        "lower": sum(sentence[0].islower() for sentence in found)
+        / max(1, len(found)),  # begin without a capital
+        "prose": sum(map(texts.is_prose, found)) / max(1, len(found)),
+    }
