@@ -290,5 +290,6 @@ class RunInfo(Record):
     kernels: str | None = None  # "forked", or "plain: " and why
     specs: tuple[ModelSpec, ...] = ()  # what each name of ``models`` meant, in the same order
     limits: Limits = Limits()  # of the latest start or resume
-    prompts: dict[str, str] = field(default_factory=dict)  # id -> digest of text and content type
+    prompts: dict[str, str] = field(default_factory=dict)  # id -> digest of text and content type, as asked
+    looks: tuple[int, ...] = ()  # --until-decided: after so many prompts the models are compared
     schema_version: int = SCHEMA_VERSION

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from scipy import special
 from scipy import stats as sps
 
-from nbhelpers.stats import corrected, significance
+from nbhelpers.stats import corrected, sequential, significance
 
 Array = NDArray[np.float64]
 Ends = tuple[Array, Array]  # lower and upper ends of many intervals; NaN where there is none
@@ -52,11 +52,15 @@ DISCORDANT = (0.32, 0.05)  # shares of the prompts that one of two models alone 
 # Readers rate n of 100 prompts; a judge, whose correlation with them is 0.8, favours one of two equal models.
 FAVOUR, FAVOURED, RATED, PROMPTS = "judge +0.7", 0.7, (20, 40, 80), 100
 READERS_SD, JUDGE_SD = 3.4, 2.55  # of the readers' differences, and of what the judge adds to them
+# Ten looks at 100 prompts: differences of equal models, and half a standard deviation apart.
+LOOKED, PLANNED, APART = ("normal, looks", "discrete, looks", "all or nothing, looks"), 100, 0.5
+BOUND = 6.0  # standard deviations that differences of bounded scores can reach: 10 points at a sd of 1.7
 
 
 class Row(NamedTuple):
     # "interval": rate is the coverage; "test": the false-alarm rate at 5%; "power": what is found of a real
-    kind: str  # difference; "width": the width in those of ratings alone
+    # difference; "prompts": the share of the planned ones that it took; "width": in those of ratings alone
+    kind: str
     method: str
     data: str
     n: int
@@ -73,6 +77,8 @@ def run_cell(data: str, n: int, simulations: int, seed: int = 0) -> list[Row]:
     for i, (name, rows_of) in enumerate(((UNEQUAL, _unequal_rows), (BINARY, _binary_rows)), len(DATA) + 1):
         if data == name:
             return rows_of(n, simulations, np.random.default_rng([seed, i, n]))
+    if data in LOOKED:
+        return _look_rows(data, simulations, np.random.default_rng([seed, len(DATA), LOOKED.index(data)]))
     rng = np.random.default_rng([seed, DATA.index(data), n])
     if data in RATES:
         return _rate_rows(data, n, simulations, rng)
@@ -355,6 +361,69 @@ def ppi(y: Array, f: Array, rest: Array) -> Ends:
     return _around(mean, np.sqrt(variance), 1.96)
 
 
+def _look_rows(data: str, simulations: int, rng: np.random.Generator) -> list[Row]:
+    """False alarms by the last of ten looks; power and the share of the prompts used, at APART."""
+    rows = []
+    for kind, apart in (("test", 0.0), ("power", APART)):
+        looks = np.array(sequential.plan_looks(PLANNED))
+        for method, told in looked(draw_differences(data, simulations, rng) + apart, looks).items():
+            rows.append(_row(kind, method, data, PLANNED, told.any(axis=1).astype(float)))
+            if apart:
+                used = np.where(told.any(axis=1), looks[told.argmax(axis=1)], PLANNED) / PLANNED
+                error, mean = round(float(sps.sem(used)), 4), round(float(used.mean()), 4)
+                rows.append(Row("prompts", method, data, PLANNED, simulations, mean, error, 0.0))
+    return rows
+
+
+def draw_differences(data: str, simulations: int, rng: np.random.Generator) -> Array:
+    """Differences of two models whose true difference is 0, in standard deviations of one difference."""
+    size = simulations, PLANNED
+    if data.startswith("all"):  # one model has 10 points on four fifths of the prompts, else 0; the other 8
+        return (10.0 * (rng.random(size) < 0.8) - 8 + 0.5 * rng.standard_normal(size)) / math.sqrt(16.25)
+    scores, _ = draw(data.split(",")[0], (simulations, 2, PLANNED), rng)
+    return (scores[:, 0] - scores[:, 1]) / (scores[:, 0] - scores[:, 1]).std()
+
+
+def looked(x: Array, looks: NDArray[np.int_]) -> dict[str, NDArray[np.bool_]]:
+    """At which looks (the columns) each test at 5% tells a difference, of simulations (the rows)."""
+    steps = np.arange(1, len(looks) + 1)
+    mean, square = (np.cumsum(v, axis=1)[:, looks - 1] / looks for v in (x, x**2))
+    sd = np.sqrt(np.maximum(square - mean**2, 1e-12))
+    t = np.abs(mean) / sd * np.sqrt(looks - 1)
+    z = -special.ndtri(special.stdtr(looks - 1, -t))
+    rho = (-2 * math.log(0.05) + math.log(-2 * math.log(0.05) + 1)) / 30  # narrowest near 30 prompts
+    width = np.sqrt(2 * (looks * rho + 1) / rho * np.log(np.sqrt(looks * rho + 1) / 0.05)) / looks
+    sizes = [int(size) for size in np.diff(looks, prepend=0)]
+    told = sequential.log_e(x, sizes, PLANNED) >= math.log(20)
+    for row in np.flatnonzero(told.any(axis=1)):  # skew is asked where it may matter
+        for look in np.flatnonzero(told[row]):
+            told[row, look] = sequential.p_value(x[row, : looks[look]], sizes[: look + 1], PLANNED) <= 0.05
+            if told[row, look]:
+                break
+    return {
+        "each look alone": z > 1.96,
+        "Pocock": z > 2.555,
+        "O'Brien-Fleming": z > 2.087 * np.sqrt(len(looks) / steps),
+        "asymptotic sequence": np.abs(mean) > sd * width,
+        "capital bets": capital(x / BOUND)[:, looks - 1] > math.log(20),
+        "always valid": told,
+    }
+
+
+def capital(x: Array) -> Array:
+    """Log capital of bets against a mean of 0 within -1 and 1, sized as approximate GRAPA.
+
+    Section 5 and appendix B of Waudby-Smith & Ramdas (2023); values outside are cut, and mean and variance
+    start as those of one value of 0 and a quarter of the largest variance.
+    """
+    y, n = np.clip(x, -1, 1), np.arange(1, x.shape[1] + 1)
+    mean = np.cumsum(y, axis=1) / (n + 1)
+    variance = (1 + np.cumsum((y - mean) ** 2, axis=1)) / (n + 1)
+    before = [np.pad(v, ((0, 0), (1, 0)), constant_values=c)[:, :-1] for v, c in ((mean, 0), (variance, 1))]
+    stakes = np.clip(before[0] / (before[1] + before[0] ** 2), -0.75, 0.75)
+    return np.asarray(np.cumsum(np.log1p(stakes * y), axis=1))
+
+
 def _repeats(n: int) -> NDArray[np.int_]:
     return np.resize(REPEATS, n)
 
@@ -428,10 +497,8 @@ def main() -> None:
         writer = csv.writer(file, lineterminator="\n")
         if not done:
             writer.writerow(Row._fields)
-        for n, data in (
-            *itertools.product(SIZES, (*DATA, UNEQUAL, BINARY)),
-            *itertools.product(RATED, (FAVOUR,)),
-        ):
+        cells = [*itertools.product(SIZES, (*DATA, UNEQUAL, BINARY)), *itertools.product(RATED, (FAVOUR,))]
+        for n, data in (*cells, *itertools.product((PLANNED,), LOOKED)):
             if (data, n) not in done:
                 writer.writerows(run_cell(data, n, options.simulations))
                 file.flush()

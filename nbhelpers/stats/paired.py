@@ -79,12 +79,12 @@ def compare_all(per_model: dict[str, Scores], margin: float = 0.5) -> tuple[Comp
     against 0 and against the margins: their p is 2^(1-n), so below six prompts nothing can be told.
     """
     pairs = list(combinations(per_model, 2))
-    found = [_measured(per_model[a], per_model[b], (a, b), margin, len(pairs)) for a, b in pairs]
+    found = [measured(per_model[a], per_model[b], (a, b), margin, len(pairs)) for a, b in pairs]
     adjusted = iter(holm([c.p for c in found if c.p is not None]))
     return tuple(judged(c if c.p is None else replace(c, p_holm=next(adjusted))) for c in found)
 
 
-def _measured(a: Scores, b: Scores, names: tuple[str, str], margin: float, tests: int) -> Comparison:
+def measured(a: Scores, b: Scores, names: tuple[str, str], margin: float, tests: int) -> Comparison:
     """The numbers of a comparison before the verdict; ``tests`` is the number of pairs."""
     common = sorted(a.keys() & b.keys())
     found = Comparison(*names, len(common), None, None, None, None, None, None, "cannot tell", margin, None)

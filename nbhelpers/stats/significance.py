@@ -23,24 +23,30 @@ GRID = 2**16  # above it the differences are rounded to this part of the sum of 
 
 
 def paired_p(differences: Iterable[float]) -> float:
-    """Two-sided p that a mean difference is 0: the larger of ``sign_flip_p`` and a t test that heeds skew.
+    """Two-sided p that a mean difference is 0: the larger of ``sign_flip_p`` and a t test that heeds skew."""
+    x = estimates.sorted_array(differences)
+    p, t = sign_flip_p(x), hall_t(x)
+    return p if t is None else max(p, 2 * float(special.stdtr(len(x) - 1, -abs(t))))
+
+
+def hall_t(differences: Iterable[float]) -> float | None:
+    """Hall's transformation of t (1992), or None where skew does not oppose the mean.
 
     Sign flips take the differences for symmetric. Where their longer tail lies on the other side of 0 than
-    their mean, that raises false alarms (one model all or nothing, the other steady), and Hall's
-    transformation of t (1992) asks too. It does what a bootstrap-t does, without resampling. The skewness of
-    a few values is mostly noise: it is shrunk as by James and Stein (positive part), which keeps the power.
+    their mean, that raises false alarms (one model all or nothing, the other steady). This t does what a
+    bootstrap-t does, without resampling. The skewness of a few values is mostly noise: it is shrunk as by
+    James and Stein (positive part), which keeps the power.
     """
     x = estimates.sorted_array(differences)
-    p, n, (mean, sd) = sign_flip_p(x), len(x), estimates.mean_sd(x)
+    n, (mean, sd) = len(x), estimates.mean_sd(x)
     if n < 3 or not sd:
-        return p
+        return None
     spread, noise = sd * math.sqrt((n - 1) / n), 6 * n * (n - 1) / (n - 2) / (n + 1) / (n + 3)
     skew, u = math.fsum((x - mean) ** 3) / n / spread**3, mean / sd
     skew = 0.0 if skew**2 <= noise else skew - noise / skew
     if skew * u >= 0:
-        return p
-    t = math.sqrt(n) * (u + skew * u**2 / 3 + skew**2 * u**3 / 27 + skew / (6 * n))
-    return max(p, 2 * float(special.stdtr(n - 1, -abs(t))))
+        return None
+    return math.sqrt(n) * (u + skew * u**2 / 3 + skew**2 * u**3 / 27 + skew / (6 * n))
 
 
 def sign_flip_p(differences: Iterable[float]) -> float:

@@ -1,5 +1,6 @@
 """The committed calibration table, the simulation behind it, and what it must show."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -32,11 +33,12 @@ def test_the_table_is_complete_and_says_how_exact_it_is():
         (data, n) for data in (*calibrate.DATA, calibrate.UNEQUAL, calibrate.BINARY) for n in calibrate.SIZES
     }
     cells |= {(calibrate.FAVOUR, n) for n in calibrate.RATED}
+    cells |= {(data, calibrate.PLANNED) for data in calibrate.LOOKED}
     assert {(r.data, r.n) for r in TABLE.values()} == cells
     for r in TABLE.values():
         assert r.simulations >= 10_000 and 0 <= r.rate <= 1 and 0 <= r.none < 0.6
         given = r.simulations * (1 - r.none)
-        assert r.kind == "width" or r.mc_error == pytest.approx(
+        assert r.kind in ("width", "prompts") or r.mc_error == pytest.approx(
             math.sqrt(r.rate * (1 - r.rate) / given), abs=6e-5
         )
 
@@ -53,6 +55,7 @@ def test_the_table_is_complete_and_says_how_exact_it_is():
         (calibrate.FAVOUR, 20),
         (calibrate.UNEQUAL, 15),
         (calibrate.BINARY, 15),
+        (calibrate.LOOKED[2], calibrate.PLANNED),
     ],
 )
 def test_a_slice_simulated_again_agrees_with_the_table(data, n):
@@ -60,7 +63,9 @@ def test_a_slice_simulated_again_agrees_with_the_table(data, n):
     for r in calibrate.run_cell(data, n, 1500, seed=7):
         known = TABLE[r.kind, r.method, r.data, r.n]
         again = (
-            r.mc_error if r.kind == "width" else math.sqrt(max(known.rate * (1 - known.rate), 1e-3) / 1500)
+            r.mc_error
+            if r.kind in ("width", "prompts")
+            else math.sqrt(max(known.rate * (1 - known.rate), 1e-3) / 1500)
         )
         error = math.hypot(known.mc_error, again)
         assert r.rate == pytest.approx(known.rate, abs=4.5 * error), (r, known)
@@ -128,6 +133,19 @@ def test_the_correction_keeps_its_promise_where_the_score_does_not():
     assert TABLE["interval", "PPI++, 1.96", calibrate.FAVOUR, 20].rate < 0.93
 
 
+def test_looking_early_is_safe_by_the_always_valid_test_only():
+    n, (normal, *_, skewed) = calibrate.PLANNED, calibrate.LOOKED
+    for data in calibrate.LOOKED:
+        assert TABLE["test", "each look alone", data, n].rate > 0.15
+        assert TABLE["test", "always valid", data, n].rate <= 0.05
+        assert TABLE["power", "always valid", data, n].rate >= (0.9 if data == skewed else 0.95)
+        assert TABLE["prompts", "always valid", data, n].rate <= (0.65 if data == skewed else 0.45)
+    for rival in ("Pocock", "asymptotic sequence", "O'Brien-Fleming"):
+        assert TABLE["test", rival, skewed, n].rate > 0.06
+    assert TABLE["prompts", "O'Brien-Fleming", normal, n].rate > 0.5
+    assert TABLE["prompts", "capital bets", normal, n].rate > 0.65
+
+
 # --- the vectorised methods are the package's ------------------------------------------------------------
 
 
@@ -173,6 +191,13 @@ def test_test_methods_are_the_package_s():
     for row, low, high in zip(rows, *calibrate.superiority_intervals(rows), strict=True):
         wins = sum(row > 0) + sum(row == 0) / 2
         assert (low, high) == pytest.approx(calibrate.chance_to_win(wins, 9), abs=1e-12)
+
+
+def test_capital_bets_are_a_fair_game():
+    """Over all signs of some sizes the capital is 1 on average, and it cannot be lost."""
+    signs = np.array(list(itertools.product((1, -1), repeat=8)))
+    found = np.exp(calibrate.capital(signs * np.linspace(0.1, 1, 8)))
+    assert found.mean(axis=0) == pytest.approx(np.ones(8)) and found.min() > 0
 
 
 def test_the_rival_is_ppi_python():

@@ -1,0 +1,194 @@
+"""The always-valid test against brute force over signs, closed forms, simulation and planted truths."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats as sps
+
+from nbhelpers.records import RunInfo, Settings
+from nbhelpers.stats import paired, sequential, significance
+
+TEN = [10] * 10  # looks at 100 prompts
+quick = settings(max_examples=60, deadline=None)
+
+
+def planted(difference: float, sd: float = 1.0, n: int = 100, seed: int = 0) -> np.ndarray:
+    """n differences with exactly this mean and standard deviation."""
+    x = np.random.default_rng(seed).normal(size=n)
+    return difference + sd * (x - x.mean()) / x.std(ddof=1)
+
+
+def models(**differences: np.ndarray) -> dict[str, dict[str, float]]:
+    """A model of five points a prompt, and one for each of these differences from it."""
+    n = len(next(iter(differences.values())))
+    base = {f"p{i:03}": 5.0 for i in range(n)}
+    return {"base": base} | {name: {p: 5 + float(d) for p, d in zip(base, x, strict=True)}
+                             for name, x in differences.items()}  # fmt: skip
+
+
+def looks(n: int, size: int = 10) -> list[list[str]]:
+    return [[f"p{i:03}" for i in range(start, start + size)] for start in range(0, n, size)]
+
+
+@pytest.mark.parametrize(("prompts", "expected"), [
+    (100, tuple(range(10, 101, 10))), (15, (2, 3, 5, 6, 8, 9, 11, 12, 14, 15)), (3, (1, 2, 3)),
+])  # fmt: skip
+def test_ten_looks_or_as_many_as_there_are_prompts(prompts, expected):
+    assert sequential.plan_looks(prompts) == expected
+
+
+def test_the_looks_of_a_run_are_its_prompts_in_the_order_asked():
+    info = RunInfo("run", (), Settings(), "", None, {}, "", None, prompts=dict.fromkeys("cabed", ""))
+    assert sequential.looks_of(info) == []
+    whole = {**vars(info), "looks": (2, 4, 5)}
+    assert sequential.looks_of(RunInfo(**whole)) == [["c", "a"], ["b", "e"], ["d"]]
+
+
+# --- the evidence ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [[3, 3, 3], [1, 4, 2, 5], [12]])
+def test_over_all_signs_the_game_is_fair_and_rarely_won(sizes):
+    """Differences of given sizes and all sign patterns: E is 1 on average at each look, and the share of
+    patterns in which it ever reaches a limit is at most 1 / the limit (Ville)."""
+    n = sum(sizes)
+    x = np.abs(np.random.default_rng(n).standard_cauchy(n))
+    x[n // 2] = 0  # a prompt on which the models do not differ
+    signs = np.array(list(itertools.product((1, -1), repeat=n)))
+    e = np.exp(sequential.log_e(signs * x, sizes, planned=n))
+    assert e.mean(axis=0) == pytest.approx(np.ones(len(sizes)))
+    for limit in (2, 5, 20):
+        assert np.mean(e.max(axis=1) >= limit) <= 1 / limit
+
+
+@quick
+@given(st.lists(st.floats(-10, 10), min_size=4, max_size=40), st.integers(1, 4), st.floats(0.1, 50))
+def test_the_evidence_by_hand(values, per_look, scale):
+    """One product a side, in units that do not matter, and neither do names (signs)."""
+    sizes = [min(per_look, len(values) - i) for i in range(0, len(values), per_look)]
+    capital, seen, expected = [1.0, 1.0], [], []
+    for size in sizes:
+        new = values[len(seen) : len(seen) + size]
+        seen += new
+        rms = math.sqrt(sum(v * v for v in seen) / len(seen)) or 1.0
+        for v in new:
+            b = sequential.AIM / math.sqrt(50) * v / rms
+            capital = [
+                c * 2 / (1 + math.exp(-2 * side * b)) for c, side in zip(capital, (1, -1), strict=True)
+            ]
+        expected.append(sum(capital) / 2)
+    x = np.array(values)
+    assert np.exp(sequential.log_e(x, sizes, 50)) == pytest.approx(expected, rel=1e-9)
+    if np.abs(x).max() > 1e-9:
+        assert np.exp(sequential.log_e(-scale * x, sizes, 50)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_interval_holds_the_shifts_that_are_not_refuted():
+    x = planted(0.4)
+    low, high = sequential.interval(x, TEN, 100)
+    for shift in np.linspace(x.mean() - 1, x.mean() + 1, 41):
+        refuted = math.exp(sequential.log_e(x - shift, TEN, 100)[-1]) > 20
+        assert refuted == (not low < shift < high)
+    assert sequential.interval(3 * x - 7, TEN, 100) == pytest.approx((3 * low - 7, 3 * high - 7))
+    # Between Student's interval and one and a half times as wide: the price of ten looks and more.
+    half = sps.t.ppf(0.975, 99) * 0.1
+    assert half < (high - low) / 2 < 1.6 * half
+
+
+def test_few_differences_have_no_interval_and_equal_ones_none_with_a_width():
+    assert sequential.interval(planted(2, n=10), [10], 100) is None  # however large they are
+    assert sequential.interval(planted(2, n=20), [10, 10], 100) is not None
+    assert sequential.interval(np.full(20, 2.0), [10, 10], 100) == (2.0, 2.0)
+    assert sequential.interval(np.full(10, 2.0), [10], 100) is None
+
+
+def test_an_interval_is_found_where_the_first_look_was_another_world():
+    low, high = sequential.interval(np.r_[np.full(10, -0.1), planted(9, n=90)], TEN, 100)
+    assert low < high
+
+
+def test_skew_against_the_mean_is_asked_and_other_skew_is_not():
+    """Hall's formula by hand; one that wins nine of ten prompts and loses the rest by far."""
+    x = np.r_[np.full(27, 1.0), np.full(3, -4.0)] + planted(0, 0.2, 30)
+    m, s, n = x.mean(), x.std(), len(x)
+    skew, noise = np.mean((x - m) ** 3) / s**3, 6 * 30 * 29 / (28 * 31 * 33)
+    k, u = skew - noise / skew, m / x.std(ddof=1)
+    t = math.sqrt(n) * (u + k * u**2 / 3 + k**2 * u**3 / 27 + k / 180)
+    assert skew < 0 < u and significance.hall_t(x) == pytest.approx(t)
+    assert significance.hall_t(-x) == pytest.approx(-t)
+    right = x - 2 * m  # the same skew, on the side of the mean
+    assert significance.hall_t(right) is None
+    evidence = math.exp(-sequential.log_e(x, [10] * 3, 30)[-1])
+    assert sequential.p_value(x, [10] * 3, 30) > 1.5 * evidence
+
+
+# --- verdicts --------------------------------------------------------------------------------------------
+
+
+def test_verdicts_of_a_planted_truth():
+    table = models(far=planted(-1), near=planted(0.02, 0.5, seed=1), open=planted(0.25, 1, seed=2))
+    found = {c.b: c for c in sequential.compare_in_order(table, looks(100), 100) if c.a == "base"}
+    assert {name: c.verdict for name, c in found.items()} == {
+        "far": "better", "near": "tied", "open": "cannot tell",
+    }  # fmt: skip
+    ends = sequential.interval(planted(1), TEN, 100)
+    assert (found["far"].difference, found["far"].n) == (pytest.approx(1), 100)
+    assert ends[0] < 1 < ends[1] and found["far"].prompts_needed is None
+    assert found["far"].p_holm == pytest.approx(6 * found["far"].p)  # six pairs, the smallest p
+    fixed = {c.b: c for c in paired.compare_all(table) if c.a == "base"}
+    for name, c in found.items():  # looking has its price, and the point estimate is the same
+        assert c.high - c.low > fixed[name].high - fixed[name].low
+        assert (c.difference, c.effect_size) == (fixed[name].difference, fixed[name].effect_size)
+
+
+def test_early_and_equal_differences():
+    early = sequential.compare_in_order(models(far=planted(-3, n=10)), looks(10), 100)[0]
+    assert (early.verdict, early.p_holm, early.low) == ("cannot tell", None, None)
+    assert early.reason == "n = 10: too few for an early verdict"
+    for n, verdict in ((10, "cannot tell"), (20, "better")):
+        c = sequential.compare_in_order(models(flat=np.full(n, -1.0)), looks(n), 100)[0]
+        assert (c.verdict, c.low) == (verdict, None)
+    assert sequential.compare_in_order(models(same=np.zeros(20)), looks(20), 100)[0].verdict == "tied"
+
+
+def test_prompts_that_have_no_scores_belong_to_no_look():
+    table = models(far=planted(-1))
+    part = {name: {p: v for p, v in own.items() if p[-1] != "7"} for name, own in table.items()}
+    c = sequential.compare_in_order(part, looks(100), 100)[0]
+    x = -planted(-1)[[i for i in range(100) if i % 10 != 7]]
+    assert c.n == 90 and (c.low, c.high) == pytest.approx(sequential.interval(x, [9] * 10, 100))
+    assert sequential.compare_in_order(part, [*looks(100), ["more"]], 100)[0] == c
+
+
+@pytest.mark.parametrize("difference", [0.0, 0.2, 0.6])
+@pytest.mark.parametrize("n", [20, 60])
+def test_the_chance_to_be_settled_is_that_of_drawn_futures(difference, n):
+    """The true mean drawn around the observed one, further prompts around it, Student aside."""
+    rng, x, margin = np.random.default_rng(3), planted(difference, n=n), 0.35
+    means = difference + rng.normal(size=20_000) / math.sqrt(n)
+    end = (n * difference + (100 - n) * means + rng.normal(size=20_000) * math.sqrt(100 - n)) / 100
+    half = (math.log(40) / sequential.AIM + sequential.AIM / 2) / 10
+    settled = (np.abs(end) > half) | (np.abs(end) < margin - half)
+    assert sequential.chance(x, 100, margin) == pytest.approx(settled.mean(), abs=0.015)
+
+
+def test_the_interval_at_the_end_is_as_wide_as_the_chance_expects():
+    low, high = sequential.interval(planted(0.0), TEN, 100)
+    assert (high - low) / 2 == pytest.approx((math.log(40) / 4 + 2) / 10, rel=0.1)
+
+
+def test_a_run_waits_only_for_pairs_with_a_prospect():
+    def settled(n: int, margin: float = 0.5, **table: np.ndarray) -> bool:
+        return sequential.settled(models(**table), looks(n), 100, margin)
+
+    assert settled(30, far=planted(-1.2, n=30))
+    assert not settled(30, far=planted(-1.2, n=30), open=planted(0.35, n=30, seed=1))
+    assert not settled(10, far=planted(-3, n=10))  # nothing can be told yet
+    assert not settled(80, margin=0.2, open=planted(0.25, n=80))
+    assert settled(80, margin=0.2, hopeless=planted(0.1, n=80))  # neither a difference nor a tie in 100
+    assert not settled(80, margin=0.4, tie=planted(0.1, n=80))
+    assert sequential.settled({"only": {"p000": 1.0}}, looks(10), 100)  # no pair, nothing to wait for
