@@ -55,6 +55,7 @@ def run(
     jobs: Annotated[int, typer.Option(min=0, help="Models at a time; 0: two small ones on a CPU.")] = 0,
     out: Annotated[str, typer.Option(help="Folder of this run; default: outputs/<date-time>.")] = "",
     resume: Annotated[str, typer.Option(help="Continue a run: its folder, its name, or 'latest'.")] = "",
+    until_decided: Annotated[bool, typer.Option(help="Ask prompts until every pair is decided.")] = False,
     fail_on_error: Annotated[str, typer.Option(help="What stops a run: true, a share, a count.")] = "false",
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
     **options: Any,
@@ -67,12 +68,14 @@ def run(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     allowed = {field.name: options[name] for name, field in LIMITS.items()}
     limits = Limits(**allowed, fail_on_error=_tolerated(fail_on_error))
-    for name in ("models", "out", *SETTINGS) if resume else ():  # a change would mix two experiments
+    fixed = ("models", "out", "until_decided", *SETTINGS)
+    for name in fixed if resume else ():  # a change would mix two experiments
         if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE":
             flag = name if name == "models" else f"--{name.replace('_', '-')}"
             raise LabError(f"The option --resume keeps a run's own settings: leave out {flag} or start anew.")
     settings = Settings(**{name: options[name] for name in SETTINGS})
-    plan = plans.plan_resume(resume) if resume else plans.plan_run(models or [], settings, out)
+    new = (models or [], settings, out, until_decided)
+    plan = plans.plan_resume(resume) if resume else plans.plan_run(*new)
     prompts = registry.load_prompts(plan.info.settings.prompts, plan.info.settings.limit)
     if foreign := [prompt.id for prompt in prompts if not is_english(prompt.text)]:
         ids = printable(", ".join(foreign))

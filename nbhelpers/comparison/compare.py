@@ -13,7 +13,7 @@ from typing import Any
 from nbhelpers import registry, store
 from nbhelpers.comparison import ratings, size
 from nbhelpers.records import SCHEMA_VERSION, Estimate, LabError, ModelSpec, Record, Result, RunInfo, Sample
-from nbhelpers.stats import paired
+from nbhelpers.stats import paired, sequential
 from nbhelpers.stats.estimate import estimate
 from nbhelpers.stats.paired import Comparison
 
@@ -41,6 +41,7 @@ class ComparisonReport(Record):
     basis: str = "by the rubric"  # what pick and verdicts rest on; or "corrected by N ratings"
     readers: dict[str, Estimate] = field(default_factory=dict)  # model -> mean in readers' points, best first
     corrected: tuple[Comparison, ...] = ()  # pairs in readers' points, in the order of ``readers``
+    planned: int | None = None  # of a run --until-decided: its prompts; ``pairs`` hold at every look
 
     @property
     def verdicts(self) -> tuple[Comparison, ...]:
@@ -56,8 +57,8 @@ def compare_run(run_dir: Path) -> ComparisonReport:
 
 def assemble(run_dir: Path, margin: float = MARGIN) -> ComparisonReport:
     """The comparison of a run's folder, without writing it. LabError as ``comparable``."""
-    results, excluded, notes = comparable(run_dir)
-    report = compare(results, excluded, margin, notes)
+    (results, excluded, notes), info = comparable(run_dir), read_info(run_dir)
+    report = compare(results, excluded, margin, notes, sequential.looks_of(info) if info else ())
     found = ratings.correct(run_dir, results, report.prompts, margin)
     if isinstance(found, list):
         return replace(report, notes=(*report.notes, *found))
@@ -189,9 +190,13 @@ def spec_of(model: str, info: RunInfo | None = None) -> ModelSpec:
 
 
 def compare(
-    results: Sequence[Result], excluded: dict[str, str], margin: float = MARGIN, notes: Sequence[str] = ()
+    results: Sequence[Result],
+    excluded: dict[str, str],
+    margin: float = MARGIN,
+    notes: Sequence[str] = (),
+    looks: Sequence[Sequence[str]] = (),
 ) -> ComparisonReport:
-    """Compare results of the same score, on the prompts that all of them have. Pure: no files."""
+    """Compare results of the same score on the prompts that all have. Pure. looks: sequential.looks_of."""
     scored = [set(result.per_prompt) for result in results]
     shared = sorted(set.intersection(*scored)) if results else []
     if not shared:
@@ -205,8 +210,13 @@ def compare(
     primary, ranking = ranked[0].primary if ranked else "", {r.model: means[r.model] for r in ranked}
     per_model, slope = {r.model: r.per_prompt for r in ranked}, size.slope(results)
     pairs, ranks = paired.compare_all(per_model, margin), paired.rank_intervals(per_model)
-    found = *pick_model(ranked, pairs), slope, size.sentence(slope, ranked), excluded, ranks
-    return ComparisonReport(primary, tuple(shared), ranking, pairs, *found, notes=tuple(notes))
+    basis, planned = "by the rubric", sum(map(len, looks))
+    if planned:
+        pairs = sequential.compare_in_order(per_model, looks, planned, margin)
+        basis += f", by an always-valid test after {len(shared)} of {planned} prompts"
+    rest = *pick_model(ranked, pairs), slope, size.sentence(slope, ranked), excluded, ranks
+    report = ComparisonReport(primary, tuple(shared), ranking, pairs, *rest, notes=tuple(notes))
+    return replace(report, basis=basis, planned=planned or None)
 
 
 def pick_model(ranked: Sequence[Result], pairs: Sequence[Comparison]) -> tuple[str | None, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import random
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from nbhelpers.devices import device as devices
 from nbhelpers.loading.folder import inspect
 from nbhelpers.records import LabError, ModelSpec, RunInfo, Settings
 from nbhelpers.runner.notebook import COMPARISON, PIPELINE, notebook_path
+from nbhelpers.stats.sequential import plan_looks
 
 SMALL_PARAMETERS = 50_000_000  # up to this size two models at a time are no burden
 
@@ -40,8 +42,11 @@ def missing_notebooks() -> list[str]:
     return [missing.format(path.name) for path in paths if not path.is_file()]
 
 
-def plan_run(models: Sequence[str], settings: Settings, out: str = "") -> Plan:
-    """Check models, prompts and the output folder. Raises LabError."""
+def plan_run(models: Sequence[str], settings: Settings, out: str = "", until_decided: bool = False) -> Plan:
+    """Check models, prompts and the output folder. Raises LabError.
+
+    until_decided: the prompts are asked in a random order, which the folder keeps as its file of prompts.
+    """
     for problem in missing_notebooks():
         raise LabError(problem)
     prompts = registry.load_prompts(settings.prompts, settings.limit)
@@ -55,6 +60,12 @@ def plan_run(models: Sequence[str], settings: Settings, out: str = "") -> Plan:
     if (run_dir / "run.json").exists():
         hint = "continue it with --resume, or choose another --out"
         raise LabError(f"The folder {run_dir} already holds a run: {hint}.")
+    if until_decided:
+        if len(specs) < 2:
+            raise LabError("The option --until-decided compares models: name at least two.")
+        random.Random(settings.seed).shuffle(prompts)
+        path = store.write_rows(run_dir / "prompts.jsonl", prompts)
+        settings = replace(settings, prompts=str(path), limit=None)
     if settings.prompts:
         settings = replace(settings, prompts=str(Path(settings.prompts).expanduser().resolve()))
     info = RunInfo(
@@ -69,6 +80,7 @@ def plan_run(models: Sequence[str], settings: Settings, out: str = "") -> Plan:
         git_commit=_git_commit(),
         specs=specs,
         prompts=registry.digests(prompts),
+        looks=plan_looks(len(prompts)) if until_decided else (),
     )
     return Plan(run_dir, info)
 

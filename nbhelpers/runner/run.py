@@ -20,7 +20,7 @@ from typing import Any
 
 from nbhelpers import store
 from nbhelpers.devices import device as devices
-from nbhelpers.records import Failure, LabError, Limits, NotebookStatus, Result, RunInfo
+from nbhelpers.records import Failure, LabError, Limits, ModelRun, NotebookStatus, Result, RunInfo, Settings
 from nbhelpers.runner import kernels
 from nbhelpers.runner.notebook import COMPARISON, PIPELINE, describe, notebook_path, run_notebook, to_html
 from nbhelpers.runner.plan import Plan
@@ -28,6 +28,7 @@ from nbhelpers.runner.plan import Plan
 LEAST_FREE = 2**20  # bytes of a disk that is not full
 GRACE_S = 90.0  # a notebook may take this much longer than a cell's limit: kernel start, saving
 LOOK_S = 0.5  # between two looks at the clock
+BEFORE = PIPELINE.index("03_generation")  # the notebooks before any prompt is answered
 REPORT = "report"  # the step after the comparison; it is in run.json only if it failed
 STOPPED = "stopped by --fail-on-error"
 
@@ -91,12 +92,13 @@ class _Run:
         self.began = time.monotonic() - (info.seconds or 0.0)
         self.refused = False  # --fail-on-error: no further notebook of a model
         self.ending = False  # whatever fails from now on was killed
+        self.able = set[str]()  # models that answer at the next look
         self.deadlines: dict[Path, float] = {}  # log of a running kernel -> when it is killed
+        self.pool, self.work = ThreadPoolExecutor(info.jobs), list[Future[None]]()
         self.lock = threading.Lock()
 
     def execute(self) -> RunInfo:
         self._save()
-        work, pool = list[Future[None]](), ThreadPoolExecutor(self.info.jobs)
         try:
             kernels.serve(self.log)
             import papermill  # noqa: F401  # while the server is importing
@@ -104,14 +106,13 @@ class _Run:
             from nbhelpers.tracking import mlflow_run
 
             kernels.start(self.log, mlflow_run.init_database)
-            parameters = asdict(replace(self.info.settings, run_dir=str(self.folder)))
-            for model, spec in self.models.items():
-                given = parameters | {"model": model}
-                work.append(pool.submit(self._notebooks, model, self.folder / spec.slug, PIPELINE, given))
-            self._follow(work)
+            settings, names = replace(self.info.settings, run_dir=str(self.folder)), slice(0, None)
+            if self.info.looks:
+                settings, names = self._until_decided(settings), slice(BEFORE, None)
+            self._together(self._pipeline, self._runs(settings), PIPELINE[names])
             given = {"run_dir": str(self.folder)}
-            work = [pool.submit(self._notebooks, "", self.folder, (COMPARISON,), given)]
-            self._follow(work)
+            self.work = [self.pool.submit(self._notebooks, "", self.folder, (COMPARISON,), given)]
+            self._follow()
             self._save()  # the report reads it
             if kernels.start(self.log, write_pages, self.folder).wait(self.limits.cell_s) != 0:
                 problem = f"the report was not written; see {self.log.name}"
@@ -119,25 +120,70 @@ class _Run:
                 self._save(with_disk(failed, self.folder))
         finally:
             self.ending = True
-            self._follow(work)
-            pool.shutdown()
+            self._follow()
+            self.pool.shutdown()
             kernels.kill()
             self._save()
         return self.info
 
-    def _follow(self, work: list[Future[None]]) -> None:
+    def _runs(self, settings: Settings) -> list[ModelRun]:
+        given = ((replace(settings, model=model), spec) for model, spec in self.models.items())
+        return [ModelRun(own, spec, self.folder / spec.slug, self.limits) for own, spec in given]
+
+    def _until_decided(self, settings: Settings) -> Settings:
+        """Have all models answer more prompts, look by look, until no pair waits; the settings of the last.
+
+        A look makes what is missing and compares: a resumed run comes to where it was.
+        """
+        from nbhelpers.comparison import compare
+
+        self._together(self._pipeline, self._runs(settings), PIPELINE[:BEFORE])
+        passed = {(s.model, s.notebook) for s in self.info.notebooks if s.status == "passed"}
+        self.able = {model for model in self.models if (model, PIPELINE[BEFORE - 1]) in passed}
+        for prompts in self.info.looks:
+            settings = replace(settings, limit=prompts)
+            self._together(self._answer, [r for r in self._runs(settings) if r.settings.model in self.able])
+            if settled(self.info, [r for r in self._runs(settings) if r.settings.model in self.able]):
+                break
+        results = compare.read_results(self.folder)[0]  # before a resume, perhaps of fewer prompts
+        stale = {r.settings.model for r in results if r.settings.limit != settings.limit}
+        kept = (s for s in self.info.notebooks if s.model not in stale or s.notebook in PIPELINE[:BEFORE])
+        self.info = replace(self.info, notebooks=tuple(kept))
+        return settings
+
+    def _answer(self, run: ModelRun) -> None:
+        """A model's answers to the prompts of a look, and their scores. Notebook 03 will say what failed."""
+        from nbhelpers import pipeline
+
+        log = run.folder / kernels.LOG
+        self.watch(run.settings.model, f"{run.settings.limit} prompts", None)
+        self.deadlines[log] = time.monotonic() + self.limits.cell_s + GRACE_S
+        if self.ending or kernels.start(log, pipeline.make, run, "scores").wait(None) != 0:
+            self.able.discard(run.settings.model)
+        del self.deadlines[log]
+
+    def _pipeline(self, run: ModelRun, names: Sequence[str]) -> None:
+        self._notebooks(run.settings.model, run.folder, names, asdict(run.settings))
+
+    def _together(self, task: Callable[..., None], runs: Sequence[ModelRun], *more: Any) -> None:
+        """A task for each of the models, as many at a time as there are jobs."""
+        self.work = [self.pool.submit(task, run, *more) for run in runs]
+        self._follow()
+
+    def _follow(self) -> None:
         """Wait for threads and kill the kernels that pass their deadline; all of them at the end."""
-        while wait(work, LOOK_S).not_done:
+        while wait(self.work, LOOK_S).not_done:
             for log, deadline in list(self.deadlines.items()):
                 if self.ending or time.monotonic() > deadline:
                     kernels.kill(log)
-        for future in () if self.ending else work:
+        for future in () if self.ending else self.work:
             future.result()
 
     def _notebooks(self, model: str, folder: Path, names: Sequence[str], parameters: dict[str, Any]) -> None:
         """What has not passed of some notebooks, in order; what follows a failure is skipped."""
         passed = {s.notebook for s in self.info.notebooks if s.model == model and s.status == "passed"}
-        failed = ""
+        earlier = PIPELINE[: PIPELINE.index(names[0])] if model else ()
+        failed = next((name for name in earlier if name not in passed), "")
         for name in names:
             output = folder / f"{name}.ipynb"
             if self.ending or (name in passed and output.exists()):
@@ -182,6 +228,20 @@ class _Run:
             store.write_json(self.folder / "run.json", self.info)
         for status in new:
             self.watch(status.model, status.notebook, status)
+
+
+def settled(info: RunInfo, runs: Sequence[ModelRun]) -> bool:
+    """Whether no pair of these models waits for more prompts than they have scores of."""
+    from nbhelpers.comparison.compare import MARGIN
+    from nbhelpers.loading import load
+    from nbhelpers.scoring import rubric
+    from nbhelpers.stats import estimate, sequential
+
+    runs = [run for run in runs if load.read_report(run).quality_applies]
+    scores = [estimate.by_prompt(rubric.read_scores(run), rubric.PRIMARY) for run in runs]
+    shared = set(scores[0]).intersection(*scores[1:]) if scores else set()
+    per_model = {run.folder.name: {p: own[p] for p in shared} for run, own in zip(runs, scores, strict=True)}
+    return sequential.settled(per_model, sequential.looks_of(info), info.looks[-1], MARGIN)
 
 
 def with_disk(status: NotebookStatus, folder: Path) -> NotebookStatus:

@@ -16,7 +16,7 @@ from nbhelpers.comparison import compare as comparison
 from nbhelpers.comparison import plots, size
 from nbhelpers.comparison.compare import ComparisonReport
 from nbhelpers.records import LabError, ModelSpec
-from nbhelpers.stats import paired
+from nbhelpers.stats import paired, sequential
 from nbhelpers.stats.paired import Comparison
 
 
@@ -452,3 +452,16 @@ def test_two_folders_of_one_name_are_two_models(tmp_path: Path) -> None:
     store.write_json(tmp_path / "run.json", replace(info, specs=specs))
     report = comparison.assemble(tmp_path)
     assert list(report.ranking) == ["run-a/checkpoint-500", "run-b/checkpoint-500"]
+
+
+def test_a_run_with_looks_is_judged_by_the_always_valid_test():
+    """Verdicts, intervals and the sentence come from it; without looks nothing changes."""
+    results = [make_result("far", planted(7, 1, 40)), make_result("near", planted(6, 2, 40))]
+    order = [prompt_ids(60)[start : start + 6] for start in range(0, 60, 6)]  # 40 of 60 were asked
+    fixed, report = comparison.compare(results, {}), comparison.compare(results, {}, looks=order)
+    assert (fixed.planned, report.planned) == (None, 60)
+    per_model = {result.model: result.per_prompt for result in results}
+    assert report.pairs == sequential.compare_in_order(per_model, order, 60)
+    assert report.pairs[0].high - report.pairs[0].low > fixed.pairs[0].high - fixed.pairs[0].low
+    assert report.basis == "by the rubric, by an always-valid test after 40 of 60 prompts"
+    assert fixed.basis == "by the rubric"
