@@ -18,7 +18,6 @@ from nbhelpers.devices import device as devices
 from nbhelpers.loading.folder import inspect
 from nbhelpers.records import LabError, ModelSpec, RunInfo, Settings
 from nbhelpers.runner.notebook import COMPARISON, PIPELINE, notebook_path
-from nbhelpers.stats.sequential import plan_looks
 
 SMALL_PARAMETERS = 50_000_000  # up to this size two models at a time are no burden
 
@@ -47,6 +46,8 @@ def plan_run(models: Sequence[str], settings: Settings, out: str = "", until_dec
 
     until_decided: the prompts are asked in a random order, which the folder keeps as its file of prompts.
     """
+    from nbhelpers.stats.sequential import plan_looks
+
     for problem in missing_notebooks():
         raise LabError(problem)
     prompts = registry.load_prompts(settings.prompts, settings.limit)
