@@ -1,14 +1,14 @@
 """A laboratory for judging local language models: a folder per notebook, from the ground up.
 
     records, store, registry   the nouns; files; what a name means
-    stats        (05)          estimates of one model, comparisons of two, agreement of raters
+    stats        (05)          estimates of one model, comparisons of two, early looks, corrections by ratings
     devices      (01)          this machine: device, what fits, meters, roofline
     loading      (02)          the Hub, folders, models, tokenizers
     generation   (03)          sampling, the decode loop, samples, latency
-    scoring      (04)          texts, rubrics, costs, a judge
+    scoring      (04)          texts, coherence, rubrics, costs, a judge
     tracking     (06)          result.json, MLflow
     pipeline                   makes what is missing of a model's files
-    comparison   (07, 08)      models side by side, routing, plots, labels by people
+    comparison   (07, 08)      models side by side, routing, plots, readers' ratings
     report                     the HTML pages
     runner                     a run: plan, kernels, notebooks, progress
     cli                        the command line
