@@ -213,12 +213,8 @@ def label(
         sd, widths = labels.planned_widths(folder)
         wide = ", ".join(f"{number} to ±{width:.1f}" for number, width in widths.items())
         if widths:
-            print(
-                f"Differences of models, by the number of ratings: {wide} points. (Assumed: readers differ by"
-            )
-            print(
-                f"{sd:.1f} points from prompt to prompt, as the score does; correlation {labels.ASSUMED:g}.)"
-            )
+            print(f"Differences of models, by the number of ratings: {wide} points. (Assumed: readers differ")
+            print(f"by {sd:.1f} points a prompt, as the score does; correlation {labels.ASSUMED:g}.)")
         print(f"Give each rater a copy, named after them and without {labels.KEY}, to rate from 1 to 10,")
         print("from the first item on: only ratings in the sheet's order can correct the verdicts.")
         print(f"Then: nbhelpers label {run} --read RATER.csv")

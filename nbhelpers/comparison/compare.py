@@ -209,11 +209,12 @@ def compare(
     ranked = sorted(results, key=lambda result: -(means[result.model].mean or 0.0))
     primary, ranking = ranked[0].primary if ranked else "", {r.model: means[r.model] for r in ranked}
     per_model, slope = {r.model: r.per_prompt for r in ranked}, size.slope(results)
-    pairs, ranks = paired.compare_all(per_model, margin), paired.rank_intervals(per_model)
-    basis, planned = "by the rubric", sum(map(len, looks))
+    basis, planned, ranks = "by the rubric", sum(map(len, looks)), paired.rank_intervals(per_model)
     if planned:
         pairs = sequential.compare_in_order(per_model, looks, planned, margin)
         basis += f", by an always-valid test after {len(shared)} of {planned} prompts"
+    else:
+        pairs = paired.compare_all(per_model, margin)
     rest = *pick_model(ranked, pairs), slope, size.sentence(slope, ranked), excluded, ranks
     report = ComparisonReport(primary, tuple(shared), ranking, pairs, *rest, notes=tuple(notes))
     return replace(report, basis=basis, planned=planned or None)

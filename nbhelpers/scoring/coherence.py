@@ -24,27 +24,12 @@ Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
 _TOKEN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d[\d.,:]*\d|\d|\n\s*\n|[.,;:?!()\"“”%$€#…]|--|[–—]")
 _SIGNS = {"“": '"', "”": '"', "–": "--", "—": "--", "…": ".", "€": "$", "#": "."}
-_SUFFIXES = (
-    "ing",
-    "ed",
-    "ly",
-    "ness",
-    "tion",
-    "ment",
-    "ity",
-    "able",
-    "ous",
-    "ive",
-    "al",
-    "er",
-    "s",
-    "e",
-    "y",
-)
+_ENDINGS = "ing ed ly ness tion ment ity able ous ive al er s e y"
+_SUFFIXES = tuple(_ENDINGS.split(" "))
 BREAK, NUMBER, NAME, UNKNOWN = "<p>", "<num>", "<name>", "<bad>"
 SPECIAL = (BREAK, NUMBER, NAME, UNKNOWN, *(f"<rare:{suffix}>" for suffix in ("", *_SUFFIXES)))
 RUNS = (("words", (1, 2, 3, 4)), ("classes", (2, 3, 4, 5)))  # the orders that are counted
-OWN = 16
+OWN = 16  # added to the level of a run that stands in the authored passages
 AROUND = (-2, -1, 1, 2)  # neighbouring joints that the network sees too
 _MIXED, _SHIFTS = np.uint64(0x9E3779B97F4A7C15), (np.uint64(31), np.uint64(29))
 
@@ -154,6 +139,7 @@ def measures(text: str) -> dict[str, float]:
     tokens = model.tokens(text)
     joints = model.joints(tokens)
     found, runs = texts.sentences(text), list(zip(tokens, tokens[1:], tokens[2:], strict=False))
+    sentences = max(1, len(found))
     return {
         "odds": float(np.clip(model.broken(joints), -6, 4).mean()),  # that a joint is broken, in logarithms
         "new_pairs": float((joints[:, 2] == 0).mean()),  # joints that no pair of words in the counts has
@@ -163,7 +149,6 @@ def measures(text: str) -> dict[str, float]:
         "unknown": float((tokens == model.words[UNKNOWN]).mean()),  # words that are none
         "rare": float((tokens < len(SPECIAL)).mean()),
         "distinct": len(set(runs)) / max(1, len(runs)),  # runs of three that are said once
-        "lower": sum(sentence[0].islower() for sentence in found)
-        / max(1, len(found)),  # begin without a capital
-        "prose": sum(map(texts.is_prose, found)) / max(1, len(found)),
+        "lower": sum(sentence[0].islower() for sentence in found) / sentences,  # begin without a capital
+        "prose": sum(map(texts.is_prose, found)) / sentences,
     }

@@ -103,9 +103,7 @@ class Case:
 class Probes:
     """What a judge answers to besides the text, over prompts. Biases are 0 for a good judge."""
 
-    position: (
-        Estimate  # how much likelier the first text is preferred than the second, in both orders: -1 to 1
-    )
+    position: Estimate  # how much likelier the first of two texts is preferred, over both orders: -1 to 1
     length: Estimate  # points that a text gains by being said twice
     own: Estimate  # points above the readers', on its own texts more than on others'
     retest: Estimate  # Krippendorff's alpha of its ratings, asked twice

@@ -64,9 +64,8 @@ def fitted() -> Fitted:
 def topic_measures(text: str, prompt: str) -> dict[str, float]:
     """What tells whether the text is about the prompt's topic, of its sentences without echo and repeats."""
     topic, own = texts.topic_stems(prompt), texts.own_sentences(text, prompt)
-    shares = [len(topic.intersection(texts.stems(sentence))) / max(1, len(topic)) for sentence in own] or [
-        0.0
-    ]
+    found = (topic.intersection(texts.stems(sentence)) for sentence in own)
+    shares = [len(stems) / max(1, len(topic)) for stems in found] or [0.0]
     return {
         "best": max(shares),
         "opening": max(shares[:2]),
@@ -74,11 +73,9 @@ def topic_measures(text: str, prompt: str) -> dict[str, float]:
     }
 
 
-def on_scale(measures: Mapping[str, float], weights: Mapping[str, float]) -> float:
+def on_scale(measures: dict[str, float], weights: Mapping[str, float]) -> float:
     """1 to 5: the logistic of the weighted measures."""
-    total = weights["constant"] + sum(
-        weights[name] * measures[name] for name in weights if name != "constant"
-    )
+    total = sum(weight * (measures | {"constant": 1.0})[name] for name, weight in weights.items())
     return 1.0 + 4.0 / (1.0 + math.exp(-max(-30.0, min(30.0, total))))
 
 

@@ -11,7 +11,7 @@ them, E is a fair game, so the chance that it ever reaches 20 is below 5%: at an
 
 Chosen by simulation (``data/calibration.csv``, ten looks at 100 prompts): capital bets on bounded scores
 (Waudby-Smith & Ramdas 2023) need 70 prompts at an effect of 0.5 sd, O'Brien and Fleming's limits 51, this
-test 43. Pocock's need 36, but hold for ten planned looks only, and raise 17% where differences are skewed.
+test 44. Pocock's need 36, but hold for ten planned looks only, and raise 17% where differences are skewed.
 """
 
 from __future__ import annotations
