@@ -59,7 +59,8 @@ def test_cells_are_short_and_prose_carries_the_argument(cells):
     """Definitions, which a package would hide, are read like those of a package: short, but apart."""
     definitions = [cell for cell in code(cells) if "definitions" in cell["metadata"].get("tags", ())]
     lengths = [len(source(cell).splitlines()) for cell in code(cells) if cell not in definitions]
-    assert 12 <= len(lengths) <= 31
+    crowded = source(cells[0]).startswith("# 05")  # tests, plans and early looks: to be divided
+    assert 12 <= len(lengths) <= (31 if crowded else 27)
     tables = source(cells[0]).startswith("# 00")  # the map makes tables of all notebooks and questions
     assert median(lengths) <= (10 if tables else 7)
     assert all(len(source(cell).splitlines()) <= 25 for cell in code(cells)[1:])  # the first has the imports

@@ -1,4 +1,4 @@
-"""What notebook 04 defines: known answers, agreement, test-retest, remarks on costs."""
+"""What notebook 04 defines: known answers, agreement, remarks on costs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from definitions import definitions
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbhelpers.records import CONTENT_TYPES, Score
+from nbhelpers.records import CONTENT_TYPES
 from nbhelpers.scoring import costs, rubric, texts
 
 BOOK = definitions("04_scoring", "definitions")
@@ -28,47 +28,6 @@ def test_lab_v1_puts_every_bad_answer_below_every_strong_one_and_the_published_r
     for name in BOOK.RUBRICS[:-1]:
         strong, other = BOOK.overlap(name)
         assert (strong > other) == (name == "lab_v1"), name
-
-
-def rows(values: np.ndarray) -> list[Score]:
-    """values [prompts, repeats] as scores."""
-    return [
-        Score(f"{p}-{r}", f"b{p:02d}", r, "linkedin_post", False, 10, {"x": float(value)})
-        for p, row in enumerate(values)
-        for r, value in enumerate(row)
-    ]
-
-
-def test_retest_correlates_the_means_of_alternate_repeats() -> None:
-    values = np.random.default_rng(1).normal(size=(12, 5))
-    found = BOOK.retest(reversed(rows(values)), "x")
-    halves = values[:, 0::2].mean(1), values[:, 1::2].mean(1)
-    assert found.mean == pytest.approx(np.corrcoef(*halves)[0, 1])
-    z, half = math.atanh(found.mean), 1.959963984540054 / math.sqrt(12 - 3)
-    assert (found.low, found.high) == pytest.approx((math.tanh(z - half), math.tanh(z + half)))
-
-
-def test_retest_recovers_a_planted_reliability() -> None:
-    """Variance 4 between prompts, 2 within: means of two repeats correlate by 4 / (4 + 1)."""
-    rng = np.random.default_rng(2)
-    values = rng.normal(0, 2, (4000, 1)) + rng.normal(0, math.sqrt(2), (4000, 4))
-    found = BOOK.retest(rows(values), "x")
-    assert found.mean == pytest.approx(0.8, abs=0.02)
-    assert found.low < 0.8 < found.high
-
-
-@pytest.mark.parametrize(
-    ("values", "reason"),
-    [
-        (np.ones((3, 2)), "needs 4"),
-        (np.arange(9.0).reshape(9, 1), "0 prompts"),
-        (np.ones((5, 2)), "same mean"),
-        (np.arange(5.0)[:, None] * np.ones(2), "at its limit"),
-    ],
-)
-def test_retest_says_why_there_is_no_interval(values: np.ndarray, reason: str) -> None:
-    found = BOOK.retest(rows(values), "x")
-    assert found.low is None and reason in (found.reason or "")
 
 
 def test_nonsense_keeps_the_small_words_and_fools_the_rubric() -> None:
