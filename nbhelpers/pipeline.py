@@ -20,10 +20,9 @@ from nbhelpers.tracking import result
 
 Step = Literal["device", "loading", "samples", "latency", "scores", "stats", "result"]
 STEPS: tuple[Step, ...] = get_args(Step)
-# What a model makes: the function, and its rows' purpose.
-ROWS: dict[Step, tuple[Callable[..., object], generate.Purpose]] = {
-    "samples": (generate.generate_samples, "sample"),
-    "latency": (latency.measure_latency, "latency"),
+MAKERS: dict[generate.Purpose, Callable[..., object]] = {
+    "samples": generate.generate_samples,
+    "latency": latency.measure_latency,
 }
 # What is computed from other files: the function that does it, the file it writes, and those it reads.
 COMPUTED: dict[Step, tuple[Callable[[ModelRun], object], str, tuple[str, ...]]] = {
@@ -60,7 +59,7 @@ def make(run: ModelRun, through: Step) -> None:
     wanted = STEPS[: STEPS.index(through) + 1]
     place = device.make_report(run)
     if "loading" in wanted:
-        _make_rows(run, place, [step for step in wanted if step in ROWS])
+        _make_rows(run, place, [purpose for purpose in MAKERS if purpose in wanted])
     for step in (step for step in wanted if step in COMPUTED):
         compute, name, sources = COMPUTED[step]
         path, newest = run.folder / name, max((run.folder / file).stat().st_mtime for file in sources)
@@ -72,26 +71,26 @@ def make(run: ModelRun, through: Step) -> None:
             compute(run)
 
 
-def _make_rows(run: ModelRun, place: device.DeviceReport, steps: list[Step]) -> None:
-    """loading.json and the rows of these steps."""
-    path, known = run.folder / "loading.json", False
+def _make_rows(run: ModelRun, place: device.DeviceReport, purposes: list[generate.Purpose]) -> None:
+    """loading.json, and the rows for these purposes."""
+    path, old = run.folder / "loading.json", None
     if path.exists():
-        old, revision = load.read_report(run), load.revision_of(run.spec)
-        known = (old.device, old.dtype, old.revision) == (place.device, place.dtype, revision)
-    if known and not any(generate.missing(run, ROWS[step][1]) for step in steps):
+        old, right = load.read_report(run), (place.device, place.dtype, load.revision_of(run.spec))
+        old = old if (old.device, old.dtype, old.revision) == right else None
+    if old and not any(None in generate.found(run, purpose) for purpose in purposes):
         return
     loaded = load.load(run.spec, place.device, place.dtype)
     prompts = registry.load_prompts(run.settings.prompts, run.settings.limit)
     try:
-        if known:
+        if old:
             loaded = replace(loaded, report=old)
         else:
             print(f"making {run.folder.name}/{path.name}")
         store.write_json(path, generate.report_of(loaded, prompts, run.settings))
-        for step in steps:
-            generated, purpose = ROWS[step]
-            if generate.missing(run, purpose):
-                print(f"making {run.folder.name}/{step}.jsonl")
-                generated(loaded, prompts, run.settings, run.folder / f"{step}.jsonl", limits=run.limits)
+        for purpose in purposes:
+            if None in generate.found(run, purpose):
+                rows = run.folder / f"{purpose}.jsonl"
+                print(f"making {run.folder.name}/{rows.name}")
+                MAKERS[purpose](loaded, prompts, run.settings, rows, limits=run.limits)
     finally:
         load.unload(loaded)

@@ -31,6 +31,17 @@ def _tables() -> dict[str, tuple[ModelSpec, dict[str, Any]]]:
     return store.read_table("models.toml", build)
 
 
+def _spec(alias: str, entry: dict[str, Any]) -> ModelSpec:
+    source = entry["source"]
+    embedded = source.startswith("data/")
+    given = {name: value for name, value in entry.items() if name not in ("config", "prompt")}
+    given |= {"alias": alias, "kind": "embedded" if embedded else "hub", "prompt_format": entry["prompt"]}
+    digests = store.project_root() / source / "sha256.json"  # as the models' build wrote them
+    if embedded and digests.is_file():
+        given["sha256"] = json.loads(digests.read_text(encoding="utf-8"))
+    return store.from_plain(given, ModelSpec, f"[{alias}]")
+
+
 def load_registry() -> dict[str, ModelSpec]:
     """Every model of data/models.toml by alias, embedded ones first."""
     return {alias: spec for alias, (spec, _) in _tables().items()}
@@ -47,16 +58,16 @@ def resolve(name: str) -> ModelSpec:
     Only the name is looked at: ``loading.folder.inspect`` checks and describes what is on this disk, a Hub
     repository is checked when it is fetched. Raises LabError for anything else, with the nearest names.
     """
-    registry = load_registry()
-    if name in registry:
-        return registry[name]
-    if name.startswith(SHAPE) and name.isprintable():
-        return _resolve_shape(name, registry)
+    known = load_registry()
+    for alias in [alias for alias in known if shape_config(known[alias])]:
+        known[SHAPE + alias] = replace(known[alias], alias=SHAPE + alias, source=SHAPE + alias, kind="shape")
+    if name in known:
+        return known[name]
     folder = _existing(name)
     for text in (name, folder.name if folder else ""):
         if not text.isprintable():  # it would reach terminals and the names of files
             raise LabError(f"The name {text!r} has characters that cannot be printed: rename the model.")
-    for spec in registry.values():
+    for spec in known.values():
         if name == spec.source or (folder and folder == folder_of(spec)):
             return spec
     if folder and not folder.is_dir():
@@ -65,7 +76,7 @@ def resolve(name: str) -> ModelSpec:
         return ModelSpec(alias=_folder_name(folder), source=str(folder), kind="local")
     if _HUB_NAME.fullmatch(name):
         return ModelSpec(alias=name, source=name, kind="hub")
-    raise LabError(f"There is no model {name!r}: {nearest(name, list(registry))}")
+    raise LabError(f"There is no model {name!r}: {nearest(name, list(known))}")
 
 
 def _existing(name: str) -> Path | None:
@@ -103,26 +114,6 @@ def nearest(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(lowered[c] for c in close)}? Otherwise " if close else ""
     return f"{hint}give an alias (`nbhelpers models` lists them), an org/name of the Hub, or a model folder."
-
-
-def _resolve_shape(name: str, registry: dict[str, ModelSpec]) -> ModelSpec:
-    asked, shapes = name.removeprefix(SHAPE), [alias for alias, (_, config) in _tables().items() if config]
-    alias = next((shape for shape in shapes if asked in (shape, registry[shape].source)), None)
-    if alias is None:
-        known = [SHAPE + shape for shape in shapes]
-        raise LabError(f"There is no architecture {name!r}: {nearest(name, known)}")
-    return replace(registry[alias], alias=SHAPE + alias, source=SHAPE + alias, kind="shape")
-
-
-def _spec(alias: str, entry: dict[str, Any]) -> ModelSpec:
-    source = entry["source"]
-    embedded = source.startswith("data/")
-    given = {name: value for name, value in entry.items() if name not in ("config", "prompt")}
-    given |= {"alias": alias, "kind": "embedded" if embedded else "hub", "prompt_format": entry["prompt"]}
-    digests = store.project_root() / source / "sha256.json"  # as the models' build wrote them
-    if embedded and digests.is_file():
-        given["sha256"] = json.loads(digests.read_text(encoding="utf-8"))
-    return store.from_plain(given, ModelSpec, f"[{alias}]")
 
 
 def shape_config(spec: ModelSpec) -> dict[str, Any]:
@@ -164,13 +155,12 @@ def load_prompts(path: str | Path = "", limit: int | None = None) -> list[Prompt
     for number, line in enumerate(lines, 1):
         if line.strip():
             prompt = _prompt(line, where := f"{source.name}, line {number}")
+            first = texts.setdefault(one_text(prompt.text), prompt.id)
             if prompt.id in prompts:
                 raise LabError(f"{where}: the id {prompt.id!r} was used before; ids are unique.")
-            if (first := texts.setdefault(one_text(prompt.text), prompt.id)) != prompt.id:
-                both = f"the prompt {prompt.id!r} has the text of {first!r}"
-                raise LabError(
-                    f"{where}: {both}, and would count twice: leave it out, or ask for more repeats."
-                )
+            if first != prompt.id:
+                both = f"the prompt {prompt.id!r} has the text of {first!r}, and would count twice"
+                raise LabError(f"{where}: {both}: leave it out, or ask for more repeats.")
             prompts[prompt.id] = prompt
     if not prompts:
         raise LabError(f"The prompts file {source} is empty: write one JSON object ({_FIELDS}) per line.")
@@ -192,10 +182,8 @@ def _prompt(line: str, where: str) -> Prompt:
     for name, value in vars(prompt).items():
         if not isinstance(value, str) or not one_text(value):
             raise LabError(f"{where}: the field {name!r} is missing or not a non-empty text.")
-        if any("\ud800" <= letter <= "\udfff" for letter in value):  # no tokenizer takes it
-            raise LabError(
-                f"{where}: the field {name!r} holds half a surrogate pair (a cut emoji?): mend it."
-            )
+        if re.search("[\ud800-\udfff]", value):  # no tokenizer takes it
+            raise LabError(f"{where}: the field {name!r} holds half a surrogate pair: mend the emoji.")
     if (kind := prompt.content_type) not in CONTENT_TYPES:
         raise LabError(f"{where}: unknown content type {kind!r}; use one of {', '.join(CONTENT_TYPES)}.")
     return prompt

@@ -13,7 +13,7 @@ import sys
 import tomllib
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,8 +57,7 @@ def address(whose: str, variable: str, kind: Failure = Failure.USAGE) -> str:
     """
     given = os.environ.get(variable, "").strip()
     if set(redact.credentials(given)) & set(redact.RESERVED):
-        marks = "/ as %2F, ? as %3F, # as %23, @ as %40, [ as %5B, ] as %5D and a blank as %20"
-        why = f"write in the user name and password of this address {marks}"
+        why = "write / ? # @ [ ] and blanks in its user name and password as %2F %3F %23 %40 %5B %5D %20"
         raise LabError(f"{whose} at {variable} is refused: {why}.", kind)
     return given
 
@@ -89,21 +88,13 @@ def write_text(path: Path, parts: Iterable[str]) -> Path:
     return path
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove what write_text of a killed process left in a folder and below."""
-    for path in folder.rglob(".*"):
-        if re.fullmatch(r"\..+\.[0-9a-f]{32}", path.name):
-            path.unlink(missing_ok=True)
-
-
 def read_json(path: Path, cls: type[T]) -> T:
     """Read a record written by write_json. Raises LabError for a missing, broken or newer file."""
     try:
         return _record(path.read_bytes(), cls, str(path))
-    except FileNotFoundError:
-        raise LabError(f"{path} does not exist: run the notebook that writes it first.") from None
     except OSError as error:
-        raise LabError(f"{path} cannot be read ({error.strerror}): delete it and run again.") from None
+        why = f"cannot be read ({error.strerror}): run the notebook that writes it first"
+        raise LabError(f"{path} {why}.") from None
 
 
 def append_row(path: Path, record: Any) -> None:
@@ -131,10 +122,12 @@ def appending(path: Path) -> Iterator[Callable[[Any], None]]:
         with _writable(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(FileLock(path.with_name(f".{path.stem}.lock"), timeout=LOCK_S))
-            if repair_tail(path):
+            out = stack.enter_context(path.open("ab", buffering=0))
+            text = path.read_bytes()
+            if text and not text.endswith(b"\n"):
                 name = f"{path.parent.name}/{path.name}"
                 print(f"warning: the last line of {name} was cut off and is made again", file=sys.stderr)
-            out = stack.enter_context(path.open("ab", buffering=0))
+                out.truncate(text.rfind(b"\n") + 1)
 
         def append(record: Any) -> None:
             with _writable(path):
@@ -159,10 +152,9 @@ def _writable(path: Path) -> Iterator[None]:
 
 
 def _line(record: Any) -> str:
-    row = dataclasses.asdict(record)
-    for name in ("failure", "reasoning", "reason"):
-        if row.get(name, "") is None:  # most rows have none
-            del row[name]
+    optional = ("failure", "reasoning", "reason")  # seldom there
+    fields = dataclasses.asdict(record).items()
+    row = {name: value for name, value in fields if value is not None or name not in optional}
     return json.dumps(row, ensure_ascii=True, allow_nan=False) + "\n"
 
 
@@ -175,17 +167,6 @@ def read_rows(path: Path, cls: type[T]) -> Iterator[T]:
         for number, line in enumerate(lines, 1):
             if line.strip() and line.endswith(b"\n"):
                 yield _record(line, cls, f"{path}, line {number}")
-
-
-def repair_tail(path: Path) -> bool:
-    """Cut a half-written last line off, so that the next row starts on a line of its own.
-
-    Returns True when something was cut.
-    """
-    text = path.read_bytes() if path.exists() else b""
-    if torn := bool(text) and not text.endswith(b"\n"):
-        os.truncate(path, text.rfind(b"\n") + 1)
-    return torn
 
 
 def row_key(**parts: Any) -> str:
@@ -210,23 +191,15 @@ def _record(body: bytes, cls: Any, where: str) -> Any:
     """A record from JSON, read strictly by pydantic. Raises LabError with the place."""
     from pydantic import ValidationError
 
-    if b"\\ud" in body.lower():  # pydantic refuses lone halves of surrogate pairs: they become U+FFFD
-        with suppress(ValueError, RecursionError):  # no JSON: pydantic says what is wrong
-            text = json.dumps(json.loads(body), ensure_ascii=False)
-            body = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
-    versioned, problem = hasattr(cls, "schema_version"), ""
+    version = re.search(rb'"schema_version": ?([^,}\s]+)', body)
+    if version and version[1] != b"%d" % SCHEMA_VERSION:
+        knows = f"this release (it knows {SCHEMA_VERSION}): upgrade nbhelpers or make the file again."
+        raise LabError(f"{where}: schema version {version[1].decode(errors='replace')} is unknown to {knows}")
     try:
-        record = _reader(cls).validate_json(body)
-        if not versioned or (record.schema_version == SCHEMA_VERSION and b"schema_version" in body):
-            return record
+        return _reader(cls).validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        if first["type"] == "json_invalid":
-            raise LabError(f"{where}: not JSON ({first['msg']}); delete it and run again.") from None
-        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    data = json.loads(body)
-    version = data.get("schema_version") if isinstance(data, dict) else None
-    if versioned and version != SCHEMA_VERSION:
-        knows = f"this release (it knows {SCHEMA_VERSION}): upgrade nbhelpers or make the file again."
-        raise LabError(f"{where}: schema version {version!r} is unknown to {knows}")
-    raise LabError(f"{where}: not a valid {cls.__name__} ({problem}).")
+    if first["type"] == "json_invalid":
+        raise LabError(f"{where}: not JSON ({first['msg']}); delete it and run again.")
+    field = ".".join(map(str, first["loc"]))
+    raise LabError(f"{where}: not a valid {cls.__name__} ({field}: {first['msg']}).")

@@ -71,8 +71,7 @@ def test_names_that_resolve(folder):
     assert registry.resolve("facebook/opt-125m") == ALL["opt-125m"]
     assert registry.resolve("someone/new-model") == ModelSpec("someone/new-model", "someone/new-model", "hub")
     assert registry.resolve(str(registry.folder_of(ALL["lab-opt"]))) == ALL["lab-opt"]
-    shape = registry.resolve("shape:bigscience/bloom-560m")
-    assert shape == registry.resolve("shape:bloom-560m")
+    shape = registry.resolve("shape:bloom-560m")
     assert (shape.kind, shape.parameters, shape.slug) == ("shape", 559_214_592, "shape--bloom-560m")
     local = inspect(registry.resolve(str(folder)))
     assert (local.kind, local.alias, local.family, local.context) == ("local", "tiny", "gpt2", 16)

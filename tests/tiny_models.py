@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from nbhelpers.generation import engines
+from nbhelpers.generation import decode
 from nbhelpers.loading.load import Loaded, LoadingReport
 from nbhelpers.records import ModelSpec, Prompt, Sample, Settings
 
@@ -78,7 +78,7 @@ def build(family: str, context: int = 64, eos: int | list[int] | None = EOS, see
         sizes = {"hidden_size": 16, "intermediate_size": 32, "num_key_value_heads": 1}
         heads = {"num_attention_heads": 2, "num_hidden_layers": 2, "max_position_embeddings": context}
         model = LlamaForCausalLM(LlamaConfig(**sizes, **heads, **common))
-    engines.tried(model.eval())  # now, so that the passes of a test are those of its rows
+    decode.engine_for(model.eval())  # now, so that the passes of a test are those of its rows
     return model
 
 

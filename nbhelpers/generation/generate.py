@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -22,13 +21,10 @@ if TYPE_CHECKING:
     from nbhelpers.generation.decode import Finished
 
 ENGINE = 3  # raise it when the same settings would give another text: older rows are then made again
-LATENCY_PROMPTS = 5
+LATENCY_PROMPTS, LATENCY_TOKENS = 5, 64
 BATCH_CAP = 128  # rows
-GIVE_UP_AFTER = 3  # failures in a row
-PAUSE_S = 1.0  # before a model that failed so often gets one more try
 
-Purpose = Literal["sample", "latency"]
-FILES: dict[Purpose, str] = {"sample": "samples.jsonl", "latency": "latency.jsonl"}
+Purpose = Literal["samples", "latency"]  # of rows, and the name of their file
 
 
 @dataclass(frozen=True)
@@ -45,20 +41,21 @@ class Request:
 
 
 def requests(
-    prompts: Sequence[Prompt], settings: Settings, report: LoadingReport, purpose: Purpose = "sample"
+    prompts: Sequence[Prompt], settings: Settings, report: LoadingReport, purpose: Purpose = "samples"
 ) -> list[Request]:
     """Every (prompt, repeat) in order, keyed by all that decides its text.
 
     Latency takes the first prompts (at most 5) and no repeats. A report without digests of ids is that of an
     older release, and so are its keys.
     """
-    names = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
+    latency, names = purpose == "latency", ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
     decides = {name: getattr(settings, name) for name in names}
     decides |= {"model": report.model, "revision": report.revision, "format": report.prompt_format}
     decides |= {"device": report.device.split(":")[0], "dtype": report.dtype}
-    decides |= {"engine": 2 if report.ids_digests is None else ENGINE, "purpose": purpose}
+    decides |= {"engine": ENGINE if report.ids_digests is not None else 2}
+    decides |= {"purpose": "latency" if latency else "sample"}
     decides |= {"maker_settings": True} if settings.maker_settings else {}
-    first, repeats = (LATENCY_PROMPTS, 1) if purpose == "latency" else (None, settings.repeats)
+    first, repeats = (LATENCY_PROMPTS, 1) if latency else (None, settings.repeats)
     wanted = []
     for prompt, repeat in itertools.product(prompts[:first], range(repeats)):
         digest = (report.ids_digests or {}).get(prompt.id)
@@ -73,38 +70,31 @@ def report_of(loaded: Loaded, prompts: Sequence[Prompt], settings: Settings) -> 
 
     Raises LabError for a model that no engine serves.
     """
-    from nbhelpers.generation import engines, sampling
+    from nbhelpers.generation import decode, sampling
 
-    digests, (engine, trial) = dict[str, str](), engines.tried(loaded.model)
+    digests = dict[str, str]()
     for prompt in prompts:
         with suppress(LabError):  # its rows will say so
             digests[prompt.id] = store.row_key(ids=tokenizer.encode(loaded, prompt))
     maker = sampling.maker_settings(loaded.model, settings.maker_settings)
-    added = {"engine": engine, "engine_trial": trial, "generation_config": maker, "ids_digests": digests}
-    return replace(loaded.report, **added)
+    engine = decode.engine_for(loaded.model)
+    return replace(loaded.report, engine=engine, generation_config=maker, ids_digests=digests)
 
 
-def read_samples(run: ModelRun, purpose: Purpose = "sample") -> list[Sample]:
+def found(run: ModelRun, purpose: Purpose = "samples") -> list[Sample | None]:
+    """The rows of this run's settings that its file has, in order; None for each that it lacks."""
+    prompts = registry.load_prompts(run.settings.prompts, run.settings.limit)
+    have = {row.key: row for row in store.read_rows(run.folder / f"{purpose}.jsonl", Sample)}
+    return [have.get(r.key) for r in requests(prompts, run.settings, load.read_report(run), purpose)]
+
+
+def read_samples(run: ModelRun, purpose: Purpose = "samples") -> list[Sample]:
     """The rows of this run's settings, in order. Raises LabError where some are missing."""
-    path, rows = _rows(run, purpose)
+    rows = found(run, purpose)
     if absent := rows.count(None):
-        way_out = f"pipeline.make(run, through={path.stem!r})"
-        raise LabError(f"The file {path} lacks {absent} of {len(rows)} rows: make them with {way_out}.")
+        lacks = f"The file {run.folder / purpose}.jsonl lacks {absent} of {len(rows)} rows"
+        raise LabError(f"{lacks}: make them with pipeline.make(run, through={purpose!r}).")
     return [row for row in rows if row is not None]
-
-
-def missing(run: ModelRun, purpose: Purpose = "sample") -> int:
-    """How many rows of this run's settings its file lacks."""
-    return _rows(run, purpose)[1].count(None)
-
-
-def _rows(run: ModelRun, purpose: Purpose) -> tuple[Path, list[Sample | None]]:
-    """A file of rows, and those of this run's settings: None for each that it lacks."""
-    path, settings = run.folder / FILES[purpose], run.settings
-    prompts = registry.load_prompts(settings.prompts, settings.limit)
-    have = {row.key: row for row in store.read_rows(path, Sample)}
-    wanted = requests(prompts, settings, load.read_report(run), purpose)
-    return path, [have.get(request.key) for request in wanted]
 
 
 def prepare(loaded: Loaded, request: Request, max_new_tokens: int) -> Request:
@@ -133,6 +123,7 @@ def generate_samples(
     path: Path | None = None,
     batch_size: int | None = None,
     limits: Limits = Limits(),
+    purpose: Purpose = "samples",
 ) -> list[Sample]:
     """One sample per prompt and repeat, in that order, each exactly once, generated in batches.
 
@@ -140,38 +131,14 @@ def generate_samples(
     end. batch_size: None chooses by memory. What goes wrong with a row is recorded in it. Raises LabError for
     a file that cannot be written, a model that cannot be served, and where limits.fail_on_error is reached.
     """
-    wanted = requests(prompts, settings, report_of(loaded, prompts, settings))
-    return complete(loaded, wanted, settings, path, batch_size, limits)
-
-
-def complete(
-    loaded: Loaded,
-    wanted: Sequence[Request],
-    settings: Settings,
-    path: Path | None = None,
-    batch_size: int | None = None,
-    limits: Limits = Limits(),
-    stop: bool = True,
-) -> list[Sample]:
-    """The wanted samples in order: the finished rows of the file, and the rest made now.
-
-    stop: whether end tokens end a row.
-    """
+    wanted = requests(prompts, settings, report_of(loaded, prompts, settings), purpose)
     with store.appending(path) if path else nullcontext(lambda row: None) as append:
-        have, jobs, broken, failed = finished(path), list[Request](), list[Sample](), 0
-        prepared = dict[Prompt, Request]()  # a prompt is encoded once, whatever its repeats
-        for request in wanted:
-            if request.key not in have:
-                try:
-                    if (known := prepared.get(request.prompt)) is None:
-                        known = prepared[request.prompt] = prepare(loaded, request, settings.max_new_tokens)
-                    jobs.append(replace(known, key=request.key, repeat=request.repeat))
-                except Exception as error:
-                    broken.append(sample_of(loaded, request, settings, 1, error=error))
-        ends = tokenizer.end_tokens(loaded) if stop and jobs else frozenset()
-        made = _run(loaded, jobs, settings, batch_size or 0, ends, limits.generation_s)
-        with meters.recorded(path, [job.key for job in jobs]):
-            for sample in itertools.chain(broken, made):
+        rows = store.read_rows(path, Sample) if path else ()
+        have, failed = {row.key: row for row in rows if row.error is None}, 0
+        missing = [request for request in wanted if request.key not in have]
+        made = _made(loaded, missing, settings, batch_size or 0, limits.generation_s, purpose)
+        with meters.recorded(path, [request.key for request in missing]):
+            for sample in made:
                 have[sample.key] = sample
                 append(sample)
                 failed += sample.error is not None
@@ -181,67 +148,61 @@ def complete(
     return [have[request.key] for request in wanted]
 
 
-def finished(path: Path | None) -> dict[str, Sample]:
-    """Key -> row of a samples file; of two rows with one key the later counts, if it did not fail."""
-    last = {row.key: row for row in store.read_rows(path, Sample)} if path else {}
-    return {key: row for key, row in last.items() if row.error is None}
-
-
-def _run(
-    loaded: Loaded, jobs: list[Request], settings: Settings, size: int, ends: frozenset[int], timeout_s: float
+def _made(
+    loaded: Loaded, wanted: list[Request], settings: Settings, size: int, timeout_s: float, purpose: Purpose
 ) -> Iterator[Sample]:
-    """One sample for every job, `size` rows at a time (0: as many as fit).
+    """A sample for every request, `size` rows at a time (0: as many as fit).
 
     When memory runs out, half as many are tried with what is left; another failure is that of the rows which
-    had begun. After failures in a row one job is tried alone, and if it fails too, the rest is given up.
+    had begun.
     """
-    from nbhelpers.generation.decode import Finished, decode, failure_of
-    from nbhelpers.generation.engines import engine_for
+    from nbhelpers.generation.decode import Finished, decode, engine_for, failure_of
     from nbhelpers.generation.sampling import maker_sampler, row_seed, sampler
 
-    longest = max((len(job.ids) + job.max_new_tokens for job in jobs), default=0)
-    in_a_row, trial, engine = 0, False, engine_for(loaded.model, longest)
+    latency, most = purpose == "latency", settings.max_new_tokens
+    most = min(most, LATENCY_TOKENS) if latency else most
+    jobs, prepared = list[Request](), dict[Prompt, Request]()
+    for request in wanted:  # a prompt is encoded once, whatever its repeats
+        try:
+            if request.prompt not in prepared:
+                prepared[request.prompt] = prepare(loaded, request, most)
+            jobs.append(replace(prepared[request.prompt], key=request.key, repeat=request.repeat))
+        except Exception as wrong:
+            yield sample_of(loaded, request, settings, 1, error=wrong)
+    ends = frozenset[int]() if latency else tokenizer.end_tokens(loaded)
+    engine = engine_for(loaded.model, max((len(job.ids) + job.max_new_tokens for job in jobs), default=0))
     late = TimeoutError(f"the limit of {timeout_s:g} s passed")
     devices.reset_peak(loaded.device)
-    while jobs and not (trial and in_a_row):
-        if trial := in_a_row >= GIVE_UP_AFTER:
-            time.sleep(PAUSE_S)
+    while jobs:
         size = min(size or best_batch_size(loaded, jobs), len(jobs))
-        now, rows = (jobs[:1], 1) if trial else (jobs, size)
-        left, paid = dict(enumerate(now)), dict[int, meters.Share]()  # paid by others, when a row began
-        seeds = [row_seed(settings.seed, job.prompt.id, job.repeat) for job in now]
-        ids, room = [job.ids for job in now], [job.max_new_tokens for job in now]
+        left, paid = dict(enumerate(jobs)), dict[int, meters.Share]()  # paid by others, when a row began
+        seeds = [row_seed(settings.seed, job.prompt.id, job.repeat) for job in jobs]
+        ids, room = [job.ids for job in jobs], [job.max_new_tokens for job in jobs]
         choose = sampler(seeds, settings.temperature, settings.top_k, settings.top_p)
         if settings.maker_settings:
-            asked = list(zip(ids, room, seeds, strict=True))
-            choose = maker_sampler(loaded.model, settings, asked, ends)
+            choose = maker_sampler(loaded.model, settings, [*zip(ids, room, seeds, strict=True)], ends)
         failure: Exception | None = None
         try:
             devices.synchronize(loaded.device)
             ledger = meters.Ledger(loaded.device)
-            for event in decode(loaded.model, ids, room, choose, ends, rows, timeout_s, engine=engine):
+            for event in decode(loaded.model, ids, room, choose, ends, size, timeout_s, engine=engine):
                 share = ledger.charge(max(1, len(paid)))
                 if isinstance(event, Finished):
                     job, share = left.pop(event.row), share.since(paid.pop(event.row))
                     error = late if event.finish_reason == "time" else None
-                    in_a_row = in_a_row + 1 if error else 0
-                    yield sample_of(loaded, job, settings, rows, event, error, share, engine)
-                elif in_a_row >= GIVE_UP_AFTER and not trial:
-                    break
+                    yield sample_of(loaded, job, settings, size, event, error, share, engine)
                 else:
                     paid.update(dict.fromkeys(event.rows, share))
         except Exception as caught:
             # Without the traceback, whose frames would keep this batch's tensors alive during the next try.
             failure = caught.with_traceback(None)
-        if failure and rows > 1 and failure_of(failure) == Failure.OUT_OF_MEMORY:
+        if failure and size > 1 and failure_of(failure) == Failure.OUT_OF_MEMORY:
             size //= 2
         elif failure:
-            in_a_row += len(paid)
-            yield from (sample_of(loaded, left.pop(row), settings, rows, error=failure) for row in paid)
-        jobs = [*left.values(), *jobs[len(now) :]]
-    reason = f"The model {loaded.spec.alias!r} was given up after {in_a_row} failures in a row."
-    given_up = LabError(reason, Failure.REFUSED)
-    yield from (sample_of(loaded, job, settings, size, error=given_up) for job in jobs)
+            yield from (
+                sample_of(loaded, left.pop(row), settings, size, error=failure) for row in [*(paid or left)]
+            )
+        jobs = list(left.values())
 
 
 def best_batch_size(loaded: Loaded, jobs: Sequence[Request]) -> int:
@@ -268,6 +229,7 @@ def sample_of(
     tokens = row.tokens if row else ()
     ended = row is not None and row.finish_reason == "eos"
     reasoning, text = tokenizer.read_answer(loaded.tokenizer, job.ids, tokens[:-1] if ended else tokens)
+    text = text.encode("utf-8", "replace").decode()  # a vocabulary may hold halves of surrogate pairs
     return Sample(
         key=job.key,
         model=loaded.spec.alias,
@@ -280,7 +242,7 @@ def sample_of(
         text=text,
         prompt_tokens=len(job.ids),
         new_tokens=len(tokens),
-        bytes=len(text.encode("utf-8", "surrogatepass")),
+        bytes=len(text.encode()),
         finish_reason=row.finish_reason if row else "error",
         error=f"{type(error).__name__}: {error}".splitlines()[0] if error else None,
         batch_size=batch_size,

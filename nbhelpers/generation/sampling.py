@@ -82,12 +82,12 @@ def _asked(model: Any, names: re.Pattern[str]) -> dict[str, Any]:
 
 def maker_settings(model: Any, use: bool = False) -> str:
     """What a model's generation_config.json asks for, and what becomes of it; "" where it asks nothing."""
-    inside, beyond = (
-        ", ".join(f"{name}={value}" for name, value in _asked(model, names).items())
-        for names in (PROCESSED, BEYOND)
-    )
-    used, aside = (inside, beyond) if use else ("", ", ".join(filter(None, (inside, beyond))))
-    return "; ".join(f"{word}: {names}" for word, names in (("used", used), ("set aside", aside)) if names)
+    used, aside = _asked(model, PROCESSED), _asked(model, BEYOND)
+    if not use:
+        used, aside = {}, used | aside
+    parts = {"used": used, "set aside": aside}
+    lists = {word: ", ".join(f"{k}={v}" for k, v in asked.items()) for word, asked in parts.items()}
+    return "; ".join(f"{word}: {names}" for word, names in lists.items() if names)
 
 
 def maker_sampler(
@@ -110,9 +110,10 @@ def maker_sampler(
     draw = sampler([seed for *_, seed in rows], 0.0 if greedy else 1.0)
 
     def next_token(logits: Tensor, rows: list[int], steps: list[int]) -> Tensor:
-        texts = [torch.tensor([written[row]], device=logits.device) for row in rows]
-        each = zip(rows, texts, logits.split(1), strict=True)
-        chosen = draw(torch.cat([processors[row](text, own) for row, text, own in each]), rows, steps)
+        for place, row in enumerate(rows):
+            text = torch.tensor([written[row]], device=logits.device)
+            logits[place : place + 1] = processors[row](text, logits[place : place + 1])
+        chosen = draw(logits, rows, steps)
         for row, token in zip(rows, chosen.tolist(), strict=True):
             written[row].append(token)
         return chosen

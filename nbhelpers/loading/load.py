@@ -33,6 +33,7 @@ SMALL_FILES += ["adapter_config.json"]
 class LoadingReport(Record):
     """loading.json: what was loaded, and what that took."""
 
+    __pydantic_config__ = Record.__pydantic_config__ | {"extra": "ignore"}  # older files hold more
     model: str
     slug: str
     revision: str
@@ -57,7 +58,6 @@ class LoadingReport(Record):
     notes: tuple[str, ...] = ()  # what was set aside of the folder's files
     # Added by the step that generates (generate.report_of).
     engine: Engine | None = None
-    engine_trial: str = "not recorded"
     generation_config: str = ""  # what the maker's asks for, and whether it is used; "": nothing
     ids_digests: dict[str, str] | None = None  # prompt id -> digest of its token ids; None: an older file
     schema_version: int = SCHEMA_VERSION

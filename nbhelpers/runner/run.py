@@ -62,7 +62,6 @@ def _mended(plan: Plan) -> RunInfo:
         size = rows.stat().st_size
         with store.appending(rows):
             torn |= {rows.parent.name} if rows.stat().st_size < size else set()
-    store.remove_unfinished(plan.run_dir)
     again = {"", *(model for model, spec in plan.models.items() if spec.slug in torn)}
     return replace(plan.info, notebooks=tuple(s for s in plan.info.notebooks if s.model not in again))
 

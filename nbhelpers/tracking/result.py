@@ -51,7 +51,7 @@ def make_stats(run: ModelRun) -> StatsReport:
     """Estimates over prompts of every score and latency, from their files; writes stats.json."""
     scores = rubric.read_scores(run)
     failed, quality = quality_estimates(scores)
-    times = latency_estimates(latency.read_latency(run))
+    times = latency_estimates(generate.read_samples(run, "latency"))
     report = StatsReport(run.settings.model, len(scores), len(scores) - failed, failed, quality, *times)
     store.write_json(run.folder / "stats.json", report)
     return report
@@ -60,13 +60,10 @@ def make_stats(run: ModelRun) -> StatsReport:
 def make_result(run: ModelRun) -> Result:
     """Everything about one model in one record, from its files; writes result.json."""
     loaded, report = load.read_report(run), store.read_json(run.folder / "stats.json", StatsReport)
-    samples, timed = generate.read_samples(run), latency.read_latency(run)
+    samples, timed = generate.read_samples(run), generate.read_samples(run, "latency")
     passes = meters.passes(run.folder, [row.key for row in (*samples, *timed)])
     money = costs.cost_summary(samples, device.read_report(run))
     metrics = flat_metrics(report, loaded, samples, money) | meters.metrics(passes)
-    differ, compared = latency.batch_variants(samples, timed)
-    if compared:
-        metrics["samples/batch_variant_rate"] = differ / compared
     scores = rubric.read_scores(run)
     per_prompt = stats.by_prompt(scores, rubric.PRIMARY)
     if foreign := sum(score.reason is not None for score in scores):

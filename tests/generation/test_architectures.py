@@ -13,7 +13,7 @@ import torch
 from architectures import KINDS, build
 
 from nbhelpers.generation import decode as decoding
-from nbhelpers.generation import engines, sampling
+from nbhelpers.generation import sampling
 from nbhelpers.records import LabError
 
 TABLE = os.environ.get("NBHELPERS_SWEEP")  # a file: take all of them
@@ -31,7 +31,7 @@ def verdict(kind: str) -> tuple[str, str]:
     if model is None:
         return "not built", why
     try:
-        engine = engines.engine_for(model)
+        engine = decoding.engine_for(model)
     except LabError as error:
         return "refused", str(error)
     rows = decoding.decode_all(model, PROMPTS, [TOKENS] * 4, sampling.sampler([0] * 4, 0.0), slots=3)

@@ -33,11 +33,11 @@ from transformers import (
 )
 
 from nbhelpers.generation import decode as decoding
-from nbhelpers.generation import engines, latency, sampling
 from nbhelpers.generation import generate as generation
+from nbhelpers.generation import latency, sampling
 from nbhelpers.loading import load as loading
 from nbhelpers.loading.load import Loaded
-from nbhelpers.records import LabError, Prompt, Sample, Settings
+from nbhelpers.records import LabError
 
 SIZES: dict[str, Any] = {
     **{"vocab_size": 259, "hidden_size": 16, "num_hidden_layers": 2, "initializer_range": 0.4},
@@ -107,7 +107,7 @@ def test_a_window_of_attention_is_kept(kind: str) -> None:
     else:
         model = LlamaForCausalLM(LlamaConfig(**{**HEADS, "num_key_value_heads": 2}))
     model.eval()
-    assert engines.engine_for(model) == "loop"
+    assert decoding.engine_for(model) == "loop"
     prompts = [list(range(3, 3 + n)) for n in (2, 9, 14)]
     rows = decoding.decode_all(model, prompts, [15] * 3, sampling.sampler([0] * 3, 0.0))
     for prompt, row in zip(prompts, rows, strict=True):
@@ -164,7 +164,7 @@ def wide(model: Any) -> Any:
 def test_a_model_without_a_cache_is_read_anew_for_every_token() -> None:
     sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "vocab_size": 259}
     model = wide(OpenAIGPTLMHeadModel(OpenAIGPTConfig(**sizes)))
-    assert engines.engine_for(model) == "generate"
+    assert decoding.engine_for(model) == "generate"
     rows = decoding.decode_all(model, UNLIKE, [9] * 4, sampling.sampler([0] * 4, 0.0), slots=3)
     assert [list(row.tokens) for row in rows] == [plain(model, prompt, 9) for prompt in UNLIKE]
 
@@ -173,8 +173,7 @@ def test_learned_positions_that_cannot_be_given_are_never_padded() -> None:
     sizes = {"d_model": 16, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 32}
     config = BartConfig(vocab_size=259, max_position_embeddings=64, **sizes)
     model = wide(BartForCausalLM(config))
-    engine, trial = engines.tried(model)
-    assert engine == "generate" and "loop by" in trial
+    assert decoding.engine_for(model) == "generate"
     rows = decoding.decode_all(model, UNLIKE, [9] * 4, sampling.sampler([0] * 4, 0.0))
     assert [list(row.tokens) for row in rows] == [plain(model, prompt, 9) for prompt in UNLIKE]
 
@@ -183,7 +182,7 @@ def test_a_model_that_looks_ahead_is_refused_in_one_sentence() -> None:
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     model = wide(BertLMHeadModel(BertConfig(vocab_size=259, **sizes)))
     with pytest.raises(LabError, match=r"BertLMHeadModel gives other logits .* choose another") as caught:
-        engines.engine_for(model)
+        decoding.engine_for(model)
     assert "\n" not in str(caught.value)
     with pytest.raises(LabError, match="BertLMHeadModel"):
         generation.generate_samples(of(model), PROMPTS, FEW)
@@ -218,17 +217,17 @@ def test_the_longest_row_of_a_batch_does_not_turn_the_positions_of_the_others(ki
     for slots in (1, 4):
         rows = decoding.decode_all(model, prompts, [8] * 4, sampling.sampler([0] * 4, 0.0), slots=slots)
         assert [list(row.tokens) for row in rows] == truth
-    assert engines.engine_for(model, tokens=16) == "loop"
-    assert engines.engine_for(model, tokens=17) == "generate"
+    assert decoding.engine_for(model, tokens=16) == "loop"
+    assert decoding.engine_for(model, tokens=17) == "generate"
 
 
 def test_a_model_that_fails_by_itself_is_not_refused_for_its_engine() -> None:
     model = build("gpt2", seed=3)
-    engines.TRIED.pop(model)
+    decoding.SERVES.pop(model)
     handle = model.register_forward_pre_hook(lambda module, args: 1 / 0)
-    assert engines.tried(model) == ("loop", "not tried: ZeroDivisionError")
+    assert decoding.engine_for(model) == "loop" and model not in decoding.SERVES
     handle.remove()
-    assert "loop by" in engines.tried(model)[1]
+    assert decoding.engine_for(model) == decoding.SERVES[model] == "loop"
 
 
 LEFT_OVER: dict[str, Any] = {
@@ -330,17 +329,3 @@ def test_a_large_vocabulary_is_drawn_from_by_its_softmax(top_k: int, top_p: floa
         )
         counts = [int((chosen == token).sum()) for token in best]
         assert stats.chisquare([*counts, draws - sum(counts)], expected.numpy()).pvalue > 1e-3
-
-
-def test_texts_that_depend_on_the_batch_are_counted() -> None:
-    def row(text: str, prompt: str, size: int, error: str | None = None) -> Sample:
-        job = generation.Request("k", Prompt(prompt, "Hi", "short_post"), 0, (1,), 9)
-        made = generation.sample_of(
-            tiny(), job, Settings(), size, decoding.Finished(0, (5,), "length", 0.1, 0.1)
-        )
-        return replace(made, text=text, error=error)
-
-    batch = [row("abc def", "p1", 4), row("abx", "p2", 4), row("ab", "p3", 4), row("z", "p4", 4, "failed")]
-    alone = [row("abc\ufffd", "p1", 1), row("aby", "p2", 1), row("ab and on", "p3", 1), row("y", "p4", 1)]
-    assert latency.batch_variants(batch, alone) == (1, 3)
-    assert latency.batch_variants(alone, alone) == (0, 0)  # the same batch: nothing was compared

@@ -584,7 +584,7 @@ def test_latency_is_measured_one_by_one_over_a_fixed_length_after_a_warm_up(tmp_
         assert 0 < s.ttft_s < s.latency_s
         assert s.tpot_s == pytest.approx((s.latency_s - s.ttft_s) / 19)
     assert latency.measure_latency(loaded, prompts, Settings(max_new_tokens=20), path) == samples
-    assert len(sizes) == 108
+    assert len(sizes) == 108 + 8  # the warm-up alone
 
 
 def test_throughput_by_hand() -> None:
@@ -639,17 +639,17 @@ def test_rows_are_read_by_key_without_torch_and_what_is_missing_is_named(tmp_pat
     made = generation.generate_samples(loaded, prompts, settings, run.folder / "samples.jsonl")
     timed = latency.measure_latency(loaded, prompts, settings, run.folder / "latency.jsonl")
     assert [(s.prompt_id, s.error) for s in made] == [("b01", None), ("b02", None)]
-    assert generation.missing(run) == generation.missing(run, "latency") == 0
+    assert None not in generation.found(run) + generation.found(run, "latency")
     code = (
-        "import sys; from nbhelpers import pipeline; from nbhelpers.generation import generate, latency;"
+        "import sys; from nbhelpers import pipeline; from nbhelpers.generation import generate;"
         f"from nbhelpers.records import Settings; run = pipeline.open_run({settings!r});"
-        "rows = [*generate.read_samples(run), *latency.read_latency(run)];"
+        "rows = [*generate.read_samples(run), *generate.read_samples(run, 'latency')];"
         "print(*(r.key for r in rows)); print('torch' in sys.modules, 'transformers' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.split() == [*(s.key for s in made + timed), "False", "False"]
     more = replace(run, settings=replace(settings, repeats=2))
-    assert (generation.missing(more), generation.missing(more, "latency")) == (2, 0)
+    assert generation.found(more).count(None) == 2 and None not in generation.found(more, "latency")
     with pytest.raises(LabError, match=r"lacks 2 of 4 rows: .*through='samples'"):
         generation.read_samples(more)
 
