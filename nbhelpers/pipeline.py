@@ -1,7 +1,4 @@
-"""One model's files, from device.json to result.json: what its name means, and what is still missing.
-
-A notebook opens its run, makes what is missing in one visible call, and only reads from there on.
-"""
+"""One model's files, from device.json to result.json: what its name means, and what is still missing."""
 
 from __future__ import annotations
 
@@ -20,10 +17,6 @@ from nbhelpers.tracking import result
 
 Step = Literal["device", "loading", "samples", "latency", "scores", "stats", "result"]
 STEPS: tuple[Step, ...] = get_args(Step)
-MAKERS: dict[generate.Purpose, Callable[..., object]] = {
-    "samples": generate.generate_samples,
-    "latency": latency.measure_latency,
-}
 # What is computed from other files: the function that does it, the file it writes, and those it reads.
 COMPUTED: dict[Step, tuple[Callable[[ModelRun], object], str, tuple[str, ...]]] = {
     "scores": (rubric.make_scores, "scores.jsonl", ("samples.jsonl",)),
@@ -59,7 +52,7 @@ def make(run: ModelRun, through: Step) -> None:
     wanted = STEPS[: STEPS.index(through) + 1]
     place = device.make_report(run)
     if "loading" in wanted:
-        _make_rows(run, place, [purpose for purpose in MAKERS if purpose in wanted])
+        _make_rows(run, place, [purpose for purpose in get_args(generate.Purpose) if purpose in wanted])
     for step in (step for step in wanted if step in COMPUTED):
         compute, name, sources = COMPUTED[step]
         path, newest = run.folder / name, max((run.folder / file).stat().st_mtime for file in sources)
@@ -73,24 +66,24 @@ def make(run: ModelRun, through: Step) -> None:
 
 def _make_rows(run: ModelRun, place: device.DeviceReport, purposes: list[generate.Purpose]) -> None:
     """loading.json, and the rows for these purposes."""
-    path, old = run.folder / "loading.json", None
+    path, known = run.folder / "loading.json", False
     if path.exists():
         old, right = load.read_report(run), (place.device, place.dtype, load.revision_of(run.spec))
-        old = old if (old.device, old.dtype, old.revision) == right else None
-    if old and not any(None in generate.found(run, purpose) for purpose in purposes):
+        known = (old.device, old.dtype, old.revision) == right
+    if known and not any(None in generate.found(run, purpose) for purpose in purposes):
         return
     loaded = load.load(run.spec, place.device, place.dtype)
     prompts = registry.load_prompts(run.settings.prompts, run.settings.limit)
     try:
-        if old:
+        if known:
             loaded = replace(loaded, report=old)
         else:
             print(f"making {run.folder.name}/{path.name}")
         store.write_json(path, generate.report_of(loaded, prompts, run.settings))
         for purpose in purposes:
             if None in generate.found(run, purpose):
-                rows = run.folder / f"{purpose}.jsonl"
-                print(f"making {run.folder.name}/{rows.name}")
-                MAKERS[purpose](loaded, prompts, run.settings, rows, limits=run.limits)
+                print(f"making {run.folder.name}/{purpose}.jsonl")
+                maker = latency.measure_latency if purpose == "latency" else generate.generate_samples
+                maker(loaded, prompts, run.settings, run.folder / f"{purpose}.jsonl", limits=run.limits)
     finally:
         load.unload(loaded)

@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,21 +25,18 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 @functools.cache
 def _tables() -> dict[str, tuple[ModelSpec, dict[str, Any]]]:
     """data/models.toml: models by alias, each with its configuration, {} where it has none."""
-
-    def build(data: dict[str, Any]) -> dict[str, tuple[ModelSpec, dict[str, Any]]]:
-        return {alias: (_spec(alias, entry), dict(entry.get("config", {}))) for alias, entry in data.items()}
-
-    return store.read_table("models.toml", build)
+    return store.read_table(
+        "models.toml",
+        lambda data: {alias: (_spec(alias, entry), entry.get("config", {})) for alias, entry in data.items()},
+    )
 
 
 def _spec(alias: str, entry: dict[str, Any]) -> ModelSpec:
-    source = entry["source"]
-    embedded = source.startswith("data/")
+    kind = "embedded" if entry["source"].startswith("data/") else "hub"
     given = {name: value for name, value in entry.items() if name not in ("config", "prompt")}
-    given |= {"alias": alias, "kind": "embedded" if embedded else "hub", "prompt_format": entry["prompt"]}
-    digests = store.project_root() / source / "sha256.json"  # as the models' build wrote them
-    if embedded and digests.is_file():
-        given["sha256"] = json.loads(digests.read_text(encoding="utf-8"))
+    given |= {"alias": alias, "kind": kind, "prompt_format": entry["prompt"]}
+    if kind == "embedded":  # the digests of its files, as the models' build wrote them
+        given["sha256"] = json.loads((store.project_root() / entry["source"] / "sha256.json").read_text())
     return store.from_plain(given, ModelSpec, f"[{alias}]")
 
 
@@ -63,10 +61,12 @@ def resolve(name: str) -> ModelSpec:
         known[SHAPE + alias] = replace(known[alias], alias=SHAPE + alias, source=SHAPE + alias, kind="shape")
     if name in known:
         return known[name]
-    folder = _existing(name)
-    for text in (name, folder.name if folder else ""):
-        if not text.isprintable():  # it would reach terminals and the names of files
-            raise LabError(f"The name {text!r} has characters that cannot be printed: rename the model.")
+    folder: Path | None = None
+    with suppress(OSError, ValueError, RuntimeError):  # too long, a null byte, the home of an unknown user
+        place = Path(name).expanduser()
+        folder = place.resolve() if name.strip() and place.exists() else None
+    if not (shown := name + (folder.name if folder else "")).isprintable():  # it would reach terminals
+        raise LabError(f"The name {shown!r} has characters that cannot be printed: rename the model.")
     for spec in known.values():
         if name == spec.source or (folder and folder == folder_of(spec)):
             return spec
@@ -77,14 +77,6 @@ def resolve(name: str) -> ModelSpec:
     if _HUB_NAME.fullmatch(name):
         return ModelSpec(alias=name, source=name, kind="hub")
     raise LabError(f"There is no model {name!r}: {nearest(name, list(known))}")
-
-
-def _existing(name: str) -> Path | None:
-    try:
-        folder = Path(name).expanduser()
-        return folder.resolve() if name.strip() and folder.exists() else None
-    except (OSError, ValueError, RuntimeError):  # too long, a null byte, the home of an unknown user
-        return None
 
 
 def _folder_name(folder: Path, parts: int = 1) -> str:
@@ -110,9 +102,8 @@ def tell_apart(specs: Iterable[ModelSpec]) -> list[ModelSpec]:
 
 def nearest(name: str, known: list[str]) -> str:
     """What to do about a name that is not known: the nearest known ones, and what a name can be."""
-    lowered = {alias.lower(): alias for alias in known}
-    close = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(lowered[c] for c in close)}? Otherwise " if close else ""
+    close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}? Otherwise " if close else ""
     return f"{hint}give an alias (`nbhelpers models` lists them), an org/name of the Hub, or a model folder."
 
 
@@ -149,8 +140,7 @@ def load_prompts(path: str | Path = "", limit: int | None = None) -> list[Prompt
     try:
         lines = source.read_text(encoding="utf-8-sig").split("\n")  # splitlines also splits at U+2028
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise LabError(f"The prompts file {source} cannot be read: {reason}.") from None
+        raise LabError(f"The prompts file {source} cannot be read as UTF-8 text ({error}).") from None
     prompts, texts = dict[str, Prompt](), dict[str, str]()
     for number, line in enumerate(lines, 1):
         if line.strip():

@@ -25,7 +25,7 @@ LOCK_S = 60.0  # wait for another writer: what a killed run left behind ends wit
 
 
 def project_root() -> Path:
-    """The checkout: the nearest folder, from here or from the working directory up, with data/models.toml."""
+    """The checkout: the nearest folder with data/models.toml, from here or the working directory up."""
     for folder in (*Path(__file__).resolve().parents, Path.cwd(), *Path.cwd().parents):
         if (folder / "data" / "models.toml").is_file():
             return folder
@@ -98,7 +98,7 @@ def read_json(path: Path, cls: type[T]) -> T:
 
 
 def append_row(path: Path, record: Any) -> None:
-    """Append one record as a JSON line."""
+    """Append one record to a JSONL file."""
     with appending(path) as append:
         append(record)
 
@@ -112,9 +112,8 @@ def write_rows(path: Path, records: Iterable[Any]) -> Path:
 def appending(path: Path) -> Iterator[Callable[[Any], None]]:
     """A function that appends a record to a JSONL file which nobody else appends to meanwhile.
 
-    A last line that was cut off is removed first, with a warning. The operating system has each row at once:
-    a killed process loses none. Raises LabError where the file cannot be written, or another process writes
-    it for LOCK_S.
+    A last line that was cut off is removed first. A killed process loses no row. Raises LabError where the
+    file cannot be written, or another process writes it for LOCK_S.
     """
     from filelock import FileLock
 
@@ -125,8 +124,7 @@ def appending(path: Path) -> Iterator[Callable[[Any], None]]:
             out = stack.enter_context(path.open("ab", buffering=0))
             text = path.read_bytes()
             if text and not text.endswith(b"\n"):
-                name = f"{path.parent.name}/{path.name}"
-                print(f"warning: the last line of {name} was cut off and is made again", file=sys.stderr)
+                print(f"warning: the last line of {path} was cut off and is made again", file=sys.stderr)
                 out.truncate(text.rfind(b"\n") + 1)
 
         def append(record: Any) -> None:

@@ -275,5 +275,5 @@ def test_unreadable_prompts(tmp_path):
     with pytest.raises(LabError, match="cannot be read"):
         registry.load_prompts(tmp_path / "absent.jsonl")
     (tmp_path / "latin.jsonl").write_bytes(b"\xff\xfe\xfa")
-    with pytest.raises(LabError, match="not UTF-8"):
+    with pytest.raises(LabError, match="cannot be read as UTF-8"):
         registry.load_prompts(tmp_path / "latin.jsonl")

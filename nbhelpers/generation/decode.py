@@ -1,7 +1,4 @@
-"""The decode loop: token ids in, rows out as they end, with a key-value cache and a clock.
-
-Imports torch and transformers: modules that must start light import this one inside functions.
-"""
+"""The decode loop: token ids in, rows out as they end, with a cache and a clock. (Imports torch.)"""
 
 from __future__ import annotations
 
@@ -171,7 +168,7 @@ def _trial(model: Any) -> tuple[list[list[int]], Tensor]:
 def _distance(model: Any, engine: Engine, rows: list[list[int]], right: Tensor) -> float:
     """How far an engine's logits lie from the right ones, in standard deviations of these.
 
-    The largest of a token, the median of a row, the worst row; without end where the engine fails.
+    The largest of a token, the median of a row, the worst row; infinite where the engine fails.
     """
     best = right.amax(-1, keepdim=True)
     there = right > best - 1e3  # some models mask a part of their vocabulary

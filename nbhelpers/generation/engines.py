@@ -1,7 +1,4 @@
-"""The two engines: what rows remember between passes.
-
-Imports torch and transformers: modules that must start light import this one inside functions.
-"""
+"""The two engines: what rows remember between passes. (Imports torch.)"""
 
 from __future__ import annotations
 

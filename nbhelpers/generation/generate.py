@@ -43,10 +43,9 @@ class Request:
 def requests(
     prompts: Sequence[Prompt], settings: Settings, report: LoadingReport, purpose: Purpose = "samples"
 ) -> list[Request]:
-    """Every (prompt, repeat) in order, keyed by all that decides its text.
+    """Every (prompt, repeat) in order, keyed by all that decides its text; latency takes few prompts, once.
 
-    Latency takes the first prompts (at most 5) and no repeats. A report without digests of ids is that of an
-    older release, and so are its keys.
+    A report without digests of ids is that of an older release, and so are its keys.
     """
     latency, names = purpose == "latency", ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
     decides = {name: getattr(settings, name) for name in names}
@@ -66,10 +65,7 @@ def requests(
 
 
 def report_of(loaded: Loaded, prompts: Sequence[Prompt], settings: Settings) -> LoadingReport:
-    """The report of a loaded model with what generating adds: its engine, the maker's settings, digests.
-
-    Raises LabError for a model that no engine serves.
-    """
+    """The report of a loaded model with what generating adds. Raises LabError if no engine serves it."""
     from nbhelpers.generation import decode, sampling
 
     digests = dict[str, str]()
@@ -129,7 +125,7 @@ def generate_samples(
 
     path: a JSONL file; its finished rows are reused, its failed ones tried again, new rows appended as they
     end. batch_size: None chooses by memory. What goes wrong with a row is recorded in it. Raises LabError for
-    a file that cannot be written, a model that cannot be served, and where limits.fail_on_error is reached.
+    a file or a model that cannot be used, and where limits.fail_on_error is reached.
     """
     wanted = requests(prompts, settings, report_of(loaded, prompts, settings), purpose)
     with store.appending(path) if path else nullcontext(lambda row: None) as append:
@@ -159,8 +155,8 @@ def _made(
     from nbhelpers.generation.decode import Finished, decode, engine_for, failure_of
     from nbhelpers.generation.sampling import maker_sampler, row_seed, sampler
 
-    latency, most = purpose == "latency", settings.max_new_tokens
-    most = min(most, LATENCY_TOKENS) if latency else most
+    latency = purpose == "latency"
+    most = min(LATENCY_TOKENS, settings.max_new_tokens) if latency else settings.max_new_tokens
     jobs, prepared = list[Request](), dict[Prompt, Request]()
     for request in wanted:  # a prompt is encoded once, whatever its repeats
         try:
@@ -199,14 +195,13 @@ def _made(
         if failure and size > 1 and failure_of(failure) == Failure.OUT_OF_MEMORY:
             size //= 2
         elif failure:
-            yield from (
-                sample_of(loaded, left.pop(row), settings, size, error=failure) for row in [*(paid or left)]
-            )
+            for row in list(paid or left):
+                yield sample_of(loaded, left.pop(row), settings, size, error=failure)
         jobs = list(left.values())
 
 
 def best_batch_size(loaded: Loaded, jobs: Sequence[Request]) -> int:
-    """As many rows as fit the free memory, at most 128, split evenly where there are more."""
+    """As many rows as fit the free memory, at most 128, in batches of one size."""
     tokens, report = max(len(job.ids) + job.max_new_tokens for job in jobs), loaded.report
     one = fit.generation_need(loaded.spec, report.dtype, 1, tokens, report.vocabulary)
     most = min(BATCH_CAP, max(1, fit.rows_that_fit(one, devices.free_memory(loaded.device), loaded=True)))

@@ -23,9 +23,8 @@ def measure_latency(
 ) -> list[Sample]:
     """Latency as one user meets it: the first prompts (at most 5), one at a time, after a warm-up.
 
-    Every row gets the same number of new tokens (64, or max_new_tokens if that is less) and end tokens are
-    ignored, so that a model that writes short answers is not called fast. The order is drawn from the seed:
-    a machine that slows down does not slow the same prompts in every run. Same schema as samples.
+    Every row gets as many new tokens (64, or max_new_tokens if that is less), end tokens or not, so that
+    short answers are not called fast. The order is drawn from the seed, as machines slow down.
     """
     first = prompts[: generate.LATENCY_PROMPTS]
     warm_up = replace(settings, max_new_tokens=min(WARM_UP_TOKENS, settings.max_new_tokens))

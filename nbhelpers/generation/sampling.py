@@ -37,8 +37,8 @@ def sampler(seeds: Sequence[int], temperature: float, top_k: int = 0, top_p: flo
     """Draws from softmax(logits / temperature), filtered; temperature 0 is greedy.
 
     The Gumbel-max trick (Gumbel 1954; Maddison et al. 2014): the argmax of logits plus Gumbel variates is a
-    draw from their softmax. The variates are a hash of (row seed, step, number), so a row's text does not
-    depend on its place in the batch, nor on who shares it; torch's own generators cannot promise that.
+    draw from their softmax. The variates are a hash of (row seed, step, number), so that a row's text does
+    not depend on who shares its batch; torch's own generators cannot promise that.
     """
 
     def next_token(logits: Tensor, rows: list[int], steps: list[int]) -> Tensor:
@@ -82,12 +82,10 @@ def _asked(model: Any, names: re.Pattern[str]) -> dict[str, Any]:
 
 def maker_settings(model: Any, use: bool = False) -> str:
     """What a model's generation_config.json asks for, and what becomes of it; "" where it asks nothing."""
-    used, aside = _asked(model, PROCESSED), _asked(model, BEYOND)
-    if not use:
-        used, aside = {}, used | aside
-    parts = {"used": used, "set aside": aside}
-    lists = {word: ", ".join(f"{k}={v}" for k, v in asked.items()) for word, asked in parts.items()}
-    return "; ".join(f"{word}: {names}" for word, names in lists.items() if names)
+    lists = {"used": list[str](), "set aside": list[str]()}
+    for word, names in (("used" if use else "set aside", PROCESSED), ("set aside", BEYOND)):
+        lists[word] += [f"{name}={value}" for name, value in _asked(model, names).items()]
+    return "; ".join(f"{word}: {', '.join(listed)}" for word, listed in lists.items() if listed)
 
 
 def maker_sampler(
@@ -95,8 +93,8 @@ def maker_sampler(
 ) -> NextToken:
     """Draws as generation_config.json asks, by transformers' processors of logits, each row by itself.
 
-    rows: each one's prompt ids, how many tokens may follow, and its seed. The maker's temperature, top-k and
-    top-p stand in place of the settings'.
+    rows: each one's prompt ids, how many tokens may follow, and its seed. What the maker asks stands in place
+    of the settings.
     """
     asked: dict[str, Any] = {name: getattr(settings, name) for name in ("temperature", "top_k", "top_p")}
     asked |= _asked(model, PROCESSED) | {"eos_token_id": sorted(ends) or None}
@@ -124,9 +122,9 @@ def maker_sampler(
 def shortlist(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> tuple[Tensor, Tensor]:
     """The tokens within top-k and the nucleus: logits [B, n], largest first, and their ids [B, n].
 
-    top_k keeps the k largest (0: all). top_p keeps the smallest set of most likely tokens whose probability
-    reaches top_p (Holtzman et al. 2020; 1.0: all), computed after top-k, at least one token. n is that of
-    the row that keeps most; in the others the rest is minus infinity.
+    top_k keeps the k largest (0: all). top_p then keeps the smallest set of likeliest tokens that reaches it
+    (Holtzman et al. 2020; 1.0: all). n is that of the row that keeps most; in the others the rest is minus
+    infinity. Not by transformers' processors, which sort the whole vocabulary even after top-k.
     """
     size = logits.shape[-1]
     logits, tokens = logits.topk(min(top_k, size)) if top_k else logits.sort(descending=True)
@@ -142,8 +140,8 @@ def shortlist(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> tuple[Tenso
 def gumbel(seeds: Sequence[int], steps: Sequence[int], numbers: Tensor) -> Tensor:
     """Standard Gumbel variates [B, n] float32, a pure function of (seed, step, number) for numbers [B, n].
 
-    Each row is the SplitMix64 stream (Steele, Lea and Flood 2014) seeded by the mixed (seed, step); number i
-    takes its i-th output. Integer arithmetic wraps at 64 bits and is the same on every device.
+    Number i takes the i-th output of the SplitMix64 stream (Steele, Lea and Flood 2014) seeded by the mixed
+    (seed, step): integers that wrap at 64 bits, the same on every device.
     """
     base, step = torch.tensor([list(seeds), list(steps)], dtype=torch.int64, device=numbers.device)[..., None]
     bits = _shift_right(_mix(_mix(base + (step + 1) * GAMMA) + (numbers + 1) * GAMMA), 11)
