@@ -228,10 +228,10 @@ class Estimate(Record):
 
     name: str
     n: int  # units of analysis (prompts, unless said otherwise)
-    mean: float | None
-    sd: float | None
-    low: float | None
-    high: float | None
+    mean: float | None = None
+    sd: float | None = None
+    low: float | None = None
+    high: float | None = None
     level: float = 0.95
     method: str = "t"
     reason: str | None = None

@@ -116,7 +116,7 @@ def draw(data: str, size: tuple[int, int, int], rng: np.random.Generator) -> tup
 
 
 def resample_counts(n: int, resamples: int, seed: int) -> NDArray[np.int_]:
-    """How often each of n prompts is drawn in each resample, as paired.rank_intervals draws."""
+    """How often each of n prompts is drawn in each resample, as a bootstrap over prompts draws."""
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
 
 
@@ -319,7 +319,7 @@ def _binary_rows(n: int, simulations: int, rng: np.random.Generator) -> list[Row
 
 
 def _rank_hits(n: int, simulations: int, rng: np.random.Generator) -> Array:
-    """1 where the percentile interval of paired.rank_intervals holds the best model's true rank, 1."""
+    """1 where the percentile bootstrap interval of the best model's rank holds the true one, 1."""
     hits = []
     for start in range(0, simulations, BLOCK):
         latent, _ = draw("normal", (min(BLOCK, simulations - start), MODELS, n), rng)

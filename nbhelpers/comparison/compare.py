@@ -26,6 +26,7 @@ CONDITIONS = ("prompts", "max_new_tokens", "temperature", "top_k", "top_p")
 class ComparisonReport(Record):
     """comparison.json: all models of a run side by side."""
 
+    __pydantic_config__ = Record.__pydantic_config__ | {"extra": "ignore"}  # older ones hold ranks
     primary: str
     prompts: tuple[str, ...]
     ranking: dict[str, Estimate]  # model -> primary score, best first
@@ -35,7 +36,6 @@ class ComparisonReport(Record):
     size_slope: Estimate | None  # points per doubling of parameters, over prompts
     size_hypothesis: str  # the sentence on "larger models write better content"
     excluded: dict[str, str]  # model -> why it takes no part
-    ranks: tuple[paired.RankInterval, ...] = ()  # best first
     schema_version: int = SCHEMA_VERSION
     notes: tuple[str, ...] = ()  # what is not in the comparison besides whole models, and why
     basis: str = "by the rubric"  # what pick and verdicts rest on; or "corrected by N ratings"
@@ -209,13 +209,13 @@ def compare(
     ranked = sorted(results, key=lambda result: -(means[result.model].mean or 0.0))
     primary, ranking = ranked[0].primary if ranked else "", {r.model: means[r.model] for r in ranked}
     per_model, slope = {r.model: r.per_prompt for r in ranked}, size.slope(results)
-    basis, planned, ranks = "by the rubric", sum(map(len, looks)), paired.rank_intervals(per_model)
+    basis, planned = "by the rubric", sum(map(len, looks))
     if planned:
         pairs = sequential.compare_in_order(per_model, looks, planned, margin)
         basis += f", by an always-valid test after {len(shared)} of {planned} prompts"
     else:
         pairs = paired.compare_all(per_model, margin)
-    rest = *pick_model(ranked, pairs), slope, size.sentence(slope, ranked), excluded, ranks
+    rest = *pick_model(ranked, pairs), slope, size.sentence(slope, ranked), excluded
     report = ComparisonReport(primary, tuple(shared), ranking, pairs, *rest, notes=tuple(notes))
     return replace(report, basis=basis, planned=planned or None)
 

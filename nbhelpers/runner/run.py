@@ -230,7 +230,7 @@ class _Run:
 
 
 def settled(info: RunInfo, runs: Sequence[ModelRun]) -> bool:
-    """Whether no pair of these models waits for more prompts than they have scores of."""
+    """Whether every pair of these models has a verdict after the prompts that they have scores of."""
     from nbhelpers.comparison.compare import MARGIN
     from nbhelpers.loading import load
     from nbhelpers.scoring import rubric
@@ -240,7 +240,8 @@ def settled(info: RunInfo, runs: Sequence[ModelRun]) -> bool:
     scores = [estimate.by_prompt(rubric.read_scores(run), rubric.PRIMARY) for run in runs]
     shared = set(scores[0]).intersection(*scores[1:]) if scores else set()
     per_model = {run.folder.name: {p: own[p] for p in shared} for run, own in zip(runs, scores, strict=True)}
-    return sequential.settled(per_model, sequential.looks_of(info), info.looks[-1], MARGIN)
+    pairs = sequential.compare_in_order(per_model, sequential.looks_of(info), info.looks[-1], MARGIN)
+    return all(pair.verdict != "cannot tell" for pair in pairs)
 
 
 def with_disk(status: NotebookStatus, folder: Path) -> NotebookStatus:

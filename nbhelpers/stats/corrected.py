@@ -7,9 +7,8 @@ texts of a prompt,
     difference = mean over rated prompts of (y - tuning * g)  +  tuning * mean over all prompts of f
 
 is right on average for any tuning, however wrong the score; the tuning is the one of least variance (PPI++,
-Angelopoulos, Duchi & Zrnic 2023). The rated prompts are some of all prompts, and all of them a sample of what
-could be asked: with everything rated, the interval is Student's of the ratings. Ours, because ppi-python's
-normal interval covers 92% at 20 rated prompts (``data/calibration.csv``).
+Angelopoulos, Duchi & Zrnic 2023). With everything rated, the interval is Student's of the ratings. Ours,
+because ppi-python's normal interval covers 92% at 20 rated prompts (``data/calibration.csv``).
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
 from typing import NamedTuple
 
@@ -26,10 +25,8 @@ import numpy as np
 from scipy import special
 
 from nbhelpers.records import Estimate
-from nbhelpers.stats import estimate as estimates
-from nbhelpers.stats import paired
-from nbhelpers.stats.estimate import Array
-from nbhelpers.stats.paired import Comparison, Scores
+from nbhelpers.stats.estimate import TAILS, Array, unusable
+from nbhelpers.stats.paired import Comparison, Scores, judged
 
 LEAST = 6  # rated prompts; below it ratings alone cannot tell anything either
 NOTHING = 1e-12  # a variance in squared points below it is rounding
@@ -42,7 +39,15 @@ class Tuned(NamedTuple):
     tuning: float  # readers' points that a point of the score is worth; 0: none
 
 
-def tuned(y: Array, g: Array, f: Array, rest: Array, weight: Array | None = None) -> Tuned:
+class Rated(NamedTuple):
+    """What is known of one model, or of the difference of two, by prompt."""
+
+    ratings: Scores  # readers' mean rating of the rated texts
+    same: Scores  # the score's mean of the same texts
+    scores: Scores  # the score's mean of all texts, for every prompt
+
+
+def tuned(y: Array, g: Array, f: Array, rest: Array, weight: Array | float = 1.0) -> Tuned:
     """The formula above for n > 2 rated prompts (y, g, f, each of length n) and the others' scores, ``rest``.
 
     weight: 1 / each rated prompt's chance to be drawn, up to a factor. The variance is the delete-one
@@ -53,8 +58,7 @@ def tuned(y: Array, g: Array, f: Array, rest: Array, weight: Array | None = None
     centre = [float(np.mean(x)) for x in (y, g, np.concatenate([f, rest]))]
     y, g, f, rest = y - centre[0], g - centre[1], f - centre[2], rest - centre[2]
     kept = np.vstack([np.ones(n), 1 - np.eye(n)])  # all rated prompts, then without each
-    share = kept * (1 if weight is None else weight)
-    share, kept = (x / x.sum(axis=1, keepdims=True) for x in (share, kept))
+    share, kept = (x / x.sum(axis=1, keepdims=True) for x in (kept * weight, kept))
 
     def moment(a: Array, b: Array) -> Array:
         return share @ (a * b) - (share @ a) * (share @ b)
@@ -76,27 +80,9 @@ def tuned(y: Array, g: Array, f: Array, rest: Array, weight: Array | None = None
 
 def interval(found: Tuned) -> tuple[float, float, float]:
     """Ends of the 95% interval of the mean, and the two-sided p that it is 0."""
-    half = float(special.stdtrit(found.df, 1 - estimates.TAILS[0])) * found.error
+    half = float(special.stdtrit(found.df, 1 - TAILS[0])) * found.error
     p = 2 * float(special.stdtr(found.df, -abs(found.mean) / found.error))
     return found.mean - half, found.mean + half, p
-
-
-@dataclass(frozen=True)
-class Rated:
-    """What is known of one model, by prompt."""
-
-    ratings: Scores  # readers' mean rating of the rated texts
-    same: Scores  # the score's mean of the same texts
-    scores: Scores  # the score's mean of all texts, for every prompt
-
-
-def corrected_mean(model: Rated, weights: Scores, name: str = "") -> Estimate:
-    """One model's mean in readers' points, corrected as the differences are."""
-    found = _tuned(model.ratings, model.same, model.scores, weights)
-    if isinstance(found, str):
-        return Estimate(name, len(model.scores), None, None, None, None, method="corrected", reason=found)
-    low, high, _ = interval(found)
-    return Estimate(name, len(model.scores), found.mean, None, low, high, method="corrected")
 
 
 def correct_all(models: dict[str, Rated], weights: Scores, margin: float = 0.5) -> tuple[Comparison, ...]:
@@ -104,35 +90,36 @@ def correct_all(models: dict[str, Rated], weights: Scores, margin: float = 0.5) 
 
     weights: rated prompt -> 1 / its chance to be rated. Fewer than ``LEAST`` have a reason instead.
     """
-    found = [_measured(a, b, models[a], models[b], weights, margin) for a, b in combinations(models, 2)]
-    adjusted = iter(paired.holm([c.p for c in found if c.p is not None]))
-    return tuple(paired.judged(c if c.p is None else replace(c, p_holm=next(adjusted))) for c in found)
+    found = []
+    for a, b in combinations(models, 2):
+        pairs = zip(models[a], models[b], strict=True)
+        gaps = Rated(*({prompt: one[prompt] - other[prompt] for prompt in one} for one, other in pairs))
+        e, p = _corrected(gaps, weights)
+        known = Comparison(a, b, e.n, e.mean, e.low, e.high, p, margin=margin, reason=e.reason)
+        found.append(replace(known, rated=len(gaps.ratings)))
+    return judged(found)
 
 
-def _measured(one: str, other: str, a: Rated, b: Rated, weights: Scores, margin: float) -> Comparison:
-    def minus(x: Scores, y: Scores) -> Scores:
-        return {prompt: x[prompt] - y[prompt] for prompt in x}
-
-    nothing = None, None, None, None, None, None
-    known = Comparison(one, other, len(a.scores), *nothing, "cannot tell", margin, None, rated=len(a.ratings))
-    found = _tuned(minus(a.ratings, b.ratings), minus(a.same, b.same), minus(a.scores, b.scores), weights)
-    if isinstance(found, str):
-        return replace(known, reason=found)
-    low, high, p = interval(found)
-    return replace(known, difference=found.mean, low=low, high=high, p=p)
+def corrected_mean(model: Rated, weights: Scores, name: str = "") -> Estimate:
+    """One model's mean in readers' points, corrected as the differences are."""
+    return replace(_corrected(model, weights)[0], name=name)
 
 
-def _tuned(ratings: Scores, same: Scores, scores: Scores, weights: Scores) -> Tuned | str:
-    """``tuned`` of values by prompt, or why there is nothing to say."""
-    rated = sorted(ratings)
+def _corrected(known: Rated, weights: Scores) -> tuple[Estimate, float | None]:
+    """The mean in readers' points and the p that it is 0, or why there is nothing to say."""
+    rated, found = sorted(known.ratings), Estimate("", len(known.scores), method="corrected")
     if len(rated) < LEAST:
-        return f"{len(rated)} rated prompts: a correction needs at least {LEAST}"
-    y, g, f, weight = (np.array([of[p] for p in rated]) for of in (ratings, same, scores, weights))
-    rest = np.array([scores[prompt] for prompt in sorted(scores.keys() - ratings.keys())])
-    if refused := estimates.unusable(np.concatenate([y, g, f, rest])):
-        return refused
-    found = tuned(y, g, f, rest, weight)
-    return found if found.error > math.sqrt(NOTHING) else "all differences are equal: no interval"
+        reason = f"{len(rated)} rated prompts: a correction needs at least {LEAST}"
+        return replace(found, reason=reason), None
+    y, g, f, weight = (np.array([of[prompt] for prompt in rated]) for of in (*known, weights))
+    rest = np.array([known.scores[prompt] for prompt in sorted(known.scores.keys() - known.ratings.keys())])
+    if refused := unusable(np.concatenate([y, g, f, rest])):
+        return replace(found, reason=refused), None
+    mean = tuned(y, g, f, rest, weight)
+    if mean.error <= math.sqrt(NOTHING):
+        return replace(found, reason="all differences are equal: no interval"), None
+    low, high, p = interval(mean)
+    return replace(found, mean=mean.mean, low=low, high=high), p
 
 
 def random_order(strata: dict[str, str], seed: int) -> list[str]:
@@ -156,9 +143,6 @@ def chances(strata: dict[str, str], drawn: Sequence[str]) -> dict[str, float]:
 
 
 def half_width(sd: float, rated: int, prompts: int, correlation: float) -> float:
-    """Half of the interval to expect where readers' differences have deviation ``sd``; ``rated`` > 2.
-
-    correlation: of score and readers, over prompts, one text each.
-    """
+    """Half of the interval to expect where readers' differences have deviation ``sd``; ``rated`` > 2."""
     variance = (1 - correlation**2) / rated + correlation**2 / prompts
-    return float(special.stdtrit(rated - 2, 1 - estimates.TAILS[0])) * sd * math.sqrt(variance)
+    return float(special.stdtrit(rated - 2, 1 - TAILS[0])) * sd * math.sqrt(variance)

@@ -1,16 +1,15 @@
 """Estimates with 95% intervals: means, percentiles, and how far raters agree.
 
 The unit is the prompt: its repeats are averaged first (``by_prompt``). Too little or unusable data is a
-result with a ``reason``, never an interval of width zero. Sums are exactly rounded (``math.fsum``): the order
-of the values changes nothing. How far each interval keeps its promise: ``data/calibration.csv``
-(``tools/calibrate``).
+result with a ``reason``, never an interval of width zero. The order of the values changes nothing. How far
+each interval keeps its promise: ``data/calibration.csv``.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -26,33 +25,20 @@ LEVEL = 0.95  # of every interval
 TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 BOOTSTRAP_MIN = 5  # below this a bootstrap interval is little more than the sample's extremes
 RESAMPLES, ALPHA_RESAMPLES = 9999, 2000  # of the bootstrap
-HUGE = 1e100  # beyond it squares overflow, below 1 / HUGE they vanish; no score or latency comes near
+HUGE = 1e100  # beyond it squares overflow, below 1 / HUGE they vanish
 
 
-Method = Literal["t", "bootstrap-t", "wilson"]
-
-
-def estimate(values: Iterable[float], name: str = "", method: Method = "t") -> Estimate:
-    """The mean of ``values`` with a 95% interval.
-
-    "t", for scores: mean +- t(n-1) * sd / sqrt(n). "bootstrap-t", for skewed values as latencies: resamples
-    Student's t (Efron & Tibshirani 1993, chapter 12) with a fixed seed and needs ``BOOTSTRAP_MIN`` values.
-    "wilson", for rates: outcomes of 0 and 1, or one share a prompt of its repeats; LabError outside [0, 1].
+def estimate(values: Iterable[float], name: str = "", method: Literal["t", "bootstrap-t"] = "t") -> Estimate:
+    """The mean of ``values`` with a 95% interval: Student's t, for scores, or for skewed values as latencies
+    "bootstrap-t", which resamples t (Efron & Tibshirani 1993, chapter 12) with a fixed seed.
     """
     x = sorted_array(values)
-    if refused := unusable(x):
-        return Estimate(name, len(x), None, None, None, None, LEVEL, method, refused)
-    mean, sd = mean_sd(x)
-    if method == "wilson":
-        if x[0] < 0 or x[-1] > 1:
-            raise LabError(f"{name or 'A rate'} has values outside 0 to 1: give shares of what passed.")
-        low, high = _wilson(x, mean, sd or 0.0)
-        return Estimate(name, len(x), mean, sd, low, high, LEVEL, method)
-    reason = no_interval(x)
-    if method != "t" and len(x) < BOOTSTRAP_MIN:
-        reason = reason or too_few(len(x), "values")
-    found = Estimate(name, len(x), mean, sd, None, None, LEVEL, method, reason)
-    if reason or not sd:
+    found = Estimate(name, len(x), method=method, reason=unusable(x))
+    if found.reason:
+        return found
+    (mean, sd), least = mean_sd(x), BOOTSTRAP_MIN if method == "bootstrap-t" else 2
+    found = replace(found, mean=mean, sd=sd, reason=no_interval(x, least=least))
+    if found.reason or not sd:
         return found
     low, high = t_interval(mean, sd, len(x)) if method == "t" else _bootstrap_t(x, mean, sd)
     if not (low < high and math.isfinite(high - low)):  # also when they are NaN
@@ -70,36 +56,6 @@ def _bootstrap_t(x: Array, mean: float, sd: float) -> tuple[float, float]:
     return mean + sd * float(-high), mean + sd * float(-low)
 
 
-def _wilson(x: Array, mean: float, sd: float) -> tuple[float, float]:
-    """Wilson's score interval (1927) of the mean of shares, one a prompt.
-
-    Shares of repeats are clustered: n becomes the number of independent outcomes with the same standard
-    error, and the quantile is t with one degree of freedom a prompt but one (after Korn & Graubard 1998).
-    Outcomes of 0 and 1 give Wilson's own interval.
-    """
-    n, chance = float(len(x)), mean * (1 - mean)
-    single = bool(np.all((x == 0) | (x == 1)))
-    if not single and sd > 0:
-        n = chance * n**2 / (sd**2 * (n - 1))
-    z = float(sps.norm.isf(TAILS[0]) if single or len(x) == 1 else sps.t.isf(TAILS[0], len(x) - 1))
-    centre, half = mean + z**2 / (2 * n), z * math.sqrt(chance / n + z**2 / (4 * n**2))
-    low, high = ((centre + side * half) / (1 + z**2 / n) for side in (-1, 1))
-    return max(0.0, min(low, mean)), min(1.0, max(high, mean))  # rounding
-
-
-def pass_at_k(passed: Mapping[str, Sequence[bool]], k: int) -> Estimate:
-    """Chance that at least one of k texts of a prompt passes, with Wilson's clustered interval over prompts.
-
-    passed: prompt -> whether each of its n texts passed. A prompt's share is 1 - C(n - c, k) / C(n, k) with c
-    of n passed, which is unbiased (Chen et al. 2021). LabError for a prompt with fewer than k texts.
-    """
-    for prompt, found in passed.items():
-        if not 1 <= k <= len(found):
-            raise LabError(f"pass@{k} needs k from 1 to the texts of a prompt: {prompt} has {len(found)}.")
-    failed = ((len(found), len(found) - sum(map(bool, found))) for found in passed.values())
-    return estimate((1 - math.comb(bad, k) / math.comb(n, k) for n, bad in failed), f"pass@{k}", "wilson")
-
-
 def t_interval(mean: float, sd: float, n: int) -> tuple[float, float]:
     """mean -+ t(n-1) * sd / sqrt(n), Student's interval for n >= 2."""
     half = float(sps.t.isf(TAILS[0], n - 1)) * sd / math.sqrt(n)
@@ -109,21 +65,17 @@ def t_interval(mean: float, sd: float, n: int) -> tuple[float, float]:
 def percentile_estimate(values: Iterable[float], q: float, name: str = "") -> Estimate:
     """The q-th percentile (q in percent; carried in ``mean``) with a distribution-free 95% interval.
 
-    The point needs 1 / (1 - q/100) values, so that one is expected beyond it: 20 for p95. The median's
-    interval is the percentile bootstrap (Efron 1979). In the tails it runs between order statistics: 72
-    values for p95.
+    It needs 1 / (1 - q/100) values, so that one is expected beyond it: 20 for p95. The median's interval is
+    the percentile bootstrap (Efron 1979), in the tails it runs between order statistics: 72 values for p95.
     """
     x, tail, label = sorted_array(values), min(q, 100 - q) / 100, f"p{q:g}"
-    n, least, method = (
-        len(x),
-        math.ceil(round(1 / tail, 9)),
-        f"{label}, {'bootstrap' if q == 50 else 'order'}",
-    )
-    reason = unusable(x) or (f"n = {n}: {label} needs at least {least} values" if n < least else None)
-    if reason:
-        return Estimate(name, n, None, None, None, None, LEVEL, method, reason)
-    reason = no_interval(x) or (too_few(n, "values") if q == 50 and n < BOOTSTRAP_MIN else None)
-    found = Estimate(name, n, float(np.percentile(x, q)), mean_sd(x)[1], None, None, LEVEL, method, reason)
+    n, least, how = len(x), math.ceil(round(1 / tail, 9)), "bootstrap" if q == 50 else "order"
+    few = f"n = {n}: {label} needs at least {least} values" if n < least else None
+    found = Estimate(name, n, method=f"{label}, {how}", reason=unusable(x) or few)
+    if found.reason:
+        return found
+    reason = no_interval(x, least=BOOTSTRAP_MIN if q == 50 else 2)
+    found = replace(found, mean=float(np.percentile(x, q)), sd=mean_sd(x)[1], reason=reason)
     if reason:
         return found
     if q == 50:
@@ -142,12 +94,12 @@ def krippendorff(ratings: Iterable[Sequence[float | None]], name: str = "") -> E
 
     ratings: one row a text, one entry a rater, None where there is no rating; texts with fewer than two are
     left out. alpha = 1 - D_o / D_e with squared differences: D_o over the pairs within each text, weighted by
-    1 / (its ratings - 1), D_e over all pairs (Krippendorff 2011, Computing Krippendorff's Alpha-Reliability).
-    Ours, because no library at hand gives it an interval: BCa bootstrap over texts.
+    1 / (its ratings - 1), D_e over all pairs (Krippendorff 2011). Ours, because no library at hand gives it
+    an interval: BCa bootstrap over texts.
     """
     rows = [np.array([value for value in row if value is not None]) for row in ratings]
     rows = [row for row in rows if len(row) > 1]
-    found = Estimate(name, len(rows), None, None, None, None, 0.95, "alpha")
+    found = Estimate(name, len(rows), method="alpha")
     every = np.concatenate(rows) if rows else np.array([])
     if refused := unusable(every, "ratings"):
         return replace(found, reason=refused)
@@ -180,12 +132,14 @@ def _alpha(m: Array, within: Array, total: Array, square: Array, axis: int = -1)
 
 
 def grouped(scores: Iterable[Score], name: str) -> dict[str, list[float]]:
-    """Prompt id -> the scores ``name`` of its repeats, by first appearance. LabError for a row without it.
+    """Prompt id -> the scores ``name`` of its repeats, without rows to which no rubric applies.
 
-    Rows to which no rubric applies are in no group: a prompt without any other has none.
+    LabError for any other row without that score.
     """
     groups: dict[str, list[float]] = {}
-    for score in (score for score in scores if score.reason is None):
+    for score in scores:
+        if score.reason is not None:
+            continue
         if name not in score.values:
             known = ", ".join(sorted(score.values)) or "none"
             raise LabError(f"Prompt {score.prompt_id} has no score {name!r}: it has {known}.")
@@ -211,16 +165,15 @@ def unusable(x: Array, what: str = "values") -> str | None:
     return f"{bad} of {len(x)} {what} are not finite (NaN or infinite): refused" if bad else None
 
 
-def too_few(n: int, what: str) -> str:
-    return f"n = {n}: too few {what} to resample (the bootstrap starts at {BOOTSTRAP_MIN})"
-
-
-def no_interval(x: Array, what: str = "values") -> str | None:
-    """Why sorted, usable x has a mean but no interval, or None."""
-    if len(x) == 1:
+def no_interval(x: Array, what: str = "values", least: int = 2) -> str | None:
+    """Why sorted, usable x has a mean but no interval, which takes at least so many values; or None."""
+    n = len(x)
+    if n == 1:
         return "n = 1: no interval"
     rounding = max(8 * float(np.finfo(float).eps) * max(abs(x[0]), abs(x[-1])), 1 / HUGE)
-    return f"all {len(x)} {what} are equal: no interval" if x[-1] - x[0] <= rounding else None
+    if x[-1] - x[0] <= rounding:
+        return f"all {n} {what} are equal: no interval"
+    return f"n = {n}: too few {what} to resample (the bootstrap starts at {least})" if n < least else None
 
 
 def mean_sd(x: Array) -> tuple[float, float | None]:

@@ -1,13 +1,10 @@
-"""Two and more models on the same prompts: effect sizes, verdicts, ranks, and the prompts to plan for.
-
-Differences are first model minus second, one a prompt. How far each test keeps its promise: as ``estimate``.
-"""
+"""Two and more models on the same prompts: differences, verdicts, power, and the prompts to plan for."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -31,32 +28,19 @@ class Comparison(Record):
     a: str
     b: str
     n: int
-    difference: float | None
-    low: float | None
-    high: float | None
-    p: float | None  # of sign flips, asked against skew too; of a binary outcome, the exact McNemar's
-    p_holm: float | None  # over all pairs of the run
-    effect_size: float | None  # Hedges g of the paired differences
-    verdict: Verdict
-    margin: float  # equivalence margin, points
-    prompts_needed: int | None  # planned from the margin, whatever the difference seen (``planned``)
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None  # ``paired_p``; of a binary outcome ``mcnemar_p``
+    p_holm: float | None = None  # over all pairs of the run
+    effect_size: float | None = None  # Hedges g of the paired differences
+    verdict: Verdict = "cannot tell"
+    margin: float = 0.5  # equivalence margin, points
+    prompts_needed: int | None = None  # planned from the margin, whatever the difference seen (``planned``)
     reason: str | None = None
     prompts_low: int | None = None  # 95% interval of prompts_needed, from that of the spread
     prompts_high: int | None = None
     rated: int | None = None  # prompts with readers' ratings; None: by the score alone
-
-
-@dataclass(frozen=True)
-class RankInterval(Record):
-    """A model's rank by mean score (1 is best) and the ranks that other prompts could have given it."""
-
-    model: str
-    n: int  # prompts
-    rank: int | None
-    low: int | None
-    high: int | None
-    level: float = 0.95
-    reason: str | None = None
 
 
 def compare_two(a: Scores, b: Scores, one: str = "a", other: str = "b", margin: float = 0.5) -> Comparison:
@@ -68,34 +52,33 @@ def compare_all(per_model: dict[str, Scores], margin: float = 0.5) -> tuple[Comp
     """Compare every pair of models on the same prompts.
 
     Interval: Student t on the differences; p: ``paired_p``. Where the scores of both models take two values
-    in all, a binary outcome: ``bonett_price`` and ``mcnemar_p``. ``p_holm``: Holm's over all pairs that have
-    a p. The verdict, in this order, with alpha = 5%:
+    in all, a binary outcome: ``bonett_price`` and ``mcnemar_p``. The verdict, in this order, with alpha = 5%:
     1. "tied": the whole interval lies inside +-margin, significant or not (two one-sided tests at 2.5% each).
     2. "better" / "worse" (a than b): the interval excludes 0 and p_holm < alpha.
-    3. "cannot tell", with the prompts to plan for the margin (``planned``, at the strictest step of Holm's);
-       or with a ``reason``.
+    3. "cannot tell", with the prompts to plan for the margin or with a ``reason``.
 
     Differences that are all equal have no interval. The difference stands in for it, and exact tests decide,
     against 0 and against the margins: their p is 2^(1-n), so below six prompts nothing can be told.
     """
+    return judged(measured(per_model, margin))
+
+
+def measured(per_model: dict[str, Scores], margin: float) -> list[Comparison]:
+    """The numbers of every pair, before the verdict."""
     pairs = list(combinations(per_model, 2))
-    found = [measured(per_model[a], per_model[b], (a, b), margin, len(pairs)) for a, b in pairs]
-    adjusted = iter(holm([c.p for c in found if c.p is not None]))
-    return tuple(judged(c if c.p is None else replace(c, p_holm=next(adjusted))) for c in found)
+    return [_measured(a, b, per_model[a], per_model[b], margin, len(pairs)) for a, b in pairs]
 
 
-def measured(a: Scores, b: Scores, names: tuple[str, str], margin: float, tests: int) -> Comparison:
-    """The numbers of a comparison before the verdict; ``tests`` is the number of pairs."""
+def _measured(one: str, other: str, a: Scores, b: Scores, margin: float, tests: int) -> Comparison:
     common = sorted(a.keys() & b.keys())
-    found = Comparison(*names, len(common), None, None, None, None, None, None, "cannot tell", margin, None)
+    found = Comparison(one, other, len(common), margin=margin)
     if a.keys() != b.keys():
-        only = f"{len(a) - len(common)} only in {names[0]}, {len(b) - len(common)} only in {names[1]}"
+        only = f"{len(a) - len(common)} only in {one}, {len(b) - len(common)} only in {other}"
         return replace(found, reason=f"prompt sets differ: {only}")
     scores = np.array([[a[prompt], b[prompt]] for prompt in common], dtype=float).reshape(-1, 2)
     if refused := estimates.unusable(scores.ravel(), "scores"):
         return replace(found, reason=refused)
-    # The rounding error of a subtraction is no difference.
-    x = np.sort(np.round(scores[:, 0] - scores[:, 1], 12))
+    x = np.sort(np.round(scores[:, 0] - scores[:, 1], 12))  # a rounding error is no difference
     n, (mean, sd) = len(x), estimates.mean_sd(x)
     found = replace(found, difference=mean, reason=estimates.no_interval(x, "differences"))
     if sd is None:
@@ -106,21 +89,25 @@ def measured(a: Scores, b: Scores, names: tuple[str, str], margin: float, tests:
     levels = np.unique(np.round(scores, 12))
     if len(levels) == 2:
         discordant = (int(np.sum(x > 0)), int(np.sum(x < 0)))
-        low, high = (float(np.ptp(levels)) * end for end in bonett_price(*discordant, n))
-        found = replace(found, p=mcnemar_p(*discordant, n), low=low, high=high)
+        p, ends = mcnemar_p(*discordant, n), bonett_price(*discordant, n)
+        low, high = (float(np.ptp(levels)) * end for end in ends)
         share = sps.binomtest(sum(discordant), n).proportion_ci(method="wilson")
         spreads = np.ptp(levels) * np.sqrt([sum(discordant) / n, share.low, share.high])
     else:
-        low, high = estimates.t_interval(mean, sd, n)
-        found = replace(found, p=paired_p(x), low=low, high=high)
+        p, (low, high) = paired_p(x), estimates.t_interval(mean, sd, n)
         spreads = sd * np.sqrt([1.0, *((n - 1) / special.chdtri(n - 1, np.array(estimates.TAILS)))])
     needed, fewest, most = (planned(float(spread), margin, tests) for spread in spreads)
-    found = replace(found, prompts_needed=needed, prompts_low=fewest, prompts_high=most)
-    return replace(found, effect_size=hedges_g(mean, sd, n))
+    found = replace(found, p=p, low=low, high=high, effect_size=hedges_g(mean, sd, n))
+    return replace(found, prompts_needed=needed, prompts_low=fewest, prompts_high=most)
 
 
-def judged(c: Comparison) -> Comparison:
-    """Add the verdict (rules in ``compare_all``) to a measured comparison."""
+def judged(found: Sequence[Comparison]) -> tuple[Comparison, ...]:
+    """Add Holm's p over all pairs that have a p, and the verdicts (rules in ``compare_all``)."""
+    adjusted = iter(holm([c.p for c in found if c.p is not None]))
+    return tuple(c if c.p is None else _judged(replace(c, p_holm=next(adjusted))) for c in found)
+
+
+def _judged(c: Comparison) -> Comparison:
     if c.difference is None or c.p_holm is None:
         return c
     low, high = (c.difference if end is None else end for end in (c.low, c.high))
@@ -144,11 +131,11 @@ def _fewest(alpha: float) -> int:
 
 
 def hedges_g(mean: float, sd: float, n: int) -> float | None:
-    """Hedges' g of n paired differences: J(n-1) * mean / sd; None below n = 3 and for sd = 0.
+    """Hedges' g of n paired differences with sd > 0: J(n-1) * mean / sd; None below n = 3.
 
     J(m) = Gamma(m/2) / (sqrt(m/2) Gamma((m-1)/2)) removes the small-sample bias exactly (Hedges 1981).
     """
-    if n < 3 or sd == 0:
+    if n < 3:
         return None
     log_j = special.gammaln((n - 1) / 2) - special.gammaln((n - 2) / 2) - math.log((n - 1) / 2) / 2
     return float(math.exp(log_j) * mean / sd)
@@ -163,65 +150,22 @@ def power(difference: float, sd: float, n: int, alpha: float = ALPHA) -> float:
     return float(1 - below + far)
 
 
-def prompts_needed(difference: float, sd: float, alpha: float = ALPHA) -> int | None:
-    """Smallest n >= 2 at which a paired t test has 80% power; None: no number up to ``MOST_PROMPTS``."""
+def prompts_needed(difference: float, sd: float, alpha: float = ALPHA, wanted: float = POWER) -> int | None:
+    """Smallest n >= 2 with the wanted power of a paired t test; None: no number up to ``MOST_PROMPTS``."""
     if difference == 0 or sd <= 0:
         return None
-    return _smallest(lambda n: power(difference, sd, n, alpha) >= POWER)
-
-
-def prompts_to_tie(sd: float, margin: float) -> int | None:
-    """Smallest n >= 2 at which a 95% t interval of equal models lies inside +-margin with 80% power, or None.
-
-    Power is bounded from below: 1 minus the chances (noncentral t) that the interval crosses either border.
-    """
-    if margin <= 0 or sd <= 0:
-        return None
-
-    def crossing(n: int) -> float:
-        critical, shift = special.stdtrit(n - 1, 1 - ALPHA / 2), margin / sd * math.sqrt(n)
-        return 2 * float(np.nan_to_num(special.nctdtr(n - 1, shift, critical)))  # NaN for huge shifts: never
-
-    return _smallest(lambda n: 1 - crossing(n) >= POWER)
+    counts = range(2, MOST_PROMPTS + 1)
+    place = bisect_left(counts, True, key=lambda n: power(difference, sd, n, alpha) >= wanted)
+    return counts[place] if place < len(counts) else None
 
 
 def planned(sd: float, margin: float, tests: int = 1) -> int | None:
     """Prompts at which equal models are called tied and models that differ by the margin are told apart.
 
-    Both with 80% power, the second as the first step of Holm's over so many tests. The difference that was
-    seen takes no part: planned from it, the number is a guess (its interval runs over two orders of
-    magnitude), and it plans for luck. None: more than ``MOST_PROMPTS``, or nothing to plan with.
+    Both with 80% power. The interval of equal models crosses a border of the margin as often as a test misses
+    a difference of the margin, and there are two; models are told apart at the first step of Holm's over so
+    many tests. None: more than ``MOST_PROMPTS``, or nothing to plan with.
     """
-    tie, apart = prompts_to_tie(sd, margin), prompts_needed(margin, sd, ALPHA / tests)
-    return None if tie is None or apart is None else max(tie, apart, _fewest(ALPHA / tests))
-
-
-def _smallest(enough: Callable[[int], bool]) -> int | None:
-    """The smallest n from 2 to MOST_PROMPTS that is enough, for a condition that stays true once it is."""
-    counts = range(2, MOST_PROMPTS + 1)
-    place = bisect_left(counts, True, key=enough)
-    return counts[place] if place < len(counts) else None
-
-
-def rank_intervals(
-    per_model: dict[str, Scores], seed: int = 0, resamples: int = estimates.RESAMPLES
-) -> tuple[RankInterval, ...]:
-    """Every model's rank by mean score with a 95% percentile bootstrap interval over prompts, best first.
-
-    Rank is 1 + the number of models with a higher mean, a whole number: so the interval covers more than 95%.
-    All models have the same prompts; too few or unusable scores have a ``reason``.
-    """
-    models, prompts = list(per_model), sorted(set().union(*per_model.values()))
-    n = len(prompts)
-    table = np.array([[per_model[m][p] for p in prompts] for m in models], dtype=float)
-    if refused := estimates.unusable(table.ravel(), "scores"):
-        return tuple(RankInterval(model, n, None, None, None, reason=refused) for model in models)
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
-    means = np.vstack([table.mean(axis=1), counts @ table.T / n])  # of the prompts, and of each resample
-    ranks = sps.rankdata(-np.round(means, 12), "min", axis=1).astype(int)  # ties but for rounding are ties
-    low, high = np.quantile(ranks[1:], estimates.TAILS, axis=0, method="inverted_cdf").astype(int).tolist()
-    columns = zip(models, ranks[0].tolist(), low, high, strict=True)
-    found = sorted((RankInterval(model, n, *row) for model, *row in columns), key=lambda r: r.rank or 0)
-    if n < estimates.BOOTSTRAP_MIN:
-        found = [replace(r, low=None, high=None, reason=estimates.too_few(n, "prompts")) for r in found]
-    return tuple(found)
+    tied = prompts_needed(margin, sd, wanted=1 - (1 - POWER) / 2)
+    apart = prompts_needed(margin, sd, ALPHA / tests)
+    return None if tied is None or apart is None else max(tied, apart, _fewest(ALPHA / tests))

@@ -1,7 +1,4 @@
-"""Tests of paired differences: sign flips, against skew, McNemar's for binary outcomes, and Holm over many.
-
-How far each keeps its promise: as ``estimate``.
-"""
+"""Tests of paired differences: sign flips, against skew, McNemar's for binary outcomes, Holm over many."""
 
 from __future__ import annotations
 
@@ -15,8 +12,7 @@ from scipy import special
 from scipy import stats as sps
 
 from nbhelpers.records import LabError
-from nbhelpers.stats import estimate as estimates
-from nbhelpers.stats.estimate import Array
+from nbhelpers.stats.estimate import TAILS, Array, mean_sd, sorted_array, unusable
 
 EXACT_FLIPS = 20  # sign patterns are enumerated up to here: 2**19 sums, 4 MB
 GRID = 2**16  # above it the differences are rounded to this part of the sum of their sizes
@@ -24,7 +20,7 @@ GRID = 2**16  # above it the differences are rounded to this part of the sum of 
 
 def paired_p(differences: Iterable[float]) -> float:
     """Two-sided p that a mean difference is 0: the larger of ``sign_flip_p`` and a t test that heeds skew."""
-    x = estimates.sorted_array(differences)
+    x = sorted_array(differences)
     p, t = sign_flip_p(x), hall_t(x)
     return p if t is None else max(p, 2 * float(special.stdtr(len(x) - 1, -abs(t))))
 
@@ -32,13 +28,12 @@ def paired_p(differences: Iterable[float]) -> float:
 def hall_t(differences: Iterable[float]) -> float | None:
     """Hall's transformation of t (1992), or None where skew does not oppose the mean.
 
-    Sign flips take the differences for symmetric. Where their longer tail lies on the other side of 0 than
-    their mean, that raises false alarms (one model all or nothing, the other steady). This t does what a
-    bootstrap-t does, without resampling. The skewness of a few values is mostly noise: it is shrunk as by
-    James and Stein (positive part), which keeps the power.
+    Sign flips take differences for symmetric. Where their longer tail lies on the other side of 0 than their
+    mean, that raises false alarms (one model all or nothing, the other steady); this t heeds it, as a
+    bootstrap-t does. The skewness of a few values is mostly noise: it is shrunk as by James and Stein.
     """
-    x = estimates.sorted_array(differences)
-    n, (mean, sd) = len(x), estimates.mean_sd(x)
+    x = sorted_array(differences)
+    n, (mean, sd) = len(x), mean_sd(x)
     if n < 3 or not sd:
         return None
     spread, noise = sd * math.sqrt((n - 1) / n), 6 * n * (n - 1) / (n - 2) / (n + 1) / (n + 3)
@@ -50,15 +45,15 @@ def hall_t(differences: Iterable[float]) -> float | None:
 
 
 def sign_flip_p(differences: Iterable[float]) -> float:
-    """Two-sided p of the sign-flip permutation test (Fisher 1935): is |mean| large if signs are coin tosses?
+    """Two-sided p of the sign-flip permutation test (Fisher 1935), over all 2^n sign patterns.
 
-    Over all 2^n sign patterns. Up to 20 differences that are not 0 each is added up (scipy's permutation_test
-    samples from 14 on); above, they are counted on a grid, and p is never too small: where rounding leaves
-    open whether a sum is as extreme as the observed one, it is (but for a chance of 2e-9, Hoeffding 1963). It
-    is too large by less than 0.002 at 100 normal differences. LabError without any or for one not finite.
+    Up to 20 differences that are not 0 each is added up (scipy's permutation_test samples from 14 on). Above,
+    they are counted on a grid: where rounding leaves open whether a sum is as extreme as the observed one, it
+    is (but for a chance of 2e-9, Hoeffding 1963), so p is too large by less than 0.002 at 100 normal
+    differences. LabError without any or for one not finite.
     """
-    x = estimates.sorted_array(differences)
-    if refused := estimates.unusable(x):
+    x = sorted_array(differences)
+    if refused := unusable(x):
         raise LabError(f"No sign-flip test: {refused}.")
     size = np.sort(np.abs(x[x != 0]))  # the null distribution depends on the magnitudes only
     if not len(size):
@@ -86,11 +81,11 @@ def sign_flip_p(differences: Iterable[float]) -> float:
 
 
 def mcnemar_p(wins: int, losses: int, n: int) -> float:
-    """Two-sided exact unconditional p of McNemar's test: n prompts, of which one model alone passed some.
+    """Two-sided exact unconditional p of McNemar's test: of n prompts one model alone passed so many.
 
     Outcomes are ordered by mid-p (Fagerland et al. 2013), and p is the chance of one as extreme, the largest
-    over all shares of discordant prompts (Suissa & Shuster 1991): the power of mid-p, and never more false
-    alarms than it says. Ours, because scipy's Barnard and Boschloo tests are for unpaired groups.
+    over all shares of discordant prompts (Suissa & Shuster 1991). Ours, because scipy's Barnard and Boschloo
+    tests are for unpaired groups.
     """
     if wins == losses:
         return 1.0
@@ -115,7 +110,7 @@ def _discordance(n: int) -> Array:
 def bonett_price(wins: int, losses: int, n: int) -> tuple[float, float]:
     """95% interval of a paired difference of two rates: Wald's with one win and one loss added (2012)."""
     one, other = (wins + 1) / (n + 2), (losses + 1) / (n + 2)
-    half = float(special.ndtri(estimates.TAILS[1])) * math.sqrt((one + other - (one - other) ** 2) / (n + 2))
+    half = float(special.ndtri(TAILS[1])) * math.sqrt((one + other - (one - other) ** 2) / (n + 2))
     return max(-1.0, one - other - half), min(1.0, one - other + half)
 
 

@@ -10,8 +10,8 @@ import os
 import shlex
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -24,13 +24,12 @@ from nbhelpers.records import SCHEMA_VERSION, Failure, LabError, ModelRun, Promp
 from nbhelpers.scoring import rubric
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from mlflow import MlflowClient
 
 EXPERIMENT = "local-model-evaluation"
 FOLDERS = {".json": "files", ".jsonl": "files", ".ipynb": "notebooks", ".png": "plots"}  # in an MLflow run
-LATE_NOTEBOOK = "06_tracking"  # still being executed while a run is logged
-PARAMETERS = ("revision", "family", "parameters", "device", "dtype", "primary")  # besides the settings
+LATE = "06_tracking.ipynb"  # still being executed while a run is logged
+PARAMETERS = ("revision", "family", "parameters", "device", "dtype", "primary", "quality_applies")
 # Read once, while mlflow is imported. A server that is down is given up within 20 s: 9 s, a pause, 9 s.
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
 QUIET |= {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false"}
@@ -69,9 +68,8 @@ def _sqlite(place: Path) -> str:
 
 
 def quiet_mlflow() -> ModuleType:
-    """The mlflow module without log lines, links, progress bars and the usage statistics it would send.
-
-    Whatever the user set in the environment wins.
+    """The mlflow module without log lines, links, progress bars and usage statistics, unless the user's
+    environment says otherwise.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -94,91 +92,87 @@ def open_client(uri: str = "") -> MlflowClient:
 def init_database() -> str:
     """Create the database and the experiment, once, and return the experiment's id.
 
-    Processes that open a fresh SQLite database together break each other's migration, so this holds a lock.
-    One that is killed would leave half a database, so a fresh one is made beside its place and renamed.
-    Raises LabError where the tracking store cannot be used, and for a database of another MLflow release,
-    which MLflow would migrate without asking.
+    Holds a lock, because processes that open a fresh SQLite database together break each other's migration.
+    LabError where the tracking store cannot be used, or is a database of another MLflow release.
     """
     from filelock import FileLock
     from sqlalchemy import make_url
 
-    quiet_mlflow()
-    from mlflow.store.db import utils
-
     uri, outputs = tracking_uri(), store.outputs_dir()
-    with _one_sentence(), ExitStack() as stack:
+    with _one_sentence():
         outputs.mkdir(parents=True, exist_ok=True)
-        if uri.startswith("sqlite") and (name := make_url(uri).database):
-            place, unfinished = Path(name), Path(name).with_name(f".{Path(name).name}")
-            stack.enter_context(FileLock(place.with_name(f".{place.stem}.lock"), timeout=store.LOCK_S))
-            if not place.exists() or not place.stat().st_size:
-                unfinished.unlink(missing_ok=True)
-                open_client(_sqlite(unfinished)).search_experiments(max_results=1)
-                unfinished.replace(place)
-            with closing(sqlite3.connect(place)) as database:
-                [revision] = database.execute("select version_num from alembic_version").fetchone()
-            if revision != utils._get_latest_schema_revision():
-                command = shlex.join(["mlflow", "db", "upgrade", _sqlite(place)])
-                why = f"{place} was made by another release of MLflow: copy it and run `{command}`"
-                raise LabError(f"{why}, or upgrade MLflow.", Failure.TRACKING)
-        client = open_client()
-        if (found := client.get_experiment_by_name(EXPERIMENT)) is None:
+        with FileLock(outputs / ".mlflow.lock", timeout=store.LOCK_S):
+            if uri.startswith("sqlite") and (name := make_url(uri).database):
+                _make_sqlite(Path(name))
+            client = open_client()
+            if found := client.get_experiment_by_name(EXPERIMENT):
+                return str(found.experiment_id)
             served = uri.startswith(("http:", "https:", "databricks"))  # has a place for files
             files = None if served else (outputs / "mlartifacts").as_uri()
             return str(client.create_experiment(EXPERIMENT, artifact_location=files))
-        if found.lifecycle_stage == "deleted":
-            client.restore_experiment(found.experiment_id)
-        return str(found.experiment_id)
 
 
-def log_run(run: ModelRun, figures: Mapping[str, Figure] | None = None) -> TrackingReport:
-    """Log a model's files as one MLflow run: parameters, tags, metrics, samples, prompts, figures, notebooks.
+def _make_sqlite(place: Path) -> None:
+    """Make a fresh database beside its place and rename it, so that a kill does not leave half of one.
 
-    ``figures``: file name, ending in .png -> figure. One model of one run folder has one MLflow run: when the
-    new one is complete, earlier ones go to MLflow's trash (restorable; `mlflow gc` frees their space).
-    Writes tracking.json. Raises LabError where the tracking store cannot be used.
+    LabError for one of another MLflow release, which MLflow would migrate without asking.
     """
-    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+    from mlflow.store.db import utils
+
+    unfinished = place.with_name(f".{place.name}")
+    if not place.exists() or not place.stat().st_size:
+        unfinished.unlink(missing_ok=True)
+        open_client(_sqlite(unfinished)).search_experiments(max_results=1)
+        unfinished.replace(place)
+    with closing(sqlite3.connect(place)) as database:
+        [revision] = database.execute("select version_num from alembic_version").fetchone()
+    if revision != utils._get_latest_schema_revision():
+        command = shlex.join(["mlflow", "db", "upgrade", _sqlite(place)])
+        why = f"{place} was made by another release of MLflow: copy it and run `{command}`"
+        raise LabError(f"{why}, or upgrade MLflow.", Failure.TRACKING)
+
+
+def log_run(run: ModelRun) -> TrackingReport:
+    """Log a model's folder as one MLflow run: parameters, tags, metrics, samples, prompts, plots, notebooks.
+
+    One model of one run folder has one MLflow run: when the new one is complete, earlier ones go to MLflow's
+    trash. Writes tracking.json. LabError as ``init_database``.
+    """
+    experiment = init_database()
+    from mlflow.entities import Dataset, DatasetInput, Metric, Param
 
     result = store.read_json(run.folder / "result.json", Result)
     # Names the folder a run came from, without telling a shared server where that is.
     folder = hashlib.sha256(str(run.folder).encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    tags = {"run": run.folder.parent.name, "folder": folder, "family": result.family}
-    tags["quality_applies"] = str(result.quality_applies).lower()
+    tags = {"run": run.folder.parent.name, "folder": folder}
     tags |= {f"version.{name}": version for name, version in device.versions().items()}
     values = dataclasses.asdict(result.settings) | {name: getattr(result, name) for name in PARAMETERS}
-    local = run.spec.kind in ("embedded", "local")
-    values["model"] = run.spec.alias if local else result.model
-    params, now = [Param(name, str(value)) for name, value in values.items()], int(time.time() * 1000)
+    params = [Param(name, str(value)) for name, value in (values | {"model": run.spec.alias}).items()]
+    now = int(time.time() * 1000)
     metrics = [Metric(name, value, now, 0) for name, value in result.metrics.items()]
     prompts = registry.load_prompts(run.settings.prompts, run.settings.limit)
-    file, profile = Path(run.settings.prompts), json.dumps({"num_prompts": len(prompts)})
-    source = json.dumps({"file": file.name or "prompts.jsonl"})  # without the way to it
-    dataset = Dataset(file.stem or "benchmark-15", prompts_digest(prompts), "local", source, profile=profile)
-    for name, figure in (figures or {}).items():
-        figure.savefig(run.folder / name)
-    experiment = init_database()
+    file = Path(run.settings.prompts or "benchmark-15.jsonl")
+    source = json.dumps({"file": file.name})  # without the way to it
+    dataset = Dataset(file.stem, prompts_digest(prompts), "local", source)
     with _one_sentence():
         client, name = open_client(), f"{run.folder.parent.name}/{result.slug}"
         run_id, status = client.create_run(experiment, tags=tags, run_name=name).info.run_id, "FAILED"
         try:
             client.log_batch(run_id, metrics, params)  # a loop of log_metric is far slower
+            client.log_inputs(run_id, [DatasetInput(dataset)])
             scores = {score.key: score.values.get(rubric.PRIMARY) for score in rubric.read_scores(run)}
             samples = generate.read_samples(run)
             table = {name: [getattr(sample, name) for sample in samples] for name in COLUMNS}
             table[rubric.PRIMARY] = [scores.get(sample.key) for sample in samples]
             client.log_table(run_id, table, "samples.json")
-            context = InputTag("mlflow.data.context", "evaluation")
-            client.log_inputs(run_id, [DatasetInput(dataset, [context])])
-            done = [p for p in run.folder.iterdir() if p.stem not in ("tracking", LATE_NOTEBOOK)]
+            done = [path for path in run.folder.iterdir() if path.name not in ("tracking.json", LATE)]
             files, status = _log_files(client, run_id, done), "FINISHED"
         finally:
             client.set_terminated(run_id, status)
         for found in client.search_runs([experiment], f"tags.folder = '{folder}'"):
             if found.info.run_id != run_id:
                 client.delete_run(found.info.run_id)
-    artifacts = (*files, "samples.json")
-    report = TrackingReport(shown_uri(), EXPERIMENT, run_id, len(metrics), artifacts)
+    report = TrackingReport(shown_uri(), EXPERIMENT, run_id, len(metrics), (*files, "samples.json"))
     store.write_json(run.folder / "tracking.json", report)
     return report
 
@@ -186,10 +180,9 @@ def log_run(run: ModelRun, figures: Mapping[str, Figure] | None = None) -> Track
 def attach(run_dir: Path) -> None:
     """Add what was finished after the runs were logged: each 06 notebook, and the comparison."""
     for path in sorted(run_dir.glob("*/tracking.json")):
-        late = path.with_name(f"{LATE_NOTEBOOK}.ipynb"), run_dir / "07_comparison.ipynb"
+        late = path.with_name(LATE), run_dir / "07_comparison.ipynb", run_dir / "comparison.json"
         with _one_sentence():
-            run_id = store.read_json(path, TrackingReport).run_id
-            _log_files(open_client(), run_id, [*late, run_dir / "comparison.json"])
+            _log_files(open_client(), store.read_json(path, TrackingReport).run_id, late)
 
 
 def prompts_digest(prompts: Iterable[Prompt]) -> str:
@@ -213,7 +206,7 @@ def _one_sentence() -> Iterator[None]:
 
 def _log_files(client: MlflowClient, run_id: str, paths: Iterable[Path]) -> list[str]:
     """Log those of the paths that exist and have a place in an MLflow run; their names there."""
-    places = {p: FOLDERS[p.suffix] for p in sorted(paths) if p.suffix in FOLDERS and p.exists()}
-    for path, folder in places.items():
-        client.log_artifact(run_id, str(path), folder)
-    return sorted(f"{folder}/{path.name}" for path, folder in places.items())
+    kept = [path for path in paths if path.suffix in FOLDERS and path.exists()]
+    for path in kept:
+        client.log_artifact(run_id, str(path), FOLDERS[path.suffix])
+    return sorted(f"{FOLDERS[path.suffix]}/{path.name}" for path in kept)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -16,16 +15,7 @@ from nbhelpers.records import SCHEMA_VERSION, Estimate, ModelRun, Record, Result
 from nbhelpers.scoring import costs, rubric
 from nbhelpers.stats import estimate as stats
 
-COUNTS = ("attempted", "finished", "failed", "truncated_prompts", "new_tokens_total")
-RATIOS = {
-    "success_rate": ("finished", "attempted"),
-    "ended_by_itself_rate": ("eos", "attempted"),
-    "new_tokens_mean": ("tokens", "finished"),
-    "words_mean": ("words", "finished"),
-    "bytes_per_token": ("bytes", "tokens"),
-}
 MEMORY = ("rss_before", "rss_after_load", "rss_after_forward", "device_peak")  # of loading.json
-MIB = 2**20
 AMOUNTS: dict[str, Callable[[Sample], int]] = {  # what a sample counts for
     "tokens": lambda row: row.new_tokens,
     "bytes": lambda row: row.bytes,
@@ -86,16 +76,15 @@ def quality_estimates(scores: Sequence[Score]) -> tuple[int, dict[str, Estimate]
     """How many samples failed, and the estimates of every score over prompts."""
     quality = dict[str, Estimate]()
     for name in dict.fromkeys(name for score in scores for name in score.values):
-        grouped = stats.grouped((score for score in scores if name in score.values), name)
-        quality[name] = stats.estimate([fmean(sorted(values)) for values in grouped.values()], name)
+        means = [fmean(sorted(values)) for values in stats.grouped(scores, name).values()]
+        quality[name] = stats.estimate(means, name)
     return sum(score.failed for score in scores), quality
 
 
 def latency_estimates(rows: Iterable[Sample]) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
     """Times and speeds at batch 1, and the percentiles of the times. Each row is another prompt: the unit.
 
-    Times are skewed: bootstrap-t, which covers them best (notebook 05). Speeds, their inverses, have t:
-    of five rows with one unlike the rest, bootstrap-t puts an end far out of reach. No end is below 0.
+    Times are skewed: bootstrap-t, which covers them best (notebook 05); speeds, their inverses, have t.
     """
     found, percentiles = dict[str, Estimate](), dict[str, Estimate]()
     good = [row for row in rows if row.error is None]
@@ -125,20 +114,25 @@ def flat_metrics(
             found |= {f"{group}/{name}/{part}": vars(e)[part] for part in ("n", "mean", "sd", "low", "high")}
     for name, e in report.percentiles.items():
         found |= {f"latency/{name}": e.mean, f"latency/{name}_low": e.low, f"latency/{name}_high": e.high}
-    peak, sums = 0, Counter[str]()
-    for s in samples:
-        good, peak = s.error is None, max(peak, s.peak_memory_bytes or 0)
-        sums.update(attempted=1, finished=good, failed=not good, eos=s.finish_reason == "eos")
-        sums.update(truncated_prompts=s.prompt_truncated, new_tokens_total=s.new_tokens)
-        if good:
-            sums.update({name: amount(s) for name, amount in AMOUNTS.items()})
-    found["latency/batch_tokens_per_s"] = latency.throughput(s for s in samples if s.error is None)
+    good = [sample for sample in samples if sample.error is None]
+    found["latency/batch_tokens_per_s"] = latency.throughput(good)
+    peak = max((sample.peak_memory_bytes or 0 for sample in samples), default=0)
     sizes = {"parameters": loaded.parameter_bytes, "generation_peak": peak or None}
     sizes |= {name: vars(loaded)[f"{name}_bytes"] for name in MEMORY}
-    found |= {f"memory/{name}_mib": size if size is None else size / MIB for name, size in sizes.items()}
-    found |= {f"samples/{name}": sums[name] for name in COUNTS}
-    for name, (top, bottom) in RATIOS.items():
-        found[f"samples/{name}"] = sums[top] / sums[bottom] if sums[bottom] else None
+    found |= {f"memory/{name}_mib": size and size / 2**20 for name, size in sizes.items()}
+    sums = {name: sum(map(amount, good)) for name, amount in AMOUNTS.items()}
+    every, finished = len(samples), len(good)
+    found |= {"samples/attempted": every, "samples/finished": finished, "samples/failed": every - finished}
+    found["samples/truncated_prompts"] = sum(sample.prompt_truncated for sample in samples)
+    found["samples/new_tokens_total"] = sum(sample.new_tokens for sample in samples)
+    ratios = {
+        "success_rate": (finished, every),
+        "ended_by_itself_rate": (sum(sample.finish_reason == "eos" for sample in samples), every),
+        "new_tokens_mean": (sums["tokens"], finished),
+        "words_mean": (sums["words"], finished),
+        "bytes_per_token": (sums["bytes"], sums["tokens"]),
+    }
+    found |= {f"samples/{name}": part / whole for name, (part, whole) in ratios.items() if whole}
     found |= {f"latency/{name}": vars(loaded)[name] for name in ("fetch_s", "load_s")}
     found |= {f"model/{name}": vars(loaded)[name] for name in ("parameters", "context", "vocabulary")}
     found |= {f"cost/{name}": value for name, value in money.items()}

@@ -60,18 +60,6 @@ def test_models_of_the_same_quality_are_tied_and_the_faster_one_is_picked():
     assert comparison.verdict_sentence(report.pairs[0]).startswith("slow and fast are tied within 0.5 points")
 
 
-def test_ranks_say_how_sure_the_order_is():
-    """The first two trade places with other prompts, the third never moves."""
-    table = {
-        "a": planted(6.0, seed=1, noise=2.0),
-        "b": planted(5.9, seed=2, noise=2.0),
-        "c": planted(1.0, seed=3),
-    }
-    report = comparison.compare([make_result(name, scores) for name, scores in table.items()], {})
-    assert [rank.model for rank in report.ranks] == list(report.ranking)
-    assert [(rank.low, rank.high) for rank in report.ranks] == [(1, 2), (1, 2), (3, 3)]
-
-
 def test_noise_cannot_be_told_apart_and_the_number_of_prompts_says_what_would():
     results = [
         make_result("a", planted(6.0, seed=1, noise=2.0)),

@@ -110,6 +110,36 @@ def test_best_design_by_hand():
     assert BOOK.best_design((0.0, 1.0), 600, prompt_cost=9)[0] > 10  # few prompts may look alike
 
 
+# --- rates -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("passed", "n"), [(0, 5), (3, 8), (15, 15), (1, 1)])
+def test_outcomes_of_0_and_1_have_wilsons_interval(passed, n):
+    found = BOOK.wilson([1] * passed + [0] * (n - passed))
+    ends = sps.binomtest(passed, n).proportion_ci(method="wilson")
+    assert (found.mean, found.low, found.high) == pytest.approx((passed / n, ends.low, ends.high), abs=1e-9)
+
+
+@pytest.mark.parametrize("truth", [0.5, 0.8, 0.95])
+def test_shares_of_repeats_are_clustered_by_prompt(truth):
+    """Repeats of one prompt mostly agree (correlation 0.5): as single outcomes they would be overcounted."""
+    rng = np.random.default_rng(4)
+    shares = rng.binomial(4, rng.beta(truth, 1 - truth, (800, 15))) / 4
+    held = np.mean([e.low <= truth <= e.high for e in map(BOOK.wilson, shares)])
+    naive = (sps.binomtest(round(60 * row.mean()), 60).proportion_ci(method="wilson") for row in shares)
+    assert held > 0.93 > np.mean([e.low <= truth <= e.high for e in naive]) + 0.03
+
+
+def test_pass_at_k_is_the_share_of_draws_that_hold_a_pass():
+    """By brute force over every draw of k tries; the interval is over prompts."""
+    passed = {"a": [1, 0, 0, 0, 1], "b": [0] * 5, "c": [1] * 5, "d": [0, 0, 1, 0, 0]}
+    for k in (1, 2, 5):
+        shares = [np.mean([any(d) for d in itertools.combinations(p, k)]) for p in passed.values()]
+        found, again = BOOK.pass_at_k(passed, k), BOOK.wilson(shares)
+        assert (found.n, found.mean) == (4, pytest.approx(np.mean(shares)))
+        assert (found.low, found.high) == pytest.approx((again.low, again.high))
+
+
 # --- the same model twice --------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from scipy import stats as sps
 from test_corrected import PPI_ENDS, REST, F, Y
 
 from nbhelpers.records import Score
-from nbhelpers.stats import paired, significance
+from nbhelpers.stats import significance
 from nbhelpers.stats.estimate import by_prompt, estimate
 from tools import calibrate
 
@@ -216,15 +216,3 @@ def test_the_chance_to_win_counts_half_the_ties(differences):
     if wins == int(wins):
         e = wilson(int(wins), n)
         assert (low, high) == pytest.approx((e.low, e.high), abs=1e-9)
-
-
-def test_ranks_agree_with_the_package():
-    rng = np.random.default_rng(3)
-    first = calibrate._rank_hits(5, 40, np.random.default_rng(3))
-    scores, _ = calibrate.draw("normal", (40, calibrate.MODELS, 5), rng)
-    seed = int(rng.integers(2**32))
-    for hit, table in zip(first, scores + calibrate.LEADS[:, None], strict=True):
-        models = {f"m{i}": dict(enumerate(row)) for i, row in enumerate(table)}
-        found = paired.rank_intervals(models, seed=seed, resamples=calibrate.RESAMPLES)
-        rank = next(r for r in found if r.model == "m0")
-        assert hit == (rank.low <= 1 <= rank.high)

@@ -162,33 +162,3 @@ def test_prompts_that_have_no_scores_belong_to_no_look():
     x = -planted(-1)[[i for i in range(100) if i % 10 != 7]]
     assert c.n == 90 and (c.low, c.high) == pytest.approx(sequential.interval(x, [9] * 10, 100))
     assert sequential.compare_in_order(part, [*looks(100), ["more"]], 100)[0] == c
-
-
-@pytest.mark.parametrize("difference", [0.0, 0.2, 0.6])
-@pytest.mark.parametrize("n", [20, 60])
-def test_the_chance_to_be_settled_is_that_of_drawn_futures(difference, n):
-    """The true mean drawn around the observed one, further prompts around it, Student aside."""
-    rng, x, margin = np.random.default_rng(3), planted(difference, n=n), 0.35
-    means = difference + rng.normal(size=20_000) / math.sqrt(n)
-    end = (n * difference + (100 - n) * means + rng.normal(size=20_000) * math.sqrt(100 - n)) / 100
-    half = (math.log(40) / sequential.AIM + sequential.AIM / 2) / 10
-    settled = (np.abs(end) > half) | (np.abs(end) < margin - half)
-    assert sequential.chance(x, 100, margin) == pytest.approx(settled.mean(), abs=0.015)
-
-
-def test_the_interval_at_the_end_is_as_wide_as_the_chance_expects():
-    low, high = sequential.interval(planted(0.0), TEN, 100)
-    assert (high - low) / 2 == pytest.approx((math.log(40) / 4 + 2) / 10, rel=0.1)
-
-
-def test_a_run_waits_only_for_pairs_with_a_prospect():
-    def settled(n: int, margin: float = 0.5, **table: np.ndarray) -> bool:
-        return sequential.settled(models(**table), looks(n), 100, margin)
-
-    assert settled(30, far=planted(-1.2, n=30))
-    assert not settled(30, far=planted(-1.2, n=30), open=planted(0.35, n=30, seed=1))
-    assert not settled(10, far=planted(-3, n=10))  # nothing can be told yet
-    assert not settled(80, margin=0.2, open=planted(0.25, n=80))
-    assert settled(80, margin=0.2, hopeless=planted(0.1, n=80))  # neither a difference nor a tie in 100
-    assert not settled(80, margin=0.4, tie=planted(0.1, n=80))
-    assert sequential.settled({"only": {"p000": 1.0}}, looks(10), 100)  # no pair, nothing to wait for
