@@ -208,9 +208,10 @@ def label(
     from nbhelpers.runner.plan import find_run
 
     folder = find_run(run)
+    results, _, _ = compare.comparable(folder)
     if not read and not judge:
-        print(labels.write_sheet(folder, count, seed))
-        sd, widths = labels.planned_widths(folder)
+        print(labels.write_sheet(folder, results, count, seed))
+        sd, widths = labels.planned_widths(results)
         wide = ", ".join(f"{number} to ±{width:.1f}" for number, width in widths.items())
         if widths:
             print(f"Differences of models, by the number of ratings: {wide} points. (Assumed: readers differ")
@@ -227,7 +228,7 @@ def label(
     print(f"Verdicts {found.basis}; `nbhelpers report {run}` writes them into the report.")
     print("\n".join(f"  {compare.verdict_sentence(pair)}" for pair in found.verdicts), *found.notes, sep="\n")
     print("Krippendorff's alpha (1 is full agreement, 0 as by chance)")
-    for alpha in labels.agreement(folder):
+    for alpha in labels.agreement(folder, results):
         interval = f"[{alpha.low:.2f}, {alpha.high:.2f}]" if alpha.low is not None else f"({alpha.reason})"
         mean = "" if alpha.mean is None else f"{alpha.mean:.2f} "
         print(f"  {alpha.name}: {mean}{interval} over {alpha.n} texts")

@@ -10,8 +10,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from nbhelpers import registry, store
-from nbhelpers.comparison import ratings, size
+from nbhelpers.comparison import ratings
 from nbhelpers.records import SCHEMA_VERSION, Estimate, LabError, ModelSpec, Record, Result, RunInfo, Sample
 from nbhelpers.stats import paired, sequential
 from nbhelpers.stats.estimate import estimate
@@ -59,9 +61,12 @@ def assemble(run_dir: Path, margin: float = MARGIN) -> ComparisonReport:
     """The comparison of a run's folder, without writing it. LabError as ``comparable``."""
     (results, excluded, notes), info = comparable(run_dir), read_info(run_dir)
     report = compare(results, excluded, margin, notes, sequential.looks_of(info) if info else ())
-    found = ratings.correct(run_dir, results, report.prompts, margin)
-    if isinstance(found, list):
-        return replace(report, notes=(*report.notes, *found))
+    try:
+        found = ratings.correct(run_dir, results, margin)
+    except LabError as error:
+        return replace(report, notes=(*report.notes, f"Not corrected by the ratings: {error}"))
+    if found is None:
+        return report
     by_name, basis = {result.model: result for result in results}, f"corrected by {found.ratings} ratings"
     pick, reason = pick_model([by_name[model] for model in found.ranking], found.pairs)
     report = replace(report, pick=pick, pick_reason=reason, basis=basis)
@@ -71,10 +76,10 @@ def assemble(run_dir: Path, margin: float = MARGIN) -> ComparisonReport:
 def comparable(run_dir: Path) -> tuple[list[Result], dict[str, str], list[str]]:
     """The results that can be compared, why other models cannot, and what a reader must know of the prompts.
 
-    Prompts with one text are one unit: it has the mean of their scores, under the first id. If all models
-    failed, the reasons say so. LabError for a folder with neither a run.json nor a result.json.
+    The results have the prompts that all of them share; those with one text are one unit: the mean of their
+    scores, under the first id. LabError for a folder with neither a run.json nor a result.json.
     """
-    (results, excluded), info = read_results(run_dir), read_info(run_dir)
+    (results, excluded), info, notes = read_results(run_dir), read_info(run_dir), list[str]()
     if info is None and not results and not excluded:
         raise LabError(f"The run {run_dir.name} has no result.json: run the notebooks 01 to 06 first.")
     done = {result.slug for result in results} | {result.settings.model for result in results}
@@ -87,26 +92,30 @@ def comparable(run_dir: Path) -> tuple[list[Result], dict[str, str], list[str]]:
     made = [_conditions(r) for r in results if r.quality_applies and r.finished]
     usual, most = max(made, key=made.count, default={}), max((len(r.per_prompt) for r in results), default=0)
     asked = {r.slug: _asked(run_dir / r.slug, r) for r in results}
-    said: dict[str, list[tuple[str, str]]] = {}
-    for prompt, request in (pair for requests in asked.values() for pair in requests.items()):
-        said.setdefault(prompt, []).append(request)
-    requests = {prompt: max(found, key=found.count) for prompt, found in sorted(said.items())}
-    notes = []
-    for result in sorted(
-        results, key=lambda r: bool(r.quality_applies and r.finished)
-    ):  # those without first
-        clash = [prompt for prompt, request in asked[result.slug].items() if request != requests[prompt]]
+    texts = dict[str, str]()
+    for prompt in sorted(set[str]().union(*asked.values())):
+        said = [own[prompt] for own in asked.values() if prompt in own]
+        texts[prompt] = max(said, key=said.count)
+    for result in results:
+        clash = [prompt for prompt, text in asked[result.slug].items() if text != texts[prompt]]
         if why := _why_not(result, usual, clash, most):
             excluded[result.model] = why
         if foreign := result.metrics.get(FOREIGN):
             part = f"{foreign:g} of {result.attempted} texts have no score"
             notes.append(f"{result.model}: {part}, because the prompt or the answer is not English.")
-    first: dict[str, str] = {}
-    unit = {p: first.setdefault(registry.one_text(text), p) for p, (text, _) in requests.items()}
+    first = dict[str, str]()
+    unit = {prompt: first.setdefault(registry.one_text(text), prompt) for prompt, text in texts.items()}
     if len(first) < len(unit):
         notes.append(f"{len(unit)} prompts have {len(first)} different texts: each text counts once.")
-    results = [replace(r, per_prompt=_by_unit(r, unit)) for r in results if r.model not in excluded]
-    return results, excluded, notes
+    scores = {r.model: _by_unit(r, unit) for r in results if r.model not in excluded}
+    shared = sorted(set[str].intersection(*map(set, scores.values()))) if scores else []
+    if not shared:
+        excluded |= dict.fromkeys(scores, "it shares no prompt with the others")
+    elif lost := sorted(set[str]().union(*scores.values()).difference(shared)):
+        notes.append(f"Left out, because some model has no score there: {', '.join(lost)}.")
+    kept = [result for result in results if result.model not in excluded]
+    kept = [replace(r, per_prompt={prompt: scores[r.model][prompt] for prompt in shared}) for r in kept]
+    return kept, excluded, notes
 
 
 def _why_not(result: Result, usual: dict[str, Any], clash: Sequence[str], most: int) -> str | None:
@@ -123,15 +132,11 @@ def _why_not(result: Result, usual: dict[str, Any], clash: Sequence[str], most: 
     return f"its prompts have other texts than those of most models: {', '.join(clash)}" if clash else None
 
 
-def _asked(folder: Path, result: Result) -> dict[str, tuple[str, str]]:
-    """Prompt id -> text and content type of a model's samples; empty where there are none to read."""
+def _asked(folder: Path, result: Result) -> dict[str, str]:
+    """Prompt id -> text of a model's samples; empty where there are none to read."""
     with suppress(LabError):
         rows = store.read_rows(folder / "samples.jsonl", Sample)
-        return {
-            row.prompt_id: (row.prompt, row.content_type)
-            for row in rows
-            if row.prompt_id in result.per_prompt
-        }
+        return {row.prompt_id: row.prompt for row in rows if row.prompt_id in result.per_prompt}
     return {}
 
 
@@ -179,10 +184,9 @@ def count_failures(run_dir: Path, info: RunInfo | None) -> dict[str, int]:
 
 
 def spec_of(model: str, info: RunInfo | None = None) -> ModelSpec:
-    """What a name of a run means: people read its alias, its files lie in its slug.
+    """What a name of a run means, as run.json says: people read its alias, its files lie in its slug.
 
-    As run.json says. Where that says nothing, a path goes by its last part, so that no report shows where
-    models lie on this machine.
+    Where that says nothing, a path goes by its last part: no report shows where models lie on this machine.
     """
     known = dict(zip(info.models, info.specs, strict=False)) if info else {}
     is_path = Path(model).is_absolute() or model.startswith((".", "~"))
@@ -196,35 +200,46 @@ def compare(
     notes: Sequence[str] = (),
     looks: Sequence[Sequence[str]] = (),
 ) -> ComparisonReport:
-    """Compare results of the same score on the prompts that all have. Pure. looks: sequential.looks_of."""
-    scored = [set(result.per_prompt) for result in results]
-    shared = sorted(set.intersection(*scored)) if results else []
-    if not shared:
-        excluded = excluded | {result.model: "it shares no prompt with the others" for result in results}
-        results = []
-    elif lost := sorted(set.union(*scored).difference(shared)):
-        notes = [*notes, f"Left out, because some model has no score there: {', '.join(lost)}."]
-    results = [replace(r, per_prompt={prompt: r.per_prompt[prompt] for prompt in shared}) for r in results]
+    """Compare results of the same score on the same prompts. Pure. looks: ``sequential.looks_of``."""
     means = {r.model: estimate(r.per_prompt.values(), r.primary) for r in results}
     ranked = sorted(results, key=lambda result: -(means[result.model].mean or 0.0))
-    primary, ranking = ranked[0].primary if ranked else "", {r.model: means[r.model] for r in ranked}
-    per_model, slope = {r.model: r.per_prompt for r in ranked}, size.slope(results)
-    basis, planned = "by the rubric", sum(map(len, looks))
+    prompts, planned = tuple(sorted(ranked[0].per_prompt)) if ranked else (), sum(map(len, looks))
+    per_model, basis = {r.model: r.per_prompt for r in ranked}, "by the rubric"
     if planned:
         pairs = sequential.compare_in_order(per_model, looks, planned, margin)
-        basis += f", by an always-valid test after {len(shared)} of {planned} prompts"
+        basis += f", by an always-valid test after {len(prompts)} of {planned} prompts"
     else:
         pairs = paired.compare_all(per_model, margin)
-    rest = *pick_model(ranked, pairs), slope, size.sentence(slope, ranked), excluded
-    report = ComparisonReport(primary, tuple(shared), ranking, pairs, *rest, notes=tuple(notes))
+    ranking, primary = {r.model: means[r.model] for r in ranked}, ranked[0].primary if ranked else ""
+    advice = *pick_model(ranked, pairs), *size_effect(ranked)
+    report = ComparisonReport(primary, prompts, ranking, pairs, *advice, excluded, notes=tuple(notes))
     return replace(report, basis=basis, planned=planned or None)
 
 
-def pick_model(ranked: Sequence[Result], pairs: Sequence[Comparison]) -> tuple[str | None, str]:
-    """Which model to take, and why, in plain words; ``ranked`` is the best first.
+def size_effect(results: Sequence[Result]) -> tuple[Estimate | None, str]:
+    """Points gained per doubling of the parameters, and what that says of "larger models write better".
 
-    The model with the highest mean leads. Among the models tied with it the fastest is taken.
+    One least-squares slope a prompt, then their mean: the interval is about other prompts, not other models.
     """
+    sizes = np.log2([result.parameters for result in results])
+    if len(set(sizes)) < 2:
+        return None, "Whether larger models write better stays open: it needs two sizes on the same prompts."
+    scores = np.array([[r.per_prompt[prompt] for prompt in results[0].per_prompt] for r in results])
+    apart = sizes - sizes.mean()
+    slope = estimate(apart @ scores / (apart @ apart), "points per doubling of parameters")
+    if slope.low is None or slope.high is None:
+        return slope, f"Whether larger models write better stays open: {slope.reason}."
+    found = "These data do not show that larger models write better"
+    if slope.low > 0:
+        found = "On average the larger models here write better"
+    elif slope.high < 0:
+        found = "Among these models the larger ones write worse"
+    figures = f"{slope.mean:+.2f} points per doubling of the parameters [{slope.low:+.2f}, {slope.high:+.2f}]"
+    return slope, f"{found}: {figures} over {slope.n} prompts, for these {len(results)} models only."
+
+
+def pick_model(ranked: Sequence[Result], pairs: Sequence[Comparison]) -> tuple[str | None, str]:
+    """The leader by mean or, of those tied with it, the fastest; and why. ``ranked``: the best first."""
     if not ranked:
         return None, "No model could be compared on quality."
     leader, rivals = ranked[0].model, [pair for pair in pairs if pair.a == ranked[0].model]
@@ -266,18 +281,17 @@ def _points(pair: Comparison) -> str:
     """The difference with its interval and, where it is open, the prompts that would settle it."""
     if pair.difference is None or pair.n < 2:
         return pair.reason or ""
-    interval = (
-        f" [{pair.low:+.2f}, {pair.high:+.2f}] over" if pair.low is not None else ", the same on each of"
-    )
+    interval = ", the same on each of"
+    if pair.low is not None:
+        interval = f" [{pair.low:+.2f}, {pair.high:+.2f}] over"
     found = f"{pair.difference:+.2f} points{interval} {pair.n} prompts"
     if pair.rated is not None:
         return f"{found}, {pair.rated} of them rated"
     if pair.verdict != "cannot tell":
         return found
-    if (planned := pair.prompts_needed) and planned <= pair.n:
-        return (
-            f"{found}, where ±{pair.margin:g} points would take {planned:,}: the difference is near a border"
-        )
+    planned = pair.prompts_needed
+    if planned and planned <= pair.n:
+        return f"{found}: near a border, though {planned:,} would do for most differences"
     needed = f"about {planned:,}" if planned else f"more than {paired.MOST_PROMPTS:,}"
     high = f"{pair.prompts_high:,}" if pair.prompts_high else "more"
     between = f" ({pair.prompts_low:,} to {high})" if pair.prompts_low else ""

@@ -1,6 +1,6 @@
 """Ratings by people: a blind sheet of a run's texts goes out, filled-in sheets come back, agreement follows.
 
-Everybody rates from 1 to 10, and so does the rubric.
+Everybody rates from 1 to 10, and so does the rubric. results: those of ``compare.comparable``.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ import io
 import math
 import random
 import re
-from dataclasses import replace
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean, median, stdev
 
 from nbhelpers import store
-from nbhelpers.comparison import compare as comparison
 from nbhelpers.comparison import ratings
 from nbhelpers.comparison.ratings import KEY, LABELS, PERSON, Design, LabelKey, Labels
 from nbhelpers.loading import load as loading
@@ -24,24 +23,24 @@ from nbhelpers.records import Estimate, LabError, Result, Sample
 from nbhelpers.scoring import judge
 from nbhelpers.scoring.rubric import PRIMARY
 from nbhelpers.stats import corrected
-from nbhelpers.stats.estimate import krippendorff, mean_sd, sorted_array
+from nbhelpers.stats.estimate import krippendorff
 
 SHEET = "labels.csv"
 ASSUMED = 0.6  # correlation of score and readers over prompts, for planning; nobody has measured yours
-_RATING = re.compile(r"\d+(?:[.,]\d+)?", re.ASCII)
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # a spreadsheet may run a cell that begins so (OWASP, CSV injection)
+_RATING = re.compile(r"\d+(?:[.,]\d+)?", re.ASCII)
 
 
-def write_sheet(run_dir: Path, count: int = 40, seed: int = 0) -> Path:
+def write_sheet(run_dir: Path, results: Sequence[Result], count: int = 40, seed: int = 0) -> Path:
     """Write a sheet of at least ``count`` texts, if there are, without model or score; and the key file.
 
-    Whole prompts in the random order that the key records, each with a text of every model of the comparison,
-    the repeat drawn too. LabError for a run without texts or with a sheet already.
+    Whole prompts in the random order that the key records, each with a text of every model, the repeat drawn
+    too. results: of ``compare.comparable``. LabError for a run without texts or with a sheet already.
     """
     name = run_dir.name
     if (run_dir / KEY).exists() or (run_dir / SHEET).exists():
         raise LabError(f"The run {name} has {SHEET} already: read it with --read, or move it and {KEY} away.")
-    texts = ratings.read_texts(run_dir, results := compared(run_dir))
+    texts = ratings.read_texts(run_dir, results)
     groups: dict[str, dict[str, list[str]]] = {}
     for key, text in sorted(texts.items()):
         groups.setdefault(text.prompt, {}).setdefault(text.model, []).append(key)
@@ -55,8 +54,7 @@ def write_sheet(run_dir: Path, count: int = 40, seed: int = 0) -> Path:
     failed = tuple(sample.key for sample in samples if sample.error is not None)
     items = {str(n): sample for n, sample in enumerate((s for s in samples if s.error is None), 1)}
     design = Design(seed, tuple(order), len(drawn), corrected.chances(strata, drawn), failed)
-    keys = {number: sample.key for number, sample in items.items()}
-    store.write_json(run_dir / KEY, LabelKey(keys, design))
+    store.write_json(run_dir / KEY, LabelKey({number: s.key for number, s in items.items()}, design))
     # The byte order mark tells spreadsheet programs that it is UTF-8.
     with (run_dir / SHEET).open("w", encoding="utf-8-sig", errors="replace", newline="") as file:
         rows = ((number, harmless(s.prompt), harmless(s.text), "") for number, s in items.items())
@@ -64,35 +62,24 @@ def write_sheet(run_dir: Path, count: int = 40, seed: int = 0) -> Path:
     return run_dir / SHEET
 
 
-def compared(run_dir: Path) -> list[Result]:
-    """The results that the run compares, on the prompts that all of them have."""
-    results = comparison.comparable(run_dir)[0]
-    shared = set[str].intersection(*(set(r.per_prompt) for r in results)) if results else set[str]()
-    return [replace(r, per_prompt={p: r.per_prompt[p] for p in sorted(shared)}) for r in results]
+def harmless(cell: str) -> str:
+    """The cell with an apostrophe in front if a spreadsheet could take it for a formula."""
+    return f"'{cell}" if cell.startswith(FORMULA) else cell
 
 
-def planned_widths(run_dir: Path) -> tuple[float, dict[int, float]]:
+def planned_widths(results: Sequence[Result]) -> tuple[float, dict[int, float]]:
     """What ratings will buy: number of ratings -> half the interval to expect of a difference of two models.
 
     The first value is the readers' deviation, taken from the score's (median over pairs); their correlation
     is ``ASSUMED``. {} for fewer than two models or too few prompts.
     """
-    results = compared(run_dir)
-    columns = [
-        sorted_array(a.per_prompt[p] - b.per_prompt[p] for p in a.per_prompt)
-        for a, b in combinations(results, 2)
-    ]
-    n = len(columns[0]) if columns else 0
+    n = len(results[0].per_prompt) if len(results) > 1 else 0
     if n < corrected.LEAST:
         return 0.0, {}
-    sd = median(mean_sd(x)[1] or 0.0 for x in columns)
+    pairs = [(a.per_prompt, b.per_prompt) for a, b in combinations(results, 2)]
+    sd = median(stdev(a[prompt] - b[prompt] for prompt in a) for a, b in pairs)
     steps = [*(step for step in (6, 10, 20, 40, 80, 160, 320) if step < n), n]
     return sd, {k * len(results): corrected.half_width(sd, k, n, ASSUMED) for k in steps}
-
-
-def harmless(cell: str) -> str:
-    """The cell with an apostrophe in front if a spreadsheet could take it for a formula."""
-    return f"'{cell}" if cell.startswith(FORMULA) else cell
 
 
 def read_sheet(run_dir: Path, path: Path) -> Labels:
@@ -112,12 +99,14 @@ def read_sheet(run_dir: Path, path: Path) -> Labels:
         for row in sheet:
             item, score, where = row["item"].strip(), row["score"].strip(), f"{path.name}, line {line + 1}"
             line = sheet.line_num  # a text may run over several lines
-            if score and (item not in items or item in found):
+            if not score:
+                continue
+            if item not in items or item in found:
                 raise LabError(f"{where}: item {item!r} is not in {KEY}, or is there twice.")
-            if score and not (_RATING.fullmatch(score) and 1 <= float(score.replace(",", ".")) <= 10):
+            rating = float(score.replace(",", ".")) if _RATING.fullmatch(score) else 0.0
+            if not 1 <= rating <= 10:
                 raise LabError(f"{where}: the score {score!r} of item {item} is no number from 1 to 10.")
-            if score:
-                found[item] = float(score.replace(",", "."))
+            found[item] = rating
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise LabError(f"The sheet {path.name} cannot be read ({error}): save it as CSV in UTF-8.") from None
     if not found:
@@ -138,32 +127,31 @@ def add_judge(run_dir: Path, model: str) -> Labels:
     return _add(run_dir, f"judge {loaded.spec.alias}", {n: s for n, s in scores.items() if s is not None})
 
 
-def agreement(run_dir: Path) -> tuple[Estimate, ...]:
-    """Krippendorff's alpha between people, and between their mean, the rubric and each judge, pair by pair.
-
-    "readers" are those whose ratings ship with the default run's texts. ``n`` counts the texts that both have
-    rated. () without labels.
-    """
-    rated = ratings.read_ratings(run_dir)
-    texts = ratings.read_texts(run_dir, compared(run_dir))
-    readers = ratings.shipped(texts)[0]
-    if not rated and not readers:
-        return ()
-    people = [by for rater, by in rated.items() if rater.startswith(PERSON)]
-    keys = dict.fromkeys(key for by in (*rated.values(), readers) for key in by)
-    each = {key: [by[key] for by in people if key in by] for key in keys}
-    raters = {"people": {key: fmean(found) for key, found in each.items() if found}} if people else {}
-    raters |= {"readers": readers} if readers else {}
-    raters[PRIMARY] = {key: texts[key].score for key in keys if key in texts}
-    raters |= {rater: by for rater, by in rated.items() if not rater.startswith(PERSON)}
-    found = [krippendorff(each.values(), "people")] if len(people) > 1 else []
-    for (one, first), (other, second) in combinations(raters.items(), 2):
-        found.append(krippendorff([(first.get(k), second.get(k)) for k in keys], f"{one} and {other}"))
-    return tuple(found)
-
-
 def _add(run_dir: Path, rater: str, rated: dict[str, float]) -> Labels:
     path = run_dir / LABELS
     old = store.read_json(path, Labels).ratings if path.exists() else {}
     store.write_json(path, labels := Labels({**old, rater: rated}))
     return labels
+
+
+def agreement(run_dir: Path, results: Sequence[Result]) -> tuple[Estimate, ...]:
+    """Krippendorff's alpha between people, and between their mean, the rubric and each other rater, in pairs.
+
+    "readers" are those whose ratings ship with the default run's texts. ``n`` counts the texts that both have
+    rated. () without ratings.
+    """
+    texts = ratings.read_texts(run_dir, results)
+    raters, (readers, _) = ratings.read_ratings(run_dir), ratings.shipped(texts)
+    people = [by for who, by in raters.items() if who.startswith(PERSON)]
+    others = {who: by for who, by in raters.items() if not who.startswith(PERSON)}
+    others |= {"readers": readers} if readers else {}
+    if not people and not others:
+        return ()
+    keys = dict.fromkeys(key for by in (*people, *others.values()) for key in by)
+    each = {key: [by[key] for by in people if key in by] for key in keys}
+    sides = {"people": {key: fmean(given) for key, given in each.items() if given}} if people else {}
+    sides |= {PRIMARY: {key: texts[key].score for key in keys if key in texts}} | others
+    found = [krippendorff(each.values(), "people")] if len(people) > 1 else []
+    for (one, first), (other, second) in combinations(sides.items(), 2):
+        found.append(krippendorff([(first.get(k), second.get(k)) for k in keys], f"{one} and {other}"))
+    return tuple(found)

@@ -5,8 +5,9 @@ Few prompts of a type say little: their means are shrunk towards what all types 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,8 @@ import numpy as np
 from nbhelpers import store
 from nbhelpers.comparison import compare as comparison
 from nbhelpers.records import CONTENT_TYPES, SCHEMA_VERSION, Estimate, LabError, Record, Result, Score
-from nbhelpers.stats.estimate import Array
+from nbhelpers.stats import paired
+from nbhelpers.stats.estimate import Array, estimate
 
 COST = "cost/usd_per_request"
 Basis = Literal["better", "tied", "cannot tell", "only model", "no data"]
@@ -61,7 +63,6 @@ def assemble(run_dir: Path, margin: float = comparison.MARGIN) -> RoutingReport:
     """
     results, excluded, notes = comparison.comparable(run_dir)
     overall = comparison.compare(results, excluded, margin, notes)
-    results = [r for r in results if r.model in overall.ranking]
     rows = (row for r in results for row in store.read_rows(run_dir / r.slug / "scores.jsonl", Score))
     types = {row.prompt_id: row.content_type for row in rows}
     if unknown := [prompt for prompt in overall.prompts if prompt not in types]:
@@ -109,41 +110,40 @@ def route(
 
     The model with the highest expected score leads (``expected``; without it the highest mean), unless the
     type's own prompts show another to be better (paired, Holm over the pairs of this type). Cost decides only
-    between the leader and those tied with it: on this type or, where it cannot tell, overall (``tied``). The
-    cheapest of them is taken, the fastest where a cost is missing.
+    between the leader and those tied with it: on this type or, where it cannot tell, overall (``tied``).
     """
     if len(prompts) < 2 or not results:
         lack = "a difference needs at least 2 prompts" if results else "no model could be compared on quality"
         reason = f"{content_type}: {lack}, the run has {len(prompts)} of this type."
         return Route(content_type, None, "no data", len(prompts), {}, (), None, reason)
-    part = [replace(r, per_prompt={prompt: r.per_prompt[prompt] for prompt in prompts}) for r in results]
-    found = comparison.compare(part, {}, margin)
-    leader = first = next(iter(found.ranking))
-    if expected:
-        leader = max(found.ranking, key=lambda model: expected[model])
-    if any((p.b, p.verdict) == (leader, "better") for p in found.pairs):
+    scores = {r.model: {prompt: r.per_prompt[prompt] for prompt in prompts} for r in results}
+    means = {model: estimate(own.values(), results[0].primary) for model, own in scores.items()}
+    quality = dict(sorted(means.items(), key=lambda pair: -(pair[1].mean or 0.0)))
+    pairs = paired.compare_all({model: scores[model] for model in quality}, margin)
+    first = next(iter(quality))
+    leader = max(quality, key=expected.__getitem__) if expected else first
+    if any((p.b, p.verdict) == (leader, "better") for p in pairs):
         leader = first
-    rivals = {p.b if p.a == leader else p.a: p for p in found.pairs if leader in (p.a, p.b)}
+    rivals = {p.b if p.a == leader else p.a: p for p in pairs if leader in (p.a, p.b)}
     still_open = {m: p for m, p in rivals.items() if p.verdict in ("tied", "cannot tell")}
     equal = [m for m, p in still_open.items() if p.verdict == "tied" or {m, leader} in tied]
-    unclear = [p for m, p in still_open.items() if m not in equal]
+    unclear = {m: p for m, p in still_open.items() if m not in equal}
     candidates = (leader, *equal)
-    kept = [result for name in candidates for result in results if result.model == name]
-    if all(COST in result.metrics for result in kept):
-        best = min(kept, key=lambda result: result.metrics[COST])
-        why = f"cheapest is {best.model}, {best.metrics[COST]:.2g} USD a request"
-    else:
-        best, speed = max(kept, key=comparison.words_per_s), max(map(comparison.words_per_s, kept))
-        why = f"fastest is {best.model}, {speed:,.0f} words a second, a cost is missing"
-    basis: Basis = "better" if rivals else "only model"
-    reason = f"{content_type}: {found.pick_reason}"
-    if still_open:
-        shown = still_open.get(best.model) or (unclear or list(still_open.values()))[0]
-        reason = f"{content_type}: {comparison.verdict_sentence(shown).removesuffix('.')}"
-        basis = "cannot tell" if unclear else "tied"
-        if unclear:
-            reason += f"; {leader} is expected to write best"
-        reason += f"; of {', '.join(candidates)} the {why}." if equal else "."
-    needed = [pair.prompts_needed or 0 for pair in unclear]  # 0: no number of prompts would settle it
+    best = min((r for r in results if r.model in candidates), key=_price).model
+    basis: Basis = "cannot tell" if unclear else "tied" if equal else "better" if rivals else "only model"
+    reason = f"{content_type}: {leader} is {'expected to write best' if rivals else 'the only model'}"
+    if rivals:
+        shown = next(iter(unclear.values() or still_open.values() or rivals.values()))
+        reason += f"; {comparison.verdict_sentence(shown).removesuffix('.')}"
+    if equal:
+        reason += f"; of {', '.join(candidates)}, tied here or overall, the cheapest is {best}"
+    needed = [
+        pair.prompts_needed or 0 for pair in unclear.values()
+    ]  # 0: no number of prompts would settle it
     most = max(needed) if needed and all(needed) else None
-    return Route(content_type, best.model, basis, len(prompts), found.ranking, candidates, most, reason)
+    return Route(content_type, best, basis, len(prompts), quality, candidates, most, f"{reason}.")
+
+
+def _price(result: Result) -> tuple[float, float]:
+    """Lowest for the cheapest; the fastest of those with one cost or without."""
+    return result.metrics.get(COST, math.inf), -comparison.words_per_s(result)

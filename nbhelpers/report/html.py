@@ -40,7 +40,7 @@ def write_report(run_dir: Path) -> Path:
         report = comparison.assemble(run_dir)
     raters: Sequence[Estimate] | str
     try:
-        raters = labels.agreement(run_dir)
+        raters = labels.agreement(run_dir, comparison.comparable(run_dir)[0])
     except LabError as error:
         raters = str(error)
     order = {model: place for place, model in enumerate((*report.ranking, *report.excluded))}
@@ -107,8 +107,6 @@ def _pictures(results: Sequence[Result], report: ComparisonReport) -> dict[str, 
         figures = {"ranking": plots.ranking(report), "speed": plots.quality_speed_memory(results, report)}
     if any(pair.difference is not None for pair in report.verdicts):
         figures["pairs"] = plots.pair_differences(report)
-    if report.size_slope is not None:
-        figures["size"] = plots.size_quality(results, report)
     for name, figure in figures.items():
         data = io.BytesIO()
         figure.savefig(data, format="svg", metadata={"Date": None})
@@ -150,10 +148,18 @@ def _write(path: Path, template: str, **values: Any) -> Path:
     files = FileSystemLoader(Path(__file__).parent / "templates")
     pages = Environment(loader=files, autoescape=True, finalize=clean, undefined=StrictUndefined)
     pages.trim_blocks = pages.lstrip_blocks = True
-    for function in (plots.counted, comparison.spec_of, comparison.verdict_sentence):
+    for function in (counted, comparison.spec_of, comparison.verdict_sentence):
         pages.filters[function.__name__] = function
     page = pages.get_template(template).render(values, mark=MARK, three=three, dollars=dollars)
     return store.write_text(path, [page])
+
+
+def counted(number: float) -> str:
+    """A count in three digits: 495k, 4.98M, 1.1B."""
+    for factor, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= 0.9995 * factor:
+            return f"{number / factor:.3g}{letter}"
+    return f"{number:.3g}"
 
 
 def three(number: float | None) -> str:

@@ -12,7 +12,7 @@ from made_runs import make_result, make_sample, write_info, write_model
 from typer.testing import CliRunner
 
 from nbhelpers import cli, store
-from nbhelpers.comparison import labels
+from nbhelpers.comparison import compare, labels
 from nbhelpers.records import LabError
 from nbhelpers.report import html as report
 from nbhelpers.stats.estimate import krippendorff
@@ -41,6 +41,10 @@ def text(model: str, i: int) -> str:
     )
 
 
+def compared(run: Path) -> list:
+    return compare.comparable(run)[0]
+
+
 def sheet(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         return list(csv.DictReader(file))
@@ -67,7 +71,7 @@ def truth(run: Path) -> dict[str, int]:
 
 
 def test_the_sheet_is_blind_and_shuffled(run: Path) -> None:
-    path = labels.write_sheet(run)
+    path = labels.write_sheet(run, compared(run))
     rows = sheet(path)
     assert [row["item"] for row in rows] == [str(n) for n in range(1, 13)]
     assert set(rows[0]) == {"item", "prompt", "text", "score"} and not any(row["score"] for row in rows)
@@ -84,7 +88,7 @@ def truth_keys(run: Path) -> list[str]:
 
 
 def test_no_cell_can_be_taken_for_a_formula(run: Path) -> None:
-    rows = sheet(labels.write_sheet(run))
+    rows = sheet(labels.write_sheet(run, compared(run)))
     assert sum(row["text"] in {f"'{hostile}" for hostile in HOSTILE} for row in rows) == len(HOSTILE)
     assert not any(cell and cell[0] in "=+-@\t\r\n＝＋－＠" for row in rows for cell in row.values())
 
@@ -93,7 +97,7 @@ def test_whole_prompts_are_drawn_in_an_order_that_the_key_records(run: Path) -> 
     def chosen(count: int, seed: int) -> labels.LabelKey:
         for name in ("labels.csv", "labels_key.json"):
             (run / name).unlink(missing_ok=True)
-        labels.write_sheet(run, count, seed)
+        labels.write_sheet(run, compared(run), count, seed)
         return store.read_json(run / "labels_key.json", labels.LabelKey)
 
     assert chosen(12, 1) == chosen(12, 1) != chosen(12, 2)
@@ -106,21 +110,21 @@ def test_whole_prompts_are_drawn_in_an_order_that_the_key_records(run: Path) -> 
 
 
 def test_a_sheet_is_never_overwritten_and_a_run_without_texts_has_none(run: Path, tmp_path: Path) -> None:
-    labels.write_sheet(run)
+    labels.write_sheet(run, compared(run))
     before = (run / "labels.csv").read_bytes()
     with pytest.raises(LabError, match=r"has labels\.csv already"):
-        labels.write_sheet(run, seed=1)
+        labels.write_sheet(run, compared(run), seed=1)
     assert (run / "labels.csv").read_bytes() == before
     write_info(tmp_path / "empty", ())
     with pytest.raises(LabError, match="no texts of the same prompts"):
-        labels.write_sheet(tmp_path / "empty")
+        labels.write_sheet(tmp_path / "empty", compared(tmp_path / "empty"))
 
 
 # ---- reading it back -----------------------------------------------------------------------------------
 
 
 def test_filled_in_sheets_are_kept_by_rater(run: Path) -> None:
-    labels.write_sheet(run)
+    labels.write_sheet(run, compared(run))
     labels.read_sheet(run, fill(run, "anna", {"1": "7", "3": " 2.5 "}))
     labels.read_sheet(run, fill(run, "bo", {"2": "7,5"}, delimiter=";"))
     found = labels.read_sheet(run, fill(run, "anna", {"1": "8"}))
@@ -130,7 +134,7 @@ def test_filled_in_sheets_are_kept_by_rater(run: Path) -> None:
 
 @pytest.mark.parametrize("wrong", ["0", "11", "ten", "nan", "-3", "1e1", "5/10", "0.99"])
 def test_a_wrong_score_is_refused_with_its_line(run: Path, wrong: str) -> None:
-    labels.write_sheet(run)
+    labels.write_sheet(run, compared(run))
     last = str(len(sheet(run / "labels.csv")))
     path = fill(run, "anna", {"1": "5", last: wrong})
     lines = path.read_bytes().decode().split("\n")
@@ -156,7 +160,7 @@ def test_a_wrong_score_is_refused_with_its_line(run: Path, wrong: str) -> None:
     ],
 )
 def test_a_broken_sheet_is_refused_in_one_sentence(run: Path, content: str | bytes, message: str) -> None:
-    labels.write_sheet(run)
+    labels.write_sheet(run, compared(run))
     path = run / "mine.csv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(LabError, match=message):
@@ -166,7 +170,7 @@ def test_a_broken_sheet_is_refused_in_one_sentence(run: Path, content: str | byt
 def test_reading_needs_a_sheet_of_this_run_and_a_file(run: Path) -> None:
     with pytest.raises(LabError, match="write the sheet first"):
         labels.read_sheet(run, run / "labels.csv")
-    labels.write_sheet(run)
+    labels.write_sheet(run, compared(run))
     with pytest.raises(LabError, match=r"nowhere\.csv cannot be read"):
         labels.read_sheet(run, run / "nowhere.csv")
 
@@ -175,20 +179,20 @@ def test_reading_needs_a_sheet_of_this_run_and_a_file(run: Path) -> None:
 
 
 def test_no_labels_no_agreement(run: Path) -> None:
-    assert labels.agreement(run) == ()
-    labels.write_sheet(run)
-    assert labels.agreement(run) == ()
+    assert labels.agreement(run, compared(run)) == ()
+    labels.write_sheet(run, compared(run))
+    assert labels.agreement(run, compared(run)) == ()
 
 
 def test_a_person_who_rates_as_the_rubric_agrees_with_it_fully(run: Path) -> None:
-    labels.write_sheet(run)
+    labels.write_sheet(run, compared(run))
     labels.read_sheet(run, fill(run, "anna", {item: str(float(n)) for item, n in truth(run).items()}))
-    (found,) = labels.agreement(run)
+    (found,) = labels.agreement(run, compared(run))
     assert (found.name, found.n) == ("people and lab_v2", 12) and found.mean == pytest.approx(1.0)
 
 
 def test_agreement_between_people_and_with_the_rubric_pair_by_pair(run: Path) -> None:
-    labels.write_sheet(run)
+    labels.write_sheet(run, compared(run))
     numbers = truth(run)
     anna = {item: n + (3.0 if int(item) % 2 else 0.0) for item, n in numbers.items()}
     bo = {item: float(n) for item, n in numbers.items() if int(item) > 4}
@@ -198,7 +202,7 @@ def test_agreement_between_people_and_with_the_rubric_pair_by_pair(run: Path) ->
     store.write_json(
         run / "labels.json", labels.Labels({**read(run).ratings, "judge m": judged, "judge n": {}})
     )
-    found = {estimate.name: estimate for estimate in labels.agreement(run)}
+    found = {estimate.name: estimate for estimate in labels.agreement(run, compared(run))}
     assert list(found) == [
         "people",
         "people and lab_v2",
@@ -226,10 +230,10 @@ def read(run: Path) -> labels.Labels:
 
 def test_the_report_shows_the_agreement_or_why_not(run: Path) -> None:
     assert "Rubric against readers" not in report.write_report(run).read_text()
-    labels.write_sheet(run)
+    labels.write_sheet(run, compared(run))
     rated = fill(run, "anna", {i: str(n + int(i) % 2) for i, n in truth(run).items()})
     labels.read_sheet(run, rated)
-    (found,) = labels.agreement(run)
+    (found,) = labels.agreement(run, compared(run))
     page = " ".join(report.write_report(run).read_text().split())
     assert f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]" in page
     assert "people and lab_v2" in page and "Rubric against readers" in page

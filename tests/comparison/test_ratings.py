@@ -47,8 +47,12 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
+def compared(run: Path) -> list:
+    return comparison.comparable(run)[0]
+
+
 def draw(run: Path, count: int = 20) -> labels.LabelKey:
-    labels.write_sheet(run, count)
+    labels.write_sheet(run, compared(run), count)
     return store.read_json(run / "labels_key.json", labels.LabelKey)
 
 
@@ -99,7 +103,7 @@ def test_report_and_command_say_what_the_verdict_rests_on(run: Path) -> None:
 
 
 def test_planned_widths_shrink_with_the_ratings(run: Path) -> None:
-    sd, widths = labels.planned_widths(run)
+    sd, widths = labels.planned_widths(compared(run))
     by_score = [score("lab-gpt2", p) - score("lab-llama", p) for p in PROMPTS]
     assert list(widths) == [12, 20, 28] and sd == pytest.approx(stdev(by_score))
     assert list(widths.values()) == sorted(widths.values(), reverse=True)
@@ -144,14 +148,14 @@ def test_what_is_no_random_sample_is_refused_in_a_sentence(run: Path, kind: str)
     if kind == "a gap":
         rate(run, "anna", range(1, 9))
         rate(run, "bo", range(11, 21))
-        said = "nobody has rated all of the items 9, 10, and later ones are rated"
+        said = "every text of the prompt "
     elif kind == "split prompts":
         rate(run, "anna", range(1, 21, 2))
         rate(run, "bo", range(2, 21, 2))
-        said = "nobody has rated all of the items 1, 2, and later ones are rated"
+        said = "every text of the prompt "
     elif kind == "too few":
         rate(run, "anna", range(1, 11))
-        said = "5 prompts are rated with every model's text; it takes 6"
+        said = "5 prompts are rated with every model's text, of 6"
     else:
         rate(run, "anna", range(1, 21))
         design = None
@@ -211,8 +215,8 @@ def test_texts_that_ship_with_ratings_are_found_by_their_hash(run: Path, data: P
     found = comparison.assemble(run)
     assert (found.basis, found.pick) == ("corrected by 16 ratings", "lab-llama")
     assert found.corrected[0].rated == 8
-    (alpha,) = labels.agreement(run)
-    assert (alpha.name, alpha.n) == ("readers and lab_v2", 16)
+    (alpha,) = labels.agreement(run, compared(run))
+    assert (alpha.name, alpha.n) == ("lab_v2 and readers", 16)
     comparison.compare_run(run)
     page = " ".join(report.write_report(run).read_text().split())
     assert "Rubric against readers" in page and "Decided corrected by 16 ratings." in page
@@ -234,8 +238,8 @@ def test_a_sheet_of_the_run_goes_before_what_ships(run: Path, data: Path) -> Non
     draw(run)
     rate(run, "anna", range(1, 13))
     assert comparison.assemble(run).basis == "corrected by 12 ratings"
-    names = [alpha.name for alpha in labels.agreement(run)]
-    assert names == ["people and readers", "people and lab_v2", "readers and lab_v2"]
+    names = [alpha.name for alpha in labels.agreement(run, compared(run))]
+    assert names == ["people and lab_v2", "people and readers", "lab_v2 and readers"]
 
 
 def test_the_digest_is_that_of_prompt_and_text() -> None:

@@ -158,7 +158,7 @@ def test_the_page_needs_nothing_but_itself(page: Page):
     assert "http:" not in page.html and "https:" not in page.html
     assert "url(" not in page.html and "@import" not in page.html
     sources = [image["src"] or "" for image in page.all("img")]
-    assert len(sources) == 4
+    assert len(sources) == 3
     for source in sources:
         head, _, data = source.partition(",")
         assert head == "data:image/svg+xml;base64" and b"</svg>" in base64.b64decode(data)
@@ -362,6 +362,14 @@ def test_a_page_that_is_not_ours_is_not_overwritten(tmp_path: Path):
 
 
 # ---- figures as text -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [(0.2, "0.2"), (7, "7"), (494_976, "495k"), (999_900, "1M"), (4_983_552, "4.98M"), (1.1e9, "1.1B")],
+)
+def test_counts_are_short(number, shown):
+    assert report.counted(number) == shown
 
 
 @pytest.mark.parametrize(
