@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -33,13 +34,12 @@ def test_registered_numbers_are_those_of_the_architecture(spec):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    settings = registry.shape_config(spec)
-    config = AutoConfig.for_model(**settings)
+    config = AutoConfig.for_model(**registry.shape_config(spec))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     assert spec.parameters == sum(p.numel() for p in model.parameters())
     assert spec.family == config.model_type
-    assert spec.context == checkpoints.context_of(settings)
+    assert spec.context == checkpoints.context_of(config)
     assert spec.layers == config.num_hidden_layers
     heads = config.num_attention_heads
     assert spec.kv_heads == getattr(config, "num_key_value_heads", heads)
@@ -76,17 +76,6 @@ def test_names_that_resolve(folder):
     local = inspect(registry.resolve(str(folder)))
     assert (local.kind, local.alias, local.family, local.context) == ("local", "tiny", "gpt2", 16)
     assert (local.layers, local.kv_heads, local.head_dim) == (2, 2, 4)
-
-
-def test_a_nested_configuration_is_described_as_its_text_model_is(folder):
-    flat = inspect(registry.resolve(str(folder)))
-    config = json.loads((folder / "config.json").read_text())
-    nested = {name: config.pop(name) for name in ("n_layer", "n_head", "n_embd", "n_positions")}
-    (folder / "config.json").write_text(json.dumps(config | {"text_config": nested}))
-    assert inspect(registry.resolve(str(folder))) == flat
-    edit_json(folder / "config.json", text_config=nested | {"num_key_value_heads": 1, "head_dim": 16})
-    grouped = inspect(registry.resolve(str(folder)))
-    assert (grouped.layers, grouped.kv_heads, grouped.head_dim, grouped.context) == (2, 1, 16, 16)
 
 
 @pytest.mark.parametrize(
@@ -162,10 +151,13 @@ def _cut(folder):
         (_pickle_only, r"pytorch_model.bin.*any code.*save_pretrained"),
         (_cut, "not a complete safetensors"),
         (lambda f: (f / "model.safetensors").write_text("version https://git-lfs"), "not a complete"),
-        (lambda f: edit_json(f / "config.json", auto_map={"AutoConfig": "x.Y"}), "Python code"),
+        (
+            lambda f: edit_json(f / "config.json", auto_map={"AutoConfig": "x.Y"}),
+            "run code from a repository",
+        ),
         (
             lambda f: edit_json(f / "tokenizer_config.json", auto_map={"AutoTokenizer": ["x.Y"]}),
-            "Python code",
+            "run code from a repository",
         ),
     ],
 )
@@ -186,7 +178,6 @@ def test_a_chat_template_makes_an_unregistered_model_a_chat_model(folder):
 @pytest.mark.parametrize(
     ("config", "tokenizer_limit", "context"),
     [
-        ({"n_positions": 1024}, 99, 1024),
         ({"max_position_embeddings": 2048}, None, 2048),
         ({"seq_length": 4096}, None, 4096),
         ({}, 512, 512),
@@ -195,7 +186,7 @@ def test_a_chat_template_makes_an_unregistered_model_a_chat_model(folder):
     ],
 )
 def test_the_context_comes_from_the_first_file_that_names_a_sane_one(config, tokenizer_limit, context):
-    assert checkpoints.context_of(config, tokenizer_limit) == context
+    assert checkpoints.context_of(SimpleNamespace(**config), tokenizer_limit) == context
 
 
 def test_the_benchmark_prompts_are_the_default():

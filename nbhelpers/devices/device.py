@@ -8,7 +8,7 @@ import platform
 import re
 import sys
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from nbhelpers import records, store
 from nbhelpers.records import LabError, ModelRun, Record
 
 LIBRARIES = ("torch", "transformers", "numpy", "scipy", "mlflow", "papermill")
-FIDELITY = 0.01  # most by which a faithful dtype changes float32's perplexity on held-out text
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class DeviceReport(Record):
     dtype_reason: str
     versions: dict[str, str]
     platform: str
-    dtype_trials: tuple[DtypeTrial, ...] = ()  # float32 first; empty: not measured
+    dtype_trials: tuple[DtypeTrial, ...] = ()  # float32 first; empty: not measured (notebook 01 does)
     dtype_asked: bool = False  # by the user: then no trial decides
     schema_version: int = records.SCHEMA_VERSION
 
@@ -70,9 +69,7 @@ def detect(device: str = "auto", dtype: str = "auto") -> DeviceReport:
     """Look at the machine. Raises LabError when the device or dtype asked for is not there."""
     device = pick_device(available_devices(), device)
     dtypes, (total, free) = supported_dtypes(device), memory(device)
-    # Older NVIDIA cards emulate bfloat16: it runs, slowly.
-    native = device != "cuda" or _backend(device).is_bf16_supported(including_emulation=False)
-    chosen = pick_dtype(device, dtypes, dtype, native)
+    chosen = pick_dtype(device, dtypes, dtype)
     place, system = (device, _name(device), usable_cores()), f"{platform.system()} {platform.machine()}"
     return DeviceReport(*place, total, free, dtypes, *chosen, versions(), system, dtype_asked=dtype != "auto")
 
@@ -90,11 +87,13 @@ def pick_device(available: tuple[str, ...], wanted: str = "auto") -> str:
 
 
 def supported_dtypes(device: str) -> tuple[str, ...]:
-    """The dtypes in which the device really runs a matrix product and a normalisation."""
+    """The dtypes in which the device itself runs a matrix product and a normalisation."""
     import torch
 
     running = []
     for dtype in records.DTYPES:
+        if (device, dtype) == ("cuda", "bfloat16") and not torch.cuda.is_bf16_supported(False):
+            continue  # older cards emulate it, slowly
         with suppress(RuntimeError, TypeError):
             x = torch.eye(4, dtype=getattr(torch, dtype), device=device)
             if torch.nn.functional.layer_norm(x @ x, (4,)).isfinite().all():
@@ -102,34 +101,18 @@ def supported_dtypes(device: str) -> tuple[str, ...]:
     return tuple(running)
 
 
-def pick_dtype(
-    device: str, supported: tuple[str, ...], wanted: str = "auto", native_bfloat16: bool = True
-) -> tuple[str, str]:
+def pick_dtype(device: str, supported: tuple[str, ...], wanted: str = "auto") -> tuple[str, str]:
     """The dtype to load weights in, and why. Raises LabError when the one wanted does not run."""
     wanted = records.SHORT_DTYPES.get(wanted, wanted)
     if wanted in supported:
         return wanted, "asked for"
     if wanted != "auto":
         raise LabError(f"The dtype {wanted!r} does not run on {device}: use {', '.join(supported)}.")
-    if device == "cpu":
-        return "float32", "fidelity first: CPUs compute in float32, and many emulate the half formats slowly"
-    if device != "mps" and "bfloat16" in supported and native_bfloat16:
-        return "bfloat16", "half the bytes of float32 with the same range, run natively"
-    if "float16" in supported:
-        return "float16", "half the bytes of float32, run natively"
-    return "float32", "no half format runs here"
-
-
-def with_trials(report: DeviceReport, trials: tuple[DtypeTrial, ...]) -> DeviceReport:
-    """The report with these trials and, unless the user asked for one, the fastest dtype that is faithful."""
-    report = replace(report, dtype_trials=trials)
-    faithful = [t for t in trials if t.perplexity_ratio and abs(t.perplexity_ratio - 1) <= FIDELITY]
-    if not faithful or report.dtype_asked:
-        return report
-    best = max(faithful, key=lambda trial: trial.speed_ratio)
-    speed, surprise = f"{best.speed_ratio:.2f} times", f"{best.perplexity_ratio:.4f} times"
-    reason = f"measured: {speed} the speed of float32 in a batch, {surprise} its perplexity"
-    return replace(report, dtype=best.dtype, dtype_reason=reason)
+    halves = ("float16",) if device == "mps" else () if device == "cpu" else ("bfloat16", "float16")
+    for half in halves:
+        if half in supported:
+            return half, "half the bytes of float32, run natively"
+    return "float32", "fidelity first, and many CPUs emulate the half formats, slowly"
 
 
 def read_report(run: ModelRun) -> DeviceReport:
@@ -137,16 +120,14 @@ def read_report(run: ModelRun) -> DeviceReport:
 
 
 def make_report(run: ModelRun) -> DeviceReport:
-    """device.json: the one there if it still holds, else a new one that keeps its trials."""
+    """device.json: the one there if it answers what is asked, else a new one."""
     path, asked = run.folder / "device.json", run.settings
     dtype = records.SHORT_DTYPES.get(asked.dtype, asked.dtype)
-    old = read_report(run) if path.exists() else None
-    holds = old and (old.dtype_asked, old.versions) == (dtype != "auto", versions())
-    if old and holds and dtype in ("auto", old.dtype) and asked.device in ("auto", old.device):
-        return old
-    report = detect(asked.device, dtype)
-    report = with_trials(report, old.dtype_trials if old and old.device == report.device else ())
-    store.write_json(path, report)
+    if path.exists():
+        old = read_report(run)
+        if dtype == (old.dtype if old.dtype_asked else "auto") and asked.device in ("auto", old.device):
+            return old
+    store.write_json(path, report := detect(asked.device, dtype))
     return report
 
 
@@ -183,7 +164,6 @@ def container_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
 
 
 def free_memory(device: str) -> int:
-    """Bytes that can still be allocated on the device."""
     return memory(device)[1]
 
 
@@ -217,6 +197,5 @@ def synchronize(device: str) -> None:
 
 
 def empty_cache(device: str) -> None:
-    """Hand unused blocks of the device's allocator back to the driver."""
     if device != "cpu":
         _backend(device).empty_cache()

@@ -19,25 +19,17 @@ MOST_DRIFT = 0.10  # change of the time that a fixed work takes, from before a p
 NOISE_FILE = "noise.jsonl"
 
 Times = tuple[float, float, float]  # wall, all cores' busy time, this process's share of it; seconds
+# For each processor package or card: joules from some start, and where they begin again (0: not known).
+Counters = tuple[tuple[float, ...], ...]
 
 
-@dataclass(frozen=True)
-class Reading:
-    """The energy counters at one moment; without counters, ``joules`` is empty and ``reason`` says why."""
-
-    source: str = ""  # "RAPL" or "NVML"
-    joules: tuple[float, ...] = ()  # one counter for each processor package or card, from an arbitrary start
-    range_j: tuple[float, ...] = ()  # where each counter starts again from zero; 0: not known
-    reason: str | None = None
-
-
-def read_energy(device: str = "cpu", powercap: Path = Path("/sys/class/powercap")) -> Reading:
-    """The energy counters behind a device now; what cannot be read is a reason.
+def read_energy(device: str = "cpu", powercap: Path = Path("/sys/class/powercap")) -> Counters:
+    """The energy counters behind a device now; none where they cannot be read, as often only root may.
 
     RAPL (docs.kernel.org/power/powercap/powercap.html) covers whole processor packages, idle power included,
-    but no memory modules; NVML PyTorch's first card, from Volta on, since its driver was loaded.
+    but no memory modules; NVML PyTorch's first card, from Volta on.
     """
-    try:
+    with suppress(Exception):  # no nvidia-ml-py; no right to read; NVML's errors have no common base
         if device == "cuda":
             import pynvml
             import torch
@@ -45,29 +37,22 @@ def read_energy(device: str = "cpu", powercap: Path = Path("/sys/class/powercap"
             pynvml.nvmlInit()
             # By name: CUDA_VISIBLE_DEVICES renumbers cards for torch and not for NVML.
             card = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
-            return Reading("NVML", (pynvml.nvmlDeviceGetTotalEnergyConsumption(card) / 1e3,), (0.0,))
-        if device != "cpu":
-            return Reading(reason=f"no energy counter is known for {device}")
-        # Zones inside a package, "psys" around it and intel-rapl-mmio count the same energy again.
-        zones = [zone for zone in sorted(powercap.glob("intel-rapl:*")) if zone.name.count(":") == 1]
-        zones = [zone for zone in zones if (zone / "name").read_text().startswith("package")]
-        if not zones:
-            return Reading(reason="this machine shows no energy counter of its processor (powercap)")
-        files = ("energy_uj", "max_energy_range_uj")
-        joules, ranges = (tuple(int((z / file).read_text()) / 1e6 for z in zones) for file in files)
-        return Reading("RAPL", joules, ranges)
-    except ImportError:
-        return Reading(reason="reading the card's energy counter needs the package nvidia-ml-py")
-    except Exception as error:  # since CVE-2020-8694 an administrator's; NVML's errors have no common base
-        return Reading(reason=f"the energy counter of {device} cannot be read ({error})")
+            return ((pynvml.nvmlDeviceGetTotalEnergyConsumption(card) / 1e3, 0.0),)
+        if device == "cpu":
+            # Zones inside a package, "psys" around it and intel-rapl-mmio count the same energy again.
+            zones = [zone for zone in sorted(powercap.glob("intel-rapl:*")) if zone.name.count(":") == 1]
+            zones = [zone for zone in zones if (zone / "name").read_text().startswith("package")]
+            files = ("energy_uj", "max_energy_range_uj")
+            return tuple(tuple(int((zone / file).read_text()) / 1e6 for file in files) for zone in zones)
+    return ()
 
 
-def spent_joules(before: Reading, after: Reading) -> float | None:
+def spent_joules(before: Counters, after: Counters) -> float | None:
     """Joules between two readings; None without a counter, or if one went back and has no known range."""
-    if not before.joules or (before.source, before.range_j) != (after.source, after.range_j):
+    if not before or len(before) != len(after):
         return None
-    counters = zip(before.joules, after.joules, before.range_j, strict=True)
-    steps = [last - first + (around if last < first else 0.0) for first, last, around in counters]
+    pairs = zip(before, after, strict=True)
+    steps = [last - first + (around if last < first else 0.0) for (first, around), (last, _) in pairs]
     return sum(steps) if min(steps) >= 0 else None
 
 
@@ -104,15 +89,11 @@ class Ledger:
         return self._share
 
 
-_OLDER = Record.__pydantic_config__ | {"extra": "ignore"}  # rows of older releases hold more
-
-
 @dataclass(frozen=True)
 class Moment(Record):
     """The machine before or after a pass."""
 
-    __pydantic_config__ = _OLDER
-
+    __pydantic_config__ = Record.__pydantic_config__ | {"extra": "ignore"}  # rows of older releases hold more
     spin_s: float | None  # time of a fixed piece of work: also throttling changes it
 
 
@@ -120,8 +101,7 @@ class Moment(Record):
 class NoisePass(Record):
     """A row of noise.jsonl: the conditions under which rows were made. Other work on a GPU is not seen."""
 
-    __pydantic_config__ = _OLDER
-
+    __pydantic_config__ = Moment.__pydantic_config__
     keys: tuple[str, ...]  # of the rows
     before: Moment
     after: Moment
@@ -132,17 +112,14 @@ class NoisePass(Record):
 @contextmanager
 def recorded(path: Path | None, keys: Sequence[str]) -> Iterator[None]:
     """Record the conditions under which the rows ``keys`` of the file ``path`` are made, if there are any."""
-    if path is None or not keys:
-        yield
-        return
-
-    start, before = cpu_times(), Moment(spin())
+    start, before = cpu_times(), Moment(spin() if keys else None)
     try:
         yield
     finally:
-        after = Moment(spin())
-        row = NoisePass(tuple(keys), before, after, other_load(start, cpu_times()))
-        store.append_row(path.with_name(NOISE_FILE), row)
+        if path and keys:
+            after = Moment(spin())
+            row = NoisePass(tuple(keys), before, after, other_load(start, cpu_times()))
+            store.append_row(path.with_name(NOISE_FILE), row)
 
 
 def passes(folder: Path, keys: Iterable[str]) -> list[NoisePass]:
@@ -164,17 +141,12 @@ def verdict(found: Sequence[NoisePass]) -> str:
 
 
 def metrics(found: Sequence[NoisePass]) -> dict[str, float]:
-    """The worst of the passes under ``noise/…``; empty without passes.
-
-    Clock drift is the change of the fixed work's time over a pass: +0.1 is 10% slower afterwards.
-    """
+    """The worst of the passes; empty without any. Clock drift: +0.1 is 10% slower after a pass."""
     if not found:
         return {}
     spins = ((p.before.spin_s, p.after.spin_s) for p in found)
-    return {
-        "noise/other_load": max(p.other_load for p in found),
-        "noise/clock_drift": max((b / a - 1 for a, b in spins if a and b), key=abs, default=0.0),
-    }
+    drift = max((b / a - 1 for a, b in spins if a and b), key=abs, default=0.0)
+    return {"noise/other_load": max(p.other_load for p in found), "noise/clock_drift": drift}
 
 
 def spin() -> float:
@@ -195,5 +167,4 @@ def cpu_times() -> Times:
 def other_load(first: Times, last: Times) -> float:
     """Share of all cores' time, 0..1, that other processes used between two readings (10 ms resolution)."""
     wall, busy, mine = (b - a for a, b in zip(first, last, strict=True))
-    cores = psutil.cpu_count() or 1
-    return min(1.0, max(0.0, (busy - mine) / (wall * cores))) if wall > 0 else 0.0
+    return min(1.0, max(0.0, (busy - mine) / (wall * (psutil.cpu_count() or 1)))) if wall > 0 else 0.0

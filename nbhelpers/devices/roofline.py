@@ -42,19 +42,16 @@ def measure(device: str = "cpu", dtype: str = "float32", seconds: float = 2.0) -
         devices.synchronize(device)
         return time.perf_counter()
 
-    def best(call: str, *shapes: tuple[int, ...]) -> float:  # disturbances only slow down
-        ones = [torch.ones(shape, dtype=getattr(torch, dtype), device=device) for shape in shapes]
-        timer = Timer(
-            call, timer=clock, globals={"a": ones[0], "b": ones[-1]}, num_threads=torch.get_num_threads()
-        )
+    def best(call: str, *shape: int) -> float:  # disturbances only slow down
+        a, b = (torch.ones(size, dtype=getattr(torch, dtype), device=device) for size in (shape, shape[1:]))
+        timer = Timer(call, timer=clock, globals={"a": a, "b": b}, num_threads=torch.get_num_threads())
         return min(timer.blocked_autorange(min_run_time=seconds / (len(SIZES) + 1)).times)
 
-    row = COLUMNS * DTYPES[dtype]
-    bandwidth = [size / best("a.mv(b)", (size // row, COLUMNS), (COLUMNS,)) for size in SIZES]
+    bandwidth = [size / best("a.mv(b)", size // (COLUMNS * DTYPES[dtype]), COLUMNS) for size in SIZES]
     # A smaller set can be read as fast as a larger one: a slower measurement of it is overhead.
     envelope = np.maximum.accumulate(bandwidth[::-1])[::-1]
     # A linear layer multiplies by a transposed matrix: CPUs may have no fast routine for the other layout.
-    rate = 2 * MATRIX**3 / best("a @ a.T", (MATRIX, MATRIX))
+    rate = 2 * MATRIX**3 / best("a @ a.T", MATRIX, MATRIX)
     return MachineSpeed(device, dtype, SIZES, tuple(envelope.tolist()), rate)
 
 
@@ -83,5 +80,5 @@ def bytes_per_step(model: Any) -> int:
     import torch
 
     tables = {module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)}
-    whole = tables & {getattr(model.get_output_embeddings(), "weight", None)}  # tied to the output layer
-    return sum(p.nbytes for p in model.parameters() if p not in tables - whole)
+    tables -= {getattr(model.get_output_embeddings(), "weight", None)}  # tied to the output layer: read whole
+    return sum(p.nbytes for p in model.parameters() if p not in tables)

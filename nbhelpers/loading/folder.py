@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import re
-from collections.abc import Iterable
-from contextlib import suppress
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,9 +18,10 @@ from nbhelpers.records import Failure, LabError, ModelSpec
 
 DEFAULT_CONTEXT = 2048  # for a model whose files name no limit (ALiBi has none; BLOOM was trained on 2,048)
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+# Besides the weights, what decides a text.
+SMALL_FILES = ["config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja"]
+SMALL_FILES += [*VOCABULARIES, "merges.txt", "special_tokens_map.json", "added_tokens.json"]
 LARGEST_TEXT_FILE = 64 * 2**20  # bytes; the largest tokenizer.json in use has about 35 MB
-_READ = (".json", ".jinja", ".txt", ".model", ".safetensors")
 BUFFERS = re.compile(  # stored by old releases, not parameters
     r"(\.(attn|attention)\.bias|masked_bias|causal_mask|inv_freq|(cos|sin)_cached|position_ids|embed_positions\.weights"
     r"|decoder\.version)$"
@@ -37,12 +38,38 @@ ARCHITECTURES = {
 # Quantised models: the package that reads each kind.
 LOADERS = {"awq": "gptqmodel", "gptq": "gptqmodel", "compressed-tensors": "compressed_tensors"}
 LOADERS |= {"bitsandbytes": "bitsandbytes"}
-NESTED = ("text_config", "llm_config", "language_config")  # a multimodal model's part for text
+# By what a model without weights that are read here has instead: the refusal.
+WITHOUT = {
+    r"^adapter_model\.safetensors$": "is an adapter: download it, and name its folder ({}).",
+    r"\.gguf$": "has only GGUF weights ({}), which llama.cpp reads: name the model that they were made from.",
+    r"\.(bin|pt|pth|ckpt|pkl)$": "has only pickled weights ({}), and a pickle can run any code: where you "
+    "trust it, load model and tokenizer, save_pretrained both, and name that folder.",
+}
 
 
 def refusal(name: str, why: str, kind: Failure = Failure.USAGE) -> LabError:
     """The error about a model: ``why`` goes on after its name and ends with the way out."""
     return LabError(f"The model {name!r} {why}", kind)
+
+
+@contextmanager
+def one_sentence(what: str) -> Iterator[None]:
+    """Whatever a broken model makes the libraries raise, as one sentence, without their advice and bars."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    except LabError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
+        raise LabError(f"The {what} cannot be loaded ({reason}).", Failure.OTHER) from error
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def inspect(spec: ModelSpec) -> ModelSpec:
@@ -55,24 +82,26 @@ def inspect(spec: ModelSpec) -> ModelSpec:
 
 def check_folder(folder: Path, name: str) -> None:
     """Refuse a folder that cannot be loaded safely. Raises LabError with the reason and the way out."""
-    root = folder.resolve()
-    root = root.parents[2] if root.parent.name == "snapshots" else root  # the Hub's cache is one of links
-    for path in (paths := [*folder.iterdir()] if folder.is_dir() else []):
-        if path.suffix in _READ and path.is_file():
-            if not path.resolve().is_relative_to(root):
-                raise refusal(name, f"has {path.name} as a link out of its folder: copy it.", Failure.REFUSED)
-            if path.suffix != ".safetensors":
-                _check_size(path, name)
-    check_no_remote_code(read_json_file(folder / "tokenizer_config.json", name, optional=True), name)
+    for path in folder.glob("*"):
+        size = path.stat().st_size if path.is_file() else 0
+        if path.suffix in (".json", ".jinja", ".txt", ".model") and size > LARGEST_TEXT_FILE:
+            raise refusal(
+                name, f"has a {path.name} of {size >> 20:,} MiB: download it again.", Failure.REFUSED
+            )
+    check_no_remote_code(read_json_file(folder / "tokenizer_config.json", name), name)
     if adapter_base(folder, name):
         return
     if not (folder / "config.json").exists():
-        raise no_weights(name, (path.name for path in paths))
+        raise no_weights(name, [path.name for path in folder.glob("*")])
     check_config(config := read_json_file(folder / "config.json", name), name)
     if (folder / "modules.json").exists():
         raise refusal(name, "is an embedding model (modules.json): name one that continues text.")
-    tensors = _tensors(weight_files(folder, name), name)
-    _check_layers(config, len(tensors), name)
+    tensors = _tensors(folder, name)
+    # Each layer has tensors of its own; without them it would be built in a loop without end.
+    for key, number in re.findall(r'"(\w*(?:layers?|experts))": (\d+)', json.dumps(config)):
+        if int(number) > 1000 + 10 * len(tensors):
+            why = f"has {key} = {number} in its config.json and {len(tensors)} tensors in its weights"
+            raise refusal(name, f"{why}: download both again.")
     for key, (_, dtype) in tensors.items():
         if key.endswith("weight") and dtype not in ("F64", "F32", "F16", "BF16") and not quantised(config):
             why = f"stores {key} as {dtype} and its config.json has no quantization_config that says how"
@@ -81,28 +110,11 @@ def check_folder(folder: Path, name: str) -> None:
         raise refusal(name, "has no tokenizer (tokenizer.json or another): copy the original model's.")
 
 
-def _check_size(path: Path, name: str) -> None:
-    if (size := path.stat().st_size) > LARGEST_TEXT_FILE:
-        raise refusal(name, f"has a {path.name} of {size >> 20:,} MiB: download it again.", Failure.REFUSED)
-
-
-def _check_layers(config: dict[str, Any], tensors: int, name: str) -> None:
-    """Refuse what would be built in a loop without end: every layer has tensors of its own."""
-    for key, value in config.items():
-        if isinstance(value, dict):
-            _check_layers(value, tensors, name)
-        elif isinstance(value, int) and (
-            ("layer" in key and value > 1000 + 10 * tensors) or ("expert" in key and value > 10**5)
-        ):
-            why = f"has {key} = {value} in its config.json and {tensors} tensors in its weights"
-            raise refusal(name, f"{why}: download both again.")
-
-
 def check_config(config: dict[str, Any], name: str) -> None:
     """Refuse all but a model that continues text and that can be read here. Raises LabError."""
     check_no_remote_code(config, name)
     listed = config.get("architectures")
-    named = [str(name) for name in listed if name] if isinstance(listed, list) else []
+    named = [str(one) for one in listed if one] if isinstance(listed, list) else []
     kinds = [next(ARCHITECTURES[part] for part in ARCHITECTURES if re.search(part, one)) for one in named]
     what = "" if "" in kinds else next(iter(kinds), "")  # one that continues text will do
     if what := "an encoder-decoder" if config.get("is_encoder_decoder") is True else what:
@@ -114,12 +126,10 @@ def check_config(config: dict[str, Any], name: str) -> None:
 
 
 def quantised(config: dict[str, Any]) -> str:
-    """The method of a quantised model's configuration; "" for any other."""
-    levels = [config, *(config[key] for key in NESTED if isinstance(config.get(key), dict))]
-    hows = [level.get(key) for level in levels for key in ("quantization_config", "compression_config")]
-    # The first releases of bitsandbytes did not name themselves.
-    named = (str(how.get("quant_method", "bitsandbytes")) for how in hows if isinstance(how, dict))
-    return next(named, "")
+    """The method of a quantised model's configuration, or of a part's; "" for any other."""
+    levels = [level for level in (config, *config.values()) if isinstance(level, dict)]
+    hows = [how for level in levels if isinstance(how := level.get("quantization_config"), dict)]
+    return str(hows[0].get("quant_method", "bitsandbytes")) if hows else ""  # whose first releases named none
 
 
 def adapter_base(folder: Path, name: str) -> ModelSpec | None:
@@ -133,7 +143,7 @@ def adapter_base(folder: Path, name: str) -> ModelSpec | None:
     if kind != "LORA" or task not in (None, "CAUSAL_LM") or config.get("megatron_config"):
         why = f"is an adapter of another kind ({kind}, {task}) than LoRA for text"
         raise refusal(name, f"{why}: merge it with its base and save that.")
-    _tensors(weight_files(folder, name), name)
+    _tensors(folder, name)
     named = str(config.get("base_model_name_or_path"))
     with suppress(LabError):
         base = registry.resolve(named)
@@ -146,12 +156,9 @@ def adapter_base(folder: Path, name: str) -> ModelSpec | None:
 def check_no_remote_code(config: dict[str, Any], name: str) -> None:
     """Refuse a configuration that names code to be fetched and run. Raises LabError."""
     for key, value in config.items():
-        asked = "Python code from its own repository (auto_map)" if key == "auto_map" and value else None
-        if key.endswith("_implementation") and "/" in str(value):
-            asked = f"compiled code from a repository ({value})"
-        if asked:
-            why = f"asks to run {asked}: choose one that transformers knows by itself."
-            raise refusal(name, why, Failure.REFUSED)
+        if (key == "auto_map" and value) or (key.endswith("_implementation") and "/" in str(value)):
+            why = f"asks to run code from a repository ({key}: {value})"
+            raise refusal(name, f"{why}: choose one that transformers knows by itself.", Failure.REFUSED)
 
 
 def weight_files(folder: Path, name: str) -> list[Path]:
@@ -161,47 +168,47 @@ def weight_files(folder: Path, name: str) -> list[Path]:
     if single.is_file():
         return [single]
     if not index.is_file():
-        raise no_weights(name, (path.name for path in folder.glob("*")))
+        raise no_weights(name, [path.name for path in folder.glob("*")])
     listed = read_json_file(index, name).get("weight_map")
     shards = sorted({str(file) for file in listed.values()}) if isinstance(listed, dict) else []
     for file in shards or [single.name]:
-        if Path(file).name != file or Path(file).suffix != ".safetensors":
-            raise refusal(name, f"has a weight index that names {file!r}: choose another.", Failure.REFUSED)
-        if not (folder / file).is_file():
-            raise refusal(name, f"lacks the weight file {file}: download it again.")
+        if Path(file).name != file or not (folder / file).is_file():
+            raise refusal(name, f"lacks the weight file {file!r}: download it again.")
     return [folder / file for file in shards]
 
 
-def no_weights(name: str, files: Iterable[str]) -> LabError:
-    """The refusal of a model without safetensors among its files."""
-    files = sorted(files)
-    if "adapter_config.json" in files and "adapter_model.safetensors" in files:
-        return refusal(name, "is an adapter: download it, and name its folder.")
-    if gguf := [file for file in files if file.endswith(".gguf")]:
-        why = f"has only GGUF weights ({gguf[0]}), which llama.cpp reads: name the model that they were made"
-        return refusal(name, f"{why} from, in safetensors.")
-    if pickles := [file for file in files if file.endswith(PICKLES)]:
-        why = f"has only pickled weights ({pickles[0]}), and a pickle can run any code hidden in it: where "
-        why += "you trust it, load model and tokenizer, save_pretrained both, and name that folder."
-        return refusal(name, why, Failure.REFUSED)
+def no_weights(name: str, files: Collection[str]) -> LabError:
+    """The refusal of a model without safetensors, by its other files."""
+    for pattern, why in WITHOUT.items():
+        if found := [file for file in sorted(files) if re.search(pattern, file)]:
+            return refusal(name, why.format(found[0]), Failure.REFUSED)
     return refusal(
         name, "has no config.json or no weights (model.safetensors): save it with save_pretrained."
     )
 
 
-def read_json_file(path: Path, name: str, optional: bool = False) -> dict[str, Any]:
-    """A JSON object of a model folder; {} for an optional file that is not there. Raises LabError."""
-    if optional and not path.exists():
-        return {}
+def read_json_file(path: Path, name: str) -> dict[str, Any]:
+    """A JSON object of a model folder; {} for a file that is not there. Raises LabError."""
     try:
-        _check_size(path, name)
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except (ValueError, OSError, RecursionError) as error:
         data = error
     if not isinstance(data, dict):
         why = f"cannot be read ({type(data).__name__}), it is not a JSON object in UTF-8"
         raise refusal(name, f"has a {path.name} that {why}: save it as one, or download it again.")
     return data
+
+
+def read_config(folder: Path, name: str) -> Any:
+    """config.json as transformers reads it, with what its class assumes. Raises LabError."""
+    from transformers import AutoConfig
+
+    # A configuration may ask for a dtype or a kind of output that has nothing to do with the weights.
+    given = {"dtype": "float32", "return_dict": True, "local_files_only": True, "trust_remote_code": False}
+    with one_sentence(f"configuration of the model {name!r}"):
+        config = AutoConfig.from_pretrained(folder, **given)
+        check_config(config.to_dict(), name)
+    return config
 
 
 def describe(spec: ModelSpec, folder: Path, trunk: Path | None = None) -> ModelSpec:
@@ -211,66 +218,54 @@ def describe(spec: ModelSpec, folder: Path, trunk: Path | None = None) -> ModelS
     """
     if spec.parameters:
         return spec
-    tokenizer = read_json_file(folder / "tokenizer_config.json", spec.alias, optional=True)
+    tokenizer = read_json_file(folder / "tokenizer_config.json", spec.alias)
     chat = bool(tokenizer.get("chat_template")) or (folder / "chat_template.jinja").is_file()
     if base := adapter_base(folder, spec.alias):
         found = describe(base, trunk) if trunk else inspect(base)
         found = replace(found, alias=spec.alias, source=spec.source, kind=spec.kind, sha256={}, revision=None)
         return replace(found, base=base.alias, prompt_format="chat" if chat else found.prompt_format)
-    config = read_json_file(folder / "config.json", spec.alias)
-    heads = _first(config, "num_attention_heads", "n_head")
-    width, nested = _first(config, "hidden_size", "n_embd", "n_embed"), "text_config" in config
+    config = read_config(folder, spec.alias)
+    text = config.get_text_config(decoder=True)  # of a multimodal model its part for text
+    heads, width = _first(text, "num_attention_heads"), _first(text, "hidden_size")
     return replace(
         spec,
-        family=config.get("model_type", "unknown"),
+        family=config.model_type,
         parameters=count_parameters(folder, spec.alias),
-        context=context_of(config, tokenizer.get("model_max_length")),
+        context=context_of(text, tokenizer.get("model_max_length")),
         prompt_format="chat" if chat and spec.family == "unknown" else spec.prompt_format,
-        layers=_first(config, "num_hidden_layers", "n_layer"),
-        kv_heads=_first(config, "num_key_value_heads", assume=nested) or heads,
-        head_dim=_first(config, "head_dim", assume=nested) or (width and heads and width // heads),
+        layers=_first(text, "num_hidden_layers"),
+        kv_heads=_first(text, "num_key_value_heads") or heads,
+        head_dim=_first(text, "head_dim") or (width and heads and width // heads),
     )
 
 
-def _first(config: dict[str, Any], *names: str, assume: bool = True) -> int | None:
-    """The first positive whole number of these names: of a nested text model, else of the whole one, else,
-    where assume allows the seconds that importing transformers takes, what its class assumes."""
-    levels = [config[key] for key in NESTED if isinstance(config.get(key), dict)] + [config]
-    if assume and not any(level.get(name) for level in levels for name in names):
-        levels.append(_defaults(str(config.get("model_type"))))
-    found = (level.get(name) for level in levels for name in names)
-    return next((value for value in found if isinstance(value, int) and value > 0), None)
+def _first(config: Any, *names: str) -> int | None:
+    """The first of a configuration's attributes that is a positive whole number."""
+    found = (getattr(config, name, None) for name in names)
+    return next((value for value in found if type(value) is int and value > 0), None)
 
 
-@functools.cache
-def _defaults(family: str) -> dict[str, Any]:
-    """What transformers assumes of a family; {} for one that it does not know."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    return dict(CONFIG_MAPPING[family]().get_text_config().to_dict()) if family in CONFIG_MAPPING else {}
-
-
-def context_of(config: dict[str, Any], tokenizer_limit: Any = None) -> int:
+def context_of(config: Any, tokenizer_limit: Any = None) -> int:
     """The longest sequence in tokens: the configuration's, else a sane tokenizer limit, else 2,048."""
     sane = isinstance(tokenizer_limit, int) and 0 < tokenizer_limit < 10_000_000
-    limit = _first(config, "max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len")
+    limit = _first(config, "max_position_embeddings", "max_seq_len", "seq_length")
     return limit or (tokenizer_limit if sane else DEFAULT_CONTEXT)
 
 
 def count_parameters(folder: Path, name: str) -> int:
     """Parameters in the safetensors headers; a tied output layer that was stored all the same counts once."""
-    tensors = _tensors(weight_files(folder, name), name)
+    tensors = _tensors(folder, name)
     if read_json_file(folder / "config.json", name).get("tie_word_embeddings") and len(tensors) > 1:
         tensors.pop("lm_head.weight", None)
     return sum(math.prod(shape) for key, (shape, _) in tensors.items() if not BUFFERS.search(key))
 
 
-def _tensors(files: Iterable[Path], name: str) -> dict[str, tuple[list[int], str]]:
-    """Shape and dtype of every tensor of weight files, whose headers and lengths are checked."""
+def _tensors(folder: Path, name: str) -> dict[str, tuple[list[int], str]]:
+    """Shape and dtype of every tensor of a folder, whose headers and lengths are checked."""
     from safetensors import SafetensorError, safe_open
 
     found: dict[str, tuple[list[int], str]] = {}
-    for path in files:
+    for path in weight_files(folder, name):
         try:
             with safe_open(path, framework="numpy") as file:
                 parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118

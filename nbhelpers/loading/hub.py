@@ -7,7 +7,6 @@ asks for it and compares checksums. The time of the whole is limited by the cell
 from __future__ import annotations
 
 import errno
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,12 @@ import huggingface_hub as hf
 from huggingface_hub import constants, errors
 from huggingface_hub.utils import disable_progress_bars, logging
 
-from nbhelpers import registry
 from nbhelpers.loading import folder as folders
 from nbhelpers.records import Failure, LabError, ModelSpec
 
-# Everything from_pretrained needs and nothing that runs code: no pickles, no .py files.
-FILES = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json", "tokenizer*", "*.model"]
-FILES += ["config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json"]
-FILES += ["chat_template.jinja", "vocab.*", "merges.txt", "tekken.json", "modules.json"]
-STALE_S = 3600.0  # an unfinished file that nobody wrote to for so long is left over from a killed process
+# Everything that from_pretrained needs and nothing that runs code: no pickles, no .py files.
+FILES = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json", "modules.json"]
+FILES += folders.SMALL_FILES
 
 
 def download(spec: ModelSpec) -> Path:
@@ -34,29 +30,28 @@ def download(spec: ModelSpec) -> Path:
     """
     logging.set_verbosity_error()
     disable_progress_bars()
-    # Write what arrives as it arrives: of the default 10 MB blocks a broken connection loses the last one.
-    constants.DOWNLOAD_CHUNK_SIZE = None
     try:
         folder = _fetch(spec.source, spec.revision)
+    except LabError:
+        raise
     except Exception as error:
         raise _explained(error, spec.source, spec.revision) from None
     folders.check_folder(folder, spec.alias)
     return folder
 
 
-def _answer(error: BaseException | None) -> Any:
-    """The HfHubHTTPError behind an error of the Hub client, or None where the Hub did not answer."""
-    while error is not None and not isinstance(error, errors.HfHubHTTPError):
-        error = error.__cause__
-    return error
-
-
-def _fetch(source: str, revision: str | None, mend: bool = True) -> Path:
-    """The snapshot, each file held once against the hash that the Hub lists; damaged ones come once more.
+def _fetch(source: str, revision: str | None) -> Path:
+    """The snapshot, each file held once against the hash that the Hub lists.
 
     Raises LabError for remote code, pickles and damage, and the Hub client's errors.
     """
-    folder = _snapshot(source, revision)
+    commit = hf.resolve_revision(source, revision=revision)
+    try:
+        config = Path(hf.hf_hub_download(source, "config.json", revision=commit))  # before gigabytes
+    except errors.RemoteEntryNotFoundError:
+        raise folders.no_weights(source, hf.list_repo_files(source, revision=commit)) from None
+    folders.check_config(folders.read_json_file(config, source), source)
+    folder = Path(hf.snapshot_download(source, revision=commit, allow_patterns=FILES))
     if not any(folder.glob("*.safetensors")):
         raise folders.no_weights(source, hf.list_repo_files(source, revision=folder.name))
     verified = folder.parents[1] / "verified" / folder.name
@@ -71,45 +66,30 @@ def _fetch(source: str, revision: str | None, mend: bool = True) -> Path:
     for path in (damaged := [folder / file["path"] for file in mismatches]):
         path.resolve().unlink(missing_ok=True)
         path.unlink(missing_ok=True)
-    if damaged and mend:
-        return _fetch(source, revision, mend=False)
     if damaged:
-        why = f"came with a damaged {damaged[0].name}, which was deleted: run again."
+        why = f"has a damaged {damaged[0].name} in the local cache, which was deleted: run again."
         raise folders.refusal(source, why, Failure.DOWNLOAD)
-    for left in folder.parents[1].glob("blobs/*.incomplete"):
-        if left.stat().st_mtime < time.time() - STALE_S:
-            left.unlink(missing_ok=True)
     verified.parent.mkdir(exist_ok=True)
     verified.touch()
     return folder
 
 
-def _snapshot(repository: str, revision: str | None) -> Path:
-    """The files of a repository at a revision, or at its latest."""
-    commit = hf.resolve_revision(repository, revision=revision)
-    if not commit.resolved.isalnum():  # it names a folder
-        raise folders.refusal(repository, "is named by no commit: check HF_ENDPOINT.", Failure.DOWNLOAD)
-    try:
-        config = Path(hf.hf_hub_download(repository, "config.json", revision=commit))  # before gigabytes
-    except errors.RemoteEntryNotFoundError:
-        raise folders.no_weights(repository, hf.list_repo_files(repository, revision=commit)) from None
-    folders.check_config(folders.read_json_file(config, repository), repository)
-    return Path(hf.snapshot_download(repository, revision=commit, allow_patterns=FILES))
+def _answer(error: BaseException | None) -> Any:
+    """The HfHubHTTPError behind an error of the Hub client, or None where the Hub did not answer."""
+    while error is not None and not isinstance(error, errors.HfHubHTTPError):
+        error = error.__cause__
+    return error
 
 
 def _explained(error: Exception, source: str, revision: str | None) -> LabError:
     """An error of the Hub client as a sentence that says what to do."""
-    if isinstance(error, LabError):
-        return error
     login, kind = "log in with `hf auth login`", Failure.DOWNLOAD
     match _answer(error) or error:
         case errors.GatedRepoError():
             kind = Failure.REFUSED
             why = f"is gated: accept its licence on its Hub page, then {login} or set HF_TOKEN."
         case errors.RepositoryNotFoundError():
-            known = [model.source for model in registry.load_registry().values() if model.kind == "hub"]
-            why = f"is not on the Hub, or is private ({login}), and is no folder: "
-            why += registry.nearest(source, known)
+            why = f"is not on the Hub, or is private ({login}), and is no folder: check the name."
         case errors.RevisionNotFoundError():
             why = f"has no revision {revision!r} on the Hub."
         case errors.HfHubHTTPError(response=answer):
@@ -117,9 +97,8 @@ def _explained(error: Exception, source: str, revision: str | None) -> LabError:
         case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
             cache = constants.HF_HUB_CACHE
             why = f"did not come, the disk was full: free space for {cache} or set HF_HOME, and run again."
-        case _ if constants.is_offline_mode():
-            why = "is not wholly in the local cache and HF_HUB_OFFLINE is set: unset it and run again."
         case _:
             reason = f"{constants.ENDPOINT} ({type(error).__name__}: {error}".partition("\n")[0]
-            why = f"is not wholly in the local cache and did not come from {reason}): run again."
+            why = f"is not wholly in the local cache and did not come from {reason}): check the network and "
+            why += "HF_HUB_OFFLINE, and run again."
     return folders.refusal(source, why, kind)

@@ -6,11 +6,8 @@ import ctypes
 import functools
 import gc
 import hashlib
-import logging
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,13 +17,9 @@ from nbhelpers.devices import device as devices
 from nbhelpers.devices import fit
 from nbhelpers.loading import folder as folders
 from nbhelpers.loading import hub, tokenizer, weights
-from nbhelpers.records import SCHEMA_VERSION, Engine, Failure, LabError, ModelRun, ModelSpec, Record
+from nbhelpers.records import SCHEMA_VERSION, Engine, Failure, ModelRun, ModelSpec, Record
 
 SHAPE_TOKENIZER = "lab-gpt2"  # any text becomes ids below 4,096, which every registered architecture has
-# Besides the weights, what decides a text.
-SMALL_FILES = ["config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja"]
-SMALL_FILES += [*folders.VOCABULARIES, "merges.txt", "special_tokens_map.json", "added_tokens.json"]
-SMALL_FILES += ["adapter_config.json"]
 
 
 @dataclass(frozen=True)
@@ -113,8 +106,8 @@ def revision_of(spec: ModelSpec, folder: Path | None = None) -> str:
         return folder.name  # the Hub's cache names snapshots by commit
     if spec.kind == "shape":
         return weights.random_revision(spec)
-    files = [folder / name for name in SMALL_FILES if (folder / name).is_file()]
-    files += folders.weight_files(folder, spec.alias)
+    small = (folder / name for name in (*folders.SMALL_FILES, "adapter_config.json"))
+    files = [*filter(Path.is_file, small), *folders.weight_files(folder, spec.alias)]
     lines = [f"{path.name} {file_digest(path)}" for path in files]
     if base := folders.adapter_base(folder, spec.alias):
         lines.append(revision_of(base))
@@ -128,26 +121,25 @@ def load(model: str | ModelSpec, device: str = "auto", dtype: str = "auto") -> L
     model that does not fit, cannot be read, is no causal language model, or contradicts itself.
     """
     spec = registry.resolve(model) if isinstance(model, str) else model
-    with _one_sentence("library transformers"):  # importing is not timed
+    with folders.one_sentence("library transformers"):  # importing is not timed
         from transformers import GenerationMixin, PreTrainedModel  # noqa: F401
 
-    place = devices.detect(device, dtype)
+    place, random, notes = devices.detect(device, dtype), spec.kind == "shape", list[str]()
     started = time.perf_counter()
     folder = fetch(spec)
     base = folders.adapter_base(folder, spec.alias)
     trunk = fetch(base) if base else folder
     fetch_s = time.perf_counter() - started
-    random, notes = spec.kind == "shape", list[str]()
     spec = spec if random else folders.describe(spec, folder, trunk)
     release(place.device)
     _check_room(spec, place)
     devices.reset_peak(place.device)
     rss_before = devices.resident_memory()
     started = time.perf_counter()
-    with _one_sentence(f"tokenizer of the model {spec.alias!r}"):
+    with folders.one_sentence(f"tokenizer of the model {spec.alias!r}"):
         own = any((folder / name).is_file() for name in folders.VOCABULARIES)
         words = tokenizer.load_tokenizer(folder if own else trunk)
-    with _one_sentence(f"model {spec.alias!r}"):
+    with folders.one_sentence(f"model {spec.alias!r}"):
         if random:
             net = weights.random_model(spec, place.device, place.dtype)
         else:
@@ -166,7 +158,6 @@ def load(model: str | ModelSpec, device: str = "auto", dtype: str = "auto") -> L
         net.generation_config.pad_token_id = words.pad_token_id
         weights.try_out(net, spec.alias, place.dtype)
         devices.synchronize(place.device)
-    rss_after_forward = devices.resident_memory()
     report = LoadingReport(
         model=spec.alias,
         slug=spec.slug,
@@ -183,7 +174,7 @@ def load(model: str | ModelSpec, device: str = "auto", dtype: str = "auto") -> L
         parameter_bytes=sum(parameter.nbytes for parameter in net.parameters()),
         rss_before_bytes=rss_before,
         rss_after_load_bytes=rss_after_load,
-        rss_after_forward_bytes=rss_after_forward,
+        rss_after_forward_bytes=devices.resident_memory(),
         device_peak_bytes=None if place.device == "cpu" else devices.peak_memory(place.device),
         quality_applies=not random,
         prompt_format=spec.prompt_format,
@@ -216,33 +207,12 @@ def read_report(run: ModelRun) -> LoadingReport:
 
 def _check_room(spec: ModelSpec, place: devices.DeviceReport) -> None:
     """Raise LabError where a model needs more memory than is free."""
-    needed = fit.generation_need(spec, place.dtype, tokens=folders.DEFAULT_CONTEXT)
-    if not fit.fits(needed, free := place.memory_free_bytes):
-        weights, cache, room = (f"{n / 2**30:.1f} GiB" for n in (needed.weights, needed.cache, free))
-        why = f"does not fit: its weights take {weights} in {place.dtype}, the cache of one row {cache}, "
-        why += f"and {fit.HEADROOM:.0%} of {room} free on {place.device} may be used: "
-        why += "choose a half dtype or a smaller model."
+    need, free = (
+        fit.generation_need(spec, place.dtype, tokens=folders.DEFAULT_CONTEXT),
+        place.memory_free_bytes,
+    )
+    if not fit.fits(need, free):
+        weights, cache, room = (f"{n / 2**30:.1f} GiB" for n in (need.weights, need.cache, free))
+        why = f"does not fit: its weights take {weights} in {place.dtype}, the cache of one row {cache}, and "
+        why += f"{room} are free on {place.device}: choose a half dtype or a smaller model."
         raise folders.refusal(spec.alias, why, Failure.OUT_OF_MEMORY)
-
-
-@contextmanager
-def _one_sentence(what: str) -> Iterator[None]:
-    """Whatever a broken model makes the libraries raise, as one sentence, without their advice and bars."""
-    from transformers.utils import logging as advice
-
-    muted, bars = logging.root.manager.disable, advice.is_progress_bar_enabled()
-    logging.disable(logging.WARNING)
-    advice.disable_progress_bar()
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    except LabError:
-        raise
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0] or "no reason given"
-        kind = Failure.OUT_OF_MEMORY if isinstance(error, MemoryError) else Failure.OTHER
-        raise LabError(f"The {what} cannot be loaded ({type(error).__name__}: {reason}).", kind) from error
-    finally:
-        logging.disable(muted)
-        if bars:
-            advice.enable_progress_bar()

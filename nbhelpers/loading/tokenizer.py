@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
-from itertools import chain, product
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,15 +18,8 @@ from unittest import mock
 from nbhelpers.loading import folder as folders
 from nbhelpers.records import LabError, Prompt
 
-LONGEST = 10**6  # characters that a chat template may write
 UNREAD = "unread by templates"  # a key that shows where one prints a list of parts as it is
 TODAY = datetime(2025, 1, 1)  # what a chat template is told: with today's date a run could not go on tomorrow
-PROBES = (  # texts that normalisers, pre-tokenizers and decoders of different makers treat differently
-    "How are you? We'LL meet in 1999, don't DON'T; 12345 of 1234567890 (1,234.50) cost $5!",
-    " Two  spaces,\n\nnew lines\r\n\tand tabs \n   end  ",
-    "Ünïcode e\u0301 \ufb01 ½ ² Ω İ ＡＢＣ naïve_x CamelCase x**2 // http://a.b/c?d=e",
-    "日本語 中文字 한국어 العربية हिन्दी 👩‍👧 \u00a0\u200b — “quotes”…",
-)
 _NAMES = "think thinking thought thoughts reasoning reason scratchpad seed:think longcat_think analysis"
 TAGS = (*(f"<{name}>" for name in _NAMES.split(" ")), "[THINK]", "◁think▷")
 MARKS = (  # around reasoning, as models in use write them
@@ -35,57 +28,42 @@ MARKS = (  # around reasoning, as models in use write them
     *(("<|inner_prefix|>", "<|inner_suffix|>"), ("<|channel>thought", "<channel|>")),
     ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
 )
-# Closing marks in a chat template: after the reasoning or where an answer is cut off; or by their names.
+# A closing mark in a chat template: after the reasoning or where an answer is cut off.
 _OWN_MARK = re.compile(
     r"""(?:(?:reason|think|thought)\w*[^<\[◁]{0,80}|split\(\s*['"])([<\[◁]\|?/[\w:]+\|?[>\]▷])"""
 )
-# Around the answer that follows.
-_NAME = r"\w*(?:answer|response|solution|output|return)\w*\|?>"
-_FRAME = re.compile(rf"\A<\|?{_NAME}|<[/|]{_NAME}\Z", re.IGNORECASE)
-_OWN_END = re.compile(r"[<\[◁]\|?(?=\w*(?:think|thought|reason))\w*end\w*\|?[>\]▷]", re.IGNORECASE)
 
 
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a model folder, padding on the left, with a pad token; its ids are tokenizer.json's.
 
-    The class that a folder names may rebuild that file and drop its normaliser or pre-tokenizer, or fail at
-    it; then the file is used as it is, with the special tokens of the class. Raises LabError where even that
-    gives other ids.
+    The class that a folder names may rebuild that file, drop its normaliser or pre-tokenizer and add tokens,
+    or fail at it: so it names the special tokens, and the file does the work.
     """
-    from tokenizers import Tokenizer
+    from tokenizers import AddedToken, Tokenizer
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     given: dict[str, Any] = {"padding_side": "left", "local_files_only": True, "trust_remote_code": False}
-    if not (folder / "tokenizer.json").is_file():
+    if not (file := folder / "tokenizer.json").is_file():
         return with_padding(AutoTokenizer.from_pretrained(folder, **given))
-    truth = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    truth = Tokenizer.from_file(str(file))
     truth.no_truncation()
     truth.no_padding()
-    added = [token.content for token in truth.get_added_tokens_decoder().values()]
-    probes = [*PROBES, "".join(f"a{name} {name}B1{name.swapcase()}" for name in added)]
-    ids = [found.ids for found in truth.encode_batch(probes)]
-
-    def faithful(tokenizer: Any) -> bool:
-        texts = [tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in ids]
-        same = texts == truth.decode_batch(ids, skip_special_tokens=False)
-        return same and tokenizer(probes, verbose=False)["input_ids"] == ids
-
-    for cls in (AutoTokenizer, PreTrainedTokenizerFast, PreTrainedTokenizerFast):
-        try:
-            tokenizer = cls.from_pretrained(folder, **given)
-        except Exception:  # whatever a class raises that expects another kind of file
-            if cls is not AutoTokenizer:
-                raise
-            continue
-        first = cls is AutoTokenizer  # a class of its own may add special tokens that the model never had
-        if faithful(tokenizer) and not (first and len(tokenizer) > truth.get_vocab_size()):
-            return with_padding(tokenizer)
-        named, more = tokenizer.special_tokens_map.items(), tokenizer.added_tokens_decoder.items()
-        given |= {name: token for name, token in named if truth.token_to_id(str(token)) is not None}
-        if not first:
-            given["added_tokens_decoder"] = {i: token for i, token in more if truth.id_to_token(i) is None}
-    why = f"transformers gives other ids than the tokenizer.json in the folder {folder.name!r}"
-    raise LabError(f"{why}: save the tokenizer there again with save_pretrained.")
+    listed = folders.read_json_file(folder / "tokenizer_config.json", folder.name).get("added_tokens_decoder")
+    for number, token in sorted((listed or {}).items(), key=lambda item: int(item[0])):
+        if int(number) == truth.get_vocab_size():  # known to the configuration alone
+            truth.add_tokens([AddedToken(**token)])
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **given)
+    except Exception:  # whatever a class raises that expects another kind of file
+        tokenizer = None
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, **given)
+    tokenizer._tokenizer = truth
+    named = tokenizer.special_tokens_map.items()
+    for name in [name for name, token in named if truth.token_to_id(str(token)) is None]:
+        setattr(tokenizer, name, None)  # known to the class alone
+    return with_padding(tokenizer)
 
 
 def with_padding(tokenizer: Any) -> Any:
@@ -144,10 +122,7 @@ def read_answer(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int]) -> tu
     Marks are also those of the model's own chat template, and are seen where they are special tokens.
     """
     template = str(getattr(tokenizer, "chat_template", None))
-    own = [(mark.replace("/", "", 1), mark) for mark in _OWN_MARK.findall(template)]
-    for mark, word in product(_OWN_END.findall(template), ("start", "begin")):
-        own.append((mark.replace("end", word).replace("END", word.upper()), mark))
-    marks = (*MARKS, *own)
+    marks = (*MARKS, *((mark.replace("/", "", 1), mark) for mark in _OWN_MARK.findall(template)))
     parts, tokens = "".join(chain(*marks)), tokenizer.added_tokens_decoder.items()
     hidden = {number for number, token in tokens if token.special and token.content not in parts}
     text = tokenizer.decode([number for number in ids if number not in hidden]).strip()
@@ -178,7 +153,7 @@ def split_reasoning(
         found += re.findall(pattern, answer, flags)
         answer = re.sub(pattern, "\n", answer, flags=flags)
     reasoning = "\n\n".join(part.strip() for part in found)
-    return (reasoning, _FRAME.sub("", answer.strip()).strip()) if found else (None, text)
+    return (reasoning, answer.strip()) if found else (None, text)
 
 
 # What is given to a template by name arrives there as text, so its clock can only be set from outside.
@@ -186,33 +161,17 @@ def split_reasoning(
 def render(tokenizer: Any, text: str) -> str:
     """The text as the user's turn in the tokenizer's chat template, ready for the answer.
 
-    As a list of parts where it is lost as a string. A template without a place for the answer gets the
-    control tokens that it writes before one. Raises LabError for a template that fails or does not give the
-    text back; one that does not end is stopped by the limit of a notebook.
+    As a list of parts where it is lost as a string. Raises LabError for a template that fails or does not
+    give the text back; one that does not end is stopped by the limit of a notebook.
     """
-
-    def chat(parts: bool, *turns: str, ready: bool = False) -> str:
-        shaped = ([{"type": "text", "text": turn, UNREAD: ""}] if parts else turn for turn in turns)
-        named = zip(("user", "assistant"), shaped, strict=False)
-        messages = [{"role": role, "content": content} for role, content in named]
-        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=ready, tokenize=False))
-
     failures = []
-    for parts in (False, True):
+    for content in (text, [{"type": "text", "text": text, UNREAD: ""}]):
+        turns = [{"role": "user", "content": content}]
         try:
-            prompt = chat(parts, text, ready=True)
-            whole = text.strip() in prompt and UNREAD not in prompt  # the list itself is no request
-            alike = prompt == chat(parts, text, ready=True) != chat(parts, f"{text} x", ready=True)
-            if whole and alike and len(prompt) < LONGEST:
-                break
-            failures.append(f"it does not write the request as it is, twice alike, in {LONGEST:,} characters")
+            prompt = str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+            if text.strip() in prompt and UNREAD not in prompt:  # the list itself is no request
+                return prompt
+            failures.append("it does not write the request as it is")
         except Exception as error:  # whatever a template can raise
             failures.append(f"{type(error).__name__}: {error}"[:200])
-    else:
-        raise LabError(f"The chat template fails ({failures[0]}): choose another model.")
-    with suppress(Exception):
-        begun, mark, _ = chat(parts, text, "\ue000").partition("\ue000")
-        control = any(token in begun.removeprefix(prompt) for token in tokenizer.get_added_vocab())
-        if mark and control and prompt == chat(parts, text) and begun.startswith(prompt):
-            return begun
-    return prompt
+    raise LabError(f"The chat template fails ({failures[0]}): choose another model.")

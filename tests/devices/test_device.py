@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nbhelpers import records, registry, store
 from nbhelpers.devices import device as devices
-from nbhelpers.devices.device import DeviceReport, DtypeTrial
+from nbhelpers.devices.device import DeviceReport
 from nbhelpers.records import DEVICES, LabError, ModelRun, Settings
 
 MIB = 2**20
@@ -59,19 +59,19 @@ ALL = ("float32", "bfloat16", "float16")
 
 
 @pytest.mark.parametrize(
-    ("device", "supported", "native", "dtype"),
+    ("device", "supported", "dtype"),
     [
-        ("cpu", ALL, True, "float32"),
-        ("cuda", ALL, True, "bfloat16"),
-        ("cuda", ALL, False, "float16"),  # an older card that only emulates bfloat16
-        ("mps", ALL, True, "float16"),
-        ("xpu", ALL, True, "bfloat16"),
-        ("xpu", ("float32", "float16"), True, "float16"),
-        ("mps", ("float32",), True, "float32"),
+        ("cpu", ALL, "float32"),
+        ("cuda", ALL, "bfloat16"),
+        ("cuda", ("float32", "float16"), "float16"),  # an older card
+        ("mps", ALL, "float16"),
+        ("xpu", ALL, "bfloat16"),
+        ("xpu", ("float32", "float16"), "float16"),
+        ("mps", ("float32",), "float32"),
     ],
 )
-def test_the_dtype_follows_the_device(device, supported, native, dtype):
-    chosen, reason = devices.pick_dtype(device, supported, native_bfloat16=native)
+def test_the_dtype_follows_the_device(device, supported, dtype):
+    chosen, reason = devices.pick_dtype(device, supported)
     assert chosen == dtype and len(reason) > 10
 
 
@@ -144,16 +144,3 @@ def test_device_json_is_made_once_and_again_when_something_else_is_asked(tmp_pat
     assert made(dtype="float16") == asked
     assert made().dtype == first.dtype != "float16"
     assert made(dtype=first.dtype).dtype_asked  # the same dtype, but no trial may change it
-    store.write_json(tmp_path / "device.json", replace(marked, versions={"python": "2.7"}))
-    assert made().versions == devices.versions()
-
-
-def test_a_new_report_keeps_the_trials_of_its_device(tmp_path):
-    run = ModelRun(Settings(device="cpu"), registry.resolve("lab-gpt2"), tmp_path)
-    trials = tuple(DtypeTrial(d, 1.0, 2.0, s, 1.0, "r") for d, s in (("float32", 1.0), ("bfloat16", 3.0)))
-    old = replace(devices.detect("cpu"), versions={}, dtype_trials=trials)
-    store.write_json(tmp_path / "device.json", old)
-    report = devices.make_report(run)
-    assert report.dtype_trials == trials and report.dtype == "bfloat16"
-    store.write_json(tmp_path / "device.json", replace(old, device="mps"))
-    assert devices.make_report(run).dtype_trials == ()

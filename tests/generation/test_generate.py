@@ -608,7 +608,7 @@ def test_the_shares_of_a_batch_add_up_to_its_time() -> None:
     longest = max(sample.latency_s or 0.0 for sample in samples)
     assert longest <= together < wall
     assert all(sample.share_s for sample in samples)
-    assert all(sample.energy_j is None for sample in samples) == (not meters.read_energy().joules)
+    assert all(sample.energy_j is None for sample in samples) == (not meters.read_energy())
 
 
 def test_the_batch_is_chosen_by_memory_and_split_evenly(monkeypatch: pytest.MonkeyPatch) -> None:

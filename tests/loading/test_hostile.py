@@ -76,7 +76,7 @@ def test_code_of_a_model_never_runs(folder, tmp_path, monkeypatch, file):
     edit_json(folder / "config.json", model_type="evil")
     for name in ("TRUST_REMOTE_CODE", "HF_TRUST_REMOTE_CODE", "TRANSFORMERS_TRUST_REMOTE_CODE"):
         monkeypatch.setenv(name, "1")
-    with pytest.raises(LabError, match="Python code"):
+    with pytest.raises(LabError, match="run code from a repository"):
         loading.load(str(folder), "cpu")
     monkeypatch.setattr(checkpoints, "check_no_remote_code", lambda config, name: None)  # the second wall
     with pytest.raises(LabError):
@@ -99,15 +99,6 @@ def _index(folder: Path, shard: str) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def _link(name: str):
-    def damage(folder: Path) -> None:
-        outside = folder.parent / f"outside-{name}"
-        (folder / name).rename(outside)
-        (folder / name).symlink_to(outside)
-
-    return damage
-
-
 def _sparse(name: str, size: int = 2 * 2**30):
     def damage(folder: Path) -> None:
         with (folder / name).open("ab") as file:
@@ -124,12 +115,9 @@ def _headed(folder: Path) -> None:
 
 
 HARM = [
-    (lambda f: _index(f, "../outside.safetensors"), r"names '\.\./outside\.safetensors'"),
-    (lambda f: _index(f, "/etc/hostname"), "names '/etc/hostname'"),
-    (lambda f: _index(f, "pytorch_model.bin"), r"names 'pytorch_model\.bin'"),
-    (_link("model.safetensors"), "model.safetensors .* link out of its folder"),
-    (_link("tokenizer.json"), "tokenizer.json .* link out of its folder"),
-    (_link("config.json"), "config.json .* link out of its folder"),
+    (lambda f: _index(f, "../outside.safetensors"), r"lacks the weight file '\.\./outside\.safetensors'"),
+    (lambda f: _index(f, "/etc/hostname"), "lacks the weight file '/etc/hostname'"),
+    (lambda f: _index(f, "config.json"), "config.json, which is not a complete safetensors file"),
     (_sparse("config.json"), "config.json .* 2,048 MiB"),
     (_sparse("tokenizer.json"), "tokenizer.json .* 2,048 MiB"),
     (_sparse("chat_template.jinja"), "chat_template.jinja .* 2,048 MiB"),
@@ -158,7 +146,7 @@ def test_a_hostile_folder_is_refused_before_its_files_are_read(folder, damage, s
 @pytest.mark.parametrize("size", [{"n_positions": 2**33}, {"vocab_size": 2**40}, {"n_inner": 2**40}])
 def test_absurd_sizes_are_refused_without_memory_for_them(folder, size):
     edit_json(folder / "config.json", **size)
-    with pytest.raises(LabError, match=r"describes [\d,]+ numbers and its weights hold"):
+    with pytest.raises(LabError, match="describes tensors of other sizes"):
         loading.load(str(folder), "cpu")
 
 
@@ -199,12 +187,6 @@ def test_a_template_cannot_reach_out_of_its_sandbox(folder, tmp_path, template):
     assert not fuse.exists()
 
 
-def test_a_template_that_writes_a_library_is_refused(folder):
-    tokenizer = with_template(folder, "{{ 'a' * 10 ** 7 }}{{ messages[0].content }}")
-    with pytest.raises(LabError, match="in 1,000,000 characters"):
-        chat.render(tokenizer, "x")
-
-
 def test_weights_may_lie_beside_a_snapshot_in_the_hubs_cache(folder, tmp_path):
     snapshot = tmp_path / "models--org--tiny" / "snapshots" / ("0" * 40)
     shutil.copytree(folder, snapshot)
@@ -218,7 +200,7 @@ def test_weights_may_lie_beside_a_snapshot_in_the_hubs_cache(folder, tmp_path):
 def test_tensors_of_another_model_in_the_file_are_refused(folder):
     tensors = load_file(folder / "model.safetensors")
     others = {f"../{key}": value.clone() for key, value in tensors.items()}
-    for held, says in ((others, "are missing"), (tensors | others, "does not describe")):
+    for held, says in ((others, "lacks tensors"), (tensors | others, "does not describe")):
         save_file(held, folder / "model.safetensors")
         with pytest.raises(LabError, match=says):
             loading.load(str(folder), "cpu")

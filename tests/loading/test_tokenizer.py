@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from saved_models import edit_json, make_model
 from tiny_models import byte_tokenizer, tiny
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
 from nbhelpers import registry, store
 from nbhelpers.loading import load as loading
@@ -298,13 +298,11 @@ def test_the_request_is_rendered_as_a_string_or_as_parts(content: str) -> None:
         (LOOP.replace("CONTENT", ""), "does not write the request"),
         (LOOP.replace("CONTENT", "{{ m.content | upper }}"), "does not write the request"),
         (LOOP.replace("CONTENT", "{{ m.content[:4] }}"), "does not write the request"),
-        ("Tell me\nof 3 ships: {{ messages | length }}", "does not write the request"),
         ("{% for m in messages[1:] %}{{ m.content }}{% endfor %}", "does not write the request"),
         ("{{ raise_exception('a system turn first') }}", "a system turn first"),
         ("{% for tool in tools %}{{ tool.name }}{% endfor %}{{ messages[0].content }}", "TypeError"),
         ("{{ documents[0].text }}{{ messages[0].content }}", "UndefinedError"),
         ("{% for m in messages", "TemplateSyntaxError"),
-        ("{{ range(10**5) | random }}{{ messages[0].content }}", "twice alike"),
     ],
 )
 def test_a_template_that_loses_the_request_is_refused_in_one_sentence(template: str, says: str) -> None:
@@ -321,32 +319,10 @@ def test_a_list_of_parts_that_is_printed_as_it_is_is_no_request(content: str) ->
         tokenizers.render(loaded.tokenizer, "Ships and harbours")
 
 
-CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-
-
 def chatml_tokenizer() -> Any:
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     return tokenizer
-
-
-@pytest.mark.parametrize("extra", ["", "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"])
-def test_the_answer_has_a_place_also_where_the_template_forgets_it(extra: str) -> None:
-    loaded = chat(CHATML + extra, chatml_tokenizer())
-    ids = tokenizers.encode(loaded, Prompt("x", "Hi", "short_post"))
-    assert loaded.tokenizer.decode(ids) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-
-
-def test_an_answers_own_marks_are_not_put_before_it() -> None:
-    """A template that begins answers with an empty block of reasoning, or with a channel."""
-    turn = "{% for m in messages %}<|im_start|>{{ m.role }}\nMARK{{ m.content }}{% endfor %}"
-    place = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    for mark in ("<think>\n\n</think>\n\n", "<|channel|>final<|message|>"):
-        written = "{% if m.role == 'assistant' %}" + mark + "{% endif %}"
-        loaded = chat(turn.replace("MARK", written) + place, chatml_tokenizer())
-        loaded.tokenizer.add_tokens(["<think>", "</think>", "<|channel|>", "<|message|>"])
-        ids = tokenizers.encode(loaded, Prompt("x", "Hi", "short_post"))
-        assert loaded.tokenizer.decode(ids) == "<|im_start|>user\nHi<|im_start|>assistant\n"
 
 
 def test_a_date_in_a_template_is_fixed_and_recorded(tmp_path: Path) -> None:
@@ -392,14 +368,6 @@ def test_reasoning_stands_apart(pair: tuple[str, str], text: str, reasoning: str
     assert tokenizers.split_reasoning(text) == (reasoning, answer)
 
 
-@pytest.mark.parametrize(
-    "frame", [("<answer>", "</answer>"), ("<|begin_of_solution|>", "<|end_of_solution|>")]
-)
-def test_marks_around_the_answer_are_not_part_of_it(frame: tuple[str, str]) -> None:
-    text = f"<THINK>\nI count.\n</Think>\n\n{frame[0]}\nThe answer.\n{frame[1]}"
-    assert tokenizers.split_reasoning(text) == ("I count.", "The answer.")
-
-
 def test_a_request_that_ends_with_a_mark_opens_no_reasoning() -> None:
     tokenizer = chatml_tokenizer()
     prompt, answer = (ids_of(tokenizer, text) for text in ("What is the tag <think>", "It begins a block."))
@@ -425,7 +393,7 @@ def test_a_text_may_speak_of_the_marks(text: str) -> None:
 def test_channels_are_reasoning_until_the_last_one() -> None:
     turn = "<|start|>assistant<|channel|>"
     analysis = "<|channel|>analysis<|message|>I count.<|end|>"
-    final = f"{analysis}{turn}final<|message|>The answer.<|return|>"
+    final = f"{analysis}{turn}final<|message|>The answer."
     reasoning, answer = tokenizers.split_reasoning(final)
     assert answer == "The answer." and reasoning and reasoning.startswith("I count.")
     assert tokenizers.split_reasoning(analysis)[1] == ""
@@ -466,17 +434,6 @@ def ids_of(tokenizer: Any, text: str) -> list[int]:
             "<|muse|>",
             "<|/muse|>",
         ),
-        (
-            "{% for m in messages %}{{ '[BEGIN_REASONING]' + m.why + '[END_REASONING]' if m.why }}"
-            "{{ m.content }}{% endfor %}",
-            "[BEGIN_REASONING]",
-            "[END_REASONING]",
-        ),
-        (
-            "{% for m in messages %}{{ m.content.split('<|thought_end|>')[-1] }}{% endfor %}",
-            "<|thought_start|>",
-            "<|thought_end|>",
-        ),
     ],
 )
 def test_marks_of_the_template_count_also_as_special_tokens(
@@ -503,12 +460,3 @@ def test_without_marks_the_text_is_that_of_transformers(name: str) -> None:
         ids = [(start + 31 * step) % len(tokenizer) for step in range(40)]
         text = plain.decode(ids, skip_special_tokens=True).strip()
         assert tokenizers.read_answer(tokenizer, ids, ids) == (None, text)
-
-
-def test_a_tokenizer_that_cannot_give_the_files_ids_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder, wrong = saved(tmp_path, bytes_bpe()), byte_tokenizer()
-    monkeypatch.setattr(PreTrainedTokenizerFast, "from_pretrained", lambda *_, **__: wrong)
-    with pytest.raises(LabError, match=r"other ids than the tokenizer\.json .*: save the tokenizer"):
-        tokenizers.load_tokenizer(folder)
