@@ -144,7 +144,7 @@ def test_prompts(folder, draw):
 TOML = {
     "models.toml": (registry.load_registry, registry._tables.cache_clear),
     "content_types.toml": (kinds.content_types, kinds.content_types.cache_clear),
-    "rubric.toml": (rubric.fitted, rubric.fitted.cache_clear),
+    "rubric.csv": (rubric.rated_texts, rubric.rated_texts.cache_clear),
     "prices.toml": (costs.load_prices, lambda: None),
     "questions.toml": (quiz.select, lambda: None),
     "words.toml": (lambda: texts.is_prose("one two three four"), texts.word_list.cache_clear),

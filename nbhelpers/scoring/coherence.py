@@ -138,17 +138,16 @@ def measures(text: str) -> dict[str, float]:
     model = english()
     tokens = model.tokens(text)
     joints = model.joints(tokens)
+    odds = np.clip(model.broken(joints), -6, 4)  # that a joint is broken, in logarithms
     found, runs = texts.sentences(text), list(zip(tokens, tokens[1:], tokens[2:], strict=False))
-    sentences = max(1, len(found))
     return {
-        "odds": float(np.clip(model.broken(joints), -6, 4).mean()),  # that a joint is broken, in logarithms
-        "new_pairs": float((joints[:, 2] == 0).mean()),  # joints that no pair of words in the counts has
-        "word_runs": float(joints[:, 3].mean()),  # level of the best known run of three words
-        "class_runs": float(joints[:, 12].mean()),  # of five classes
+        "worst_joints": float(np.quantile(odds, 0.9)),
+        "loose_joints": float((odds > -1.5).mean()),
+        "new_runs": float((joints[:, 3] == 0).mean()),  # joints that no run of three words in the counts has
+        "known_runs": float(joints[:, 6].mean()),  # share of the runs of four words across a joint
         "familiar": float((model.find(hashes(tokens, 2, "words")) >= OWN).mean()),  # pairs of the passages
         "unknown": float((tokens == model.words[UNKNOWN]).mean()),  # words that are none
         "rare": float((tokens < len(SPECIAL)).mean()),
         "distinct": len(set(runs)) / max(1, len(runs)),  # runs of three that are said once
-        "lower": sum(sentence[0].islower() for sentence in found) / sentences,  # begin without a capital
-        "prose": sum(map(texts.is_prose, found)) / sentences,
+        "lower": sum(sentence[0].islower() for sentence in found) / max(1, len(found)),  # without a capital
     }

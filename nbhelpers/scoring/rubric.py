@@ -1,189 +1,139 @@
 """Rubric scores of a generated text, by counting words: none replaces a reader, one agrees with readers.
 
 ``lab_v2`` is in the units of the readers whose ratings it is fitted on (data/readers): overall, 1 worthless
-to 10 ready to publish, with its parts ``lab_v2/coherence`` and ``lab_v2/on_topic``, 1 to 5, and four shares.
-``lab_v1`` is the rubric before it, 0 to 10, kept as a baseline. ``diversity`` says how different the repeats
-of one prompt are. Notebook 04 shows the fit and how well it holds.
+to 10 ready to publish, beside ``lab_v2/coherence`` and ``lab_v2/on_topic``, 1 to 5. ``diversity`` says how
+different the repeats of one prompt are. Notebook 04 shows the fit and how well it holds.
 """
 
 from __future__ import annotations
 
+import csv
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain, groupby
-from typing import Any
 
 import numpy as np
 
 from nbhelpers import store
 from nbhelpers.generation import generate
 from nbhelpers.loading.tokenizer import split_reasoning
-from nbhelpers.records import LabError, ModelRun, Record, Sample, Score
+from nbhelpers.records import LabError, ModelRun, Sample, Score
 from nbhelpers.scoring import coherence, content_types, texts
+from nbhelpers.stats.estimate import Array
 
 PRIMARY = "lab_v2"
-# Weights of lab_v1's geometric mean; they add up to 1.
-LAB_V1_WEIGHTS = {
-    "relevance": 0.25,  # the prompt's topic is written about, in sentences
-    "length": 0.15,  # inside the band of the content type
-    "originality": 0.15,  # says each thing once and does not repeat the prompt
-    "prose": 0.15,  # words stand in sentences
-    "structure": 0.10,  # sentences, paragraphs, opening
-    "vocabulary": 0.05,  # the field's words, not the prompt's, and not stuffed
-    "ending": 0.10,  # the last sentence is finished
-    "engagement": 0.05,  # questions, insights, value, proof
-}
-LAB_V1_FLOOR = 0.5  # a component counts at least this much, so that one zero does not hide the others
-# The scores of a text and the least that each can be: what a failed or an empty sample gets.
+# What readers give, and its scale.
+READINGS = {"coherence": (1.0, 5.0), "on_topic": (1.0, 5.0), "overall": (1.0, 10.0)}
 LOWEST = {
-    **{PRIMARY: 1.0, "lab_v2/coherence": 1.0, "lab_v2/on_topic": 1.0},
-    **{"lab_v2/own": 0.0, "lab_v2/particulars": 0.0, "lab_v2/length": 0.0},
-    **{"lab_v2/ending": 0.0, "lab_v1": 0.0},
-}
+    "lab_v2/coherence": 1.0,
+    "lab_v2/on_topic": 1.0,
+    PRIMARY: 1.0,
+}  # what a failed or an empty sample gets
+NOISE, SLOPE, FAR = 0.3, 0.3, 3.0  # of the fit: ridge, weight of the straight line, most deviations (choices)
 SCORE_NAMES = tuple(LOWEST)
 
 
 @dataclass(frozen=True)
-class Fitted(Record):
-    """data/rubric.toml, written by tools/fit_rubric.py: what rated texts say of the measures of a text."""
+class Rated:
+    """data/rubric.csv: what was counted in the rated texts, and what readers gave them."""
 
-    coherence: dict[str, float]  # measure -> weight, with "constant"; in log odds between 1 and 5
-    on_topic: dict[str, float]
-    overall: dict[str, float]  # the numbers of ``overall``
+    ids: tuple[str, ...]
+    names: tuple[str, ...]  # of the measures
+    measures: Array  # [texts, measures]
+    readings: Array  # [texts, len(READINGS)]
+    weights: Array  # [texts]: how much each counts
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A regression on the rated texts: each votes on a new text by how alike the two are."""
+
+    mean: Array  # [measures]
+    spread: Array
+    texts: Array  # [texts, measures], in deviations
+    votes: Array  # [texts, len(READINGS)]
+
+    def deviations(self, measures: Array) -> Array:
+        return np.clip((measures - self.mean) / self.spread, -FAR, FAR)
+
+    def readings(self, measures: Array) -> Array:
+        """[texts, len(READINGS)], each on its scale, of the measures [texts, measures] of new texts."""
+        found = alike(self.deviations(measures), self.texts) @ self.votes
+        low, high = np.array(list(READINGS.values())).T
+        return np.asarray(np.clip(found, low, high), dtype=np.float64)
+
+
+def alike(a: Array, b: Array) -> Array:
+    """How alike the rows of a and b are, [len(a), len(b)]: a Gaussian of their distance and a straight line.
+
+    The Gaussian follows the rated texts where there are some, the line says what lies beyond them.
+    """
+    size, product = a.shape[1], a @ b.T
+    squared = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * product
+    return np.asarray(np.exp(-squared / size) + SLOPE * product / size + 1)
+
+
+def fit(rated: Rated) -> Fitted:
+    """Kernel ridge regression (Saunders, Gammerman and Vovk 1998) of the readings on the measures."""
+    mean, spread = rated.measures.mean(0), rated.measures.std(0) + 1e-9
+    known = np.clip((rated.measures - mean) / spread, -FAR, FAR)
+    votes = np.linalg.solve(alike(known, known) + NOISE * np.diag(1 / rated.weights), rated.readings)
+    return Fitted(mean, spread, known, np.asarray(votes, dtype=np.float64))
+
+
+@cache
+def rated_texts() -> Rated:
+    """What data/rubric.csv holds. Raises LabError where it cannot be used."""
+    try:
+        with (store.data_dir() / "rubric.csv").open(encoding="utf-8", newline="") as file:
+            head, *rows = csv.reader(file)
+        table = np.array([row[1:] for row in rows], dtype=float)
+        if not rows or head[-1] != "weight" or not np.isfinite(table).all():
+            raise ValueError("no table of numbers")
+    except (OSError, ValueError, csv.Error) as error:
+        raise LabError(f"rubric.csv in the data folder is not usable ({error}): restore it.") from None
+    cut = len(head) - 2 - len(READINGS)
+    ids, names = tuple(row[0] for row in rows), tuple(head[1 : cut + 1])
+    return Rated(ids, names, table[:, :cut], table[:, cut:-1], table[:, -1])
 
 
 @cache
 def fitted() -> Fitted:
-    """What data/rubric.toml holds. Raises LabError where it cannot be used."""
-    return store.read_table("rubric.toml", lambda data: store.from_plain(data, Fitted, "rubric.toml"))
+    return fit(rated_texts())
 
 
-def topic_measures(text: str, prompt: str) -> dict[str, float]:
-    """What tells whether the text is about the prompt's topic, of its sentences without echo and repeats."""
-    topic, own = texts.topic_stems(prompt), texts.own_sentences(text, prompt)
-    found = (topic.intersection(texts.stems(sentence)) for sentence in own)
-    shares = [len(stems) / max(1, len(topic)) for stems in found] or [0.0]
-    return {
-        "best": max(shares),
-        "opening": max(shares[:2]),
-        "touching": sum(share > 0 for share in shares) / len(shares),
-    }
+def measures(text: str, prompt: str, content_type: str) -> dict[str, float]:
+    """What lab_v2 rests on: counts of a text, none of which says who wrote it.
 
-
-def on_scale(measures: dict[str, float], weights: Mapping[str, float]) -> float:
-    """1 to 5: the logistic of the weighted measures."""
-    total = sum(weight * (measures | {"constant": 1.0})[name] for name, weight in weights.items())
-    return 1.0 + 4.0 / (1.0 + math.exp(-max(-30.0, min(30.0, total))))
-
-
-def overall(parts: Mapping[str, Any], numbers: Mapping[str, float]) -> Any:
-    """1 to 10: coherence, raised to a power, times what being on topic adds, less what is missing.
-
-    A text on another topic keeps a share of its worth; one that names nothing particular loses a share of
-    what being on topic adds; one that is too short, too long or cut off, that repeats itself or the
-    prompt, loses a share of all. Parts may be arrays.
+    A repeated sentence counts once, an echo of the prompt never. LabError for an unknown content type.
     """
-    topic = (parts["on_topic"] - 1) / 4 * (1 - numbers["vague"] * (1 - parts["particulars"]))
-    worth = numbers["off_topic"] + (1 - numbers["off_topic"]) * topic
-    worth = worth * ((parts["coherence"] - 1) / 4) ** numbers["power"]
-    fit = (1 - numbers["misfit"] * (1 - parts["length"])) * (1 - numbers["cut"] * (1 - parts["ending"]))
-    fit = fit * (1 - numbers["repeated"] * (1 - parts["own"]))
-    return 1.0 + np.minimum(9.0, numbers["scale"] * worth * fit)
-
-
-def given_parts(text: str, prompt: str, content_type: str) -> dict[str, float]:
-    """The parts of lab_v2 that need no fit, 0 to 1; LabError for an unknown content type."""
     kind, own = content_types.content_type_named(content_type), texts.own_sentences(text, prompt)
     found, particular = texts.words(" ".join(own)), texts.word_list("particulars")
+    topic = texts.topic_stems(prompt)
+    touched = [topic.intersection(texts.stems(sentence)) for sentence in own]
     added = min(1.0, len(found) / max(1, len(texts.words(text))))
-    named = sum(word[0].isdigit() or word in particular for word in found)
-    return {
-        "own": added,
-        "particulars": min(1.0, named / 4),
+    return coherence.measures(texts.without_prompt(text, prompt)) | {
+        "covered": len(frozenset().union(*touched)) / max(1, len(topic)),  # of the words of the topic
+        "touching": sum(map(bool, touched)) / max(1, len(own)),  # sentences that name one
+        "particulars": min(1.0, sum(word[0].isdigit() or word in particular for word in found) / 4),
+        "own": added,  # words that are no echo and no repetition
+        "words": math.log(1 + len(found)),
         "length": content_types.band(kind.size(text) * added, kind.low, kind.high) / 10,
         "ending": texts.ending(text) if found else 0.0,
     }
 
 
 def lab_v2(text: str, prompt: str, content_type: str) -> dict[str, float]:
-    """The parts of lab_v2; LabError for an unknown content type."""
-    weights = fitted()
-    found = {
-        "coherence": on_scale(coherence.measures(text), weights.coherence),
-        "on_topic": on_scale(topic_measures(text, prompt), weights.on_topic),
-    }
-    if not texts.own_sentences(text, prompt):
-        found = dict.fromkeys(found, 1.0)
-    return found | given_parts(text, prompt, content_type)
-
-
-def lab_components(text: str, prompt: str, content_type: str) -> dict[str, float]:
-    """The components of lab_v1, each 0 to 10; LabError for an unknown content type.
-
-    A repeated sentence counts once, an echo of the prompt never. Relevance and prose are squared shares, full
-    at four fifths; half of the relevance is lost when fewer than one sentence in six touches the topic.
-    Vocabulary counts terms once, none of the prompt's, and less if over a fifth of the words are terms.
-    """
-    kind = content_types.content_type_named(content_type)
-    own = texts.own_sentences(text, prompt)
-    own_words = texts.words(" ".join(own))
-    if not own_words:
-        return dict.fromkeys(LAB_V1_WEIGHTS, 0.0)
-    added = min(1.0, len(own_words) / len(texts.words(text)))
-    prose = [sentence for sentence in own if texts.is_prose(sentence)]
-    return {
-        "relevance": _relevance(prose, prompt),
-        "length": content_types.band(kind.size(text) * added, kind.low, kind.high),
-        "originality": 10.0 * added * texts.distinct_trigrams(own_words),
-        "prose": 10.0 * min(1.0, len(texts.words(" ".join(prose))) / len(own_words) / 0.8) ** 2,
-        "structure": content_types.structure(_only(text, own), kind),
-        "vocabulary": _vocabulary(prose, prompt, kind),
-        "ending": 10.0 * texts.ending(text),
-        "engagement": content_types.engagement("\n".join(own), kind),
-    }
-
-
-def _only(text: str, own: list[str]) -> str:
-    """The text's paragraphs with nothing in them but its own sentences, each at its first place."""
-    left = set(own)
-    blocks: list[str] = []
-    for block in text.split("\n\n"):
-        kept = [sentence for sentence in texts.sentences(block) if sentence in left]
-        left -= set(kept)
-        blocks += ["\n".join(dict.fromkeys(kept))] if kept else []
-    return "\n\n".join(blocks)
-
-
-def _relevance(prose: list[str], prompt: str) -> float:
-    if not (topic := texts.topic_stems(prompt)):
-        return 10.0
-    used = [topic.intersection(texts.stems(sentence)) for sentence in prose]
-    covered = len(frozenset().union(*used)) / len(topic)
-    touching = sum(map(bool, used)) / max(1, len(prose))
-    return 10.0 * min(1.0, covered / 0.8) ** 2 * (0.5 + 0.5 * min(1.0, touching * 6))
-
-
-def _vocabulary(prose: list[str], prompt: str, kind: content_types.ContentType) -> float:
-    stems = texts.stems(" ".join(prose))
-    wanted = kind.vocabulary.difference(texts.stems(prompt))
-    used = [stem for stem in stems if stem in wanted]
-    stuffing = len(used) / max(1, len(stems)) / 0.2
-    return 10.0 * min(1.0, len(set(used)) / kind.terms_wanted) / max(1.0, stuffing)
-
-
-def combine(components: dict[str, float]) -> float:
-    """10 · Π (max(part, floor) / 10) ** weight, 0 if all are 0: a strong part cannot pay for a missing one.
-
-    Of some components only, the weights are those of these, scaled to add up to 1.
-    """
-    if not any(components.values()):
-        return 0.0
-    weights = {name: LAB_V1_WEIGHTS[name] for name in components}
-    logs = (weights[name] * math.log(max(value, LAB_V1_FLOOR) / 10) for name, value in components.items())
-    return 10.0 * math.exp(sum(logs) / sum(weights.values()))
+    """The readings to expect of a text: LOWEST where it says nothing of its own."""
+    found = measures(text, prompt, content_type)
+    if not found["own"]:
+        return dict(LOWEST)
+    row = np.array([[found[name] for name in rated_texts().names]])
+    values = fitted().readings(row)[0].round(4).tolist()  # beyond it processors differ
+    return dict(zip(LOWEST, values, strict=True))
 
 
 def inapplicable(text: str, prompt: str) -> str | None:
@@ -201,12 +151,7 @@ def score_text(text: str, prompt: str, content_type: str) -> dict[str, float]:
     text = split_reasoning(text)[1]
     if inapplicable(text, prompt):
         return {}
-    parts = lab_v2(text, prompt, content_type)
-    return {
-        PRIMARY: float(overall(parts, fitted().overall)),
-        **{f"lab_v2/{name}": value for name, value in parts.items()},
-        "lab_v1": combine(lab_components(text, prompt, content_type)),
-    }
+    return lab_v2(text, prompt, content_type)
 
 
 def score_samples(samples: Sequence[Sample]) -> list[Score]:

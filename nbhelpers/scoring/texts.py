@@ -1,11 +1,10 @@
-"""What can be counted in an English text: sentences, word stems, echo, repetition, figures."""
+"""What can be counted in an English text: sentences, word stems, echo."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from functools import cache, lru_cache
-from itertools import pairwise
 
 from nbhelpers import store
 
@@ -18,11 +17,6 @@ _OTHER_SCRIPT = re.compile(r"[^\W\d_\u0000-\u024f\u1e00-\u1eff]")
 _ACCENTED = re.compile(r"[\u00df-\u024f\u1e00-\u1eff]")
 _QUOTED = re.compile(r"""(?<=[\w:,] )["'“‘„«][^"'”’“»\n]{1,120}["'”’“»](?!\w)""")  # inside a sentence
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
-_FIGURE = re.compile(
-    r"[$€£]\s?\d|\d\s?(?:%|percent\b|points?\b|(?:milli)?seconds?\b|ms\b|s\b|minutes?\b|hours?\b|days?\b|weeks?\b"
-    r"|months?\b|years?\b|times\b|x\b|[kmgt]i?b\b|watts?\b|tokens?\b|requests?\b|dollars?\b|euros?\b)",
-    re.IGNORECASE,
-)
 
 
 @cache
@@ -96,20 +90,6 @@ def sentences(text: str) -> list[str]:
     return [part for line in lines for part in _SENTENCE_GAP.split(line) if part]
 
 
-def is_prose(sentence: str) -> bool:
-    """Whether words stand in a sentence, by form: 4 to 60 words, a fifth to three quarters of them function
-    words; no determiner last or before a word that cannot follow one; no word twice in a row.
-    """
-    found, small = words(sentence), word_list("function_words")
-    share = sum(word in small for word in found) / max(1, len(found))
-    if not (4 <= len(found) <= 60 and 0.2 <= share <= 0.75):
-        return False
-    before, never = word_list("determiners"), word_list("never_after_determiners")
-    # Split at spaces: in "our on-call week" the word after "our" is "on-call".
-    tokens = [token.strip(".,;:!?…()\"'“”‘’").lower() for token in sentence.split()]
-    return not any(a == b or (a in before and b in never) for a, b in pairwise([*tokens, "the"]))
-
-
 def topic_stems(prompt: str) -> frozenset[str]:
     """Stems of what the prompt is about: the content words after "about", or of the whole prompt."""
     subject = prompt.partition(" about ")[2] or prompt
@@ -120,34 +100,28 @@ def trigrams(sequence: list[str]) -> list[tuple[str, ...]]:
     return list(zip(sequence, sequence[1:], sequence[2:], strict=False))
 
 
-def distinct_trigrams(sequence: list[str]) -> float:
-    """Share of different three-word sequences, 0 to 1 (Distinct-n, Li et al. 2016, n = 3); 1 if too short."""
-    runs = trigrams(sequence)
-    return len(set(runs)) / len(runs) if runs else 1.0
+def without_prompt(text: str, prompt: str) -> str:
+    """The text with the whole prompt cut out wherever it stands."""
+    if not (whole := prompt.strip(" :\n")):
+        return text
+    pattern = r"\s+".join(map(re.escape, whole.split()))
+    return re.sub(pattern + ":?", "\n", text, flags=re.IGNORECASE)
 
 
 def own_sentences(text: str, prompt: str) -> list[str]:
-    """The sentences that the text adds, each once. The whole prompt is cut out wherever it stands; an echo
-    has at least half of its three-word sequences (of its words, if fewer than three) from the prompt.
+    """The sentences that the text adds, each once: neither the prompt nor an echo, which has at least half of
+    its three-word sequences (of its words, if fewer than three) from the prompt.
     """
     asked = words(prompt)
     asked_runs, asked_words = set(trigrams(asked)), set(asked)
-    if whole := prompt.strip(" :\n"):
-        pattern = r"\s+".join(map(re.escape, whole.split()))
-        text = re.sub(pattern + ":?", "\n", text, flags=re.IGNORECASE)
     kept: dict[tuple[str, ...], str] = {}
-    for sentence in sentences(text):
+    for sentence in sentences(without_prompt(text, prompt)):
         found = words(sentence)
         runs = trigrams(found)
         echoed = sum(r in asked_runs for r in runs) if runs else sum(w in asked_words for w in found)
         if found and echoed < max(1, len(runs) or len(found)) / 2:
             kept.setdefault(tuple(found), sentence)
     return list(kept.values())
-
-
-def figures(text: str) -> int:
-    """Numbers that measure something: percentages, money, durations, sizes."""
-    return len(_FIGURE.findall(text))
 
 
 def ending(text: str) -> float:

@@ -513,10 +513,10 @@ def test_estimates_are_over_prompts_with_repeats_averaged_first(lab):
     report = store.read_json(lab[0] / "standalone" / "lab-gpt2" / "stats.json", StatsReport)
     scores = list(store.read_rows(lab[0] / "standalone" / "lab-gpt2" / "scores.jsonl", Score))
     by_prompt = {
-        prompt: mean(s.values["lab_v1"] for s in scores if s.prompt_id == prompt)
+        prompt: mean(s.values["lab_v2"] for s in scores if s.prompt_id == prompt)
         for prompt in {s.prompt_id for s in scores}
     }
-    estimate = report.quality["lab_v1"]
+    estimate = report.quality["lab_v2"]
     assert (estimate.n, estimate.mean) == (2, pytest.approx(mean(by_prompt.values())))
     assert (report.attempted, report.finished, report.failed) == (4, 4, 0)
     assert report.latency["tokens_per_s"].n == 2
