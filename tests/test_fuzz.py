@@ -147,7 +147,7 @@ TOML = {
     "rubric.csv": (rubric.rated_texts, rubric.rated_texts.cache_clear),
     "prices.toml": (costs.load_prices, lambda: None),
     "questions.toml": (quiz.select, lambda: None),
-    "words.toml": (lambda: texts.is_prose("one two three four"), texts.word_list.cache_clear),
+    "words.toml": (lambda: texts.topic_stems("one two three four"), texts.word_list.cache_clear),
 }
 
 
