@@ -7,7 +7,6 @@ model. A chosen part is refused.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,12 +55,17 @@ class Labels(Record):
 
 @dataclass(frozen=True)
 class Reading(Record):
-    """A row of data/readers/default_run.jsonl: a reader's rating of a text of the default run."""
+    """A row of data/readers/default_run.jsonl: what a reader gave to a text of the default run."""
 
-    sha256: str  # of prompt + text, UTF-8
-    prompt_id: str
     place: int  # of the prompt in the random order in which prompts were read, from 1
-    rating: float
+    prompt_id: str
+    model: str
+    content_type: str
+    prompt: str
+    text: str
+    coherence: float
+    on_topic: float
+    rating: float  # overall
     schema_version: int = SCHEMA_VERSION
 
 
@@ -115,18 +119,13 @@ def read_ratings(run_dir: Path) -> dict[str, By]:
     return {who: {items[n]: r for n, r in given.items() if n in items} for who, given in ratings.items()}
 
 
-def digest(prompt: str, text: str) -> str:
-    """What a shipped rating is found by."""
-    return hashlib.sha256((prompt + text).encode(errors="surrogatepass")).hexdigest()
-
-
 def shipped(texts: Mapping[str, Text]) -> tuple[By, list[str]]:
     """Key -> rating of the texts that ship with one; and the prompts in the order in which they were read."""
     path = store.data_dir() / SHIPPED
     readings = sorted(store.read_rows(path, Reading), key=lambda r: r.place) if path.exists() else []
-    known = {reading.sha256: reading.rating for reading in readings}
-    digests = {key: digest(text.sample.prompt, text.sample.text) for key, text in texts.items()}
-    rated = {key: known[found] for key, found in digests.items() if found in known}
+    known = {(reading.prompt, reading.text): reading.rating for reading in readings}
+    own = {key: (text.sample.prompt, text.sample.text) for key, text in texts.items()}
+    rated = {key: known[said] for key, said in own.items() if said in known}
     return rated, list(dict.fromkeys(reading.prompt_id for reading in readings))
 
 
