@@ -1,4 +1,4 @@
-"""The commands ``nbhelpers run | models | doctor | report | route | label | ui``.
+"""The commands ``nbhelpers run | models | doctor | report | route | label``.
 
 Exit codes: 0 all is well, 1 a model failed (the others are reported) or the run was stopped, 2 wrong usage.
 """
@@ -19,7 +19,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from nbhelpers.records import FailOnError, Failure, LabError, Limits, RunInfo, Settings
-from nbhelpers.scoring.texts import is_english, printable
+from nbhelpers.scoring.texts import printable
 
 app = typer.Typer(
     help="Judge local language models: quality with error bars, speed, memory and cost.",
@@ -28,21 +28,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich takes a quarter of the time of --help
 )
+Run = Annotated[str, typer.Argument(help="A run's folder or name, or 'latest'.")]
 SETTINGS, LIMITS = (
     {field.metadata["option"] or field.name: field for field in dataclasses.fields(kind) if field.metadata}
     for kind in (Settings, Limits)
 )
-Run = Annotated[str, typer.Argument(help="A run's folder or name, or 'latest'.")]
 
 
 def _with_options(command: Callable[..., None]) -> Callable[..., None]:
     """The command with an option for each of SETTINGS and LIMITS in place of its ``**options``."""
     types, given = get_type_hints(Settings) | get_type_hints(Limits), signature(command, eval_str=True)
-    parameters, place = list(given.parameters.values())[:-1], Parameter.KEYWORD_ONLY
+    parameters = list(given.parameters.values())[:-1]
     for name, field in (SETTINGS | LIMITS).items():
-        option = typer.Option(help=field.metadata["help"], min=field.metadata["least"])
-        kind: Any = types[field.name]
-        parameters.append(Parameter(name, place, default=field.default, annotation=Annotated[kind, option]))
+        kind: Any = Annotated[types[field.name], typer.Option(help=field.metadata["help"])]
+        parameters.append(Parameter(name, Parameter.KEYWORD_ONLY, default=field.default, annotation=kind))
     command.__signature__ = given.replace(parameters=parameters)  # type: ignore[attr-defined]
     return command
 
@@ -61,25 +60,21 @@ def run(
     **options: Any,
 ) -> None:
     """Evaluate models (default: the embedded ones) and write the report."""
-    from nbhelpers import registry
     from nbhelpers.runner import plan as plans
     from nbhelpers.runner import progress, run
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     allowed = {field.name: options[name] for name, field in LIMITS.items()}
     limits = Limits(**allowed, fail_on_error=_tolerated(fail_on_error))
-    fixed = ("models", "out", "until_decided", *SETTINGS)
-    for name in fixed if resume else ():  # a change would mix two experiments
-        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE":
-            flag = name if name == "models" else f"--{name.replace('_', '-')}"
-            raise LabError(f"The option --resume keeps a run's own settings: leave out {flag} or start anew.")
-    settings = Settings(**{name: options[name] for name in SETTINGS})
-    new = (models or [], settings, out, until_decided)
-    plan = plans.plan_resume(resume) if resume else plans.plan_run(*new)
-    prompts = registry.load_prompts(plan.info.settings.prompts, plan.info.settings.limit)
-    if foreign := [prompt.id for prompt in prompts if not is_english(prompt.text)]:
-        ids = printable(", ".join(foreign))
-        print(f"Not English, and so without a score (speed and cost are measured): {ids}", file=sys.stderr)
+    if resume:
+        for name in ("models", "out", "until_decided", *SETTINGS):  # a change would mix two experiments
+            if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE":
+                flag = name.replace("_", "-")
+                raise LabError(f"--resume keeps a run's own settings: leave out {flag}, or start anew.")
+        plan = plans.plan_resume(resume)
+    else:
+        settings = Settings(**{name: options[name] for name in SETTINGS})
+        plan = plans.plan_run(models or [], settings, out, until_decided)
     try:
         with progress.watching(plan, quiet=as_json) as watch:
             info = run.run(plan, jobs or plans.default_jobs(plan), limits, watch)
@@ -111,15 +106,15 @@ def _print_outcome(run_dir: Path, info: RunInfo, as_json: bool = False) -> None:
         return
     if comparison:
         lines.append(f"{comparison.primary} over {len(comparison.prompts)} prompts")
-        lines.append(f"{'model':24} quality  95% interval  tokens/s  TTFT ms  weights MiB  finished  timing")
+        lines.append(f"{'model':24} quality  95% interval  tokens/s  finished  timing")
         by_model = {result.model: result for result in compare.read_results(run_dir)[0]}
         for model, e in comparison.ranking.items():
             r, interval = by_model[model], e.reason if e.low is None else f"[{e.low:.2f}, {e.high:.2f}]"
-            speed, ttft = (r.metrics.get(f"latency/{n}/mean", math.nan) for n in ("tokens_per_s", "ttft_s"))
-            lines.append(
-                f"{model:24} {e.mean:7.2f}  {interval:>12}  {speed:8,.0f}  {1000 * ttft:7,.1f}  "
-                f"{r.metrics['memory/parameters_mib']:11,.1f}  {r.finished:>4}/{r.attempted:<3}  {r.noise}"
+            speed, finished = (
+                r.metrics.get("latency/tokens_per_s/mean", math.nan),
+                f"{r.finished}/{r.attempted}",
             )
+            lines.append(f"{model:24} {e.mean:7.2f}  {interval:>12}  {speed:8,.0f}  {finished:>8}  {r.noise}")
         lines.append(f"verdicts {comparison.basis}:")
         lines += [f"  {compare.verdict_sentence(pair)}" for pair in comparison.verdicts]
         lines += ["", comparison.pick_reason, comparison.size_hypothesis]
@@ -127,10 +122,10 @@ def _print_outcome(run_dir: Path, info: RunInfo, as_json: bool = False) -> None:
         lines += comparison.notes
     failed = [status for status in info.notebooks if status.status == "failed"]
     lines += [f"failed: {s.model or 'comparison'}, {s.notebook}: {s.error}" for s in failed]
-    if kinds := compare.count_failures(run_dir, info):
-        lines.append(f"failures: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}")
-    for line in (*lines, "", f"report  {run_dir / 'index.html'}", f"runs    {run_dir.parent / 'index.html'}"):
-        print(printable(line))
+    kinds = compare.count_failures(run_dir, info)
+    lines += [f"failures: {count} {kind}" for kind, count in kinds.items()]
+    lines += ["", f"report  {run_dir / 'index.html'}", f"runs    {run_dir.parent / 'index.html'}"]
+    print(printable("\n".join(lines)))
 
 
 @app.command()
@@ -153,20 +148,18 @@ def doctor() -> None:
     from nbhelpers import registry, store
     from nbhelpers.devices import device
     from nbhelpers.loading import load
-    from nbhelpers.runner import plan
 
-    report, gib, problems = device.detect(), 2**30, plan.missing_notebooks()
-    print(f"device    {report.device} ({report.name}), {report.cores} cores")
-    print(f"memory    {report.memory_free_bytes / gib:.1f} of {report.memory_total_bytes / gib:.1f} GiB free")
-    print(f"dtype     {report.dtype}: {report.dtype_reason}")
-    print(f"versions  {', '.join(f'{name} {version}' for name, version in report.versions.items())}")
+    found, gib, problems = device.detect(), 2**30, list[str]()
+    print(f"device    {found.device} ({found.name}), {found.cores} cores")
+    print(f"memory    {found.memory_free_bytes / gib:.1f} of {found.memory_total_bytes / gib:.1f} GiB free")
+    print(f"dtype     {found.dtype}: {found.dtype_reason}")
     print(f"outputs   {store.outputs_dir()}")
     for alias in registry.embedded_models():
         try:
             load.fetch(registry.resolve(alias))
         except LabError as error:
-            problems.append(str(error))
-    print("\n".join(f"problem   {problem}" for problem in problems) or "ready")
+            problems.append(f"problem   {error}")
+    print("\n".join(problems) or "ready")
     raise typer.Exit(bool(problems))
 
 
@@ -212,13 +205,13 @@ def label(
     if not read and not judge:
         print(labels.write_sheet(folder, results, count, seed))
         sd, widths = labels.planned_widths(results)
-        wide = ", ".join(f"{number} to ±{width:.1f}" for number, width in widths.items())
         if widths:
+            wide = ", ".join(f"{number} to ±{width:.1f}" for number, width in widths.items())
             print(f"Differences of models, by the number of ratings: {wide} points. (Assumed: readers differ")
             print(f"by {sd:.1f} points a prompt, as the score does; correlation {labels.ASSUMED:g}.)")
-        print(f"Give each rater a copy, named after them and without {labels.KEY}, to rate from 1 to 10,")
-        print("from the first item on: only ratings in the sheet's order can correct the verdicts.")
-        print(f"Then: nbhelpers label {run} --read RATER.csv")
+        print(f"Give each rater a copy, named after them and without {labels.KEY}, to rate from 1 to 10")
+        print("in the sheet's order, which alone can correct verdicts. Then:")
+        print(f"nbhelpers label {run} --read RATER.csv")
         return
     for sheet in read or []:
         labels.read_sheet(folder, sheet)
@@ -232,25 +225,6 @@ def label(
         interval = f"[{alpha.low:.2f}, {alpha.high:.2f}]" if alpha.low is not None else f"({alpha.reason})"
         mean = "" if alpha.mean is None else f"{alpha.mean:.2f} "
         print(f"  {alpha.name}: {mean}{interval} over {alpha.n} texts")
-
-
-@app.command()
-def ui(
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 5001,
-    host: Annotated[str, typer.Option(help="Address to listen on; default: this machine.")] = "127.0.0.1",
-) -> None:
-    """Open the MLflow page over the laboratory's database."""
-    import os
-    import subprocess
-
-    from nbhelpers.tracking import mlflow_run as tracking
-
-    tracking.init_database()
-    print(f"MLflow on http://{host}:{port} (Ctrl-C stops it)")
-    # An argument would show the address, which may hold a password, to whoever lists the processes.
-    os.environ["MLFLOW_BACKEND_STORE_URI"] = tracking.tracking_uri()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)]
-    raise typer.Exit(subprocess.call(command))
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ Units are in the names: ``_s`` seconds, ``_bytes`` bytes, ``_j`` joules, ``_usd`
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -21,8 +21,7 @@ DEVICES = ("cuda", "mps", "xpu", "cpu")  # in order of preference
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of one number
 SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 FinishReason = Literal["eos", "length", "time", "error"]
-# nbhelpers.generation.decode, or transformers.generate where that cannot serve.
-Engine = Literal["loop", "generate"]
+Engine = Literal["loop", "generate"]  # generation.decode, or transformers where that cannot serve
 Verdict = Literal["better", "worse", "tied", "cannot tell"]
 
 
@@ -42,10 +41,7 @@ class Failure(StrEnum):
 
 
 class LabError(Exception):
-    """A mistake or a condition the user can act on: one sentence with what, where and what to do.
-
-    A secret of the environment that a library's message may hold is left out.
-    """
+    """What the user can act on, in one sentence without secrets: what, where and what to do."""
 
     def __init__(self, sentence: str, kind: Failure = Failure.USAGE) -> None:
         super().__init__(redacted(sentence))
@@ -101,22 +97,28 @@ def _setting(default: Any, text: str, option: str = "", least: float | None = No
     return field(default=default, metadata={"help": text, "option": option, "least": least})
 
 
+def _check_least(record: Any) -> None:
+    for one in fields(record):
+        value, least = getattr(record, one.name), one.metadata.get("least")
+        if least is not None and value is not None and not least <= value < math.inf:
+            raise LabError(f"{one.metadata['option'] or one.name} is {value}: it must be at least {least}.")
+
+
 @dataclass(frozen=True)
 class Settings(Record):
-    """Everything that decides what a run computes, and the only list of it.
+    """Everything that decides what a run computes: the command line's options, the notebooks' ``parameters``.
 
-    These are the names of the command line's options and of the notebooks' ``parameters``. Raises LabError
-    for a value that makes no sense.
+    Raises LabError for a value that makes no sense.
     """
 
     model: str = "lab-llama"
     run_dir: str = ""  # "" is outputs/standalone
     prompts: str = _setting("", "JSONL file of prompts; default: 15 benchmark prompts.")
-    limit: int | None = _setting(None, "Only the first N prompts.")
-    repeats: int = _setting(4, "Generations per prompt.")
-    max_new_tokens: int = _setting(256, "Longest answer, in tokens.")
-    temperature: float = _setting(0.8, "0 always takes the likeliest token.")
-    top_k: int = _setting(0, "Draw from the k likeliest tokens; 0: from all.")
+    limit: int | None = _setting(None, "Only the first N prompts.", least=1)
+    repeats: int = _setting(4, "Generations per prompt.", least=1)
+    max_new_tokens: int = _setting(256, "Longest answer, in tokens.", least=1)
+    temperature: float = _setting(0.8, "0 always takes the likeliest token.", least=0)
+    top_k: int = _setting(0, "Draw from the k likeliest tokens; 0: from all.", least=0)
     top_p: float = _setting(1.0, "Draw from the likeliest tokens that reach this probability; 1: from all.")
     seed: int = _setting(0, "Seed of all sampling.")
     maker_settings: bool = _setting(False, "Use what a model's generation_config.json asks for besides.")
@@ -126,12 +128,7 @@ class Settings(Record):
     def __post_init__(self) -> None:
         for name in ("temperature", "top_p"):  # 0 and 0.0 are one setting: rows are found again by its text
             object.__setattr__(self, name, float(getattr(self, name)))
-        for name, least in (("limit", 1), ("repeats", 1), ("max_new_tokens", 1), ("top_k", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise LabError(f"{name} is {value}: it must be at least {least}.")
-        if not 0 <= self.temperature < math.inf:
-            raise LabError(f"temperature is {self.temperature}: give 0 (greedy) or more.")
+        _check_least(self)
         if not 0 < self.top_p <= 1:
             raise LabError(f"top_p is {self.top_p}: give more than 0 and at most 1 (off).")
         for name, known in (("device", DEVICES), ("dtype", (*DTYPES, *SHORT_DTYPES))):
@@ -156,9 +153,12 @@ class Limits(Record):
     """How long things may take and how much may fail: how far a run comes, never what a text says."""
 
     __pydantic_config__ = Record.__pydantic_config__ | {"extra": "ignore"}  # a run.json may hold dropped ones
-    cell_s: float = _setting(1800.0, "Seconds a notebook or its cell may take.", "timeout", 1)
-    generation_s: float = _setting(300.0, "Seconds a generation may take.", "batch_timeout", 0)
+    cell_s: float = _setting(1800.0, "Seconds a notebook or its cell may take.", "timeout", least=1)
+    generation_s: float = _setting(300.0, "Seconds a generation may take.", "batch_timeout", least=0)
     fail_on_error: FailOnError = FailOnError()
+
+    def __post_init__(self) -> None:
+        _check_least(self)
 
 
 @dataclass(frozen=True)
@@ -206,10 +206,7 @@ class Sample(Record):
 
 @dataclass(frozen=True)
 class Score(Record):
-    """All scores of one sample. A failed sample scores 0 on quality, never disappears.
-
-    ``reason`` says why there are no values: a rubric that reads English does not apply to other languages.
-    """
+    """All scores of one sample; a failed one scores 0 on quality, never disappears."""
 
     key: str
     prompt_id: str
@@ -219,12 +216,12 @@ class Score(Record):
     words: int
     values: dict[str, float]  # dimension or rubric name -> 0..10
     schema_version: int = SCHEMA_VERSION
-    reason: str | None = None
+    reason: str | None = None  # why there are no values: a rubric that reads English does not apply
 
 
 @dataclass(frozen=True)
 class Estimate(Record):
-    """A mean with its uncertainty. ``reason`` says why low/high are missing."""
+    """A mean with its uncertainty."""
 
     name: str
     n: int  # units of analysis (prompts, unless said otherwise)
@@ -234,7 +231,7 @@ class Estimate(Record):
     high: float | None = None
     level: float = 0.95
     method: str = "t"
-    reason: str | None = None
+    reason: str | None = None  # why low and high are missing
 
 
 @dataclass(frozen=True)

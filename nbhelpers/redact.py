@@ -29,12 +29,10 @@ def secrets() -> set[str]:
             found.add(value.strip())
         elif "@" in value and ("://" in value or name.upper().endswith("_PROXY")):
             given = credentials(value)
-            # Each parser ends a password that holds reserved characters elsewhere.
-            pieces = re.split(r"[/?#@\[\]:&=\s]+", given)
-            found |= {f"{given}@", given.partition(":")[2] or given, *pieces[1:]}
+            pieces = re.split(r"[/?#@\[\]:&=\s]+", given)[1:]  # parsers end a password at different ones
+            found |= {f"{given}@", given.partition(":")[2] or given, *pieces}
     found |= {unquote(secret) for secret in found}
-    for form in (repr, json.dumps):
-        found |= {form(secret)[1:-1] for secret in found}
+    found |= {form(secret)[1:-1] for secret in found for form in (repr, json.dumps)}
     found |= {quote(secret, safe=safe) for secret in found for safe in ("/", "")}
     return {secret for secret in found if len(secret) >= SHORTEST}
 

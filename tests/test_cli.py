@@ -1,7 +1,6 @@
 """The command line as a user meets it: exit codes, one clear sentence, nothing lost."""
 
 import io
-import json
 import os
 import shutil
 import signal
@@ -72,24 +71,6 @@ def test_malformed_prompts_name_the_line(call, tmp_path):
     assert "line 2" in sentence(call("run", "--prompts", str(bad)))
 
 
-def test_prompts_that_are_not_english_are_named_before_anything_runs(call, tmp_path, monkeypatch):
-    def stopped(*arguments):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(runner, "run", stopped)
-    asks = {
-        "de": "Schreibe einen Beitrag über die Kosten",
-        "en": "Write a note about costs",
-        "ja": "短い投稿を書いて",
-    }
-    rows = [{"id": name, "text": text, "content_type": "short_post"} for name, text in asks.items()]
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    _, _, said = call(
-        "run", "lab-gpt2", "--prompts", str(tmp_path / "p.jsonl"), "--out", str(tmp_path / "run")
-    )
-    assert "Not English, and so without a score (speed and cost are measured): de, ja\n" in said
-
-
 def test_unwritable_output_folder(call, tmp_path):
     (tmp_path / "file").write_text("x")
     assert "--out" in sentence(call("run", "--out", str(tmp_path / "file" / "below")))
@@ -101,7 +82,7 @@ def test_wrong_flag_exits_2(call):
 
 def test_resume_of_an_unknown_run_and_with_changed_settings(call):
     assert "no run" in sentence(call("run", "--resume", "never-was"))
-    assert "--seed" in sentence(call("run", "--resume", "latest", "--seed", "3"))
+    assert "leave out seed" in sentence(call("run", "--resume", "latest", "--seed", "3"))
 
 
 def test_an_output_folder_that_cannot_be_made(call, tmp_path):
@@ -169,8 +150,8 @@ def test_a_terminal_that_lacks_letters_gets_escapes(command, encoding, tmp_path,
         write_model(folder, result, [(make_sample(result.model, id, 0), 5.0) for id in prompt_ids()])
     compare.compare_run(folder)
     info = write_info(folder, [name, "lab-opt"], failures={"lab-opt": "geht nicht: …"})
-    monkeypatch.setattr(runner, "run", lambda plan, jobs, limits, watch: watch(*event) or info)
-    event = str(model), "02_loading", NotebookStatus("02_loading", str(model), "failed", 1.0, "…")
+    monkeypatch.setattr(runner, "run", lambda plan, jobs, limits, watch: watch(event) or info)
+    event = NotebookStatus("02_loading", str(model), "failed", 1.0, "…")
     wanted = {
         "run": ["run", str(model), "--out", str(folder.with_name("new"))],
         "a mistake": ["run", "lab-gpt2", "--out", str(folder)],

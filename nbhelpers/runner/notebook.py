@@ -8,9 +8,7 @@ and no cell holds an error output.
 from __future__ import annotations
 
 import re
-import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,11 @@ from nbhelpers.records import Failure, LabError, NotebookStatus
 from nbhelpers.redact import redacted
 from nbhelpers.runner import kernels
 
-PIPELINE = (
+PIPELINE: tuple[str, ...] = (
     *("01_device_detection", "02_loading", "03_generation"),
     *("04_scoring", "05_statistics", "06_tracking"),
 )
 COMPARISON = "07_comparison"
-ENGINE = "saved once"
 HTML_POLICY = "default-src 'none'; img-src data:; font-src data:; style-src 'unsafe-inline'"
 KINDS = {
     "CellTimeoutError": Failure.TIMEOUT,
@@ -40,55 +37,50 @@ def notebook_path(name: str) -> Path:
     return store.project_root() / "notebooks" / f"{name}.ipynb"
 
 
-def _unformatted(path: Path) -> str:
-    """A path for papermill, which formats it with the parameters, such that it comes out unchanged."""
-    return str(path).replace("{", "{{").replace("}", "}}")
-
-
 def run_notebook(
-    notebook: Path, output: Path, parameters: Mapping[str, Any], timeout_s: float, model: str = ""
+    notebook: Path, output: Path, parameters: dict[str, Any], timeout_s: float, model: str = ""
 ) -> NotebookStatus:
-    """Execute one notebook into `output`; every failure of its cells is a status, not an exception.
+    """Execute one notebook into ``output``, with a page beside it; whatever fails is a status.
 
-    timeout_s: for one cell. Raises LabError for an unknown parameter, before anything runs.
+    timeout_s: for one cell.
     """
-    import papermill
-
-    _register_engine()
-    known = papermill.inspect_notebook(_unformatted(notebook))
-    if unknown := ", ".join(sorted(parameters.keys() - known.keys())):  # papermill itself only warns
-        has = ", ".join(known) or "none: tag the cell with its defaults 'parameters'"
-        raise LabError(f"{notebook.name} has no parameter {unknown!r}; it has {has}.")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    for stale in (output, output.with_suffix(".html")):
-        stale.unlink(missing_ok=True)
-    started, raised = time.monotonic(), None
-    with tempfile.TemporaryDirectory(prefix="nb") as sockets:
-        try:
-            papermill.execute_notebook(
-                _unformatted(notebook),
-                _unformatted(output),
-                parameters=dict(parameters),
-                kernel_name="python3",
-                engine_name=ENGINE,
-                progress_bar=False,
-                execution_timeout=max(1, int(timeout_s)),
-                config=kernels.kernel_config(output.with_name(kernels.LOG), sockets),
-            )
-        except Exception as problem:  # papermill, nbclient and kernel errors have no common base
-            raised = problem
-    found = notebook_error(output, raised)
-    if type(raised).__name__ == "CellTimeoutError":
-        found = f"a cell passed the limit of {timeout_s:g} s", Failure.TIMEOUT
+    started = time.monotonic()
+    try:
+        found = _execute(notebook, output, parameters, timeout_s)
+    except Exception as problem:  # papermill, nbclient, kernels and disks have no common base
+        found = describe(problem)
     status, seconds = "failed" if found else "passed", round(time.monotonic() - started, 3)
     return NotebookStatus(notebook.stem, model, status, seconds, *(found or ()))  # type: ignore[arg-type]
 
 
-def _register_engine() -> None:
-    """papermill's engine but for saving: it writes the whole notebook twice a cell, 14 ms each time.
+def _execute(notebook: Path, output: Path, parameters: dict[str, Any], timeout_s: float) -> Problem | None:
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
 
-    Models run in threads of one process, which wait for each other meanwhile. What is left is the notebook
-    at its start and at its end, however it ends.
+    # papermill formats paths with the parameters: these come out unchanged.
+    source, target = (str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, output))
+    if unknown := parameters.keys() - papermill.inspect_notebook(source).keys():  # papermill only warns
+        raise LabError(f"{notebook.name} has no parameter {', '.join(sorted(unknown))}.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for stale in (output, output.with_suffix(".html")):
+        stale.unlink(missing_ok=True)
+    how = {"engine_name": _engine(), "kernel_name": "python3", "progress_bar": False}
+    how["execution_timeout"] = max(1, int(timeout_s))
+    try:
+        with kernels.kernel_config(output.with_name(kernels.LOG)) as config:
+            papermill.execute_notebook(source, target, parameters, config=config, **how)
+    except PapermillExecutionError:
+        pass  # a cell says it
+    finally:
+        if output.exists():
+            to_html(output)
+    return notebook_error(output)
+
+
+def _engine() -> str:
+    """papermill's engine but for saving the notebook twice a cell, which takes 14 ms each time.
+
+    It is saved at its start and, without secrets, at its end, however it ends.
     """
     from papermill.engines import NBClientEngine, papermill_engines
 
@@ -99,35 +91,30 @@ def _register_engine() -> None:
             try:
                 super().execute_managed_notebook(notebook, *args, **kwargs)
             finally:
-                notebook.save = save
-                for cell in notebook.nb.cells:
-                    if "outputs" in cell:
-                        cell.outputs = redacted(cell.outputs)
+                notebook.save, notebook.nb.cells = save, redacted(notebook.nb.cells)
 
-    papermill_engines.register(ENGINE, SavedOnce)
+    papermill_engines.register(SavedOnce.__name__, SavedOnce)
+    return SavedOnce.__name__
 
 
-def notebook_error(path: Path, raised: Exception | None = None) -> Problem | None:
+def notebook_error(path: Path) -> Problem | None:
     """Why an executed notebook does not count as a success, and the kind of failure; None when it does.
 
-    raised: by papermill. A LabError's sentence stands for itself; its traceback ends with its kind.
+    A LabError's sentence stands for itself; its traceback ends with its kind.
     """
     import nbformat
 
-    try:
-        cells = nbformat.read(path, as_version=4).cells
-    except Exception as problem:  # nbformat's errors have no common base
-        unread = f"{path.name} could not be read: {describe(problem)[0]}"
-        return describe(raised) if raised else (unread, Failure.OTHER)
+    cells = nbformat.read(path, as_version=4).cells
     code = [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
     for output in (output for cell in code for output in cell.outputs if output.output_type == "error"):
         value = next(iter(output.evalue.strip().splitlines()), "")
         if output.ename == "LabError":
             return value, Failure(output.traceback[-1])
         return f"{output.ename}: {value}", KINDS.get(output.ename, Failure.OTHER)
-    missing = sum(cell.execution_count is None for cell in code)
-    early = f"the kernel stopped early: {missing} of {len(code)} code cells never ran"
-    return describe(raised) if raised else (early, Failure.DEAD_KERNEL) if missing else None
+    if missing := sum(cell.execution_count is None for cell in code):
+        early = f"the kernel stopped early: {missing} of {len(code)} code cells never ran"
+        return early, Failure.DEAD_KERNEL
+    return None
 
 
 def describe(problem: Exception) -> Problem:

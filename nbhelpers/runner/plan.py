@@ -17,7 +17,6 @@ from nbhelpers import registry, store
 from nbhelpers.devices import device as devices
 from nbhelpers.loading.folder import inspect
 from nbhelpers.records import LabError, ModelSpec, RunInfo, Settings
-from nbhelpers.runner.notebook import COMPARISON, PIPELINE, notebook_path
 
 SMALL_PARAMETERS = 50_000_000  # up to this size two models at a time are no burden
 
@@ -34,13 +33,6 @@ class Plan:
         return dict(zip(self.info.models, self.info.specs, strict=True))
 
 
-def missing_notebooks() -> list[str]:
-    """A sentence for each notebook of a run that is not there."""
-    paths = (notebook_path(name) for name in (*PIPELINE, COMPARISON))
-    missing = "The notebook notebooks/{} is missing: restore it from the repository."
-    return [missing.format(path.name) for path in paths if not path.is_file()]
-
-
 def plan_run(models: Sequence[str], settings: Settings, out: str = "", until_decided: bool = False) -> Plan:
     """Check models, prompts and the output folder. Raises LabError.
 
@@ -48,8 +40,6 @@ def plan_run(models: Sequence[str], settings: Settings, out: str = "", until_dec
     """
     from nbhelpers.stats.sequential import plan_looks
 
-    for problem in missing_notebooks():
-        raise LabError(problem)
     prompts = registry.load_prompts(settings.prompts, settings.limit)
     names = models or registry.embedded_models()
     specs = tuple(registry.tell_apart(inspect(registry.resolve(name)) for name in names))
@@ -99,38 +89,30 @@ def plan_resume(run: str) -> Plan:
 
 
 def find_run(run: str) -> Path:
-    """The folder of a run, given its path, its name below outputs/, or "latest"."""
-    known = sorted(p.parent for p in store.outputs_dir().glob("*/run.json"))
+    """The folder of a run, given its path, its name below outputs/, or "latest" (the one last worked on)."""
+    known = sorted(store.outputs_dir().glob("*/run.json"), key=lambda path: path.stat().st_mtime)
     if run == "latest" and known:
-        return max(known, key=_started)
+        return known[-1].parent
     for folder in (Path(run), store.outputs_dir() / run):
         if (folder / "run.json").is_file():
             return folder.resolve()
-    names = ", ".join(p.name for p in known[-5:]) or "none yet"
+    names = ", ".join(path.parent.name for path in known[-5:]) or "none yet"
     raise LabError(f"There is no run {run!r}: give a folder with a run.json or one of these: {names}.")
-
-
-def _started(folder: Path) -> str:
-    try:
-        return store.read_json(folder / "run.json", RunInfo).started
-    except LabError:  # an unreadable run is never the latest
-        return ""
 
 
 def _git_commit() -> str | None:
     command = ["git", "-C", str(store.project_root()), "rev-parse", "HEAD"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+    except OSError:  # no git
         return None
 
 
 def default_jobs(plan: Plan) -> int:
     """Two models at a time where all are small and run on a CPU with several cores, otherwise one.
 
-    Much of a small model's run is kernel start and imports, which a second core can share: two at a time were
-    1.4 times as fast as one with all threads (``run`` in docs/bench.json). Large models and accelerators
-    would fight over memory. Every model gets its share of the cores.
+    Much of a small model's run is kernel start and imports, which a second core can share (``run`` in
+    docs/bench.json). Large models and accelerators would fight over memory.
     """
     device = plan.info.settings.device
     accelerator = sys.platform == "darwin" or shutil.which("nvidia-smi") is not None

@@ -269,7 +269,7 @@ def test_no_terminal_code_reaches_the_terminal(tmp_path, capsys):
     spec = ModelSpec("evil", "evil", "hub")
     plan = Plan(run_dir, replace(info, models=("evil",), specs=(spec,)))
     with progress.watching(plan) as watch:
-        watch("evil", "02_loading", NotebookStatus("02_loading", "evil", "failed", 1.0, "\x1b[5m"))
+        watch(NotebookStatus("02_loading", "evil", "failed", 1.0, "\x1b[5m"))
     shown = capsys.readouterr().out
     assert "evil<script>" in shown and "\x1b" not in shown and "\x07" not in shown
 

@@ -13,6 +13,7 @@ import psutil
 import pytest
 from test_notebook import run, texts
 
+from nbhelpers.records import Failure
 from nbhelpers.runner import kernels
 
 pytestmark = pytest.mark.skipif(not kernels.FORKS, reason="forking after imports is safe on Linux only")
@@ -26,14 +27,11 @@ def server(tmp_path_factory):
     with kernels.environment("1"):
         kernels.serve(folder / "log")
         yield
-    kernels.kill()
 
 
 def facts() -> None:
     import random
     import threading
-
-    import numpy
 
     found = {
         "modules": sorted({"torch", "transformers", "mlflow"} & set(sys.modules)),
@@ -42,16 +40,13 @@ def facts() -> None:
         "stdin": sys.stdin.read(),
         "leader": os.getpgid(0) == os.getpid(),
         "threads": threading.active_count(),
-        "drawn": [float(numpy.random.rand()), random.random()],
+        "drawn": random.random(),
         "tqdm": os.environ.get("TQDM_DISABLE"),
     }
     import torch
 
     found |= {"sum": float((torch.ones(300, 300) @ torch.ones(300, 300)).sum())}
     print(json.dumps(found), flush=True)
-    import atexit
-
-    atexit.register(print, "the end", flush=True)
     sys.exit(3)
 
 
@@ -89,28 +84,26 @@ def test_a_forked_process_is_as_if_started_with_the_libraries_loaded(tmp_path, m
     for number in range(2):
         log = tmp_path / f"{number}.log"
         process = kernels.start(log, facts)
-        assert process.wait(120) == 3
-        first, last = log.read_text().splitlines()
-        assert last == "the end"  # what was registered for the exit has run
-        found.append(json.loads(first))
+        process.join(120)
+        assert process.exitcode == 3
+        found.append(json.loads(log.read_text()))
     for fact in found:
         assert fact["modules"] == ["mlflow", "torch", "transformers"]
         assert (fact["mark"], fact["cwd"], fact["stdin"]) == ("here", str(tmp_path), "")
         assert (fact["leader"], fact["tqdm"], fact["threads"]) == (True, "1", 2)  # one waits for our end
         assert fact["sum"] == 300.0**3
-    assert found[0]["drawn"][0] != found[1]["drawn"][0] and found[0]["drawn"][1] != found[1]["drawn"][1]
-    assert kernels.plain == ""
+    assert found[0]["drawn"] != found[1]["drawn"]
 
 
 def test_killing_reaches_what_a_process_started(tmp_path):
     log = tmp_path / "log"
     process = kernels.start(log, family)
     assert until(lambda: log.exists() and log.read_text().endswith("\n"))
-    assert process.poll() is None and process.wait(0.05) is None
     kernels.kill(tmp_path / "another log")
-    assert process.poll() is None
+    assert process.is_alive()
     kernels.kill(log)
-    assert process.wait(30) == -signal.SIGKILL
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL
     assert until(lambda: gone(process.pid) and gone(int(log.read_text())))
 
 
@@ -143,7 +136,8 @@ def test_a_script_is_not_run_again_by_what_it_starts(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "from pathlib import Path\nfrom nbhelpers.runner import kernels\nprint('once', flush=True)\n"
-        f"print(kernels.start(Path({str(tmp_path / 'log')!r}), print, 'here').wait(60))"
+        f"(started := kernels.start(Path({str(tmp_path / 'log')!r}), print, 'here')).join(60)\n"
+        "print(started.exitcode)"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert done.stdout == "once\n0\n", done.stderr
@@ -162,7 +156,7 @@ def test_notebooks_run_in_forked_kernels(tmp_path):
     assert "image/png" in output.read_text()
     assert texts(output) == f"True {server_pid()}\n"
     status, _ = run(tmp_path, "while True: pass", timeout=1)
-    assert status.error == "a cell passed the limit of 1 s"
+    assert status.failure is Failure.TIMEOUT
     assert until(lambda: not psutil.Process(server_pid()).children())
 
 
@@ -170,25 +164,32 @@ def test_a_server_that_was_killed_is_started_again(tmp_path, monkeypatch):
     first = kernels.start(tmp_path / "log", family)
     old = server_pid()
     os.kill(old, signal.SIGKILL)
-    assert first.wait(30) != 0 and until(lambda: gone(first.pid))
+    first.join(30)
+    assert first.exitcode != 0 and until(lambda: gone(first.pid))
     forkserver.set_forkserver_preload([])
     second = kernels.start(tmp_path / "log", family)
-    assert second.poll() is None and server_pid() != old and kernels.plain == ""
-    kernels.kill()
+    assert second.is_alive() and server_pid() != old
+    kernels.kill(tmp_path)
     assert until(lambda: gone(second.pid))
 
 
-def test_without_a_server_everything_starts_plainly(tmp_path, monkeypatch):
-    monkeypatch.setattr(kernels, "plain", "")
-    monkeypatch.setattr(forkserver._forkserver, "connect_to_new_process", refuse)
-    monkeypatch.setattr(forkserver, "connect_to_new_process", refuse)
+def test_a_server_that_is_killed_while_it_imports_costs_nothing(tmp_path):
+    code = (
+        "import os, threading\nfrom pathlib import Path\nimport test_kernels\n"
+        "from nbhelpers.runner import kernels\nkernels.serve(Path('log'))\n"
+        "threading.Timer(0.2, os.kill, [test_kernels.server_pid(), 9]).start()\n"
+        "(started := kernels.start(Path('log'), print, 'here')).join(60)\nprint(started.exitcode)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.stdout == "0\n", done.stderr
+
+
+def test_where_forking_is_not_safe_everything_starts_plainly(tmp_path, monkeypatch):
+    monkeypatch.setattr(kernels, "FORKS", False)
     status, output = run(tmp_path, "import sys; print('torch' in sys.modules)")
     assert status.error is None and texts(output) == "False\n"
-    assert kernels.plain == "no answer from the fork server (it is gone)"
-
-
-def refuse(fds):
-    raise ConnectionError("it is gone")
 
 
 GENERATIONS = """

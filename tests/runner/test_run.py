@@ -61,17 +61,16 @@ class Steps:
 
     def start(self, log, target, *arguments):
         status = self.report_status if target is runner.write_pages else 0
-        return SimpleNamespace(pid=0, wait=lambda timeout: status)
+        return SimpleNamespace(exitcode=status, join=lambda timeout=None: None)
 
 
 @pytest.fixture
 def steps(monkeypatch, tmp_path):
     made = Steps(tmp_path / "run")
     monkeypatch.setattr(runner, "run_notebook", made.run_notebook)
-    monkeypatch.setattr(runner, "to_html", lambda path: None)
     monkeypatch.setattr(kernels, "serve", lambda log: None)
     monkeypatch.setattr(kernels, "start", made.start)
-    monkeypatch.setattr(kernels, "kill", lambda log=None: made.killed.set())
+    monkeypatch.setattr(kernels, "kill", lambda where: made.killed.set())
     return made
 
 
@@ -90,12 +89,11 @@ def statuses(info: RunInfo, model: str) -> list[tuple[str, str | None]]:
 def test_every_notebook_of_every_model_then_the_comparison(steps):
     events = []
     plan = planned(steps, "lab-gpt2", "lab-opt")
-    info = runner.run(plan, watch=lambda *event: events.append(event))
+    info = runner.run(plan, watch=events.append)
     for model in ("lab-gpt2", "lab-opt", ""):
         assert set(statuses(info, model)) == {("passed", None)}
     wanted = [(m, n) for m in ("lab-gpt2", "lab-opt") for n in PIPELINE] + [("", COMPARISON)]
-    assert [(m, n) for m, n, status in events if status is None] == wanted
-    assert [(m, n) for m, n, status in events if status is not None] == wanted
+    assert [(status.model, status.notebook) for status in events] == wanted
     assert store.read_json(plan.run_dir / "run.json", RunInfo) == info
     assert info.seconds >= 0 and info.jobs == 1 and info.limits == Limits()
     assert info.threads == os.environ.get("OMP_NUM_THREADS", str(devices.usable_cores()))
@@ -123,24 +121,10 @@ def test_a_notebook_that_fails_costs_its_model_the_rest_and_the_others_nothing(s
     assert statuses(info, "") == [("passed", None)]
 
 
-def test_what_a_notebook_raises_is_its_failure(steps):
-    def refuse(model: str, name: str) -> None:
-        if model:
-            raise LabError("The folder is gone.", Failure.DOWNLOAD)
-        raise OSError("a full disk")
-
-    steps.do = refuse
-    info = runner.run(planned(steps, "lab-gpt2"))
-    assert statuses(info, "lab-gpt2")[0] == ("failed", "The folder is gone.")
-    assert statuses(info, "lab-gpt2")[5] == ("skipped", "01_device_detection failed")
-    assert statuses(info, "") == [("failed", "OSError: a full disk")]
-    assert info.notebooks[0].failure is Failure.DOWNLOAD
-
-
 def test_a_kernel_that_hangs_is_killed(steps, monkeypatch):
     monkeypatch.setattr(runner, "GRACE_S", 0.3)
     steps.do = lambda model, name: steps.hang() if model and name == PIPELINE[1] else None
-    info = runner.run(planned(steps, "lab-gpt2"), limits=Limits(cell_s=0.7))
+    info = runner.run(planned(steps, "lab-gpt2"), limits=Limits(cell_s=1))
     failed = ("failed", "stopped by the runner after 1 s")
     assert statuses(info, "lab-gpt2")[:2] == [("passed", None), failed]
     assert info.notebooks[1].failure is Failure.TIMEOUT
@@ -153,11 +137,11 @@ def test_a_model_that_lost_a_row_is_executed_again(steps, capsys):
     whole = '{"whole": 1}\n'
     (plan.run_dir / "lab-gpt2" / "samples.jsonl").write_text(whole + '{"to')
     (plan.run_dir / "lab-opt" / "samples.jsonl").write_text(whole)
-    kept = runner._mended(plans.plan_resume(str(plan.run_dir))).notebooks
+    kept = runner._kept(plans.plan_resume(str(plan.run_dir)))
     assert {status.model for status in kept} == {"lab-opt"}
     assert (plan.run_dir / "lab-gpt2" / "samples.jsonl").read_text() == whole
     assert "lab-gpt2/samples.jsonl was cut off" in capsys.readouterr().err
-    assert len(runner._mended(plans.plan_resume(str(plan.run_dir))).notebooks) == 2 * len(PIPELINE)
+    assert len(runner._kept(plans.plan_resume(str(plan.run_dir)))) == 2 * len(PIPELINE)
 
 
 def test_a_model_whose_samples_failed_is_executed_again(steps):
@@ -166,7 +150,7 @@ def test_a_model_whose_samples_failed_is_executed_again(steps):
     for name, failed in (("lab-gpt2", 1), ("lab-opt", 0)):
         result = made_runs.make_result(name, made_runs.planted(4, 1))
         store.write_json(plan.run_dir / name / "result.json", replace(result, failed=failed))
-    kept = runner._mended(plans.plan_resume(str(plan.run_dir))).notebooks
+    kept = runner._kept(plans.plan_resume(str(plan.run_dir)))
     assert {status.model for status in kept} == {"lab-opt"}
 
 
@@ -263,25 +247,20 @@ def test_the_runner_itself_stays_light():
     assert done.stdout.strip() == "[]"
 
 
-def test_the_second_runner_of_a_folder_is_refused_and_a_dead_one_is_not_in_the_way(tmp_path):
+def test_the_second_runner_of_a_folder_is_refused_and_a_dead_one_is_not_in_the_way(steps):
+    folder = steps.run_dir
+    folder.mkdir()
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom nbhelpers.runner import run\n"
-        "with run._alone(Path(sys.argv[1])):\n    print('in', flush=True)\n    time.sleep(600)"
+        "import sys, time\nfrom filelock import FileLock\n"
+        "with FileLock(sys.argv[1]):\n    print('in', flush=True)\n    time.sleep(600)"
     )
-    command = [sys.executable, "-c", code, str(tmp_path)]
+    command = [sys.executable, "-c", code, str(folder / ".lock")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout.readline() == "in\n"
-        with pytest.raises(LabError, match=f"by process {first.pid}: wait"), runner._alone(tmp_path):
-            pass
+        with pytest.raises(LabError, match="is being executed by another process: wait"):
+            runner.run(planned(steps, "lab-gpt2"))
         first.kill()
-    (tmp_path / ".runner").write_text(str(os.getpid()))  # as if the dead one's number were in use again
-    with runner._alone(tmp_path):
-        assert (tmp_path / ".runner").read_text() == str(os.getpid())
-
-
-def test_runs_in_two_folders_do_not_know_each_other(tmp_path):
-    with runner._alone(tmp_path / "a"), runner._alone(tmp_path / "b"):
-        assert json.loads((tmp_path / "a" / ".runner").read_text()) == os.getpid()
+    assert runner.run(planned(steps, "lab-gpt2")).notebooks
 
 
 @pytest.mark.parametrize(
@@ -399,14 +378,13 @@ def test_finding_a_run(tmp_path, monkeypatch):
     monkeypatch.setenv("NBHELPERS_OUTPUTS", str(tmp_path))
     with pytest.raises(LabError, match=r"no run 'latest': .* none yet"):
         plans.find_run("latest")
-    for name, started in (("old", "2026-01-01T00:00:00+00:00"), ("new", "2026-01-02T00:00:00+00:00")):
-        info = RunInfo(name, ("lab-gpt2",), Settings(), started, None, {}, "", None)
-        store.write_json(tmp_path / name / "run.json", info)
-    (tmp_path / "zz").mkdir()
-    (tmp_path / "zz" / "run.json").write_text("broken")
+    for number, name in enumerate(("old", "new")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").touch()
+        os.utime(tmp_path / name / "run.json", (number, number))
     assert plans.find_run("latest") == plans.find_run("new") == tmp_path / "new"
     assert plans.find_run(str(tmp_path / "old")) == tmp_path / "old"
-    with pytest.raises(LabError, match=r"no run 'other': .* new, old"):
+    with pytest.raises(LabError, match=r"no run 'other': .* old, new"):
         plans.find_run("other")
 
 
@@ -465,7 +443,7 @@ def test_the_commands_of_the_readme_report_both_models_and_exit_1_for_the_broken
 
 def test_the_working_model_passes_every_notebook(real_run):
     run_dir, _, info = real_run
-    assert info.kernels == ("forked" if kernels.FORKS else "plain: this system cannot fork safely")
+    assert info.kernels == ("forked" if kernels.FORKS else "plain")
     assert statuses(info, "lab-gpt2") == [("passed", None)] * 6
     assert statuses(info, "") == [("passed", None)]
     assert {s.notebook for s in info.notebooks if s.model == ""} == {COMPARISON}
