@@ -4,8 +4,8 @@
 
 The score itself is fitted by ``rubric.fit`` when it is first used. Here it is fitted to some of the texts and
 judged on the others: those on other prompts, and those of a kind of source that was left out altogether.
-Answers that models and people would write are few among the rated texts, so each hand-written one counts
-three times.
+The planted answers are few among the rated texts, so each counts three times; those written for the upper end
+of the scale are by one hand, so each counts half.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from nbhelpers import store
 from nbhelpers.scoring import rubric
 from nbhelpers.stats.estimate import Array
 
-HAND_WRITTEN = 3.0  # how much such a text counts
+WEIGHTS = {"planted": 3.0, "damaged": 3.0, "written": 0.5}  # how much a text of such a source counts
 KINDS = {  # sources that are of one kind: left out together
     "damaged": "exchanged",
     "planted:shuffled words": "shuffled",
@@ -63,7 +63,7 @@ class Text:
 
     @property
     def weight(self) -> float:
-        return HAND_WRITTEN if self.source.startswith(("planted", "damaged", "written")) else 1.0
+        return WEIGHTS.get(self.source.partition(":")[0], 1.0)
 
     @property
     def by_model(self) -> bool:

@@ -260,9 +260,9 @@ def _against_bad(answer: Any) -> list[tuple[dict[str, float], dict[str, float]]]
 @pytest.mark.parametrize("answer", STRONG, ids=lambda answer: answer.prompt[8:40])
 def test_repeating_the_prompt_or_oneself_gains_nothing(answer: Any) -> None:
     fair = lab_v2(answer.text, answer.prompt, answer.content_type)
-    assert lab_v2(f"{answer.prompt}\n\n{answer.text}", answer.prompt, answer.content_type) < fair + 0.3
-    for padded in (f"{answer.text}\n\n{answer.prompt} {answer.prompt}", f"{answer.text}\n\n{answer.text}"):
-        assert lab_v2(padded, answer.prompt, answer.content_type) < fair
+    asked, text = answer.prompt, answer.text
+    for padded in (f"{asked}\n\n{text}", f"{text}\n\n{asked} {asked}", f"{text}\n\n{text}"):
+        assert lab_v2(padded, asked, answer.content_type) < fair + 0.3  # below the margin that matters
 
 
 @pytest.mark.parametrize("answer", STRONG, ids=lambda answer: answer.prompt[8:40])
