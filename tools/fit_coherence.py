@@ -103,8 +103,9 @@ def is_prose(block: str) -> bool:
 
 def passages(expansions: int = 4) -> list[list[str]]:
     """The expansions of each passage of the training corpora."""
-    chosen, found, slots = random.Random(1), list[list[str]](), corpus.load_slots()
+    chosen, found = random.Random(1), list[list[str]]()
     for folder in CORPORA:
+        slots = corpus.load_slots(folder)
         for kind in corpus.CONTENT_TYPES:
             for source in map(corpus.parse, corpus.load_passages(kind, folder)):
                 draws = (corpus.draw_topic(slots, chosen, lambda topic: True) for _ in range(expansions))

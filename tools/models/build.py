@@ -1,6 +1,6 @@
 """Make the embedded models from nothing: corpus, tokenizer, weights, cards.
 
-    python tools/models/build.py                    all four, about half an hour on two CPU cores
+    python tools/models/build.py                    all four, about an hour on two CPU cores
     python tools/models/build.py --only lab-gpt2    one of them
     python tools/models/build.py --cards            measure the models again and rewrite their cards
     python tools/models/build.py --steps 30 --out /tmp/try    a short trial, elsewhere
@@ -26,6 +26,7 @@ from tools.models import corpus, training
 MODELS = Path(__file__).resolve().parents[2] / "data" / "models"
 CACHE = MODELS / "cache"
 WORKERS = 2
+STEPS = 3000  # of every model: what differs between them is architecture and size, not practice
 
 # The longest training first, so that the two workers end at about the same time.
 RECIPES = {
@@ -42,14 +43,16 @@ RECIPES = {
                 "num_key_value_heads": 4,
                 "max_position_embeddings": training.CONTEXT,
             },
-            steps=1400,
-            learning_rate=2e-3,
+            steps=STEPS,
+            learning_rate=1e-2,
+            matrix_rate=6e-3,
+            cool_down=0.8,
         ),
         training.Recipe(
             "lab-gpt2",
             "gpt2",
             {
-                "n_embd": 64,
+                "n_embd": 104,
                 "n_layer": 4,
                 "n_head": 4,
                 "n_positions": training.CONTEXT,
@@ -57,15 +60,16 @@ RECIPES = {
                 "embd_pdrop": 0.0,
                 "attn_pdrop": 0.0,
             },
-            steps=1400,
-            learning_rate=6e-3,
+            steps=STEPS,
+            learning_rate=1.2e-2,
         ),
         training.Recipe(
             "lab-bloom",
             "bloom",
             {"hidden_size": 112, "n_layer": 4, "n_head": 4, "hidden_dropout": 0.0, "attention_dropout": 0.0},
-            steps=1400,
-            learning_rate=5e-3,
+            steps=STEPS,
+            learning_rate=1e-2,
+            matrix_rate=1.5e-2,
         ),
         training.Recipe(
             "lab-opt",
@@ -81,8 +85,9 @@ RECIPES = {
                 "attention_dropout": 0.0,
                 "layerdrop": 0.0,
             },
-            steps=2600,
-            learning_rate=3e-3,
+            steps=STEPS,
+            learning_rate=1.2e-2,
+            matrix_rate=1.2e-2,
         ),
     )
 }

@@ -180,6 +180,7 @@ def write(recipe: training.Recipe, cache: Path, out: Path) -> None:
         "epochs": record["tokens"] / corpus_tokens,
         "corpus_tokens": corpus_tokens,
         "corpus_texts": len(texts),
+        "corpus_topics": len({text.topic for text in texts}),
         "corpus_mb": sum(len(text.document.encode()) for text in texts) / 1e6,
         "minutes": record["seconds"] / 60,
         "full": record["float32_perplexity"],
@@ -207,17 +208,14 @@ def render(recipe: training.Recipe, figures: dict[str, Any]) -> str:
             shape=shape,
             context=training.CONTEXT,
             vocabulary=training.VOCABULARY,
-            passages=sum(len(passages) for passages in _training_passages().values()),
+            passages=sum(len(corpus.training_passages(name)) for name in corpus.CONTENT_TYPES),
+            held_out=sum(len(corpus.held_out_passages(name)) for name in corpus.CONTENT_TYPES),
             repeats=REPEATS,
             temperature=TEMPERATURE,
             new_tokens=NEW_TOKENS,
             copy_words=COPY_WORDS,
         )
     )
-
-
-def _training_passages() -> dict[str, list[str]]:
-    return {name: corpus.load_passages(name)[: -corpus.HELD_OUT_PASSAGES] for name in corpus.CONTENT_TYPES}
 
 
 def write_overview(recipes: Sequence[training.Recipe], cache: Path, out: Path) -> None:
@@ -243,7 +241,8 @@ def write_overview(recipes: Sequence[training.Recipe], cache: Path, out: Path) -
             counts=", ".join(f"{count} {name.replace('_', ' ')}s" for name, count in counts.items()),
             texts=cards[0]["corpus_texts"],
             size_mb=cards[0]["corpus_mb"],
-            topics=", ".join(corpus.HELD_OUT_TOPICS),
+            all_topics=cards[0]["corpus_topics"],
+            words=", ".join(corpus.HELD_OUT_WORDS),
         )
     )
     (out / "README.md").write_text(text, encoding="utf-8")

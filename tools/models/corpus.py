@@ -19,8 +19,8 @@ from tools.models.grammar import Slot, Slots, expand, parse
 
 FOLDER = Path(__file__).resolve().parents[2] / "data" / "models" / "corpus"
 CONTENT_TYPES = ("short_post", "linkedin_post", "technical_article", "business_note")
-HELD_OUT_PASSAGES = 2  # of each content type: the last ones of the file
-VARIANTS = {"short_post": 80, "linkedin_post": 90, "technical_article": 50, "business_note": 60}
+HELD_OUT_EVERY = 10  # the tenth, twentieth ... passage of a file is never trained on
+VARIANTS = {"short_post": 160, "linkedin_post": 90, "technical_article": 110, "business_note": 110}
 SHORT_POST_LIMIT = 280  # characters
 
 # The benchmark prompts of data/prompts.jsonl ask about these topics: none of them may occur in the corpus.
@@ -42,13 +42,48 @@ BENCHMARK_TOPICS = (
     "AI technical excellence",
 )
 
-# Topics on which no training text is written; the held-out slice is written on these.
+# Words that no training text contains: a model can only have a topic of them from its prompt. Nine of the
+# laboratory's prompts hold one.
+HELD_OUT_WORDS = (
+    "fraud", "churn", "tokenizer", "multilingual", "speculative", "decoding", "schema", "outsourcing",
+    "labelling", "legacy", "prediction", "vector", "rotation",
+)  # fmt: skip
+
+# What the held-out texts are about: every topic holds one of these words.
 HELD_OUT_TOPICS = (
-    "language models on small servers",
-    "AI budgeting for growing companies",
-    "monitoring ML systems",
-    "technical debt in ML pipelines",
+    "fraud checks for online shops",
+    "customer churn in travel",
+    "tokenizer updates for mobile teams",
+    "schema reviews in banking",
+    "outsourcing night support",
+    "legacy reports in finance",
+    "multilingual support desks",
+    "vector search for law firms",
 )
+
+# Beginnings of words that say what a topic or a passage is about. A topic with a theme gets only passages of
+# that theme, so that a model learns to answer the topic and not only to repeat it.
+THEMES = {
+    name: re.compile(rf"\b(?:{beginnings})", re.IGNORECASE)
+    for name, beginnings in {
+        "money": "cost|budget|pric|spend|spent|saving|invest|procure|"
+        "fund|pay|paid|invoice|bill|money|buy|bought",
+        "people": "lead|hir|train|mentor|coach|teach|taught|"
+        "teamwork|staff|manager|colleague|communicat|competen|learn",
+        "quality": "test|evaluat|benchmark|quality|audit|reliab|error|"
+        "mistake|check|review|complian|bug|fault|fail",
+        "plan": "strateg|plan|govern|roadmap|decision|decid|"
+        "transform|adopt|goal|priorit|road|portfolio|first step",
+        "operation": "deploy|infrastruct|migrat|host|rollout|roll out|"
+        "server|operation|scal|capacity|load|release|outage",
+        "numbers": "monitor|measur|forecast|report|metric|log|data|"
+        "statistic|figure|number|analy|perform|latency|alert",
+        "success": "success|result|achiev|advantage|excel|innovat|"
+        "competitive|progress|milestone|outcome|improv|better|win",
+        "safety": "secur|risk|privacy|private|access|protect|insur|safe|law|legal|responsib|ethic",
+        "customers": "customer|client|support|service|complain|user|request|market|sale",
+    }.items()
+}
 
 # What the instruction in front of a text may say: (weight, form). Generic forms go with LinkedIn posts.
 INSTRUCTIONS: dict[str, tuple[tuple[int, str], ...]] = {
@@ -113,12 +148,48 @@ def load_passages(content_type: str, folder: Path = FOLDER) -> list[str]:
     return [block.strip() for block in blocks if block.strip()]
 
 
+def training_passages(content_type: str, folder: Path = FOLDER) -> list[tuple[int, str]]:
+    """Index and source of the passages that models learn from."""
+    passages = enumerate(load_passages(content_type, folder))
+    return [(index, source) for index, source in passages if (index + 1) % HELD_OUT_EVERY]
+
+
+def held_out_passages(content_type: str, folder: Path = FOLDER) -> list[tuple[int, str]]:
+    """Index and source of the passages of which no expansion is trained on."""
+    passages = enumerate(load_passages(content_type, folder))
+    return [(index, source) for index, source in passages if not (index + 1) % HELD_OUT_EVERY]
+
+
 def draw_topic(slots: Slots, rng: random.Random, allowed: Callable[[str], bool]) -> str:
     """A topic for which ``allowed`` holds: one in five from the list, the others made of parts."""
     while True:
         topic = expand((Slot(rng.choice(TOPIC_SLOTS), "", False),), slots, rng)
         if allowed(topic):
             return topic
+
+
+@cache
+def passage_themes(content_type: str, folder: Path = FOLDER) -> list[frozenset[str]]:
+    """The themes of each passage of a file: the two that it touches most beyond the average of the file."""
+    passages = load_passages(content_type, folder)
+    counts = [{name: len(p.findall(text)) / len(text) for name, p in THEMES.items()} for text in passages]
+    means = {name: sum(count[name] for count in counts) / len(counts) for name in THEMES}
+    found = []
+    for count in counts:
+        above = {name: count[name] / means[name] for name in THEMES if count[name] > means[name]}
+        found.append(frozenset(sorted(above, key=lambda name: -above[name])[:2]))
+    return found
+
+
+def suits(topic: str, themes: frozenset[str], rng: random.Random) -> bool:
+    """Whether a passage of these themes may be about the topic; half of the topics without one are let go.
+
+    One topic in eight gets any passage, so that no word of a topic is new to a content type.
+    """
+    own = {name for name, beginnings in THEMES.items() if beginnings.search(topic)}
+    if not own:
+        return rng.random() < 0.5
+    return bool(own & themes) or not themes or rng.random() < 0.125
 
 
 def instruction(content_type: str, topic: str, rng: random.Random) -> str:
@@ -149,20 +220,21 @@ def training_texts(
 ) -> Iterator[Text]:
     """The training texts: every training passage ``variants`` times, all distinct, in file order.
 
-    A draw is thrown away when it repeats an earlier text, names a held-out topic, contains a banned phrase,
-    or is a short post over 280 characters. Raises ValueError when a passage yields too few distinct texts.
+    A draw is thrown away when it repeats an earlier text, contains a held-out word or a banned phrase, or is
+    a short post over 280 characters. Raises ValueError when a passage yields too few distinct texts.
     """
     slots = load_slots(folder)
-    held_out = tuple(topic.lower() for topic in HELD_OUT_TOPICS)
-    banned = (*banned_phrases(), *held_out, *banned)
+    banned = (*banned_phrases(), *HELD_OUT_WORDS, *banned)
     for content_type in CONTENT_TYPES:
-        passages = load_passages(content_type, folder)[:-HELD_OUT_PASSAGES]
         wanted = (variants or VARIANTS)[content_type]
-        for index, source in enumerate(passages):
+        for index, source in training_passages(content_type, folder):
             seen: set[str] = set()
             rng = random.Random(f"{seed}/{content_type}/{index}")
+            themes = passage_themes(content_type, folder)[index]
             for _ in range(40 * wanted):
                 topic = draw_topic(slots, rng, lambda topic: not contains_any(topic, banned))
+                if not suits(topic, themes, rng):
+                    continue
                 text = expand(parse(source), slots, rng, topic=topic)
                 prompt = instruction(content_type, topic, rng)
                 too_long = content_type == "short_post" and len(text) > SHORT_POST_LIMIT
@@ -179,18 +251,17 @@ def training_texts(
 def held_out_texts(folder: Path = FOLDER, seed: int = 0) -> Iterator[Text]:
     """New expansions of the training passages, one each, on the held-out topics: none was trained on."""
     for content_type in CONTENT_TYPES:
-        passages = load_passages(content_type, folder)[:-HELD_OUT_PASSAGES]
-        for index, source in enumerate(passages):
+        for index, source in training_passages(content_type, folder):
             rng = random.Random(f"held out {seed}/{content_type}/{index}")
             yield _on_topic(content_type, index, source, rng.choice(HELD_OUT_TOPICS), rng, folder)
 
 
 def unseen_passage_texts(folder: Path = FOLDER, seed: int = 0) -> Iterator[Text]:
-    """The held-out passages, on every held-out topic: neither passage nor topic was trained on."""
+    """The held-out passages, each on two held-out topics: neither passage nor topic was trained on."""
     for content_type in CONTENT_TYPES:
-        for index, source in list(enumerate(load_passages(content_type, folder)))[-HELD_OUT_PASSAGES:]:
+        for index, source in held_out_passages(content_type, folder):
             rng = random.Random(f"held out {seed}/{content_type}/{index}")
-            for topic in HELD_OUT_TOPICS:
+            for topic in rng.sample(HELD_OUT_TOPICS, 2):
                 yield _on_topic(content_type, index, source, topic, rng, folder)
 
 

@@ -27,10 +27,12 @@ class Recipe:
     family: str
     config: dict[str, Any]
     steps: int
-    learning_rate: float
+    learning_rate: float  # of embeddings and vectors (AdamW)
+    matrix_rate: float = 2e-2  # of the matrices (Muon, Jordan et al. 2024; as large as AdamW's would be)
     batch_tokens: int = 2000  # padded tokens of a step; its logits stay below malloc's 32 MiB mmap threshold
-    warm_up: int = 100  # steps
-    weight_decay: float = 0.05
+    warm_up: int = 60  # steps
+    cool_down: float = 0.6  # share of the steps in which the learning rates fall
+    weight_decay: float = 0.01  # of the matrices
     seed: int = 0
 
 
@@ -77,7 +79,8 @@ def new_model(recipe: Recipe) -> Any:
         tie_word_embeddings=True,
         **recipe.config,
     )
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    # On a CPU, plain attention trains faster than PyTorch's fused one at these lengths (1.1 to 1.3 times).
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     model.generation_config = transformers.GenerationConfig(
         pad_token_id=PAD_ID, bos_token_id=BOS_ID, eos_token_id=EOS_ID
     )
@@ -122,12 +125,34 @@ def next_token_loss(model: Any, ids: torch.Tensor) -> torch.Tensor:
     )
 
 
-def learning_rate_at(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, then a cosine down to a twentieth of the peak."""
-    if step < recipe.warm_up:
-        return recipe.learning_rate * (step + 1) / recipe.warm_up
-    progress = (step - recipe.warm_up) / max(1, recipe.steps - recipe.warm_up)
-    return recipe.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
+def schedule(step: int, recipe: Recipe) -> float:
+    """The share of the peak learning rate: linear warm-up, a constant part, a straight line to a fiftieth."""
+    warm, left = (step + 1) / recipe.warm_up, (recipe.steps - step) / (recipe.cool_down * recipe.steps)
+    return min(1.0, warm, 0.02 + 0.98 * left)
+
+
+def _optimizers(model: Any, recipe: Recipe) -> tuple[torch.optim.Optimizer, ...]:
+    """Muon for the matrices inside the blocks, AdamW for embeddings and vectors; each group knows its peak.
+
+    Learned positions get a tenth of the rate: the late ones see few tokens a step.
+    """
+    inner, outer, positions = [], [], []
+    for name, parameter in model.named_parameters():
+        if "wpe" in name or "embed_positions" in name:
+            positions.append(parameter)
+        else:
+            embedding = any(part in name for part in ("embed", "wte"))
+            (inner if parameter.dim() == 2 and not embedding else outer).append(parameter)
+    muon = torch.optim.Muon(
+        inner, lr=recipe.matrix_rate, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
+    )
+    groups = [{"params": outer, "lr": recipe.learning_rate}]
+    if positions:
+        groups.append({"params": positions, "lr": recipe.learning_rate / 10})
+    adam = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    for group in (*muon.param_groups, *adam.param_groups):
+        group["peak"] = group["lr"]
+    return muon, adam
 
 
 @dataclass(frozen=True)
@@ -142,27 +167,21 @@ class Training:
 def train(
     model: Any, rows: Sequence[list[int]], recipe: Recipe, log: Callable[[str], None] = print
 ) -> Training:
-    """AdamW on whole documents, for ``recipe.steps`` steps; the model is changed in place."""
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=recipe.learning_rate,
-        betas=(0.9, 0.98),
-        fused=True,
-    )
+    """Muon and AdamW on whole documents, for ``recipe.steps`` steps; the model is changed in place."""
+    optimizers = _optimizers(model, recipe)
     model.train()
     losses, tokens, start = [], 0, time.process_time()
     stream = batches(rows, recipe.batch_tokens, recipe.seed)
     for step, ids in zip(range(recipe.steps), stream, strict=False):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, recipe)
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["lr"] = group["peak"] * schedule(step, recipe)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = next_token_loss(model, ids)
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         losses.append(loss.item())
         tokens += int((ids != PAD_ID).sum())
         if (step + 1) % 50 == 0:
