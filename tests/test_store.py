@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbhelpers import store
-from nbhelpers.records import Estimate, LabError, Result, Sample, Score, Settings
+from nbhelpers.records import Estimate, LabError, Limits, Result, Sample, Score, Settings
 from nbhelpers.tracking.result import StatsReport
 
 RECORDS = [kind for kind in all_records() if hasattr(kind, "schema_version")]
@@ -37,6 +37,8 @@ def strategy(kind) -> st.SearchStrategy:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if kind is Settings:  # it refuses most values
         return st.builds(Settings, model=TRICKY, seed=st.integers(), temperature=st.floats(0, 9))
+    if kind is Limits:  # so does this
+        return st.builds(Limits, cell_s=st.floats(1, 9), generation_s=st.floats(0, 9))
     if isinstance(kind, type) and issubclass(kind, enum.StrEnum):
         return st.sampled_from(list(kind))
     if dataclasses.is_dataclass(kind):

@@ -171,8 +171,9 @@ def weight_files(folder: Path, name: str) -> list[Path]:
         raise no_weights(name, [path.name for path in folder.glob("*")])
     listed = read_json_file(index, name).get("weight_map")
     shards = sorted({str(file) for file in listed.values()}) if isinstance(listed, dict) else []
+    present = {path.name for path in folder.iterdir() if path.is_file()}
     for file in shards or [single.name]:
-        if Path(file).name != file or not (folder / file).is_file():
+        if file not in present:
             raise refusal(name, f"lacks the weight file {file!r}: download it again.")
     return [folder / file for file in shards]
 
