@@ -33,7 +33,7 @@ def here(**given: Any) -> DeviceReport:
 
 
 def settings(tmp_path: Path, **given: Any) -> Settings:
-    return Settings(model="lab-gpt2", run_dir=str(tmp_path), device="cpu", **given)
+    return Settings(model="lab-llama", run_dir=str(tmp_path), device="cpu", **given)
 
 
 def choose(report: DeviceReport, asked: Settings) -> DeviceReport:
@@ -61,7 +61,7 @@ def damage(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[torch.Tensor], obje
         loaded = load(*given)
         if loaded.report.dtype == dtype:
             with torch.no_grad():
-                spoil(loaded.model.transformer.ln_f.weight)
+                spoil(list(loaded.model.parameters())[-1])  # the last norm
         return loaded
 
     monkeypatch.setitem(INSIDE, "load", loader)
