@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
+from statistics import fmean
 
 import numpy as np
 import pytest
 
+from nbhelpers import store
 from nbhelpers.scoring import rubric
 from tools import fit_rubric
 
@@ -64,3 +67,16 @@ def test_a_text_that_was_left_out_has_no_vote() -> None:
     changed.readings[:5] = 10.0
     part = [list(range(5))]
     assert np.array_equal(fit_rubric.left_out(changed, part)[:5], fit_rubric.left_out(rated, part)[:5])
+
+
+def test_a_second_reader_differs_by_what_the_readme_says() -> None:
+    folder, first = store.data_dir() / "readers", {row.id: row for row in rows()}
+    lines = (folder / "second_reading.jsonl").read_text(encoding="utf-8").splitlines()
+    second = {row["id"]: row["ratings"]["G"] for row in map(json.loads, lines)}
+    apart = {
+        name: fmean(abs(given[name] - first[key].reading[name]) for key, given in second.items())
+        for name in rubric.READINGS
+    }
+    assert [f"{value:.2f}" for value in apart.values()] == ["0.14", "0.29", "0.64"]
+    far = [key for key, given in second.items() if abs(given["overall"] - first[key].reading["overall"]) > 1]
+    assert {first[key].source for key in far} == {"written:wrong length"} and len(far) == 6
