@@ -61,7 +61,7 @@ def run(
 ) -> None:
     """Evaluate models (default: the embedded ones) and write the report."""
     from nbhelpers.runner import plan as plans
-    from nbhelpers.runner import progress, run
+    from nbhelpers.runner import run
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     allowed = {field.name: options[name] for name, field in LIMITS.items()}
@@ -76,7 +76,7 @@ def run(
         settings = Settings(**{name: options[name] for name in SETTINGS})
         plan = plans.plan_run(models or [], settings, out, until_decided)
     try:
-        with progress.watching(plan, quiet=as_json) as watch:
+        with run.watching(plan, quiet=as_json) as watch:
             info = run.run(plan, jobs or plans.default_jobs(plan), limits, watch)
     except KeyboardInterrupt:
         kept = "The run was stopped; what was finished is kept. Continue with: nbhelpers run --resume"

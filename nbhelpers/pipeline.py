@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from nbhelpers import registry, store
 from nbhelpers.devices import device
-from nbhelpers.generation import generate, latency
+from nbhelpers.generation import generate
 from nbhelpers.loading import load
 from nbhelpers.loading.folder import inspect
 from nbhelpers.records import ModelRun, RunInfo, Settings
@@ -83,7 +83,7 @@ def _make_rows(run: ModelRun, place: device.DeviceReport, purposes: list[generat
         for purpose in purposes:
             if None in generate.found(run, purpose):
                 print(f"making {run.folder.name}/{purpose}.jsonl")
-                maker = latency.measure_latency if purpose == "latency" else generate.generate_samples
+                maker = generate.measure_latency if purpose == "latency" else generate.generate_samples
                 maker(loaded, prompts, run.settings, run.folder / f"{purpose}.jsonl", limits=run.limits)
     finally:
         load.unload(loaded)

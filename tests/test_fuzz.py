@@ -22,7 +22,6 @@ from nbhelpers.loading import folder as checkpoints
 from nbhelpers.loading.folder import inspect
 from nbhelpers.records import LabError
 from nbhelpers.report import html as report
-from nbhelpers.scoring import content_types as kinds
 from nbhelpers.scoring import costs, rubric, texts
 from tools import quiz
 
@@ -143,7 +142,7 @@ def test_prompts(folder, draw):
 
 TOML = {
     "models.toml": (registry.load_registry, registry._tables.cache_clear),
-    "content_types.toml": (kinds.content_types, kinds.content_types.cache_clear),
+    "content_types.toml": (texts.content_types, texts.content_types.cache_clear),
     "rubric.csv": (rubric.rated_texts, rubric.rated_texts.cache_clear),
     "prices.toml": (costs.load_prices, lambda: None),
     "questions.toml": (quiz.select, lambda: None),

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from scipy import special
 from scipy import stats as sps
 
-from nbhelpers.stats import corrected, sequential, significance
+from nbhelpers.stats import corrected, paired, sequential
 
 Array = NDArray[np.float64]
 Ends = tuple[Array, Array]  # lower and upper ends of many intervals; NaN where there is none
@@ -295,11 +295,11 @@ def _binary_rows(n: int, simulations: int, rng: np.random.Generator) -> list[Row
     fewer = np.minimum(wins, losses)
     conditional = np.minimum(1, 2 * sps.binom.cdf(fewer, wins + losses, 0.5))
     mid = np.where(wins == losses, 1, conditional - sps.binom.pmf(fewer, wins + losses, 0.5))
-    ours = np.array([significance.mcnemar_p(w, m, n) for w, m in tables])
+    ours = np.array([paired.mcnemar_p(w, m, n) for w, m in tables])
     mean = (wins - losses) / n
     sd = np.sqrt((wins + losses - n * mean**2) / (n - 1))
     sd[sd < 1e-9] = np.nan  # all differences are equal
-    price = np.array([significance.bonett_price(w, m, n) for w, m in tables]).T
+    price = np.array([paired.bonett_price(w, m, n) for w, m in tables]).T
     ends = {"bonett-price": price, "paired t": _around(mean, sd / math.sqrt(n), sps.t.isf(0.025, n - 1))}
     p = {"McNemar, unconditional": ours, "McNemar, mid-p": mid, "sign-flip": conditional}
     place = {table: i for i, table in enumerate(tables)}

@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from nbhelpers import store
 from nbhelpers.scoring import texts
-from nbhelpers.scoring.content_types import ContentType, band, content_types
+from nbhelpers.scoring.texts import ContentType, band, content_types
 
 # Of the geometric mean; they add up to 1.
 WEIGHTS = {

@@ -11,14 +11,17 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import compress
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
 
 from nbhelpers import store
 from nbhelpers.devices import device as devices
@@ -26,6 +29,7 @@ from nbhelpers.records import Failure, LabError, Limits, ModelRun, NotebookStatu
 from nbhelpers.runner import kernels
 from nbhelpers.runner.notebook import COMPARISON, PIPELINE, notebook_path, run_notebook
 from nbhelpers.runner.plan import Plan
+from nbhelpers.scoring.texts import printable
 
 LEAST_FREE = 2**20  # bytes of a disk that is not full
 GRACE_S = 90.0  # a notebook may take this much longer than a cell's limit: kernel start, saving
@@ -227,3 +231,25 @@ def write_pages(run_dir: Path) -> None:
         mlflow_run.attach(run_dir)
     except LabError as error:
         print(f"the report was written, but: {error}", file=sys.stderr)
+
+
+@contextmanager
+def watching(plan: Plan, quiet: bool = False) -> Iterator[Watcher]:
+    """A watcher of a run that says how each notebook went and, on a terminal, how far the run is."""
+    names = {model: spec.alias for model, spec in plan.models.items()} | {"": "comparison"}
+    console = Console()
+    with Progress(console=console, disable=quiet or not console.is_terminal) as progress:
+        passed = sum(status.status == "passed" for status in plan.info.notebooks)
+        bar = progress.add_task("notebooks", completed=passed, total=len(plan.models) * len(PIPELINE) + 1)
+
+        def watch(s: NotebookStatus) -> None:
+            progress.advance(bar)
+            error = f": {s.error}" if s.error else ""
+            if not quiet:
+                print(
+                    printable(
+                        f"{names[s.model]:<24} {s.notebook:<22} {s.status:>7} {s.seconds:6.1f} s{error}"
+                    )
+                )
+
+        yield watch

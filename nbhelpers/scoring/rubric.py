@@ -21,7 +21,7 @@ from nbhelpers import store
 from nbhelpers.generation import generate
 from nbhelpers.loading.tokenizer import split_reasoning
 from nbhelpers.records import LabError, ModelRun, Sample, Score
-from nbhelpers.scoring import coherence, content_types, texts
+from nbhelpers.scoring import coherence, texts
 from nbhelpers.stats.estimate import Array
 
 PRIMARY = "lab_v2"
@@ -110,7 +110,7 @@ def measures(text: str, prompt: str, content_type: str) -> dict[str, float]:
 
     A repeated sentence counts once, an echo of the prompt never. LabError for an unknown content type.
     """
-    kind, own = content_types.content_type_named(content_type), texts.own_sentences(text, prompt)
+    kind, own = texts.content_type_named(content_type), texts.own_sentences(text, prompt)
     found, particular = texts.words(" ".join(own)), texts.word_list("particulars")
     topic = texts.topic_stems(prompt)
     touched = [topic.intersection(texts.stems(sentence)) for sentence in own]
@@ -121,7 +121,7 @@ def measures(text: str, prompt: str, content_type: str) -> dict[str, float]:
         "particulars": min(1.0, sum(word[0].isdigit() or word in particular for word in found) / 4),
         "own": added,  # words that are no echo and no repetition
         "words": math.log(1 + len(found)),
-        "length": content_types.band(kind.size(text) * added, kind.low, kind.high) / 10,
+        "length": texts.band(kind.size(text) * added, kind.low, kind.high) / 10,
         "ending": texts.ending(text) if found else 0.0,
     }
 

@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike
 from scipy import optimize
 
 from nbhelpers.records import RunInfo
-from nbhelpers.stats import paired, significance
+from nbhelpers.stats import paired
 from nbhelpers.stats.estimate import Array
 from nbhelpers.stats.paired import ALPHA, Comparison, Scores
 
@@ -70,7 +70,7 @@ def p_value(differences: Array, looks: Sequence[int], planned: int) -> float:
 
     Then what E is for normal ones, cosh(a t) / exp(a^2 / 2), a^2 = AIM^2 n / planned, is asked of Hall's t.
     """
-    evidence, t = float(log_e(differences, looks, planned)[-1]), significance.hall_t(differences)
+    evidence, t = float(log_e(differences, looks, planned)[-1]), paired.hall_t(differences)
     if t is not None:
         aim = AIM * math.sqrt(len(differences) / planned)
         evidence = min(evidence, float(_log_cosh(aim * t)) - aim**2 / 2)

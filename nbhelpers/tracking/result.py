@@ -9,7 +9,7 @@ from statistics import fmean
 
 from nbhelpers import store
 from nbhelpers.devices import device, meters
-from nbhelpers.generation import generate, latency
+from nbhelpers.generation import generate
 from nbhelpers.loading import load
 from nbhelpers.records import SCHEMA_VERSION, Estimate, ModelRun, Record, Result, Sample, Score
 from nbhelpers.scoring import costs, rubric
@@ -115,7 +115,7 @@ def flat_metrics(
     for name, e in report.percentiles.items():
         found |= {f"latency/{name}": e.mean, f"latency/{name}_low": e.low, f"latency/{name}_high": e.high}
     good = [sample for sample in samples if sample.error is None]
-    found["latency/batch_tokens_per_s"] = latency.throughput(good)
+    found["latency/batch_tokens_per_s"] = generate.throughput(good)
     peak = max((sample.peak_memory_bytes or 0 for sample in samples), default=0)
     sizes = {"parameters": loaded.parameter_bytes, "generation_peak": peak or None}
     sizes |= {name: vars(loaded)[f"{name}_bytes"] for name in MEMORY}

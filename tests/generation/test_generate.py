@@ -38,8 +38,8 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 from nbhelpers import pipeline, registry, store
 from nbhelpers.devices import meters
 from nbhelpers.generation import decode as decoding
+from nbhelpers.generation import generate, sampling
 from nbhelpers.generation import generate as generation
-from nbhelpers.generation import latency, sampling
 from nbhelpers.loading import load as loading
 from nbhelpers.loading import tokenizer
 from nbhelpers.records import Failure, LabError, Prompt, Sample, Settings
@@ -575,7 +575,7 @@ def test_latency_is_measured_one_by_one_over_a_fixed_length_after_a_warm_up(tmp_
     sizes = watch(loaded.model)
     path = tmp_path / "latency.jsonl"
     prompts = [Prompt(f"p{n}", "Hello " * n, "short_post") for n in range(1, 8)]
-    samples = latency.measure_latency(loaded, prompts, Settings(max_new_tokens=20), path)
+    samples = generate.measure_latency(loaded, prompts, Settings(max_new_tokens=20), path)
     assert [s.prompt_id for s in samples] == ["p1", "p2", "p3", "p4", "p5"]
     assert {(s.batch_size, s.new_tokens, s.repeat) for s in samples} == {(1, 20, 0)}
     assert sizes == [1] * (8 + 5 * 20)  # eight tokens to warm up, in no row
@@ -583,7 +583,7 @@ def test_latency_is_measured_one_by_one_over_a_fixed_length_after_a_warm_up(tmp_
         assert s.latency_s is not None and s.ttft_s is not None and s.tpot_s is not None
         assert 0 < s.ttft_s < s.latency_s
         assert s.tpot_s == pytest.approx((s.latency_s - s.ttft_s) / 19)
-    assert latency.measure_latency(loaded, prompts, Settings(max_new_tokens=20), path) == samples
+    assert generate.measure_latency(loaded, prompts, Settings(max_new_tokens=20), path) == samples
     assert len(sizes) == 108 + 8  # the warm-up alone
 
 
@@ -596,8 +596,8 @@ def test_throughput_by_hand() -> None:
         return generation.sample_of(loaded, job, FEW, 2, made, share=meters.Share(seconds, None))
 
     failed = generation.sample_of(loaded, job, FEW, 2, error=ValueError("x"))
-    assert latency.throughput([row(10, 4.0), row(5, 2.0), failed]) == pytest.approx(15 / 6)
-    assert latency.throughput([]) == latency.throughput([failed]) == 0.0
+    assert generate.throughput([row(10, 4.0), row(5, 2.0), failed]) == pytest.approx(15 / 6)
+    assert generate.throughput([]) == generate.throughput([failed]) == 0.0
 
 
 def test_the_shares_of_a_batch_add_up_to_its_time() -> None:
@@ -637,7 +637,7 @@ def test_rows_are_read_by_key_without_torch_and_what_is_missing_is_named(tmp_pat
     prompts = registry.load_prompts(limit=2)
     store.write_json(run.folder / "loading.json", generation.report_of(loaded, prompts, settings))
     made = generation.generate_samples(loaded, prompts, settings, run.folder / "samples.jsonl")
-    timed = latency.measure_latency(loaded, prompts, settings, run.folder / "latency.jsonl")
+    timed = generate.measure_latency(loaded, prompts, settings, run.folder / "latency.jsonl")
     assert [(s.prompt_id, s.error) for s in made] == [("b01", None), ("b02", None)]
     assert None not in generation.found(run) + generation.found(run, "latency")
     code = (

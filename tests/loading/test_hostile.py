@@ -30,7 +30,7 @@ from nbhelpers.loading import tokenizer as chat
 from nbhelpers.records import LabError, ModelSpec, NotebookStatus, RunInfo
 from nbhelpers.report import html as report
 from nbhelpers.runner import notebook as execute
-from nbhelpers.runner import progress
+from nbhelpers.runner import run
 from nbhelpers.runner.plan import Plan
 from nbhelpers.scoring import texts
 
@@ -267,7 +267,7 @@ def test_no_terminal_code_reaches_the_terminal(tmp_path, capsys):
     cli._print_outcome(run_dir, info)
     spec = ModelSpec("evil", "evil", "hub")
     plan = Plan(run_dir, replace(info, models=("evil",), specs=(spec,)))
-    with progress.watching(plan) as watch:
+    with run.watching(plan) as watch:
         watch(NotebookStatus("02_loading", "evil", "failed", 1.0, "\x1b[5m"))
     shown = capsys.readouterr().out
     assert "evil<script>" in shown and "\x1b" not in shown and "\x07" not in shown

@@ -23,7 +23,6 @@ from nbhelpers import pipeline, registry, store
 from nbhelpers.generation import generate
 from nbhelpers.loading.load import LoadingReport
 from nbhelpers.records import CONTENT_TYPES, LabError, Sample, Score, Settings
-from nbhelpers.scoring import content_types as kinds
 from nbhelpers.scoring import rubric as scoring
 from nbhelpers.scoring import texts
 from nbhelpers.stats.estimate import by_prompt
@@ -142,7 +141,7 @@ def test_topic_is_what_follows_about() -> None:
 
 
 def test_content_types_carry_the_published_ranges() -> None:
-    types = kinds.content_types()
+    types = texts.content_types()
     assert tuple(types) == CONTENT_TYPES
     assert (types["linkedin_post"].low, types["linkedin_post"].high) == (100, 300)
     assert (types["technical_article"].low, types["technical_article"].high) == (200, 500)
@@ -276,9 +275,9 @@ def test_a_wrong_length_costs_something(answer: Any) -> None:
 @given(st.floats(0, 2000), st.integers(1, 300), st.integers(1, 300))
 def test_band_has_no_cliff(size: float, low: int, more: int) -> None:
     high = low + more
-    assert 0.0 <= kinds.band(size, low, high) <= 10.0
-    assert abs(kinds.band(size + 1, low, high) - kinds.band(size, low, high)) <= 10 / low + 1e-9
-    assert kinds.band(low, low, high) == kinds.band(high, low, high) == 10.0
+    assert 0.0 <= texts.band(size, low, high) <= 10.0
+    assert abs(texts.band(size + 1, low, high) - texts.band(size, low, high)) <= 10 / low + 1e-9
+    assert texts.band(low, low, high) == texts.band(high, low, high) == 10.0
 
 
 def diversity(*said: str) -> float:

@@ -13,7 +13,7 @@ from scipy import stats as sps
 from test_corrected import PPI_ENDS, REST, F, Y
 
 from nbhelpers.records import Score
-from nbhelpers.stats import significance
+from nbhelpers.stats import paired
 from nbhelpers.stats.estimate import by_prompt, estimate
 from tools import calibrate
 
@@ -184,9 +184,9 @@ def test_test_methods_are_the_package_s():
     signs = calibrate.sign_patterns(9, rng)
     flips = calibrate.flip_p(rows, signs)
     ranks = calibrate.flip_p(calibrate.signed_ranks(rows), signs)
-    assert list(flips) == pytest.approx([significance.sign_flip_p(row) for row in rows], abs=1e-12)
+    assert list(flips) == pytest.approx([paired.sign_flip_p(row) for row in rows], abs=1e-12)
     both = np.maximum(flips, calibrate.skew_p(rows))
-    assert list(both) == pytest.approx([significance.paired_p(row) for row in rows], abs=1e-9)
+    assert list(both) == pytest.approx([paired.paired_p(row) for row in rows], abs=1e-9)
     assert list(ranks) == pytest.approx([sps.wilcoxon(row).pvalue for row in rows], abs=1e-12)
     for row, low, high in zip(rows, *calibrate.superiority_intervals(rows), strict=True):
         wins = sum(row > 0) + sum(row == 0) / 2

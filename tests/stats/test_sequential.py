@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats as sps
 
 from nbhelpers.records import RunInfo, Settings
-from nbhelpers.stats import paired, sequential, significance
+from nbhelpers.stats import paired, sequential
 
 TEN = [10] * 10  # looks at 100 prompts
 quick = settings(max_examples=60, deadline=None)
@@ -118,10 +118,10 @@ def test_skew_against_the_mean_is_asked_and_other_skew_is_not():
     skew, noise = np.mean((x - m) ** 3) / s**3, 6 * 30 * 29 / (28 * 31 * 33)
     k, u = skew - noise / skew, m / x.std(ddof=1)
     t = math.sqrt(n) * (u + k * u**2 / 3 + k**2 * u**3 / 27 + k / 180)
-    assert skew < 0 < u and significance.hall_t(x) == pytest.approx(t)
-    assert significance.hall_t(-x) == pytest.approx(-t)
+    assert skew < 0 < u and paired.hall_t(x) == pytest.approx(t)
+    assert paired.hall_t(-x) == pytest.approx(-t)
     right = x - 2 * m  # the same skew, on the side of the mean
-    assert significance.hall_t(right) is None
+    assert paired.hall_t(right) is None
     evidence = math.exp(-sequential.log_e(x, [10] * 3, 30)[-1])
     assert sequential.p_value(x, [10] * 3, 30) > 1.5 * evidence
 

@@ -14,7 +14,7 @@ from scipy import stats as sps
 
 from nbhelpers import store
 from nbhelpers.records import Estimate, LabError, Score
-from nbhelpers.stats import paired, significance
+from nbhelpers.stats import paired
 from nbhelpers.stats.estimate import by_prompt, estimate, percentile_estimate
 from nbhelpers.stats.paired import Comparison
 
@@ -254,7 +254,7 @@ def test_verdicts(mean, sd, n, verdict):
     half = sps.t.isf(0.025, n - 1) * sd / math.sqrt(n)
     assert (c.difference, c.low, c.high) == pytest.approx((mean, mean - half, mean + half), abs=1e-9)
     assert (c.a, c.b, c.n, c.margin, c.verdict) == ("one", "two", n, 0.5, verdict)
-    assert c.p == c.p_holm == pytest.approx(significance.sign_flip_p(planted(mean, sd, n)))
+    assert c.p == c.p_holm == pytest.approx(paired.sign_flip_p(planted(mean, sd, n)))
     assert c.effect_size == pytest.approx(paired.hedges_g(mean, sd, n))
     assert (c.prompts_needed is not None) == (verdict == "cannot tell")
 
@@ -390,15 +390,15 @@ def test_a_binary_outcome_is_told_by_the_values(scale):
     """Two values in all: McNemar's p and Bonett and Price's interval, in points."""
     a, b = [1] * 9 + [0] * 6, [0] * 8 + [1] + [0] * 6
     c = paired.compare_two(*(on_prompts(scale * x for x in side) for side in (a, b)), margin=0.05 * scale)
-    assert c.p == significance.mcnemar_p(8, 0, 15)
-    assert (c.low, c.high) == pytest.approx([scale * end for end in significance.bonett_price(8, 0, 15)])
+    assert c.p == paired.mcnemar_p(8, 0, 15)
+    assert (c.low, c.high) == pytest.approx([scale * end for end in paired.bonett_price(8, 0, 15)])
     assert (c.verdict, c.reason, c.n) == ("better", None, 15)
     always = paired.compare_two(on_prompts([1] * 15), on_prompts([0] * 15), margin=0.05)
     assert (always.verdict, always.p, always.low) == ("better", 2**-14, None)
     same = paired.compare_two(on_prompts(a), on_prompts(a), margin=0.05)
     assert (same.verdict, same.low) == ("tied", None)  # a model against itself
     third = paired.compare_two(on_prompts([*a[:-1], 0.5]), on_prompts(b))
-    assert third.p == significance.paired_p([1] * 8 + [0] * 6 + [0.5])
+    assert third.p == paired.paired_p([1] * 8 + [0] * 6 + [0.5])
 
 
 @pytest.mark.parametrize("difference", [0.0, 0.2, 2.0, 10.0, -3.0])
@@ -450,7 +450,7 @@ def test_compare_all_makes_every_pair_and_adjusts_p():
     models = {name: on_prompts(hard + gap + rng.normal(0, 0.8, 15)) for name, gap in gaps.items()}
     found = paired.compare_all(models)
     assert [(c.a, c.b) for c in found] == list(itertools.combinations("wxyz", 2))
-    assert [c.p_holm for c in found] == significance.holm([c.p for c in found])
+    assert [c.p_holm for c in found] == paired.holm([c.p for c in found])
     for c in found:
         alone = paired.compare_two(models[c.a], models[c.b], c.a, c.b)
         assert (c.difference, c.low, c.high, c.p) == (alone.difference, alone.low, alone.high, alone.p)

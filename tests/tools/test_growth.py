@@ -23,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from nbhelpers import store
 from nbhelpers.devices import device as devices
-from nbhelpers.generation import latency
+from nbhelpers.generation import generate
 from nbhelpers.scoring import rubric as scoring
 from nbhelpers.tracking import result as summary
 from nbhelpers.records import Sample, Score
@@ -38,7 +38,7 @@ for name, row in (("samples", sample), ("scores", score)):
 samples = list(store.read_rows(folder / "samples.jsonl", Sample))
 scores = list(store.read_rows(folder / "scores.jsonl", Score))
 failed, quality = summary.quality_estimates(scores)
-latency.throughput(samples)
+generate.throughput(samples)
 positions = sum(1 for _ in scoring._scored(samples[:200]))
 peak = devices.peak_memory("cpu") / 2**20
 print(json.dumps([len(samples), failed, quality["lab_v2"].n, positions, peak]))
