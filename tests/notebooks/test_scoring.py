@@ -1,18 +1,21 @@
-"""What notebook 04 defines: known answers, agreement, remarks on costs."""
+"""What notebook 04 defines: known answers, agreement, habits of a judge."""
 
 from __future__ import annotations
 
 import math
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
 from definitions import definitions
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_models import fixed_judge
 
-from nbhelpers.records import CONTENT_TYPES
-from nbhelpers.scoring import costs, texts
+from nbhelpers.loading.load import Loaded
+from nbhelpers.records import CONTENT_TYPES, Estimate
+from nbhelpers.scoring import judge, texts
 from tools import lab_v1
 
 BOOK = definitions("04_scoring", "definitions")
@@ -95,25 +98,65 @@ def test_the_rubrics_rank_as_notebook_04_says() -> None:
     assert found["lab_v2"].mean > found["lab_v1"].mean  # type: ignore[operator]
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({}, ""),
-        ({"usd_per_request": None}, "no time or energy"),
-        ({"savings_usd_per_year": 0.0}, "asks no more"),
-        ({"savings_usd_per_year": None}, "asks no more"),
-        ({"break_even_requests": None}, "one machine can make"),
-        ({"break_even_requests_low": None, "break_even_requests_high": None}, "for an interval"),
-        ({"break_even_requests_high": None}, "includes zero"),
-        ({"break_even_years": 4.1}, "1,000 requests a day the machine is worn out"),
-    ],
-)
-def test_a_break_even_that_is_missing_open_or_late_has_a_remark(changes: dict, words: str) -> None:
-    names = ("requests", "requests_low", "requests_high", "years")
-    summary = {"usd_per_request": 1.0, "savings_usd_per_year": 1.0} | {f"break_even_{n}": 1.0 for n in names}
-    known = {name: value for name, value in (summary | changes).items() if value is not None}
-    found = BOOK.remark(known, costs.load_prices().assumptions)
-    assert words in found and bool(found) == bool(words)
+# ---- habits of a judge ---------------------------------------------------------------------------------
+
+
+def planted_judge(first: float = 0.0, twice: float = 0.0, own: float = 0.0) -> tuple[Any, Any]:
+    """Rates a text by the number that it begins with, but for biases: in chances, points, points."""
+
+    def rate(prompt: str, text: str) -> float:
+        return float(text.split()[0]) + twice * (text.count("end") > 1) + own * ("mine" in text)
+
+    def prefer(prompt: str, one: str, other: str) -> float:
+        return 0.5 + 0.04 * (float(one.split()[0]) - float(other.split()[0])) + first / 2
+
+    return rate, prefer
+
+
+def case(prompt: int, place: int) -> Any:
+    level = 2 + (prompt + 3 * place) % 5
+    text = f"{level} {'mine' if place == 0 else 'yours'} end"
+    return BOOK.Case(f"prompt {prompt}", text, place == 0, level + 0.5)
+
+
+CASES = [case(prompt, place) for prompt in range(8) for place in range(3)]
+
+
+@pytest.mark.parametrize("planted", [(0.0, 0.0, 0.0), (0.3, 1.5, 0.8)])
+def test_planted_habits_of_a_judge_are_recovered(planted: tuple[float, float, float]) -> None:
+    rate, prefer = planted_judge(*planted)
+    found = BOOK.position(prefer, CASES), BOOK.length(rate, CASES), BOOK.own_texts(rate, CASES)
+    assert [habit.n for habit in found] == [8, 8, 8]
+    assert [habit.mean for habit in found] == pytest.approx(planted)
+
+
+def test_a_judge_that_refuses_leaves_nothing_to_measure() -> None:
+    def silent(*_: str) -> None:
+        return None
+
+    for habit in (BOOK.position, BOOK.length, BOOK.own_texts):
+        assert habit(silent, CASES).reason == "no data"
+
+
+def test_a_model_can_be_probed() -> None:
+    loaded, case = fixed_judge({"A": 0.3, "B": 0.1}, context=1024), CASES[0]
+    assert BOOK.prefer(loaded, case.prompt, case.text, "Another.") == pytest.approx(0.75, abs=1e-5)
+    assert BOOK.prefer(fixed_judge({"A": 0.05}), case.prompt, case.text, "Another.") is None
+
+
+def test_a_judge_that_never_rates_orders_nothing_whatever_its_expected_values_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Byte by byte, all eight take a minute.
+    monkeypatch.setitem(BOOK.taus.__globals__, "ANSWERS", [BOOK.ANSWERS[0], BOOK.ANSWERS[1]])
+
+    def agreement(loaded: Loaded, field: str) -> Estimate:
+        return BOOK.agreement(lambda text, prompt, _: getattr(judge.judge(loaded, prompt, text), field))
+
+    assert agreement(fixed_judge({"7": 0.9}, context=1024), "score").mean == 0.0
+    silent = fixed_judge({"7": 0.001}, context=1024)
+    assert agreement(silent, "score").reason == "no data"
+    assert agreement(silent, "expected").n == 2  # what would be reported without the check
 
 
 # ---- the published rubrics, as written ----------------------------------------------------------------
