@@ -18,6 +18,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from nbhelpers import registry
 from nbhelpers.records import FailOnError, Failure, LabError, Limits, RunInfo, Settings
 from nbhelpers.scoring.texts import printable
 
@@ -51,6 +52,7 @@ def _with_options(command: Callable[..., None]) -> Callable[..., None]:
 def run(
     context: typer.Context,
     models: Annotated[list[str] | None, typer.Argument(help="Alias, org/name, folder, shape:alias.")] = None,
+    server: Annotated[str, typer.Option(help="Address of an OpenAI-compatible server that has them.")] = "",
     jobs: Annotated[int, typer.Option(min=0, help="Models at a time; 0: two small ones on a CPU.")] = 0,
     out: Annotated[str, typer.Option(help="Folder of this run; default: outputs/<date-time>.")] = "",
     resume: Annotated[str, typer.Option(help="Continue a run: its folder, its name, or 'latest'.")] = "",
@@ -67,14 +69,20 @@ def run(
     allowed = {field.name: options[name] for name, field in LIMITS.items()}
     limits = Limits(**allowed, fail_on_error=_tolerated(fail_on_error))
     if resume:
-        for name in ("models", "out", "until_decided", *SETTINGS):  # a change would mix two experiments
+        for name in (
+            "models",
+            "server",
+            "out",
+            "until_decided",
+            *SETTINGS,
+        ):  # a change would mix two experiments
             if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE":
                 flag = name.replace("_", "-")
                 raise LabError(f"--resume keeps a run's own settings: leave out {flag}, or start anew.")
         plan = plans.plan_resume(resume)
     else:
         settings = Settings(**{name: options[name] for name in SETTINGS})
-        plan = plans.plan_run(models or [], settings, out, until_decided)
+        plan = plans.plan_run(_behind(server, models or []), settings, out, until_decided)
     try:
         with run.watching(plan, quiet=as_json) as watch:
             info = run.run(plan, jobs or plans.default_jobs(plan), limits, watch)
@@ -83,6 +91,13 @@ def run(
         raise LabError(f"{kept} {plan.run_dir}", Failure.STOPPED) from None
     _print_outcome(plan.run_dir, info, as_json)
     raise typer.Exit(any(status.status == "failed" for status in info.notebooks))
+
+
+def _behind(server: str, models: list[str]) -> list[str]:
+    """The full names of a server's models; as they are where --server is not given. Raises LabError."""
+    if server and not models:
+        raise LabError("Name the server's models: `nbhelpers models --server ADDRESS` lists them.")
+    return [f"{registry.SERVER}{server}#{model}" for model in models] if server else models
 
 
 def _tolerated(text: str) -> FailOnError:
@@ -129,23 +144,33 @@ def _print_outcome(run_dir: Path, info: RunInfo, as_json: bool = False) -> None:
 
 
 @app.command()
-def models() -> None:
+def models(
+    server: Annotated[str, typer.Option(help="List those of this OpenAI-compatible server.")] = "",
+) -> None:
     """List the registry: what can be evaluated by name."""
-    from nbhelpers import registry
+    if server:
+        from nbhelpers.loading import remote
 
+        address = registry.server_address(server)
+        print(
+            printable("\n".join(f"{registry.SERVER}{address}#{name}" for name in remote.list_models(address)))
+        )
+        return
     row = "{:22} {:9} {:9} {:>10} {:>8} {:7} {:25} {}".format
     print(row("model", "kind", "family", "parameters", "context", "format", "licence", "gated").rstrip())
     for s in registry.load_registry().values():
         size = f"{s.parameters / 1e6:,.1f} M" if s.parameters else "?"
         gated, context = "yes" if s.gated else "", s.context or "?"
         print(row(s.alias, s.kind, s.family, size, context, s.prompt_format, s.licence, gated).rstrip())
-    print("Any other Hub repository (org/name), local folder or shape:<alias> works too.")
+    print(
+        "Any other Hub repository (org/name), local folder, shape:<alias> or server:ADDRESS#MODEL works too."
+    )
 
 
 @app.command()
 def doctor() -> None:
     """Show what this machine is and whether the laboratory can run here."""
-    from nbhelpers import registry, store
+    from nbhelpers import store
     from nbhelpers.devices import device
     from nbhelpers.loading import load
 

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from nbhelpers import registry, store
 from nbhelpers.devices import device
-from nbhelpers.generation import generate
+from nbhelpers.generation import generate, server
 from nbhelpers.loading import load
 from nbhelpers.loading.folder import inspect
 from nbhelpers.records import ModelRun, RunInfo, Settings
@@ -66,6 +66,8 @@ def make(run: ModelRun, through: Step) -> None:
 
 def _make_rows(run: ModelRun, place: device.DeviceReport, purposes: list[generate.Purpose]) -> None:
     """loading.json, and the rows for these purposes."""
+    if run.spec.kind == "server":
+        return _ask_server(run, purposes)
     path, known = run.folder / "loading.json", False
     if path.exists():
         old, right = load.read_report(run), (place.device, place.dtype, load.revision_of(run.spec))
@@ -87,3 +89,22 @@ def _make_rows(run: ModelRun, place: device.DeviceReport, purposes: list[generat
                 maker(loaded, prompts, run.settings, run.folder / f"{purpose}.jsonl", limits=run.limits)
     finally:
         load.unload(loaded)
+
+
+def _ask_server(run: ModelRun, purposes: list[generate.Purpose]) -> None:
+    """As _make_rows, for a model that a server has loaded: another revision of it makes all rows again."""
+    path = run.folder / "loading.json"
+    if path.exists() and not any(None in generate.found(run, purpose) for purpose in purposes):
+        return
+    served = server.connect(run.spec)
+    prompts = registry.load_prompts(run.settings.prompts, run.settings.limit)
+    print(f"making {run.folder.name}/{path.name}")
+    store.write_json(path, served.report)
+    for purpose in purposes:
+        if None in generate.found(run, purpose):
+            print(f"making {run.folder.name}/{purpose}.jsonl")
+            given = (served, prompts, run.settings, run.folder / f"{purpose}.jsonl")
+            if purpose == "latency":
+                generate.measure_latency(*given, run.limits, server.generate_samples)
+            else:
+                server.generate_samples(*given, limits=run.limits)

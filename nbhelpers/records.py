@@ -21,7 +21,8 @@ DEVICES = ("cuda", "mps", "xpu", "cpu")  # in order of preference
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of one number
 SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 FinishReason = Literal["eos", "length", "time", "error"]
-Engine = Literal["loop", "generate"]  # generation.decode, or transformers where that cannot serve
+# generation.decode, transformers where that cannot serve, or an OpenAI-compatible server
+Engine = Literal["loop", "generate", "server"]
 Verdict = Literal["better", "worse", "tied", "cannot tell"]
 
 
@@ -31,6 +32,7 @@ class Failure(StrEnum):
     USAGE = "usage"  # a user's mistake
     REFUSED = "refused"  # by us: unsafe, gated, given up after failures in a row
     DOWNLOAD = "download"
+    SERVER = "server"  # a model's: it refused, broke off, or cannot be reached
     OUT_OF_MEMORY = "out of memory"
     TIMEOUT = "timeout"
     DEAD_KERNEL = "dead kernel"
@@ -63,8 +65,8 @@ class ModelSpec(Record):
     """Where a model comes from and what is known about it before it is loaded."""
 
     alias: str
-    source: str  # Hub repository "org/name", a local folder, or "shape:<alias>"
-    kind: Literal["embedded", "hub", "local", "shape"]
+    source: str  # Hub repository "org/name", a local folder, "shape:<alias>", or "<server's address>#<model>"
+    kind: Literal["embedded", "hub", "local", "shape", "server"]
     family: str = "unknown"
     parameters: int | None = None  # count, tied weights once
     context: int | None = None  # tokens
@@ -202,6 +204,7 @@ class Sample(Record):
     failure: Failure | None = None  # the kind of ``error``; left out of the file where there is none
     reasoning: str | None = None  # what the model wrote between its marks; left out where there is none
     ids_digest: str | None = None  # of the prompt's token ids, whole; None: not recorded
+    estimated: bool | None = None  # True: a server did not tell the tokens; left out where they were counted
 
 
 @dataclass(frozen=True)
@@ -242,8 +245,8 @@ class Result(Record):
     slug: str
     revision: str
     family: str
-    parameters: int
-    device: str
+    parameters: int | None  # None: a server does not tell
+    device: str  # "server": not this machine
     dtype: str
     attempted: int
     finished: int

@@ -13,11 +13,12 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from nbhelpers import store
 from nbhelpers.records import CONTENT_TYPES, LabError, ModelSpec, Prompt, RunInfo
 
-SHAPE = "shape:"
+SHAPE, SERVER = "shape:", "server:"
 _FIELDS = "id, text and content_type"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -51,7 +52,8 @@ def embedded_models() -> list[str]:
 
 
 def resolve(name: str) -> ModelSpec:
-    """What a user's name means: an alias, a registered or other Hub repository, a folder, or shape:<alias>.
+    """What a user's name means: an alias, a registered or other Hub repository, a folder, shape:<alias>, or
+    server:<address>#<model>.
 
     Only the name is looked at: ``loading.folder.inspect`` checks and describes what is on this disk, a Hub
     repository is checked when it is fetched. Raises LabError for anything else, with the nearest names.
@@ -67,6 +69,13 @@ def resolve(name: str) -> ModelSpec:
         folder = place.resolve() if name.strip() and place.exists() else None
     if not (shown := name + (folder.name if folder else "")).isprintable():  # it would reach terminals
         raise LabError(f"The name {shown!r} has characters that cannot be printed: rename the model.")
+    if name.startswith(SERVER):
+        address, _, model = name.removeprefix(SERVER).partition("#")
+        address, shown = server_address(address), Path(model).name if model.startswith("/") else model
+        if not model:
+            lists = "(`nbhelpers models --server ADDRESS` lists them)"
+            raise LabError(f"The name {name!r} lacks a model: server:ADDRESS#MODEL {lists}.")
+        return ModelSpec(alias=SERVER + shown, source=f"{address}#{model}", kind="server")
     for spec in known.values():
         if name == spec.source or (folder and folder == folder_of(spec)):
             return spec
@@ -79,6 +88,22 @@ def resolve(name: str) -> ModelSpec:
     raise LabError(f"There is no model {name!r}: {nearest(name, list(known))}")
 
 
+def server_address(address: str) -> str:
+    """The address of an OpenAI-compatible server, /v1 where it has no path.
+
+    Raises LabError, without the address, for one with a user name, password or query, which would be printed.
+    """
+    try:
+        parts = urlsplit(address.strip())
+        usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
+    except ValueError:  # a port that is none, half an IPv6 address
+        usable = False
+    if not usable or "@" in parts.netloc or parts.query or parts.fragment:
+        form = "write http://HOST:PORT/v1, and a key into the variable NBHELPERS_SERVER_KEY or OPENAI_API_KEY"
+        raise LabError(f"The server's address cannot be used: {form}.")
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}"
+
+
 def _folder_name(folder: Path, parts: int = 1) -> str:
     """The last parts of a path; for a snapshot in the Hub's cache its repository, with more its commit."""
     cache = folder.parent.parent.name
@@ -89,13 +114,16 @@ def _folder_name(folder: Path, parts: int = 1) -> str:
 
 
 def tell_apart(specs: Iterable[ModelSpec]) -> list[ModelSpec]:
-    """The models, with folders of one name named by as many parts of their paths as tell them apart."""
+    """The models, with folders of one name named by as many parts of their paths as tell them apart, and
+    models of one name on several servers by their hosts."""
     found = list(specs)
     for parts in range(2, 10):
         slugs = Counter(slug for slug, _ in {(spec.slug, spec.source) for spec in found})
         for i, spec in enumerate(found):
             alias = _folder_name(Path(spec.source), parts)
-            if slugs[spec.slug] > 1 and spec.kind == "local" and alias.isprintable():
+            if spec.kind == "server":
+                alias = f"{SERVER}{urlsplit(spec.source).netloc}#{spec.source.partition('#')[2]}"
+            if slugs[spec.slug] > 1 and spec.kind in ("local", "server") and alias.isprintable():
                 found[i] = replace(spec, alias=alias)
     return found
 

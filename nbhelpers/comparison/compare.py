@@ -220,8 +220,10 @@ def size_effect(results: Sequence[Result]) -> tuple[Estimate | None, str]:
     """Points gained per doubling of the parameters, and what that says of "larger models write better".
 
     One least-squares slope a prompt, then their mean: the interval is about other prompts, not other models.
+    A model whose parameters a server does not tell takes no part.
     """
-    sizes = np.log2([result.parameters for result in results])
+    results = [result for result in results if result.parameters]
+    sizes = np.log2([float(result.parameters or 0) for result in results])
     if len(set(sizes)) < 2:
         return None, "Whether larger models write better stays open: it needs two sizes on the same prompts."
     scores = np.array([[r.per_prompt[prompt] for prompt in results[0].per_prompt] for r in results])

@@ -61,14 +61,18 @@ def quality_speed_memory(results: Sequence[Result], report: ComparisonReport) ->
     """What does quality cost? Quality with its interval against speed; the area of a point is memory."""
     figure, axes = _axes("What does quality cost? (area: memory of the weights)", 8, 4.4)
     shown = [result for result in results if result.model in report.ranking and words_per_s(result)]
-    memory = {result.model: result.metrics["memory/parameters_mib"] for result in shown}
+    memory = {
+        result.model: result.metrics.get("memory/parameters_mib", 0.0) for result in shown
+    }  # 0: unknown
     short, speeds = _short_names(memory), [words_per_s(result) for result in shown]
     styles = zip(shown, speeds, cycle(MODEL_COLOURS), cycle(MARKERS), strict=False)
     for result, speed, colour, marker in styles:
         mib, quality = memory[result.model], report.ranking[result.model]
-        axes.scatter(speed, quality.mean, 25 + 900 * mib / max(memory.values()), colour, alpha=0.35, lw=0)
+        axes.scatter(
+            speed, quality.mean, 25 + 900 * mib / (max(memory.values()) or 1), colour, alpha=0.35, lw=0
+        )
         axes.vlines(speed, *_ends(quality), color=colour, lw=1.5)
-        label = f"{short[result.model]} ({mib:,.1f} MiB)"
+        label = f"{short[result.model]} ({f'{mib:,.1f} MiB' if mib else 'a server'})"
         axes.plot(speed, quality.mean, marker, color=colour, ms=6, label=label)
     if speeds:
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)

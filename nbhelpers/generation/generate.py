@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from nbhelpers import registry, store
 from nbhelpers.devices import device as devices
@@ -101,9 +103,9 @@ def prepare(loaded: Loaded, request: Request, max_new_tokens: int) -> Request:
     The answer is promised max_new_tokens, but at most half of the context. A longer prompt keeps its last
     tokens, with the beginning token in front. The last token of an answer is not read: it needs no place.
     """
-    context, begin = loaded.report.context, loaded.tokenizer.bos_token_id
+    context, begin = loaded.report.context or sys.maxsize, loaded.tokenizer.bos_token_id
     ids = tokenizer.encode(loaded, request.prompt)
-    if max(ids) >= loaded.report.vocabulary:
+    if max(ids) >= (loaded.report.vocabulary or sys.maxsize):
         word = loaded.tokenizer.convert_ids_to_tokens(max(ids))
         raise LabError(f"The prompt {request.prompt.id!r} has {word!r}, which the model lacks: reword it.")
     room = max(context - max_new_tokens + 1, context // 2, 1)
@@ -130,13 +132,20 @@ def generate_samples(
     a file or a model that cannot be used, and where limits.fail_on_error is reached.
     """
     wanted = requests(prompts, settings, report_of(loaded, prompts, settings), purpose)
+    make = partial(_made, loaded, settings, batch_size or 0, limits.generation_s, purpose)
+    return collect(wanted, make, path, limits)
+
+
+def collect(
+    wanted: list[Request], make: Callable[..., Iterator[Sample]], path: Path | None, limits: Limits
+) -> list[Sample]:
+    """A sample for every request: the file's, or one made now and appended. LabError as generate_samples."""
     with store.appending(path) if path else nullcontext(lambda row: None) as append:
         rows = store.read_rows(path, Sample) if path else ()
         have, failed = {row.key: row for row in rows if row.error is None}, 0
         missing = [request for request in wanted if request.key not in have]
-        made = _made(loaded, missing, settings, batch_size or 0, limits.generation_s, purpose)
         with meters.recorded(path, [request.key for request in missing]):
-            for sample in made:
+            for sample in make(missing):
                 have[sample.key] = sample
                 append(sample)
                 failed += sample.error is not None
@@ -147,7 +156,7 @@ def generate_samples(
 
 
 def _made(
-    loaded: Loaded, wanted: list[Request], settings: Settings, size: int, timeout_s: float, purpose: Purpose
+    loaded: Loaded, settings: Settings, size: int, timeout_s: float, purpose: Purpose, wanted: list[Request]
 ) -> Iterator[Sample]:
     """A sample for every request, `size` rows at a time (0: as many as fit).
 
@@ -205,7 +214,7 @@ def _made(
 def best_batch_size(loaded: Loaded, jobs: Sequence[Request]) -> int:
     """As many rows as fit the free memory, at most 128, in batches of one size."""
     tokens, report = max(len(job.ids) + job.max_new_tokens for job in jobs), loaded.report
-    one = fit.generation_need(loaded.spec, report.dtype, 1, tokens, report.vocabulary)
+    one = fit.generation_need(loaded.spec, report.dtype, 1, tokens, report.vocabulary or 0)
     most = min(BATCH_CAP, max(1, fit.rows_that_fit(one, devices.free_memory(loaded.device), loaded=True)))
     return math.ceil(len(jobs) / math.ceil(len(jobs) / most))
 
@@ -258,22 +267,24 @@ def sample_of(
 
 
 def measure_latency(
-    loaded: Loaded,
+    loaded: Any,
     prompts: Sequence[Prompt],
     settings: Settings,
     path: Path | None = None,
     limits: Limits = Limits(),
+    make: Callable[..., list[Sample]] | None = None,
 ) -> list[Sample]:
     """Latency as one user meets it: the first prompts (at most 5), one at a time, after a warm-up.
 
     Every row gets as many new tokens (64, or max_new_tokens if that is less), end tokens or not, so that
-    short answers are not called fast. The order is drawn from the seed, as machines slow down.
+    short answers are not called fast. The order is drawn from the seed, as machines slow down. make:
+    generate_samples (None), or that of ``server``, which may end an answer all the same.
     """
-    first = prompts[:LATENCY_PROMPTS]
+    first, make = prompts[:LATENCY_PROMPTS], make or generate_samples
     warm_up = replace(settings, max_new_tokens=min(WARM_UP_TOKENS, settings.max_new_tokens))
-    generate_samples(loaded, first[:1], warm_up, batch_size=1, purpose="latency")
+    make(loaded, first[:1], warm_up, batch_size=1, purpose="latency")
     shuffled = random.Random(settings.seed).sample(first, len(first))
-    rows = generate_samples(loaded, shuffled, settings, path, 1, limits, "latency")
+    rows = make(loaded, shuffled, settings, path, 1, limits, "latency")
     by_prompt = {row.prompt_id: row for row in rows}
     return [by_prompt[prompt.id] for prompt in first]
 

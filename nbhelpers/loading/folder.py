@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nbhelpers import registry
+from nbhelpers.loading import remote
 from nbhelpers.records import Failure, LabError, ModelSpec
 
 DEFAULT_CONTEXT = 2048  # for a model whose files name no limit (ALiBi has none; BLOOM was trained on 2,048)
@@ -73,7 +74,12 @@ def one_sentence(what: str) -> Iterator[None]:
 
 
 def inspect(spec: ModelSpec) -> ModelSpec:
-    """A model of this disk checked and described; any other as it is. Raises LabError as check_folder."""
+    """A model of this disk checked and described, a server's as the server says, any other as it is.
+
+    Raises LabError as check_folder and remote.inspect.
+    """
+    if spec.kind == "server":
+        return remote.inspect(spec)
     if folder := registry.folder_of(spec):
         check_folder(folder, spec.alias)
         return describe(spec, folder)

@@ -24,7 +24,7 @@ SHAPE_TOKENIZER = "lab-gpt2"  # any text becomes ids below 4,096, which every re
 
 @dataclass(frozen=True)
 class LoadingReport(Record):
-    """loading.json: what was loaded, and what that took."""
+    """loading.json: what was loaded, and what that took. Of a server's model most is not known: None."""
 
     __pydantic_config__ = Record.__pydantic_config__ | {"extra": "ignore"}  # older files hold more
     model: str
@@ -32,23 +32,25 @@ class LoadingReport(Record):
     revision: str
     source: str
     family: str
-    parameters: int
-    context: int
-    vocabulary: int
-    device: str
+    parameters: int | None
+    context: int | None
+    vocabulary: int | None
+    device: str  # "server": another machine's or process's
     dtype: str
-    fetch_s: float
-    load_s: float
-    parameter_bytes: int  # sum of numel x itemsize, tied weights once
-    rss_before_bytes: int
-    rss_after_load_bytes: int
-    rss_after_forward_bytes: int
+    fetch_s: float | None
+    load_s: float | None
+    parameter_bytes: int | None  # sum of numel x itemsize, tied weights once
+    rss_before_bytes: int | None
+    rss_after_load_bytes: int | None
+    rss_after_forward_bytes: int | None
     device_peak_bytes: int | None
     quality_applies: bool = True  # False for random weights (shape:...)
     prompt_format: Literal["plain", "chat"] = "plain"
     template_date: str | None = None  # what a chat template that writes the date is told; None: none
     base: str | None = None  # of a LoRA adapter: the model that it was merged into
-    notes: tuple[str, ...] = ()  # what was set aside of the folder's files
+    notes: tuple[
+        str, ...
+    ] = ()  # what was set aside of the folder's files; what a server does not tell or take
     # Added by the step that generates (generate.report_of).
     engine: Engine | None = None
     generation_config: str = ""  # what the maker's asks for, and whether it is used; "": nothing
@@ -77,6 +79,8 @@ def fetch(spec: ModelSpec) -> Path:
     """
     if spec.kind == "hub":
         return hub.download(spec)
+    if spec.kind == "server":
+        raise folders.refusal(spec.alias, "is behind a server, its weights are not here: name its folder.")
     spec = registry.resolve(SHAPE_TOKENIZER) if spec.kind == "shape" else spec
     folder = registry.folder_of(spec) or Path()
     for name, digest in spec.sha256.items():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nbhelpers import store
-from nbhelpers.records import Failure, LabError, NotebookStatus
+from nbhelpers.records import Failure, LabError, ModelSpec, NotebookStatus
 from nbhelpers.redact import redacted
 from nbhelpers.runner import kernels
 
@@ -21,6 +21,7 @@ PIPELINE: tuple[str, ...] = (
     *("01_device_detection", "02_loading", "03_generation"),
     *("04_scoring", "05_statistics", "06_tracking"),
 )
+SERVED: tuple[str, ...] = (PIPELINE[0], "03_server", *PIPELINE[3:])  # of a model whose weights are not here
 COMPARISON = "07_comparison"
 HTML_POLICY = "default-src 'none'; img-src data:; font-src data:; style-src 'unsafe-inline'"
 KINDS = {
@@ -31,6 +32,10 @@ KINDS = {
     "OutOfMemoryError": Failure.OUT_OF_MEMORY,
 }
 Problem = tuple[str, Failure]  # a sentence and its kind
+
+
+def pipeline_of(spec: ModelSpec) -> tuple[str, ...]:
+    return SERVED if spec.kind == "server" else PIPELINE
 
 
 def notebook_path(name: str) -> Path:

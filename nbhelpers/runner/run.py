@@ -27,13 +27,13 @@ from nbhelpers import store
 from nbhelpers.devices import device as devices
 from nbhelpers.records import Failure, LabError, Limits, ModelRun, NotebookStatus, Result, RunInfo, Settings
 from nbhelpers.runner import kernels
-from nbhelpers.runner.notebook import COMPARISON, PIPELINE, notebook_path, run_notebook
+from nbhelpers.runner.notebook import COMPARISON, notebook_path, pipeline_of, run_notebook
 from nbhelpers.runner.plan import Plan
 from nbhelpers.scoring.texts import printable
 
 LEAST_FREE = 2**20  # bytes of a disk that is not full
 GRACE_S = 90.0  # a notebook may take this much longer than a cell's limit: kernel start, saving
-BEFORE = PIPELINE.index("03_generation")  # the notebooks before any prompt is answered
+ANSWERS = "03"  # with it begin the notebooks that answer prompts; those before it need none
 REPORT = "report"  # the step after the comparison; it is in run.json only if it failed
 STOPPED = "stopped by --fail-on-error"
 
@@ -97,10 +97,10 @@ class _Run:
             from nbhelpers.tracking import mlflow_run
 
             kernels.start(self.log, mlflow_run.init_database)
-            settings, names = replace(self.info.settings, run_dir=str(self.folder)), PIPELINE
+            settings, left = replace(self.info.settings, run_dir=str(self.folder)), "0"
             if self.info.looks:
-                settings, names = self._until_decided(settings), PIPELINE[BEFORE:]
-            self._together(partial(self._pipeline, run, names) for run in self._runs(settings))
+                settings, left = self._until_decided(settings), ANSWERS
+            self._together(partial(self._pipeline, run, left) for run in self._runs(settings))
             given = {"run_dir": str(self.folder)}
             self._together([partial(self._notebooks, "", self.folder, (COMPARISON,), given)])
             self._save()  # the report reads it
@@ -132,8 +132,8 @@ class _Run:
 
         A look makes what is missing and compares: a resumed run comes to where it was.
         """
-        runs, names = self._runs(settings), PIPELINE[:BEFORE]
-        done = self._together(partial(self._pipeline, run, names) for run in runs)
+        runs = self._runs(settings)
+        done = self._together(partial(self._pipeline, run, "0", ANSWERS) for run in runs)
         able = set(compress(self.models, done))
         for prompts in self.info.looks:
             settings = replace(settings, limit=prompts)
@@ -142,7 +142,7 @@ class _Run:
             able = {run.settings.model for run in runs}
             if settled(self.info, runs):
                 break
-        kept = (status for status in self.info.notebooks if status.notebook in names)
+        kept = (status for status in self.info.notebooks if status.notebook < ANSWERS)
         self.info = replace(self.info, notebooks=tuple(kept))  # others showed fewer prompts before a resume
         return settings
 
@@ -155,7 +155,9 @@ class _Run:
         kernels.kill(log)  # if it takes longer
         return process.exitcode == 0
 
-    def _pipeline(self, run: ModelRun, names: Sequence[str]) -> bool:
+    def _pipeline(self, run: ModelRun, first: str, end: str = "1") -> bool:
+        """The notebooks of a model whose names lie from ``first`` on and before ``end``."""
+        names = [name for name in pipeline_of(run.spec) if first <= name < end]
         return self._notebooks(run.settings.model, run.folder, names, asdict(run.settings))
 
     def _notebooks(self, model: str, folder: Path, names: Sequence[str], parameters: dict[str, Any]) -> bool:
@@ -240,7 +242,8 @@ def watching(plan: Plan, quiet: bool = False) -> Iterator[Watcher]:
     console = Console()
     with Progress(console=console, disable=quiet or not console.is_terminal) as progress:
         passed = sum(status.status == "passed" for status in plan.info.notebooks)
-        bar = progress.add_task("notebooks", completed=passed, total=len(plan.models) * len(PIPELINE) + 1)
+        total = sum(len(pipeline_of(spec)) for spec in plan.models.values()) + 1
+        bar = progress.add_task("notebooks", completed=passed, total=total)
 
         def watch(s: NotebookStatus) -> None:
             progress.advance(bar)

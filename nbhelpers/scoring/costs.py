@@ -74,8 +74,9 @@ def api_usd(samples: Sequence[Sample], api: ApiPrice, characters_per_token: floa
 
 
 def joules(samples: Sequence[Sample], watts: float) -> list[float]:
-    """The measured energy of each sample, else watts x its share of the machine's time."""
-    return [watts * (s.share_s or 0.0) if s.energy_j is None else s.energy_j for s in samples]
+    """The measured energy of each sample, else watts x its share of the machine's time; 0 for a server's."""
+    here = [0.0 if s.engine == "server" else s.share_s or 0.0 for s in samples]
+    return [watts * t if s.energy_j is None else s.energy_j for s, t in zip(samples, here, strict=True)]
 
 
 def cost_summary(samples: Sequence[Sample], report: DeviceReport) -> dict[str, float]:

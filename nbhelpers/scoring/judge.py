@@ -58,7 +58,7 @@ def chances(loaded: Loaded, asked: str, known: Sequence[str]) -> list[float]:
     starts = {answer[:-1] for answer in answers}  # what has to be read to know the next token
     rows = [row for row in starts if not any(row == other[: len(row)] for other in starts - {row})]
     width = max(map(len, rows))
-    if len(question) + width >= loaded.report.context:
+    if len(question) + width >= (loaded.report.context or math.inf):
         return []
     ids = [[*question, *row, *[0] * (width - len(row))] for row in rows]  # padding on the right is never seen
     keeps = "logits_to_keep" in inspect.signature(loaded.model.forward).parameters
