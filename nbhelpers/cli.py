@@ -1,6 +1,7 @@
-"""The commands ``nbhelpers run | models | doctor | report | route | label``.
+"""The commands ``nbhelpers run | models | doctor | report | route | label | compare | gate``.
 
 Exit codes: 0 all is well, 1 a model failed (the others are reported) or the run was stopped, 2 wrong usage.
+Of the gate: 0 passes, 1 worse, 3 cannot tell, 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from nbhelpers import registry
+from nbhelpers import cli_logs, registry
 from nbhelpers.records import FailOnError, Failure, LabError, Limits, RunInfo, Settings
 from nbhelpers.scoring.texts import printable
 
@@ -250,6 +251,10 @@ def label(
         interval = f"[{alpha.low:.2f}, {alpha.high:.2f}]" if alpha.low is not None else f"({alpha.reason})"
         mean = "" if alpha.mean is None else f"{alpha.mean:.2f} "
         print(f"  {alpha.name}: {mean}{interval} over {alpha.n} texts")
+
+
+app.command()(cli_logs.compare)
+app.command()(cli_logs.gate)
 
 
 def main() -> None:

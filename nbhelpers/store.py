@@ -68,8 +68,12 @@ def run_dir(settings: Settings) -> Path:
 
 def write_json(path: Path, record: Any) -> Path:
     """Write a dataclass as JSON, atomically as write_text does."""
-    body = json.dumps(dataclasses.asdict(record), indent=2, ensure_ascii=True, allow_nan=False)
-    return write_text(path, [body + "\n"])
+    return write_text(path, [as_json(record)])
+
+
+def as_json(record: Any) -> str:
+    """A dataclass as the JSON that write_json writes."""
+    return json.dumps(dataclasses.asdict(record), indent=2, ensure_ascii=True, allow_nan=False) + "\n"
 
 
 def write_text(path: Path, parts: Iterable[str]) -> Path:

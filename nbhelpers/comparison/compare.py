@@ -266,9 +266,9 @@ def pick_model(ranked: Sequence[Result], pairs: Sequence[Comparison]) -> tuple[s
 
 def verdict_sentence(pair: Comparison) -> str:
     """One comparison as a sentence with its figures."""
-    words = f"{pair.a} writes {pair.verdict} than {pair.b}"
+    words = f"{pair.a} {'writes' if pair.unit == 'points' else 'does'} {pair.verdict} than {pair.b}"
     if pair.verdict == "tied":
-        words = f"{pair.a} and {pair.b} are tied within {pair.margin:g} points"
+        words = f"{pair.a} and {pair.b} are tied within {pair.margin:g} {pair.unit}"
     if pair.verdict == "cannot tell":
         words = f"{pair.a} and {pair.b}: cannot tell"
     return f"{words}: {_points(pair)}."
@@ -286,7 +286,7 @@ def _points(pair: Comparison) -> str:
     interval = ", the same on each of"
     if pair.low is not None:
         interval = f" [{pair.low:+.2f}, {pair.high:+.2f}] over"
-    found = f"{pair.difference:+.2f} points{interval} {pair.n} prompts"
+    found = f"{pair.difference:+.2f} {pair.unit}{interval} {pair.n} {pair.items}"
     if pair.rated is not None:
         return f"{found}, {pair.rated} of them rated"
     if pair.verdict != "cannot tell":
@@ -297,4 +297,4 @@ def _points(pair: Comparison) -> str:
     needed = f"about {planned:,}" if planned else f"more than {paired.MOST_PROMPTS:,}"
     high = f"{pair.prompts_high:,}" if pair.prompts_high else "more"
     between = f" ({pair.prompts_low:,} to {high})" if pair.prompts_low else ""
-    return f"{found}; {needed} prompts would be needed{between} for ±{pair.margin:g} points"
+    return f"{found}; {needed} {pair.items} would be needed{between} for ±{pair.margin:g} {pair.unit}"

@@ -53,7 +53,8 @@ def pair_differences(report: ComparisonReport) -> Figure:
     if rows:
         axes.axvspan(-report.pairs[0].margin, report.pairs[0].margin, color=GREY, alpha=0.18, lw=0)
     axes.axvline(0, color="black", lw=0.8)
-    axes.set(xlabel="difference in points, 95% interval; grey band: too small to matter")
+    unit = report.pairs[0].unit if report.pairs else "points"
+    axes.set(xlabel=f"difference in {unit}, 95% interval; grey band: too small to matter")
     return figure
 
 

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from nbhelpers import store
 from nbhelpers.comparison import compare as comparison
-from nbhelpers.comparison import labels, plots
+from nbhelpers.comparison import labels, logs, plots
 from nbhelpers.comparison.compare import ComparisonReport
 from nbhelpers.records import Estimate, LabError, Result, RunInfo, Sample, Score
 from nbhelpers.scoring.texts import printable
@@ -54,6 +54,12 @@ def write_report(run_dir: Path) -> Path:
     values["texts"] = {r.model: excerpts(run_dir / r.slug, r.primary) for r in real}
     values["settings"] = next((vars(made.settings) for made in (info, *results) if made), {})
     return _write(run_dir / "index.html", "report.html", raters=raters, **values)
+
+
+def write_logs(folder: Path, found: logs.LogsReport) -> Path:
+    """Write <folder>/index.html of a comparison of logs. LabError for a page there that is not ours."""
+    shown = [(one, _pictures((), one.report).get("pairs")) for one in found.comparisons]
+    return _write(folder / "index.html", "logs.html", shown=shown, notes=found.notes)
 
 
 def write_runs_index(outputs: Path) -> Path:
@@ -103,7 +109,7 @@ def _pictures(results: Sequence[Result], report: ComparisonReport) -> dict[str, 
     from matplotlib import pyplot
 
     figures, addresses = dict[str, Any](), {}
-    if report.ranking:
+    if results and report.ranking:
         figures = {"ranking": plots.ranking(report), "speed": plots.quality_speed_memory(results, report)}
     if any(pair.difference is not None for pair in report.verdicts):
         figures["pairs"] = plots.pair_differences(report)

@@ -38,12 +38,14 @@ class Comparison(Record):
     p_holm: float | None = None  # over all pairs of the run
     effect_size: float | None = None  # Hedges g of the paired differences
     verdict: Verdict = "cannot tell"
-    margin: float = 0.5  # equivalence margin, points
+    margin: float = 0.5  # equivalence margin
     prompts_needed: int | None = None  # planned from the margin, whatever the difference seen (``planned``)
     reason: str | None = None
     prompts_low: int | None = None  # 95% interval of prompts_needed, from that of the spread
     prompts_high: int | None = None
     rated: int | None = None  # prompts with readers' ratings; None: by the score alone
+    unit: str = "points"  # of the difference and the margin
+    items: str = "prompts"  # what n counts
 
 
 def compare_two(a: Scores, b: Scores, one: str = "a", other: str = "b", margin: float = 0.5) -> Comparison:
@@ -66,10 +68,10 @@ def compare_all(per_model: dict[str, Scores], margin: float = 0.5) -> tuple[Comp
     return judged(measured(per_model, margin))
 
 
-def measured(per_model: dict[str, Scores], margin: float) -> list[Comparison]:
-    """The numbers of every pair, before the verdict."""
+def measured(per_model: dict[str, Scores], margin: float, tests: int | None = None) -> list[Comparison]:
+    """The numbers of every pair, before the verdict; planned for so many tests (default: one a pair)."""
     pairs = list(combinations(per_model, 2))
-    return [_measured(a, b, per_model[a], per_model[b], margin, len(pairs)) for a, b in pairs]
+    return [_measured(a, b, per_model[a], per_model[b], margin, tests or len(pairs)) for a, b in pairs]
 
 
 def _measured(one: str, other: str, a: Scores, b: Scores, margin: float, tests: int) -> Comparison:
@@ -263,10 +265,13 @@ def _discordance(n: int) -> Array:
     return np.asarray(sps.binom.pmf(np.arange(n + 1), n, shares[:, None]))
 
 
-def bonett_price(wins: int, losses: int, n: int) -> tuple[float, float]:
-    """95% interval of a paired difference of two rates: Wald's with one win and one loss added (2012)."""
+def bonett_price(wins: int, losses: int, n: int, upper: float = TAILS[1]) -> tuple[float, float]:
+    """95% interval of a paired difference of two rates: Wald's with one win and one loss added (2012).
+
+    upper: the chance that the upper end is not too low; 0.95 for one-sided bounds.
+    """
     one, other = (wins + 1) / (n + 2), (losses + 1) / (n + 2)
-    half = float(special.ndtri(TAILS[1])) * math.sqrt((one + other - (one - other) ** 2) / (n + 2))
+    half = float(special.ndtri(upper)) * math.sqrt((one + other - (one - other) ** 2) / (n + 2))
     return max(-1.0, one - other - half), min(1.0, one - other + half)
 
 

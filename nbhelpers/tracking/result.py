@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from nbhelpers import store
 from nbhelpers.devices import device, meters
 from nbhelpers.generation import generate
 from nbhelpers.loading import load
-from nbhelpers.records import SCHEMA_VERSION, Estimate, ModelRun, Record, Result, Sample, Score
+from nbhelpers.records import SCHEMA_VERSION, Estimate, LabError, ModelRun, Record, Result, Sample, Score
 from nbhelpers.scoring import costs, rubric
 from nbhelpers.stats import estimate as stats
 
@@ -137,3 +140,36 @@ def flat_metrics(
     found |= {f"model/{name}": vars(loaded)[name] for name in ("parameters", "context", "vocabulary")}
     found |= {f"cost/{name}": value for name, value in money.items()}
     return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def export_samples(run_dir: Path, out: Path) -> Path:
+    """A run's samples as lm-evaluation-harness writes them (``SampleResult`` of 0.4.13): a folder a model, a
+    line a prompt, its repeats in ``resps``, scores averaged over them. Returns ``out``. LabError without any.
+    """
+    folders = [path.parent for path in sorted(run_dir.glob("*/result.json"))]
+    if not folders:
+        raise LabError(f"{run_dir} has no result.json: there is nothing to export.")
+    for folder in folders:
+        result, prompts = store.read_json(folder / "result.json", Result), dict[str, list[Sample]]()
+        scores = {row.key: row.values for row in store.read_rows(folder / "scores.jsonl", Score)}
+        for row in store.read_rows(folder / "samples.jsonl", Sample):
+            prompts.setdefault(row.prompt_id, []).append(row)
+        lines = [_harness_line(rows, [scores.get(row.key, {}) for row in rows]) for rows in prompts.values()]
+        about = {"model_name": result.model, "higher_is_better": {}}
+        store.write_text(out / result.slug / "results_run.json", [json.dumps(about) + "\n"])
+        store.write_text(
+            out / result.slug / "samples_prompts_run.jsonl", [json.dumps(x) + "\n" for x in lines]
+        )
+    return out
+
+
+def _harness_line(rows: Sequence[Sample], scores: Sequence[dict[str, float]]) -> dict[str, Any]:
+    prompt, texts = rows[0].prompt, [row.text for row in rows]
+    scored = [one for one in scores if one]
+    means = {name: fmean(sorted(one[name] for one in scored)) for name in (scored[0] if scored else {})}
+    doc = {"id": rows[0].prompt_id, "text": prompt, "content_type": rows[0].content_type}
+    line: dict[str, Any] = {"doc_id": rows[0].prompt_id, "doc": doc, "target": ""}
+    line |= {"arguments": {"gen_args_0": {"arg_0": prompt, "arg_1": {}}}, "resps": [texts]}
+    line |= {"filtered_resps": texts, "filter": "none", "metrics": [*means]}
+    hashed = (("doc", doc), ("prompt", prompt), ("target", ""))
+    return line | {f"{name}_hash": store.row_key(value=value) for name, value in hashed} | means

@@ -1,0 +1,88 @@
+"""Is a candidate not worse than a baseline by a margin? One-sided tests at 5% on the same prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from scipy import stats as sps
+
+from nbhelpers.records import LabError
+from nbhelpers.stats import paired
+from nbhelpers.stats.estimate import mean_sd, unusable
+from nbhelpers.stats.paired import ALPHA
+
+Outcome = Literal["passes", "worse", "cannot tell"]
+FEWEST = math.floor(1 - math.log2(2 * ALPHA)) + 1  # at which sign flips can reach a one-sided 5%
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How a candidate's mean stands to a baseline's."""
+
+    n: int
+    value: float | None = None  # the difference, above 0 where the candidate is better; or the ratio
+    low: float | None = None  # one-sided 95% bounds
+    high: float | None = None
+    p_worse: float | None = None  # one-sided
+    outcome: Outcome = "cannot tell"
+    needed: int | None = None  # prompts at which an equal candidate passes with 80% power
+
+
+def difference(baseline: Sequence[float], candidate: Sequence[float], margin: float) -> Kept:
+    """Non-inferiority of paired scores, higher is better: it passes where a difference is above -margin, and
+    is worse where one is below 0 but not above -margin.
+
+    Both by Student's one-sided bound and by ``paired_p``; of binary scores the bound is Bonett and Price's
+    and the test against 0 ``mcnemar_p``. Differences that are all equal have no bound: sign
+    flips decide alone.
+    LabError for scores that are not finite.
+    """
+    scores = np.array([baseline, candidate], dtype=float)
+    if refused := unusable(scores.ravel(), "scores"):
+        raise LabError(f"No test of a margin: {refused}.")
+    x = np.sort(np.round(scores[1] - scores[0], 12))
+    n, (mean, sd) = len(x), mean_sd(x)
+    if sd is None:
+        return Kept(n, mean)
+    levels = np.unique(np.round(scores, 12))
+    p, low, high, spread = paired.paired_p(x), mean, mean, sd
+    kept = mean > -margin and paired.paired_p(x + margin) / 2 < ALPHA
+    if sd and len(levels) == 2:
+        wins, losses, size = int(np.sum(x > 0)), int(np.sum(x < 0)), float(np.ptp(levels))
+        low, high = (size * end for end in paired.bonett_price(wins, losses, n, 1 - ALPHA))
+        p, kept, spread = paired.mcnemar_p(wins, losses, n), True, size * math.sqrt((wins + losses) / n)
+    elif sd:
+        half = float(sps.t.isf(ALPHA, n - 1)) * sd / math.sqrt(n)
+        low, high = mean - half, mean + half
+    p_worse = p / 2 if mean < 0 else 1 - p / 2
+    found = Kept(n, mean, low, high, p_worse)
+    if kept and low > -margin:
+        return replace(found, outcome="passes")
+    if high < 0 and p_worse < ALPHA:
+        return replace(found, outcome="worse")
+    needed = paired.prompts_needed(margin, spread, 2 * ALPHA) if sd else FEWEST
+    return replace(found, needed=needed and max(needed, FEWEST))
+
+
+def ratio(baseline: Sequence[float], candidate: Sequence[float], limit: float) -> Kept:
+    """Is the ratio of two means of positive, paired values below a limit? It passes where the ratio is below,
+    and is worse where it is above. Bounds: Student's t on the logarithm, linearised (the delta method).
+    """
+    a, b = (np.asarray(values, dtype=float) for values in (baseline, candidate))
+    n = len(a)
+    if n < 2 or min(a.mean(), b.mean()) <= 0:
+        return Kept(n)
+    value, sd = float(b.mean() / a.mean()), float(np.std(b / b.mean() - a / a.mean(), ddof=1))
+    half = float(sps.t.isf(ALPHA, n - 1)) * sd / math.sqrt(n)
+    above = math.log(value / limit) * math.sqrt(n)
+    p_worse = float(sps.t.sf(above / sd, n - 1)) if sd else float(above <= 0)
+    found = Kept(n, value, value * math.exp(-half), value * math.exp(half), p_worse)
+    if value * math.exp(half) < limit:
+        return replace(found, outcome="passes")
+    if value * math.exp(-half) > limit:
+        return replace(found, outcome="worse")
+    return replace(found, needed=paired.prompts_needed(math.log(limit), sd, 2 * ALPHA) if limit > 1 else None)

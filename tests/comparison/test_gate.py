@@ -1,0 +1,195 @@
+"""The gate: what passes, what is worse, what cannot be told, budgets, and what it writes."""
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from test_imports import HARNESS, compared, make_run, table, write_csv
+from typer.testing import CliRunner
+
+from nbhelpers import cli
+from nbhelpers.comparison import gate, imports
+from nbhelpers.comparison.logs import Choice
+from nbhelpers.records import LabError
+from nbhelpers.stats import noninferiority, paired
+
+
+def gated(old: Path, new: Path, budgets: dict[str, float] | None = None, **choice) -> gate.GateReport:
+    chosen = Choice(**choice)
+    return gate.gate(imports.read(old, choice=chosen), imports.read(new, choice=chosen), chosen, budgets)
+
+
+def invoke(*args: object):
+    return CliRunner().invoke(cli.app, [str(arg) for arg in args])
+
+
+def test_a_run_passes_is_worse_or_cannot_tell(tmp_path):
+    run = make_run(tmp_path / "run", models=("a",))
+    outcomes = {}
+    for shift in (0.0, -1.0, -0.4):
+        new = make_run(tmp_path / f"new{shift}", shift, models=("a",))
+        outcomes[shift] = gated(run, new, margin=0.5).outcome
+    assert outcomes == {0.0: "passes", -1.0: "worse", -0.4: outcomes[-0.4]}
+    done = invoke("gate", run, tmp_path / "new-1.0")
+    assert done.exit_code == 1 and "the gate: worse\n  lab_v2: worse: -1.0" in done.stdout
+    assert invoke("gate", run, run).exit_code == 0
+    unclear = invoke("gate", *HARNESS, "--task", "lab_endings")
+    assert unclear.exit_code == 3
+    assert (
+        "acc of lab_endings: cannot tell: +0.075 (at least -0.098, margin 0.05) over 40 items"
+        in unclear.stdout
+    )
+    assert "about 1,053 items would tell, if the models are equal." in unclear.stdout
+
+
+def test_models_of_one_name_are_held_against_each_other(tmp_path):
+    run, new = make_run(tmp_path / "run"), make_run(tmp_path / "new", -1.0)
+    found = gated(run, new)
+    assert [(check.baseline, check.candidate) for check in found.checks] == [
+        ("a (run)", "a (new)"),
+        ("b (run)", "b (new)"),
+    ]
+    assert invoke("gate", f"{run}#a", f"{run}#b").exit_code == 0
+    with pytest.raises(LabError, match=r"Choose a model by LOG#MODEL: these have a, b and c\."):
+        gated(run, make_run(tmp_path / "other", models=("c",)))
+
+
+def test_bounds_are_students_and_both_tests_must_agree():
+    rng = np.random.default_rng(3)
+    a = rng.normal(6, 1, 15)
+    b = a + rng.normal(0, 0.4, 15)
+    found = noninferiority.difference(a, b, 0.5)
+    x = np.round(b - a, 12)
+    half = 1.761310135774891 * x.std(ddof=1) / np.sqrt(15)  # t(14) at 95%
+    assert (found.low, found.high) == pytest.approx((x.mean() - half, x.mean() + half))
+    assert (found.outcome == "passes") == (found.low > -0.5 and paired.paired_p(x + 0.5) < 0.1)
+    assert noninferiority.difference(a, a - 2 + rng.normal(0, 0.1, 15), 0.5).outcome == "worse"
+    wide = noninferiority.difference(a, a + rng.normal(0, 3, 15), 0.5)
+    assert wide.outcome == "cannot tell" and wide.needed > 100
+
+
+def test_equal_logs_pass_from_five_items_on():
+    for n, outcome in ((4, "cannot tell"), (5, "passes")):
+        assert noninferiority.difference([1.0] * n, [1.0] * n, 0.05).outcome == outcome
+    assert noninferiority.difference([1.0] * 4, [1.0] * 4, 0.05).needed == 5
+    assert noninferiority.difference([0.5], [0.5], 0.05).outcome == "cannot tell"
+    worse = noninferiority.difference([1.0] * 8, [0.5] * 8, 0.05)
+    assert worse.outcome == "worse" and worse.p_worse == 2**-8
+    with pytest.raises(LabError, match="not finite"):
+        noninferiority.difference([float("nan"), 1], [1, 1], 0.1)
+
+
+def test_binary_scores_have_binary_bounds():
+    a, b = [1] * 90 + [0] * 10, [1] * 88 + [0, 0] + [1, 1] + [0] * 8
+    found = noninferiority.difference(a, b, 0.05)
+    assert (found.low, found.high) == pytest.approx(paired.bonett_price(2, 2, 100, 0.95))
+    assert found.p_worse == pytest.approx(0.5) and found.outcome == "passes"
+    assert noninferiority.difference([1] * 30, [1] * 15 + [0] * 15, 0.05).outcome == "worse"
+
+
+def test_what_a_candidate_lacks_cannot_pass_unless_that_is_meant(tmp_path):
+    rows = table({"m": [0.5 + i % 3 / 10 for i in range(20)]})
+    old, new = write_csv(tmp_path / "old.csv", rows), write_csv(tmp_path / "new.csv", rows[:-2])
+    found = gated(old, new)
+    assert found.outcome == "cannot tell" and "the candidate lacks 2 items" in found.checks[0].reason
+    assert any("m (new) has no score there: 18 (not in its log); 19" in note for note in found.notes)
+    assert invoke("gate", old, new, "--allow-missing").exit_code == 0
+    assert gated(new, old).outcome == "passes"
+    rows = [row | {"task": task} for task in ("art", "law") for row in rows]
+    old, new = write_csv(tmp_path / "old.csv", rows), write_csv(tmp_path / "new.csv", rows[:20])
+    with pytest.raises(LabError, match=r"has no log of the task law \(--allow-missing, if that is meant\)\."):
+        gated(old, new)
+    assert invoke("gate", old, new, "--allow-missing").exit_code == 0
+
+
+def test_tasks_are_checked_each_and_all_must_pass(tmp_path):
+    rng = np.random.default_rng(0)
+    base = rng.random(40)
+    for name, drop in (("old", 0.0), ("new", 0.3)):
+        rows = [
+            row | {"task": task}
+            for task, less in (("easy", 0.0), ("hard", drop))
+            for row in table({"m": (base - less + rng.normal(0, 0.01, 40)).tolist()})
+        ]
+        write_csv(tmp_path / name, rows)
+    found = gated(tmp_path / "old", tmp_path / "new", margin=0.05)
+    assert {check.name: check.outcome for check in found.checks} == {
+        "score of easy": "passes",
+        "score of hard": "worse",
+    }
+    assert found.outcome == "worse"
+
+
+def test_less_is_better_turns_the_gate(tmp_path):
+    old = write_csv(tmp_path / "old.csv", table({"m": [0.2 + i % 3 / 10 for i in range(20)]}))
+    new = write_csv(tmp_path / "new.csv", table({"m": [0.5 + i % 3 / 10 for i in range(20)]}))
+    assert gated(old, new).outcome == "passes"
+    assert gated(old, new, lower_is_better=("score",)).outcome == "worse"
+
+
+def test_budgets_hold_ratios_of_means(tmp_path):
+    run = make_run(tmp_path / "run", models=("a",))
+    slower = make_run(tmp_path / "slower", slow=1.5, models=("a",))
+    found = gated(run, slower, {"latency": 1.2, "cost": 2.0})
+    checks = {check.name: check for check in found.checks}
+    assert checks["latency"].outcome == "worse" and found.outcome == "worse"
+    assert checks["latency"].value == pytest.approx(1.5, rel=0.02)
+    assert checks["cost (by time)"].outcome == "passes" and checks["cost (by time)"].value == pytest.approx(
+        1.5
+    )
+    assert invoke("gate", run, run, "--budget", "latency=1.2", "--budget", "ttft=1.01").exit_code == 0
+    with pytest.raises(LabError, match="There is no memory in both: a budget may be on latency, ttft, tpot"):
+        gated(run, run, {"memory": 1.2})
+
+
+def test_the_bound_of_a_ratio_covers_it_as_often_as_it_says():
+    rng, passed = np.random.default_rng(5), 0
+    for _ in range(4000):
+        level = rng.lognormal(0, 0.5, 15)
+        a, b = (level * rng.lognormal(0, 0.15, 15) for _ in range(2))
+        passed += noninferiority.ratio(a, 1.2 * b, 1.2).outcome == "passes"
+    assert passed / 4000 == pytest.approx(0.05, abs=0.015)
+
+
+@pytest.mark.parametrize("budget", ["latency", "latency=", "latency=-1", "latency=0", "latency=fast"])
+def test_a_wrong_budget_is_refused(budget, tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run", models=("a",))
+    done = invoke("gate", run, run, "--budget", budget)
+    assert isinstance(done.exception, LabError) and "is not a name and a factor" in str(done.exception)
+
+
+def test_wrong_usage_leaves_with_code_2(tmp_path, monkeypatch, capsys):
+    for wrong in (
+        ["gate", "one"],
+        ["gate", str(tmp_path / "no.csv"), "b"],
+        ["compare", str(tmp_path / "no.csv")],
+    ):
+        monkeypatch.setattr("sys.argv", ["nbhelpers", *wrong])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        assert left.value.code == 2
+
+
+def test_junit_markdown_and_json_say_the_same(tmp_path):
+    files = {name: tmp_path / name for name in ("junit", "markdown")}
+    options = [option for name, path in files.items() for option in (f"--{name}", path)]
+    done = invoke("gate", *HARNESS, *options, "--json")
+    assert done.exit_code == 3
+    said = json.loads(done.stdout)
+    assert said["outcome"] == "cannot tell" and [check["n"] for check in said["checks"]] == [40, 12]
+    suite = ElementTree.fromstring(files["junit"].read_text())
+    assert suite.attrib == {"name": "gate", "tests": "2", "failures": "0", "errors": "2"}
+    assert [case.find("error").get("type") for case in suite] == ["cannot tell"] * 2
+    comment = files["markdown"].read_text()
+    assert (
+        comment.startswith("**The gate: cannot tell**") and comment.count("\n| lab-gpt2 | lab-llama |") == 2
+    )
+
+
+def test_the_gate_and_the_comparison_count_the_same(tmp_path):
+    (check, _) = gated(*HARNESS, cluster="passage").checks
+    pair = compared(*HARNESS, cluster="passage").comparisons[0].report.pairs[0]
+    assert (check.n, check.items) == (pair.n, pair.items) == (4, "clusters")
+    assert check.value == pytest.approx(pair.difference)

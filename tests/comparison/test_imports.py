@@ -1,0 +1,508 @@
+"""Logs of other tools: what is read of each format, how logs are paired, and what is refused."""
+
+import csv
+import dataclasses
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from nbhelpers import cli, store
+from nbhelpers.comparison import imports, logs
+from nbhelpers.comparison.logs import Choice
+from nbhelpers.records import LabError, Result, Sample, Score, Settings
+from nbhelpers.stats import paired
+
+LOGS = Path(__file__).parent / "logs"
+HARNESS = [LOGS / "lm_eval" / model for model in ("lab-gpt2", "lab-llama")]
+INSPECT = [LOGS / "inspect" / name for name in ("monday.eval", "tuesday.eval")]
+
+
+def write_csv(path: Path, rows: list[dict]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def write_lines(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def harness(path: Path, scores: dict[str, float], **fields) -> Path:
+    """A log as lm-evaluation-harness writes it; fields replace those of each line."""
+    rows = []
+    for number, (item, acc) in enumerate(scores.items()):
+        row = {
+            "doc_id": item,
+            "doc": {"q": number, "passage": number % 4},
+            "filter": "none",
+            "metrics": ["acc"],
+        }
+        rows.append(row | {"acc": acc, "doc_hash": f"d{item}", "prompt_hash": f"p{item}"} | fields)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_lines(path, rows)
+
+
+def read(*paths: Path, **choice) -> list[logs.Log]:
+    return [log for path in paths for log in imports.read(path, choice=Choice(**choice))]
+
+
+def compared(*paths: Path, **choice) -> logs.LogsReport:
+    return logs.compare_logs(read(*paths, **choice), Choice(**choice))
+
+
+def by_metric(found: list[logs.Log]) -> dict[tuple[str, str, str], logs.Log]:
+    return {(log.model, log.task, log.metric): log for log in found}
+
+
+def test_a_log_of_the_harness_gives_the_means_that_the_harness_printed():
+    for folder in HARNESS:
+        about = json.loads(next(folder.glob("results_*.json")).read_text())["results"]
+        found = by_metric(read(folder))
+        assert {key[1:] for key in found} == {
+            ("lab_endings", "acc"),
+            ("lab_endings", "acc_norm"),
+            ("lab_words", "exact_match"),
+        }
+        for (model, task, metric), log in found.items():
+            assert model == folder.name and log.binary and log.higher
+            used = "first-word" if task == "lab_words" else "none"
+            assert np.mean([*log.scores.values()]) == pytest.approx(about[task][f"{metric},{used}"])
+
+
+def test_another_filter_can_be_chosen_and_the_choice_is_said():
+    log = by_metric(read(HARNESS[0], filter="last-word"))["lab-gpt2", "lab_words", "exact_match"]
+    assert sum(log.scores.values()) == 1
+    assert log.notes == ("lab_words: of the filters first-word, last-word last-word is taken.",)
+    with pytest.raises(LabError, match=r"has no filter 'strict': it has first-word, last-word\."):
+        read(HARNESS[0], filter="strict")
+
+
+def test_tasks_are_kept_apart_and_holm_covers_them_all():
+    found = compared(*HARNESS)
+    assert [(one.task, one.report.primary) for one in found.comparisons] == [
+        ("lab_endings", "acc"),
+        ("lab_words", "exact_match"),
+    ]
+    pairs = [one.report.pairs[0] for one in found.comparisons]
+    assert [pair.p_holm for pair in pairs] == pytest.approx(paired.holm([pair.p for pair in pairs]))
+    assert "Other metrics of lab_endings, by --metric: acc_norm." in found.notes
+    every = compared(*HARNESS, metric="all")
+    assert [one.report.primary for one in every.comparisons] == ["acc", "acc_norm", "exact_match"]
+
+
+def test_binary_scores_get_the_binary_statistics():
+    a, b = (by_metric(read(folder))[folder.name, "lab_endings", "acc"].scores for folder in HARNESS)
+    wins, losses = (sum(x[i] > y[i] for i in a) for x, y in ((b, a), (a, b)))
+    pair = compared(*HARNESS, task="lab_endings").comparisons[0].report.pairs[0]
+    assert (pair.a, pair.b, pair.n, pair.unit, pair.items) == ("lab-llama", "lab-gpt2", 40, "acc", "items")
+    assert (pair.low, pair.high) == pytest.approx(paired.bonett_price(wins, losses, 40))
+    assert pair.p == pytest.approx(paired.mcnemar_p(wins, losses, 40))
+
+
+def test_inspect_logs_are_read_by_inspect():
+    pytest.importorskip("inspect_ai", reason="inspect_ai is not installed (extra logs)")
+    found = by_metric(read(*INSPECT))
+    for name, right in (("monday", 0.5833333333333334), ("tuesday", 0.85)):
+        log = found[f"mockllm/{name}", "trees", "match"]
+        assert len(log.scores) == 30 and np.mean([*log.scores.values()]) == pytest.approx(right)
+        assert not log.clusters
+        assert len(set(found[f"mockllm/{name}", "trees", "overlap"].clusters.values())) == 10
+    (match,) = compared(*INSPECT).comparisons
+    assert match.report.pairs[0].verdict == "better" and match.report.pick == "mockllm/tuesday"
+    (overlap,) = compared(*INSPECT, metric="overlap").comparisons
+    assert (overlap.report.pairs[0].n, overlap.report.pairs[0].items) == (10, "clusters")
+    again = compared(INSPECT[1], INSPECT[1].with_suffix(".json")).comparisons[0].report.pairs[0]
+    assert again.n == 30 and again.unit == "match"
+
+
+def test_inspect_logs_without_inspect_are_refused_in_one_sentence(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "inspect_ai.log", None)
+    for path in (INSPECT[0], INSPECT[1].with_suffix(".json")):
+        with pytest.raises(LabError, match=r"its own package reads: pip install 'nbhelpers\[logs\]'\.$"):
+            read(path)
+
+
+# The paired difference on these logs by errorbars 0.2.4, whose readers of both formats are its own:
+# mean_diff, ci_low, ci_high and the clustered ends, made by tools of that package alone.
+ERRORBARS = json.loads((LOGS / "errorbars.json").read_text())
+
+
+@pytest.mark.parametrize("case", ERRORBARS, ids=lambda case: case["name"])
+def test_differences_agree_with_an_independent_package(case):
+    if "inspect" in case["files"][0]:
+        pytest.importorskip("inspect_ai", reason="inspect_ai is not installed (extra logs)")
+    choice = {"metric": case["metric"], "task": case["task"], "cluster": case["cluster"]}
+    one = compared(*(LOGS / file for file in case["files"]), **choice).comparisons[0].report
+    pair = one.pairs[0]
+    sign = 1 if pair.a == case["model_a"] else -1
+    assert sign * pair.difference == pytest.approx(case["mean_diff"], abs=1e-9)
+    found = read(*(LOGS / file for file in case["files"]), **choice)
+    scores = [log.scores for log in found if (log.metric, log.task) == (case["metric"], case["task"])]
+    a, b = scores
+    low, high = case["ci_low"], case["ci_high"]
+    if case["cluster"]:
+        low, high = case["ci_low_clustered"], case["ci_high_clustered"]
+        assert (sign * pair.low, sign * pair.high)[::sign] == pytest.approx((low, high), abs=1e-9)
+        return
+    x = np.array([a[item] - b[item] for item in a])
+    half = paired.t_interval(float(x.mean()), float(x.std(ddof=1)), len(x))
+    assert half == pytest.approx((low, high), abs=1e-9)
+    if not all(log.binary for log in found if log.metric == case["metric"]):
+        assert sorted((sign * pair.low, sign * pair.high)) == pytest.approx((low, high), abs=1e-9)
+
+
+def promptfoo(results: list[dict], version: int = 3) -> dict:
+    return {"evalId": "e", "results": {"version": version, "results": results}, "config": {}}
+
+
+def cell(test: int, provider: str, q: str, score: float, **fields) -> dict:
+    row = {"testIdx": test, "promptIdx": 0, "provider": {"id": provider}, "prompt": {"raw": q, "label": "p"}}
+    row |= {"vars": {"q": q}, "score": score, "success": score > 0.5, "namedScores": {"tone": score / 2}}
+    return row | {"failureReason": 0, "latencyMs": 10, "cost": 0.1} | fields
+
+
+def test_promptfoo_cells_are_paired_by_their_vars_and_repeats_averaged(tmp_path):
+    rows = [cell(i, m, f"q{i % 3}", s) for m, s in (("a", 1.0), ("b", 0.25)) for i in range(6)]
+    rows[0] |= {"failureReason": 2, "error": "504", "score": 0}
+    rows[3] |= {"failureReason": 2, "error": "504", "score": 0}
+    path = tmp_path / "eval.json"
+    path.write_text(json.dumps(promptfoo(rows), indent=2))
+    found = by_metric(read(path))
+    a, b = found["a", "", "score"], found["b", "", "score"]
+    assert b.scores == {'{"q": "q0"}': 0.25, '{"q": "q1"}': 0.25, '{"q": "q2"}': 0.25}
+    assert a.dropped == {'{"q": "q0"}': "error: 504"} and len(a.scores) == 2
+    assert {metric for _, _, metric in found} == {"score", "pass", "tone", "latency", "cost"}
+    assert found["a", "", "pass"].binary
+    (one,) = compared(path).comparisons
+    assert one.report.notes == ('Left out, because a has no score there: {"q": "q0"} (error: 504).',)
+    assert by_metric(read(write_lines(tmp_path / "rows", rows)))["b", "", "score"].scores == b.scores
+    path.write_text(json.dumps(promptfoo(rows, 9)))
+    with pytest.raises(LabError, match="promptfoo results of version 9 are unknown to this release"):
+        read(path)
+
+
+def test_columns_of_promptfoo_are_provider_and_prompt(tmp_path):
+    rows = [
+        cell(i, "a", f"q{i}", s) | {"prompt": {"label": p}} for p, s in (("x", 1), ("y", 0)) for i in (0, 1)
+    ]
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+    assert {log.model for log in read(path)} == {"a, x", "a, y"}
+
+
+def table(scores: dict[str, list[float]], **fields) -> list[dict]:
+    return [
+        {"id": i, "model": m, "score": s} | fields for m, own in scores.items() for i, s in enumerate(own)
+    ]
+
+
+def test_tables_as_csv_and_as_lines_say_the_same(tmp_path):
+    rows = table({"a": [0.1, 0.5, 0.9, 0.3], "b": [0.2, 0.8, 0.7, 0.9]})
+    rows = [row | {"cluster": row["id"] // 2, "repeat": r} for row in rows for r in (0, 1)]
+    one, other = (write(tmp_path / "log", rows) for write in (write_csv, write_csv))
+    first = read(one)
+    other = read(write_lines(tmp_path / "lines", rows))
+    assert [dataclasses.replace(log, source="") for log in first] == [
+        dataclasses.replace(log, source="") for log in other
+    ]
+    assert first[0].clusters == {"0": "0", "1": "0", "2": "1", "3": "1"}
+
+
+def test_clusters_are_what_is_counted(tmp_path):
+    rng = np.random.default_rng(0)
+    scores = {m: rng.random(20) for m in "ab"}
+    rows = [r | {"cluster": f"c{r['id'] // 2}"} for r in table({m: s.tolist() for m, s in scores.items()})]
+    (one,) = compared(write_csv(tmp_path / "log.csv", rows)).comparisons
+    pair = one.report.pairs[0]
+    x = (scores[pair.a] - scores[pair.b]).reshape(10, 2).mean(axis=1)
+    assert pair.n == 10 and pair.items == "clusters"
+    assert (pair.low, pair.high) == pytest.approx(paired.t_interval(x.mean(), x.std(ddof=1), 10))
+    assert one.report.notes == ("20 items in 10 clusters: clusters are what is counted.",)
+
+
+def test_tasks_can_be_pooled_as_clusters(tmp_path):
+    for model, right in (("a", 0), ("b", 1)):
+        for task in ("law", "art", "sea"):
+            scores = {f"{i}": (i + right) % 2 for i in range(4)}
+            harness(tmp_path / model / f"samples_mm_{task}_2026-01-01T00-00-00.jsonl", scores)
+    (one,) = compared(tmp_path / "a", tmp_path / "b", pool=True).comparisons
+    assert (one.task, one.report.pairs[0].n, one.report.pairs[0].items) == ("all tasks", 3, "clusters")
+
+
+def test_a_task_is_named_as_the_harness_names_its_files(tmp_path):
+    harness(tmp_path / "samples_mm_law_2026-01-01T00-00-00.jsonl", {"0": 1})
+    harness(tmp_path / "other.jsonl", {"0": 1})
+    assert {log.task for log in read(tmp_path)} == {"mm_law", ""}
+
+
+def test_items_that_one_side_lacks_are_listed(tmp_path):
+    a = harness(tmp_path / "a" / "log", {f"{i}": i % 2 for i in range(10)})
+    b = harness(tmp_path / "b" / "log", {f"{i}": 1 if i != 9 else math.nan for i in range(2, 10)})
+    (one,) = compared(a, b).comparisons
+    assert one.lacking == {
+        "a": {},
+        "b": {"0": "not in its log", "1": "not in its log", "9": one.lacking["b"]["9"]},
+    }
+    assert one.report.prompts == tuple("2345678")
+    assert one.report.notes[0].startswith(
+        "Left out, because b has no score there: 0 (not in its log); 1 (not in"
+    )
+
+
+def test_other_documents_and_other_prompts_are_refused(tmp_path):
+    scores = {f"{i}": i % 2 for i in range(6)}
+    a = harness(tmp_path / "a" / "log", scores)
+    other = harness(tmp_path / "b" / "log", scores, doc_hash="x")
+    with pytest.raises(LabError, match=r"cannot be paired: b has another text than a for the item 0\."):
+        compared(a, other)
+    other = harness(tmp_path / "b" / "log", scores, prompt_hash="x")
+    with pytest.raises(LabError, match=r"has another prompt than a for the item 0 \(--any-prompt"):
+        compared(a, other)
+    assert compared(a, other, any_prompt=True).comparisons[0].report.pairs[0].n == 6
+
+
+def test_two_logs_without_a_common_item_and_without_a_common_metric_are_refused(tmp_path):
+    a = harness(tmp_path / "a" / "log", {"0": 1, "1": 0})
+    with pytest.raises(LabError, match=r"The logs of a and b have no item in common\."):
+        compared(a, harness(tmp_path / "b" / "log", {"7": 1}))
+    with pytest.raises(
+        LabError, match="No two logs have the same task and metric that you ask for: they have acc"
+    ):
+        compared(a, write_lines(tmp_path / "c", table({"c": [1, 0]})))
+    with pytest.raises(LabError, match="they have acc by a"):
+        compared(a, harness(tmp_path / "b" / "log", {"0": 1}), metric="f1")
+
+
+def test_a_metric_where_less_is_better_turns_the_verdict(tmp_path):
+    rng = np.random.default_rng(1)
+    base = rng.random(30)
+    rows = [r | {"metric": "wer"} for r in table({"a": (base / 2).tolist(), "b": (base / 2 + 0.3).tolist()})]
+    path = write_csv(tmp_path / "log.csv", rows)
+    (one,) = compared(path, lower_is_better=("wer",)).comparisons
+    pair = one.report.pairs[0]
+    assert (pair.a, pair.verdict, one.report.pick) == ("a", "better", "a") and pair.difference < 0
+    assert compared(path).comparisons[0].report.pairs[0].a == "b"
+
+
+def test_the_harness_says_itself_where_less_is_better(tmp_path):
+    for model in "ab":
+        harness(tmp_path / model / "samples_t_2026-01-01T00-00-00.jsonl", {"0": 1, "1": 0})
+        about = {"model_name": model, "higher_is_better": {"t": {"acc": False}}}
+        (tmp_path / model / "results_2026-01-01T00-00-00.json").write_text(json.dumps(about))
+    assert not compared(tmp_path / "a", tmp_path / "b").comparisons[0].higher_is_better
+
+
+def test_one_model_in_two_logs_is_named_after_them(tmp_path):
+    for day in ("monday", "tuesday"):
+        harness(
+            tmp_path / day / "m" / "samples_t_2026-01-01T00-00-00.jsonl", {f"{i}": i % 2 for i in range(8)}
+        )
+    (one,) = compared(tmp_path / "monday", tmp_path / "tuesday").comparisons
+    assert set(one.report.ranking) == {"m (monday)", "m (tuesday)"}
+    assert one.report.pairs[0].verdict == "tied"
+
+
+def test_the_last_of_two_logs_of_one_folder_counts(tmp_path):
+    for day, acc in (("01", 0), ("02", 1)):
+        harness(tmp_path / f"samples_t_2026-01-{day}T00-00-00.jsonl", {f"{i}": acc for i in range(8)})
+    (log,) = read(tmp_path)
+    assert set(log.scores.values()) == {1} and "twice: samples_t_2026-01-02" in log.notes[-1]
+
+
+def test_a_margin_is_asked_for_where_nobody_can_guess_it(tmp_path):
+    path = write_csv(tmp_path / "log.csv", table({"a": [10, 20, 30], "b": [11, 25, 30]}))
+    with pytest.raises(
+        LabError, match=r"score is not a number from 0 to 1: say which difference matters by --margin"
+    ):
+        compared(path)
+    assert compared(path, margin=2.0).comparisons[0].report.pairs[0].margin == 2
+    for bad in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(LabError, match="it must be more than 0"):
+            compared(path, margin=bad)
+
+
+BROKEN = {
+    "": "is not a log of",
+    "hello\nworld\n": "is not a log of",
+    '{"a": 1}': "is not a log of",
+    '{"results": {"t": {"acc,none": 1}}, "configs": {}}': "is not a log of",
+    "[1, 2]": "is not a log of",
+    '{"doc_id": 1, "metrics": ["acc"], "acc": 1}\n{"doc_id": 2,': "line 2: not JSON",
+    '{"doc_id": 1, "metrics": ["acc"], "acc": 1}\n7\n': "line 2: not an object",
+    '{"doc_id": 1, "metrics": ["acc"], "acc": 1}\n{"doc_id": 1}\n': "as its tool writes it: KeyError",
+    '{"results": {"version": 3, "results": [3]}}': "as its tool writes it",
+    "id,model,score\n1,a,good\n": "row 1: 'good' is not a score",
+    "id,model,score\n,a,1\n": "row 1: id is missing",
+    "id,model,score\n1,a\n": "a line has fewer cells than the header",
+    "id,model,score,repeat\n1,a,1,0\n1,a,0,0\n": "repeat 0 of the item 1 of a stands twice",
+    "id,model,score,text\n1,a,1,x\n1,a,0,y\n": "the item 1 of a stands there with two texts",
+}
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_what_is_no_log_is_refused_in_one_sentence(text, tmp_path):
+    path = tmp_path / "log"
+    path.write_text(text)
+    with pytest.raises(LabError, match=BROKEN[text]) as refused:
+        read(path)
+    assert str(refused.value).startswith(str(path)) and "\n" not in str(refused.value)
+
+
+def test_bytes_that_are_no_text_and_missing_files_are_refused(tmp_path):
+    path = tmp_path / "log"
+    path.write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(LabError, match="is not text, nor an Inspect log"):
+        read(path)
+    with pytest.raises(LabError, match=r"There is no log"):
+        read(tmp_path / "none.csv")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LabError, match="holds no scores that could be compared"):
+        read(tmp_path / "empty")
+    path.write_bytes(b"PK\x03\x04 broken")
+    pytest.importorskip("inspect_ai", reason="inspect_ai is not installed (extra logs)")
+    with pytest.raises(LabError, match="is not a log that this release of Inspect can read"):
+        read(path)
+
+
+def test_a_blank_score_is_listed_and_a_rate_may_be_true_or_false(tmp_path):
+    path = write_csv(
+        tmp_path / "log.csv", [{"id": 1, "model": "a", "score": "True"}, {"id": 2, "model": "a", "score": ""}]
+    )
+    (log,) = read(path)
+    assert log.scores == {"1": 1.0} and log.dropped == {"2": "no score"} and log.binary
+
+
+def test_a_model_is_chosen_and_a_wrong_one_named(tmp_path):
+    path = write_csv(tmp_path / "log.csv", table({"a": [1, 0], "b": [0, 1]}))
+    assert [log.model for log in imports.read(path, "b")] == ["b"]
+    with pytest.raises(LabError, match=r"has no model 'c': it has a, b\."):
+        imports.read(path, "c")
+
+
+def test_ten_thousand_rows_take_under_two_seconds(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = table({m: rng.random(5000).tolist() for m in "ab"})
+    harness(tmp_path / "h" / "log", {f"{i}": i % 2 for i in range(5000)})
+    harness(tmp_path / "k" / "log", {f"{i}": i % 3 == 0 for i in range(5000)})
+    path = write_csv(tmp_path / "log.csv", rows)
+    for files in ((path,), (tmp_path / "h", tmp_path / "k")):
+        start = time.process_time()
+        found = compared(*files)
+        assert found.comparisons[0].report.pairs[0].n == 5000
+        assert time.process_time() - start < 2
+
+
+def make_run(
+    folder: Path, shift: float = 0.0, slow: float = 1.0, models=("a", "b"), prompts: int = 15
+) -> Path:
+    """A run's files with planted scores (b is 0.2 points above a) and times."""
+    rng = np.random.default_rng(7)
+    levels = {f"p{i:02}": float(rng.normal(6, 1)) for i in range(prompts)}
+    for place, model in enumerate(models):
+        samples, scores, timed = [], [], []
+        for prompt, level in levels.items():
+            for repeat in range(4):
+                key, text = f"{model}{prompt}{repeat}", f"Answer {repeat} of {model}."
+                took = slow * (1 + 0.1 * repeat)
+                sample = Sample(
+                    *(
+                        key,
+                        model,
+                        "r",
+                        prompt,
+                        "short_post",
+                        repeat,
+                        0,
+                        f"Ask {prompt}",
+                        text,
+                        3,
+                        5,
+                        len(text),
+                    ),
+                    *("eos", None, 1, took, 0.1, 0.1, None, None),
+                    share_s=took,
+                )
+                samples.append(sample)
+                value = round(level + 0.2 * place + shift + float(rng.normal(0, 0.3)), 3)
+                scores.append(
+                    Score(key, prompt, repeat, "short_post", False, 4, {"lab_v2": value, "lab_v2/x": 5.0})
+                )
+            timed.append(
+                dataclasses.replace(samples[-1], repeat=0, latency_s=slow * float(rng.normal(1, 0.02)))
+            )
+        per_prompt = {
+            p: float(np.mean([s.values["lab_v2"] for s in scores if s.prompt_id == p])) for p in levels
+        }
+        result = Result(
+            *(
+                model,
+                model,
+                "r",
+                "f",
+                10,
+                "cpu",
+                "float32",
+                60,
+                60,
+                0,
+                "lab_v2",
+                True,
+                {},
+                {},
+                per_prompt,
+                Settings(),
+            )
+        )
+        for name, rows in (("samples", samples), ("scores", scores), ("latency", timed)):
+            store.write_rows(folder / model / f"{name}.jsonl", rows)
+        store.write_json(folder / model / "result.json", result)
+    return folder
+
+
+def test_runs_are_logs_in_points(tmp_path):
+    run = make_run(tmp_path / "run")
+    (one,) = compared(run).comparisons
+    pair = one.report.pairs[0]
+    assert (pair.a, pair.n, pair.unit, pair.items, pair.margin) == ("b", 15, "points", "prompts", 0.5)
+    a, b = (log.scores for log in read(run) if log.metric == "lab_v2")
+    x = np.array([b[item] - a[item] for item in a])
+    assert (pair.low, pair.high) == pytest.approx(
+        paired.t_interval(float(x.mean()), float(x.std(ddof=1)), 15)
+    )
+    assert {log.model for log in read(run / "a")} == {"a"}
+    two = compared(run / "a", make_run(tmp_path / "later") / "a")
+    assert set(two.comparisons[0].report.ranking) == {"a (run)", "a (later)"}
+
+
+def test_an_exported_run_says_the_same_as_the_run(tmp_path):
+    run = make_run(tmp_path / "run")
+    done = CliRunner().invoke(cli.app, ["compare", str(run), "--export", str(tmp_path / "out")])
+    assert done.exit_code == 0 and done.stdout.strip() == str(tmp_path / "out")
+    before = compared(run).comparisons[0].report.pairs[0]
+    after = compared(tmp_path / "out", margin=0.5).comparisons[0].report.pairs[0]
+    assert (after.a, after.n, after.low, after.high) == pytest.approx(
+        (before.a, before.n, before.low, before.high)
+    )
+    line = json.loads((tmp_path / "out" / "a" / "samples_prompts_run.jsonl").read_text().splitlines()[0])
+    real = json.loads(next(HARNESS[0].glob("samples_lab_endings*")).read_text().splitlines()[0])
+    assert real.keys() - line.keys() == {"acc", "acc_norm"} and len(line["resps"][0]) == 4
+
+
+def test_the_command_prints_and_writes(tmp_path):
+    files = [str(folder) for folder in HARNESS]
+    done = CliRunner().invoke(cli.app, ["compare", *files, "--out", str(tmp_path), "--task", "lab_endings"])
+    assert done.exit_code == 0, done.stdout
+    assert "acc of lab_endings over 40 items" in done.stdout
+    assert "lab-llama and lab-gpt2: cannot tell: +0.07 acc" in done.stdout
+    page = (tmp_path / "index.html").read_text()
+    assert "cannot tell: +0.07 acc" in page and page.count("<svg") == 0 and "image/svg+xml" in page
+    written = store.read_json(tmp_path / "comparison.json", logs.LogsReport)
+    printed = CliRunner().invoke(cli.app, ["compare", *files, "--task", "lab_endings", "--json"])
+    assert json.loads(printed.stdout) == json.loads(json.dumps(dataclasses.asdict(written)))
