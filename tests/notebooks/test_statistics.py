@@ -85,6 +85,16 @@ def test_variance_split_recovers_a_planted_truth():
     assert BOOK.variance_split(np.array([[0.0, 1.0], [0.0, 1.0]])) == (0.0, 0.5)  # no negative variance
 
 
+def test_upper_split_is_above_a_planted_truth_as_often_as_it_says():
+    """The ratio of the variances is below its upper end in 97.5% of the pilots, however small they are."""
+    rng = np.random.default_rng(9)
+    pilots = rng.normal(0, 0.6, (2000, 5, 1)) + rng.normal(0, 0.4, (2000, 5, 2))
+    ends = [BOOK.upper_split(pilot) for pilot in pilots]
+    assert np.mean([between / within >= 0.36 / 0.16 for between, within in ends]) == pytest.approx(
+        0.975, abs=0.01
+    )
+
+
 @quick
 @given(
     st.floats(0, 4), st.floats(0.01, 4), st.integers(6, 60), st.sampled_from([0, 1, 3, 10]), st.integers(2, 9)
