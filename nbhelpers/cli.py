@@ -218,7 +218,7 @@ def label(
     read: Annotated[
         list[Path] | None, typer.Option(help="A filled-in sheet, named after its rater; may be repeated.")
     ] = None,
-    judge: Annotated[str, typer.Option(help="Let this model rate the sheet's texts too.")] = "",
+    judge: Annotated[str, typer.Option(help="Let this model rate every text: verdicts rest on it.")] = "",
     count: Annotated[int, typer.Option(min=1, help="Texts on the sheet, in whole prompts.")] = 40,
     seed: Annotated[int, typer.Option(help="Seed of the choice and order of the texts.")] = 0,
 ) -> None:
@@ -242,7 +242,7 @@ def label(
     for sheet in read or []:
         labels.read_sheet(folder, sheet)
     if judge:
-        labels.add_judge(folder, judge)
+        labels.add_judge(folder, results, judge)
     found = compare.compare_run(folder)
     print(f"Verdicts {found.basis}; `nbhelpers report {run}` writes them into the report.")
     print("\n".join(f"  {compare.verdict_sentence(pair)}" for pair in found.verdicts), *found.notes, sep="\n")

@@ -40,7 +40,7 @@ class ComparisonReport(Record):
     excluded: dict[str, str]  # model -> why it takes no part
     schema_version: int = SCHEMA_VERSION
     notes: tuple[str, ...] = ()  # what is not in the comparison besides whole models, and why
-    basis: str = "by the rubric"  # what pick and verdicts rest on; or "corrected by N ratings"
+    basis: str = "by the rubric"  # or "by the judge MODEL", "corrected by N ratings": what verdicts rest on
     readers: dict[str, Estimate] = field(default_factory=dict)  # model -> mean in readers' points, best first
     corrected: tuple[Comparison, ...] = ()  # pairs in readers' points, in the order of ``readers``
     planned: int | None = None  # of a run --until-decided: its prompts; ``pairs`` hold at every look
@@ -60,17 +60,22 @@ def compare_run(run_dir: Path) -> ComparisonReport:
 def assemble(run_dir: Path, margin: float = MARGIN) -> ComparisonReport:
     """The comparison of a run's folder, without writing it. LabError as ``comparable``."""
     (results, excluded, notes), info = comparable(run_dir), read_info(run_dir)
-    report = compare(results, excluded, margin, notes, sequential.looks_of(info) if info else ())
+    looks = sequential.looks_of(info) if info else ()
+    report = compare(results, excluded, margin, notes, looks)
     try:
-        found = ratings.correct(run_dir, results, margin)
+        known = ratings.read_ratings(run_dir, results)
+        if known.judge and results:
+            known, results, more = ratings.judged(known, results)
+            report = compare(results, excluded, margin, [*notes, *more], looks, known.judge or "rubric")
+        found = ratings.correct(known, results, margin)
     except LabError as error:
         return replace(report, notes=(*report.notes, f"Not corrected by the ratings: {error}"))
     if found is None:
         return report
     by_name, basis = {result.model: result for result in results}, f"corrected by {found.ratings} ratings"
     pick, reason = pick_model([by_name[model] for model in found.ranking], found.pairs)
-    report = replace(report, pick=pick, pick_reason=reason, basis=basis)
-    return replace(report, readers=found.ranking, corrected=found.pairs)
+    report = replace(report, readers=found.ranking, corrected=found.pairs)
+    return replace(report, pick=pick, pick_reason=reason, basis=basis)
 
 
 def comparable(run_dir: Path) -> tuple[list[Result], dict[str, str], list[str]]:
@@ -199,12 +204,13 @@ def compare(
     margin: float = MARGIN,
     notes: Sequence[str] = (),
     looks: Sequence[Sequence[str]] = (),
+    by: str = "rubric",
 ) -> ComparisonReport:
-    """Compare results of the same score on the same prompts. Pure. looks: ``sequential.looks_of``."""
+    """Compare results of one score on the same prompts. Pure. looks: ``sequential.looks_of``."""
     means = {r.model: estimate(r.per_prompt.values(), r.primary) for r in results}
     ranked = sorted(results, key=lambda result: -(means[result.model].mean or 0.0))
     prompts, planned = tuple(sorted(ranked[0].per_prompt)) if ranked else (), sum(map(len, looks))
-    per_model, basis = {r.model: r.per_prompt for r in ranked}, "by the rubric"
+    per_model, basis = {r.model: r.per_prompt for r in ranked}, f"by the {by}"
     if planned:
         pairs = sequential.compare_in_order(per_model, looks, planned, margin)
         basis += f", by an always-valid test after {len(prompts)} of {planned} prompts"
@@ -217,9 +223,8 @@ def compare(
 
 
 def size_effect(results: Sequence[Result]) -> tuple[Estimate | None, str]:
-    """Points gained per doubling of the parameters, and what that says of "larger models write better".
+    """Points per doubling of the parameters, the mean of one slope a prompt; and what that says of size.
 
-    One least-squares slope a prompt, then their mean: the interval is about other prompts, not other models.
     A model whose parameters a server does not tell takes no part.
     """
     results = [result for result in results if result.parameters]
@@ -287,10 +292,8 @@ def _points(pair: Comparison) -> str:
     if pair.low is not None:
         interval = f" [{pair.low:+.2f}, {pair.high:+.2f}] over"
     found = f"{pair.difference:+.2f} {pair.unit}{interval} {pair.n} {pair.items}"
-    if pair.rated is not None:
-        return f"{found}, {pair.rated} of them rated"
-    if pair.verdict != "cannot tell":
-        return found
+    if pair.rated is not None or pair.verdict != "cannot tell":
+        return found if pair.rated is None else f"{found}, {pair.rated} of them rated"
     planned = pair.prompts_needed
     if planned and planned <= pair.n:
         return f"{found}: near a border, though {planned:,} would do for most differences"

@@ -15,11 +15,11 @@ from itertools import combinations
 from pathlib import Path
 from statistics import fmean, median, stdev
 
-from nbhelpers import store
+from nbhelpers import registry, store
 from nbhelpers.comparison import ratings
 from nbhelpers.comparison.ratings import KEY, LABELS, PERSON, Design, LabelKey, Labels
 from nbhelpers.loading import load as loading
-from nbhelpers.records import Estimate, LabError, Result, Sample
+from nbhelpers.records import Estimate, LabError, Result
 from nbhelpers.scoring import judge
 from nbhelpers.scoring.rubric import PRIMARY
 from nbhelpers.stats import corrected
@@ -111,27 +111,27 @@ def read_sheet(run_dir: Path, path: Path) -> Labels:
         raise LabError(f"The sheet {path.name} cannot be read ({error}): save it as CSV in UTF-8.") from None
     if not found:
         raise LabError(f"The sheet {path.name} holds no scores: fill in the column score.")
-    return _add(run_dir, f"{PERSON}{path.stem}", found)
+    labels = run_dir / LABELS
+    old = store.read_json(labels, Labels).ratings if labels.exists() else {}
+    store.write_json(labels, new := Labels({**old, f"{PERSON}{path.stem}": found}))
+    return new
 
 
-def add_judge(run_dir: Path, model: str) -> Labels:
-    """Let a model rate the sheet's texts too; texts that it does not rate are absent from labels.json."""
-    items = ratings.read_key(run_dir).items
-    samples = {row.key: row for p in run_dir.glob("*/samples.jsonl") for row in store.read_rows(p, Sample)}
-    loaded = loading.load(model)
+def add_judge(run_dir: Path, results: Sequence[Result], model: str) -> None:
+    """Let a model rate every text of these models that it has not rated: ``ratings.JUDGED``, by row."""
+    known, name = ratings.read_judged(run_dir), registry.resolve(model).alias
+    given, texts = known.pop(name, {}), ratings.read_texts(run_dir, results)
+    left = {key: t.sample for key, t in texts.items() if key not in given and t.sample.error is None}
     try:
-        texts = {number: samples[key] for number, key in items.items() if key in samples}
-        scores = {n: judge.judge(loaded, sample.prompt, sample.text).score for n, sample in texts.items()}
-    finally:
-        loading.unload(loaded)
-    return _add(run_dir, f"judge {loaded.spec.alias}", {n: s for n, s in scores.items() if s is not None})
-
-
-def _add(run_dir: Path, rater: str, rated: dict[str, float]) -> Labels:
-    path = run_dir / LABELS
-    old = store.read_json(path, Labels).ratings if path.exists() else {}
-    store.write_json(path, labels := Labels({**old, rater: rated}))
-    return labels
+        if left:
+            loaded = loading.load(model)
+            try:
+                for key, sample in left.items():
+                    given[key] = judge.judge(loaded, sample.prompt, sample.text).score
+            finally:
+                loading.unload(loaded)
+    finally:  # what was rated is kept, also when it was stopped
+        store.write_json(run_dir / ratings.JUDGED, ratings.Judged({**known, name: given}))
 
 
 def agreement(run_dir: Path, results: Sequence[Result]) -> tuple[Estimate, ...]:
@@ -140,17 +140,15 @@ def agreement(run_dir: Path, results: Sequence[Result]) -> tuple[Estimate, ...]:
     "readers" are those whose ratings ship with the default run's texts. ``n`` counts the texts that both have
     rated. () without ratings.
     """
-    texts = ratings.read_texts(run_dir, results)
-    raters, (readers, _) = ratings.read_ratings(run_dir), ratings.shipped(texts)
-    people = [by for who, by in raters.items() if who.startswith(PERSON)]
-    others = {who: by for who, by in raters.items() if not who.startswith(PERSON)}
-    others |= {"readers": readers} if readers else {}
+    known = ratings.read_ratings(run_dir, results)
+    others = known.judges | ({"readers": known.readers} if known.readers else {})
+    people = list(known.people.values())
     if not people and not others:
         return ()
     keys = dict.fromkeys(key for by in (*people, *others.values()) for key in by)
     each = {key: [by[key] for by in people if key in by] for key in keys}
     sides = {"people": {key: fmean(given) for key, given in each.items() if given}} if people else {}
-    sides |= {PRIMARY: {key: texts[key].score for key in keys if key in texts}} | others
+    sides |= {PRIMARY: known.scores} | others
     found = [krippendorff(each.values(), "people")] if len(people) > 1 else []
     for (one, first), (other, second) in combinations(sides.items(), 2):
         found.append(krippendorff([(first.get(k), second.get(k)) for k in keys], f"{one} and {other}"))

@@ -1,14 +1,14 @@
-"""Readers' ratings of a run's texts, and what they make of its comparison.
+"""Ratings of a run's texts, by readers or by a judge, and what they make of its comparison.
 
-They come from the run's sheet (``labels``) or, for texts that ship with ratings, from data/readers. Only
+Readers' come from the run's sheet (``labels``) or, for texts that ship with ratings, from data/readers. Only
 a random sample can correct a score: the first prompts of a recorded random order, each with a text of every
-model. A chosen part is refused.
+model. A chosen part is refused. A judge, a model, rates every text: its ratings take the rubric's place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -18,7 +18,8 @@ from nbhelpers.records import SCHEMA_VERSION, Estimate, LabError, Record, Result
 from nbhelpers.stats import corrected
 from nbhelpers.stats.paired import Comparison
 
-KEY, LABELS, SHIPPED = "labels_key.json", "labels.json", "readers/default_run.jsonl"
+KEY, LABELS, JUDGED = "labels_key.json", "labels.json", "judged.json"
+SHIPPED = "readers/default_run.jsonl"
 PERSON = "person "
 LOWEST = 1.0  # the rating of a text that was never written
 By = dict[str, float]  # sample key -> rating
@@ -47,9 +48,17 @@ class LabelKey(Record):
 
 @dataclass(frozen=True)
 class Labels(Record):
-    """labels.json: "person NAME" or "judge MODEL" -> item number, as text -> rating 1 to 10, if given."""
+    """labels.json: "person NAME" -> item number, as text -> rating 1 to 10; once "judge MODEL" too."""
 
     ratings: dict[str, dict[str, float]] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class Judged(Record):
+    """judged.json: model -> sample key -> its rating 1 to 10, None if it gave none; the latest last."""
+
+    ratings: dict[str, dict[str, float | None]] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
 
@@ -73,7 +82,20 @@ class Text(NamedTuple):
     model: str
     prompt: str  # the unit: prompts with one text go by the first id
     sample: Sample
-    score: float
+    score: float  # by the rubric
+
+
+class Ratings(NamedTuple):
+    """The texts of a run's comparison, and what was given to them: sample key -> rating."""
+
+    texts: dict[str, Text]
+    scores: By  # by the rubric, or by the judge that takes its place
+    key: LabelKey | None  # of the run's sheet
+    people: dict[str, By]  # of that sheet, by rater
+    judges: dict[str, By]  # "judge MODEL"
+    judge: str  # the latest, which takes the rubric's place; "" for none
+    readers: By  # what ships with texts of the default run
+    order: list[str]  # the prompts as those readers came to them
 
 
 class Correction(NamedTuple):
@@ -111,90 +133,119 @@ def read_key(run_dir: Path) -> LabelKey:
     return store.read_json(run_dir / KEY, LabelKey)
 
 
-def read_ratings(run_dir: Path) -> dict[str, By]:
-    """Rater -> sample key -> rating, from the run's sheets; {} without labels."""
-    if not (run_dir / LABELS).exists():
-        return {}
-    items, ratings = read_key(run_dir).items, store.read_json(run_dir / LABELS, Labels).ratings
-    return {who: {items[n]: r for n, r in given.items() if n in items} for who, given in ratings.items()}
+def read_judged(run_dir: Path) -> dict[str, dict[str, float | None]]:
+    return store.read_json(run_dir / JUDGED, Judged).ratings if (run_dir / JUDGED).exists() else {}
 
 
-def shipped(texts: Mapping[str, Text]) -> tuple[By, list[str]]:
-    """Key -> rating of the texts that ship with one; and the prompts in the order in which they were read."""
+def read_ratings(run_dir: Path, results: Sequence[Result]) -> Ratings:
+    """All that was given to these models' texts. LabError for a file it cannot read."""
+    texts, sheet = read_texts(run_dir, results), dict[str, By]()
+    key = read_key(run_dir) if (run_dir / LABELS).exists() else None
+    if key:
+        given = store.read_json(run_dir / LABELS, Labels).ratings
+        sheet = {who: {key.items[n]: r for n, r in by.items() if n in key.items} for who, by in given.items()}
+    people = {who: by for who, by in sheet.items() if who.startswith(PERSON)}
+    judges = {who: by for who, by in sheet.items() if who not in people}
+    judge = ""
+    for model, rated in read_judged(run_dir).items():
+        judges[judge := f"judge {model}"] = {sample: r for sample, r in rated.items() if r is not None}
     path = store.data_dir() / SHIPPED
     readings = sorted(store.read_rows(path, Reading), key=lambda r: r.place) if path.exists() else []
     known = {(reading.prompt, reading.text): reading.rating for reading in readings}
-    own = {key: (text.sample.prompt, text.sample.text) for key, text in texts.items()}
-    rated = {key: known[said] for key, said in own.items() if said in known}
-    return rated, list(dict.fromkeys(reading.prompt_id for reading in readings))
+    said = {sample: (text.sample.prompt, text.sample.text) for sample, text in texts.items()}
+    readers = {sample: known[words] for sample, words in said.items() if words in known}
+    order = list(dict.fromkeys(reading.prompt_id for reading in readings))
+    scores = {sample: text.score for sample, text in texts.items()}
+    return Ratings(texts, scores, key, people, judges, judge, readers, order)
 
 
-def correct(run_dir: Path, results: Sequence[Result], margin: float) -> Correction | None:
+def judged(known: Ratings, results: Sequence[Result]) -> tuple[Ratings, list[Result], list[str]]:
+    """The ratings and results with the judge's ratings as the scores, and what a reader must know of that.
+
+    A text that the judge did not rate is missing; one that was never written has ``LOWEST``. A prompt is left
+    out where some model has no text left. Where fewer than ``corrected.LEAST`` stay, all is as it was.
+    """
+    given = known.judges[known.judge] | {k: LOWEST for k, t in known.texts.items() if t.sample.error}
+    scores = {key: given[key] for key in known.texts if key in given}
+    groups: dict[str, dict[str, list[float]]] = {result.model: {} for result in results}
+    for text, rating in ((known.texts[key], rating) for key, rating in scores.items()):
+        groups[text.model].setdefault(text.prompt, []).append(rating)
+    shared = sorted(set[str].intersection(*map(set, groups.values())))
+    if len(shared) < corrected.LEAST:
+        why = f"it rated texts of every model on {len(shared)} prompts, of {corrected.LEAST}"
+        return known._replace(judge=""), list(results), [f"Not by the {known.judge}: {why}."]
+    every = len(results[0].per_prompt)
+    note = f"{len(shared)} of {every} prompts count: the {known.judge} rated no text of some model on others."
+    means = {model: {prompt: fmean(own[prompt]) for prompt in shared} for model, own in groups.items()}
+    found = [replace(r, primary=known.judge, per_prompt=means[r.model]) for r in results]
+    return known._replace(scores=scores), found, [note] if len(shared) < every else []
+
+
+def correct(known: Ratings, results: Sequence[Result], margin: float) -> Correction | None:
     """The comparison of these models, on the prompts that all have, corrected by the ratings of some.
 
     The run's own sheet goes before ratings that ship, which are taken as far as they go. None without ratings
     by people; LabError for a sheet's ratings that are no random sample, or too few.
     """
-    if len(results) < 2 or not ((run_dir / LABELS).exists() or (store.data_dir() / SHIPPED).exists()):
+    if len(results) < 2 or not (known.people or known.readers):
         return None
-    texts = read_texts(run_dir, results)
-    people = [by for who, by in read_ratings(run_dir).items() if who.startswith(PERSON)]
-    if people:
-        drawn = _drawn(read_key(run_dir), texts)
-        rated, given = _first_whole(drawn, people, texts, results)
+    strata, drawn = strata_of(known.texts.values()), _drawn(known)
+    # A prompt is as one that was not drawn where a judge did not rate the drawn texts.
+    left_out = strata.keys() - results[0].per_prompt.keys()
+    left_out |= {prompt for prompt, keys in drawn.items() if set(keys.values()) - known.scores.keys()}
+    drawn = {prompt: keys for prompt, keys in drawn.items() if prompt not in left_out}
+    rated, given = _first_whole(drawn, known, len(results))
+    if known.people:
         after = [key for prompt in list(drawn)[len(rated) + 1 :] for key in drawn[prompt].values()]
-        if any(key in by for by in people for key in after):
+        if any(key in by for by in known.people.values() for key in after):
             raise LabError(
                 f"no rater has rated every text of the prompt {list(drawn)[len(rated)]}, and later ones are "
                 "rated. Only ratings from the first item on, in their order, are a random sample."
             )
         if len(rated) < corrected.LEAST:
             raise LabError(f"{len(rated)} prompts are rated with every model's text, of {corrected.LEAST}.")
-    else:
-        readers, order = shipped(texts)
-        drawn = {prompt: {} for prompt in order}
-        for key in readers:
-            drawn[texts[key].prompt][texts[key].model] = key
-        rated, given = _first_whole(drawn, [readers], texts, results)
-        if len(rated) < corrected.LEAST:
-            return None
-    strata = strata_of(texts.values())
+    elif len(rated) < corrected.LEAST:
+        return None
+    strata = {prompt: strata[prompt] for prompt in results[0].per_prompt}
     chance = corrected.chances(strata, list(rated))
     weights = {prompt: 1 / chance[strata[prompt]] for prompt in rated}
-    known = {}
+    of_model = {}
     for model, scores in ((result.model, result.per_prompt) for result in results):
-        same = {prompt: texts[drawn[prompt][model]].score for prompt in rated}
-        known[model] = corrected.Rated({p: rated[p][model] for p in rated}, same, scores)
-    means = {model: corrected.corrected_mean(of, weights, model) for model, of in known.items()}
+        same = {prompt: known.scores[drawn[prompt][model]] for prompt in rated}
+        of_model[model] = corrected.Rated({p: rated[p][model] for p in rated}, same, scores)
+    means = {model: corrected.corrected_mean(of, weights, model) for model, of in of_model.items()}
     ranking = dict(sorted(means.items(), key=lambda pair: -(pair[1].mean or 0.0)))
-    pairs = corrected.correct_all({model: known[model] for model in ranking}, weights, margin)
+    pairs = corrected.correct_all({model: of_model[model] for model in ranking}, weights, margin)
     return Correction(ranking, pairs, given)
 
 
-def _drawn(key: LabelKey, texts: Mapping[str, Text]) -> Drawn:
-    """The texts of a sheet. LabError for one that was not drawn at random from these prompts."""
-    if key.design is None:
+def _drawn(known: Ratings) -> Drawn:
+    """The texts that were drawn to be read. LabError for a sheet not drawn at random from these prompts."""
+    if not known.people or not known.key:
+        drawn, keys = {prompt: dict[str, str]() for prompt in known.order}, list(known.readers)
+    elif not (design := known.key.design):
         raise LabError(f"{KEY} records no random draw of the texts. Draw a new sheet with `nbhelpers label`.")
-    if list(key.design.order) != corrected.random_order(strata_of(texts.values()), key.design.seed):
+    elif list(design.order) != corrected.random_order(strata_of(known.texts.values()), design.seed):
         raise LabError("the sheet was not drawn at random from the prompts compared here. Draw a new one.")
-    drawn: Drawn = {prompt: {} for prompt in key.design.order[: key.design.drawn]}
-    for sample in (*key.items.values(), *key.design.failed):
-        if (text := texts.get(sample)) and text.prompt in drawn:
-            drawn[text.prompt][text.model] = sample
+    else:
+        drawn = {prompt: {} for prompt in design.order[: design.drawn]}
+        keys = [*known.key.items.values(), *design.failed]
+    for key in keys:
+        if (text := known.texts.get(key)) and text.prompt in drawn:
+            drawn[text.prompt][text.model] = key
     return drawn
 
 
-def _first_whole(
-    drawn: Drawn, people: Sequence[By], texts: Mapping[str, Text], results: Sequence[Result]
-) -> tuple[dict[str, By], int]:
+def _first_whole(drawn: Drawn, known: Ratings, models: int) -> tuple[dict[str, By], int]:
     """The first prompts with every model's text rated: prompt -> model -> mean rating; and their number.
 
     A rater counts on a prompt where they rated all of them: so nobody's severity falls on one model.
     """
     rated, given = dict[str, By](), 0
     for prompt, keys in drawn.items():
-        read = [key for key in keys.values() if texts[key].sample.error is None]
-        whole = [by for by in people if len(keys) == len(results) and all(key in by for key in read)]
+        read = [key for key in keys.values() if known.texts[key].sample.error is None]
+        raters = list(known.people.values()) or [known.readers]
+        whole = [by for by in raters if len(keys) == models and all(key in by for key in read)]
         if not whole:
             break
         rated[prompt] = {model: fmean(by.get(key, LOWEST) for by in whole) for model, key in keys.items()}

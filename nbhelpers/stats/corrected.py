@@ -26,7 +26,7 @@ from scipy import special
 
 from nbhelpers.records import Estimate
 from nbhelpers.stats.estimate import TAILS, Array, unusable
-from nbhelpers.stats.paired import Comparison, Scores, judged
+from nbhelpers.stats.paired import Comparison, Scores, compare_all, judged
 
 LEAST = 6  # rated prompts; below it ratings alone cannot tell anything either
 NOTHING = 1e-12  # a variance in squared points below it is rounding
@@ -88,8 +88,12 @@ def interval(found: Tuned) -> tuple[float, float, float]:
 def correct_all(models: dict[str, Rated], weights: Scores, margin: float = 0.5) -> tuple[Comparison, ...]:
     """``paired.compare_all`` by readers; all models have the same prompts, rated ones and others.
 
-    weights: rated prompt -> 1 / its chance to be rated. Fewer than ``LEAST`` have a reason instead.
+    weights: rated prompt -> 1 / its chance to be rated. Fewer than ``LEAST`` have a reason instead. Where all
+    are rated there is nothing to predict: the ratings are compared as any scores are.
     """
+    if all(model.ratings.keys() == model.scores.keys() for model in models.values()):
+        ratings = {name: model.ratings for name, model in models.items()}
+        return tuple(replace(pair, rated=pair.n) for pair in compare_all(ratings, margin))
     found = []
     for a, b in combinations(models, 2):
         pairs = zip(models[a], models[b], strict=True)

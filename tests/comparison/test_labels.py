@@ -8,13 +8,14 @@ import re
 from pathlib import Path
 
 import pytest
-from made_runs import make_result, make_sample, write_info, write_model
+from made_runs import make_result, make_sample, make_score, write_info, write_model
 from typer.testing import CliRunner
 
 from nbhelpers import cli, store
 from nbhelpers.comparison import compare, labels
 from nbhelpers.records import LabError
 from nbhelpers.report import html as report
+from nbhelpers.scoring.judge import JudgeScore
 from nbhelpers.stats.estimate import krippendorff
 
 MODELS = ("lab-gpt2", "lab-llama")
@@ -266,10 +267,28 @@ def test_the_command_refuses_in_one_sentence(run: Path) -> None:
     assert call(str(run), "--count", "0").exit_code == 2
 
 
-def test_a_judge_rates_the_sheet_or_is_seen_not_to(run: Path) -> None:
-    call(str(run))
+def test_a_judge_rates_every_text_once_and_needs_no_sheet(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def given(loaded: object, prompt: str, text: str) -> JudgeScore:
+        asked.append(text)
+        return JudgeScore(None if "4" in text else 5.0, 5.0, 1.0)
+
+    asked = list[str]()
+    monkeypatch.setattr(labels.judge, "judge", given)
     told = call(str(run), "--judge", "lab-gpt2")
     assert told.exit_code == 0, told.output
-    ratings = read(run).ratings["judge lab-gpt2"]
-    assert set(ratings) <= set(truth(run)) and all(1 <= score <= 10 for score in ratings.values())
+    ratings = json.loads((run / "judged.json").read_text())["ratings"]["lab-gpt2"]
+    assert len(asked) == len(ratings) == 12 and not (run / "labels_key.json").exists()
+    assert ratings["lab-llama-b04-0"] is None and ratings["lab-llama-b05-0"] == 5.0
+    assert "Not by the judge lab-gpt2: it rated texts of every model on 5 prompts, of 6." in told.output
     assert "lab_v2 and judge lab-gpt2" in told.output
+    (run / "lab-llama" / "samples.jsonl").open("a").write(
+        json.dumps(vars(make_sample("lab-llama", "b04", 1, text="new"))) + "\n"
+    )
+    store.append_row(run / "lab-llama" / "scores.jsonl", make_score(make_sample("lab-llama", "b04", 1), 3.0))
+    assert call(str(run), "--judge", "lab-gpt2").exit_code == 0 and asked[12:] == ["new"]
+
+
+def test_a_small_model_does_not_rate(run: Path) -> None:
+    assert call(str(run), "--judge", "lab-gpt2").exit_code == 0
+    ratings = json.loads((run / "judged.json").read_text())["ratings"]["lab-gpt2"]
+    assert len(ratings) == 12 and all(r is None or 1 <= r <= 10 for r in ratings.values())

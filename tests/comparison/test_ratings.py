@@ -241,3 +241,58 @@ def test_a_sheet_of_the_run_goes_before_what_ships(run: Path, data: Path) -> Non
     assert comparison.assemble(run).basis == "corrected by 12 ratings"
     names = [alpha.name for alpha in labels.agreement(run, compared(run))]
     assert names == ["people and lab_v2", "people and readers", "lab_v2 and readers"]
+
+
+# ---- a judge -------------------------------------------------------------------------------------------
+
+
+def judge_run(run: Path, name: str = "m", silent: tuple[str, ...] = (), shift: float = 0.0) -> None:
+    """A judge's ratings of every text: as a careful reader's, but for what it is silent about."""
+    keys = (make_sample(m, p, repeat).key for m in MODELS for p in PROMPTS for repeat in (0, 1))
+    given = {key: None if key in silent else quality(*about(key)) + shift for key in keys}
+    known = ratings.read_judged(run)
+    store.write_json(run / "judged.json", ratings.Judged(known | {name: given}))
+
+
+def test_a_judge_takes_the_place_of_the_rubric(run: Path) -> None:
+    judge_run(run)
+    found = comparison.compare_run(run)
+    assert (found.basis, found.primary, found.pick) == ("by the judge m", "judge m", "lab-llama")
+    assert found.verdicts == found.pairs and found.pairs[0].difference == pytest.approx(2.0)
+    assert found.prompts == tuple(PROMPTS) and not found.notes
+    page = " ".join(report.write_report(run).read_text().split())
+    assert "Decided by the judge m." in page and "lab_v2 and judge m" in page
+    judge_run(run, "later", shift=-1.0)
+    assert comparison.assemble(run).basis == "by the judge later"
+
+
+def test_what_a_judge_does_not_rate_is_missing(run: Path) -> None:
+    judge_run(run, silent=("lab-gpt2-b01-0", "lab-llama-b02-0", "lab-llama-b02-1"))
+    found = comparison.assemble(run)
+    assert found.prompts == tuple(prompt for prompt in PROMPTS if prompt != "b02")
+    assert found.notes == ("13 of 14 prompts count: the judge m rated no text of some model on others.",)
+    failed = [make_sample("lab-llama", p, repeat).key for p in PROMPTS[5:] for repeat in (0, 1)]
+    judge_run(run, silent=tuple(failed))
+    few = comparison.assemble(run)
+    assert few.basis == "by the rubric" and len(few.prompts) == 14
+    assert few.notes == ("Not by the judge m: it rated texts of every model on 5 prompts, of 6.",)
+
+
+def test_a_text_that_was_never_written_has_the_lowest_rating_of_a_judge(run: Path) -> None:
+    path = run / "lab-llama" / "samples.jsonl"
+    rows = list(store.read_rows(path, ratings.Sample))
+    store.write_rows(path, [replace(r, text="", error="no") if r.prompt_id == "b03" else r for r in rows])
+    judge_run(run)
+    lost = (quality("lab-llama", "b03") - 1) / 14
+    assert comparison.assemble(run).pairs[0].difference == pytest.approx(2.0 - lost)
+
+
+def test_readers_correct_a_judge(run: Path) -> None:
+    key = draw(run, 20)
+    rate(run, "anna", range(1, 21))
+    prompts = list(key.design.order)
+    judge_run(run, silent=(key.items["1"], *(f"lab-llama-{prompts[11]}-{repeat}" for repeat in (0, 1))))
+    found = comparison.assemble(run)
+    assert (found.basis, found.pick) == ("corrected by 18 ratings", "lab-llama")
+    assert found.corrected[0].rated == 9 and found.corrected[0].n == 13
+    assert found.primary == "judge m" and len(found.notes) == 1

@@ -158,6 +158,18 @@ def test_too_few_ratings_or_equal_ones_say_so() -> None:
     assert "not finite" in refused.reason
 
 
+def test_where_all_is_rated_the_ratings_are_compared_as_scores_are() -> None:
+    """A t interval leaves out 0, and the tests that assume less cannot tell."""
+    prompts, gains = [f"p{i}" for i in range(6)], [3.0, 3.2, 2.8, 3.1, 2.9, -0.5]
+    one, other = (dict(zip(prompts, values, strict=True)) for values in (gains, [0.0] * 6))
+    known = {"one": Rated(one, one, one), "other": Rated(other, other, other)}
+    (found,) = corrected.correct_all(known, dict.fromkeys(prompts, 1.0))
+    (alone,) = paired.compare_all({"one": one, "other": other})
+    assert found.low > 0 and found.verdict == "cannot tell" and found.rated == 6
+    assert (found.low, found.high, found.p) == (alone.low, alone.high, alone.p)
+    assert found.p > 0.05
+
+
 def test_p_is_adjusted_over_all_pairs() -> None:
     models = planted(0.0, 0.4) | {"third": planted(0.0, 0.2, seed=4)["one"]}
     found = corrected.correct_all(models, dict.fromkeys(models["one"].scores, 1.0))
