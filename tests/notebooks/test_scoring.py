@@ -119,13 +119,13 @@ def case(prompt: int, place: int) -> Any:
     return BOOK.Case(f"prompt {prompt}", text, place == 0, level + 0.5)
 
 
-CASES = [case(prompt, place) for prompt in range(8) for place in range(3)]
+PROBES = [case(prompt, place) for prompt in range(8) for place in range(3)]
 
 
 @pytest.mark.parametrize("planted", [(0.0, 0.0, 0.0), (0.3, 1.5, 0.8)])
 def test_planted_habits_of_a_judge_are_recovered(planted: tuple[float, float, float]) -> None:
     rate, prefer = planted_judge(*planted)
-    found = BOOK.position(prefer, CASES), BOOK.length(rate, CASES), BOOK.own_texts(rate, CASES)
+    found = BOOK.position(prefer, PROBES), BOOK.length(rate, PROBES), BOOK.own_texts(rate, PROBES)
     assert [habit.n for habit in found] == [8, 8, 8]
     assert [habit.mean for habit in found] == pytest.approx(planted)
 
@@ -135,11 +135,11 @@ def test_a_judge_that_refuses_leaves_nothing_to_measure() -> None:
         return None
 
     for habit in (BOOK.position, BOOK.length, BOOK.own_texts):
-        assert habit(silent, CASES).reason == "no data"
+        assert habit(silent, PROBES).reason == "no data"
 
 
 def test_a_model_can_be_probed() -> None:
-    loaded, case = fixed_judge({"A": 0.3, "B": 0.1}, context=1024), CASES[0]
+    loaded, case = fixed_judge({"A": 0.3, "B": 0.1}, context=1024), PROBES[0]
     assert BOOK.prefer(loaded, case.prompt, case.text, "Another.") == pytest.approx(0.75, abs=1e-5)
     assert BOOK.prefer(fixed_judge({"A": 0.05}), case.prompt, case.text, "Another.") is None
 
