@@ -2,7 +2,7 @@
 
     records, store, registry   the nouns; files; what a name means
     stats        (05)          estimates of one model, comparisons of two, early looks, corrections by ratings
-    devices      (01)          this machine: device, what fits, meters, roofline
+    devices      (01)          this machine: device, what fits and how fast, meters
     loading      (02)          the Hub, folders, models, tokenizers
     generation   (03)          sampling, the decode loop, samples, latency
     scoring      (04)          texts, coherence, rubrics, costs, a judge

@@ -24,7 +24,7 @@ from statistics import median
 from typing import Any
 
 from nbhelpers import store
-from nbhelpers.devices import roofline
+from nbhelpers.devices import fit
 from nbhelpers.records import LabError
 from tools.bench import ROOT, Ratio, Timing
 
@@ -185,7 +185,7 @@ def engines(case: Case, parts: Sequence[str], python: str) -> dict[str, Any]:
                     rates[way.name].append(done["tokens"] / done["seconds"])
             print(f"{case.model}, round {turn + 1} of {case.rounds}", file=sys.stderr)
         speed = field.ask("ours", do="speed", dtype="float32")
-    machine = store.from_plain(speed, roofline.MachineSpeed, "bench")
+    machine = store.from_plain(speed, fit.MachineSpeed, "bench")
     facts, left = {name: worker.facts for name, worker in workers.items()}, field.workers
     found: dict[str, Any] = {
         "timings": [
@@ -234,7 +234,7 @@ def _work(case: Case, way: Way, temperature: float = TEMPERATURE) -> dict[str, A
 
 
 def _timing(
-    case: Case, way: Way, rates: list[float], machine: roofline.MachineSpeed, facts: dict[str, Any]
+    case: Case, way: Way, rates: list[float], machine: fit.MachineSpeed, facts: dict[str, Any]
 ) -> Timing:
     work, bound = _work(case, way), None
     rows = work["prompts"] * work["repeats"]
@@ -242,7 +242,7 @@ def _timing(
         asked = facts["prompt_tokens"][: work["prompts"]]
         columns = sum(asked) / len(asked) + case.tokens / 2  # held on average while a row is written
         cache = int(columns * facts["cache_bytes_per_token"])
-        bound = roofline.decode_bound(machine, facts["weight_bytes"], cache, min(way.batch, rows))
+        bound = fit.decode_bound(machine, facts["weight_bytes"], cache, min(way.batch, rows))
     return Timing(case.model, way.name, rows, case.tokens, tuple(rates), bound)
 
 

@@ -28,7 +28,7 @@ class Ours:
     """generation.generate_samples, as a run calls it: ids, texts and records included."""
 
     def __init__(self, model: str, dtype: str, gguf: str | None) -> None:
-        from nbhelpers.devices import roofline
+        from nbhelpers.devices import fit
 
         self.loaded, self.model = load(model, dtype), model
         config = self.loaded.model.config.get_text_config()
@@ -36,7 +36,7 @@ class Ours:
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         layers, item = config.num_hidden_layers, self.loaded.model.dtype.itemsize
         self.facts = {
-            "weight_bytes": roofline.bytes_per_step(self.loaded.model),
+            "weight_bytes": fit.bytes_per_step(self.loaded.model),
             "cache_bytes_per_token": 2 * layers * heads * size * item,
             "device": self.loaded.device,
             "prompt_tokens": [
@@ -255,9 +255,9 @@ def answer(engine: Any, asked: dict[str, Any]) -> dict[str, Any]:
     if asked["do"] == "speed":
         from dataclasses import asdict
 
-        from nbhelpers.devices import roofline
+        from nbhelpers.devices import fit
 
-        return asdict(roofline.measure(engine.facts["device"], asked["dtype"]))
+        return asdict(fit.measure(engine.facts["device"], asked["dtype"]))
     prompts = registry.load_prompts(limit=asked["prompts"])
     how = asked["repeats"], asked["tokens"], asked["batch"], asked["temperature"]
     texts, tokens = engine.write(prompts, *how)

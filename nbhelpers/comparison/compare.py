@@ -223,11 +223,8 @@ def compare(
 
 
 def size_effect(results: Sequence[Result]) -> tuple[Estimate | None, str]:
-    """Points per doubling of the parameters, the mean of one slope a prompt; and what that says of size.
-
-    A model whose parameters a server does not tell takes no part.
-    """
-    results = [result for result in results if result.parameters]
+    """Points per doubling of the parameters, the mean of one slope a prompt; and what that says of size."""
+    results = [result for result in results if result.parameters]  # a server may not tell them
     sizes = np.log2([float(result.parameters or 0) for result in results])
     if len(set(sizes)) < 2:
         return None, "Whether larger models write better stays open: it needs two sizes on the same prompts."

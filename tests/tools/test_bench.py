@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from nbhelpers import registry, store
-from nbhelpers.devices import roofline
+from nbhelpers.devices import fit
 from nbhelpers.records import LabError
 from tools import bench, bench_engines
 from tools.bench import Timing
@@ -133,9 +133,7 @@ class Stub:
         if self.answers < 0:
             raise LabError(f"The bench of {self.engine} ended early: out of memory")
         if do == "speed":
-            return json.loads(
-                json.dumps(asdict(roofline.MachineSpeed("cpu", "float32", (1, 2), (1.0, 1.0), 1.0)))
-            )
+            return json.loads(json.dumps(asdict(fit.MachineSpeed("cpu", "float32", (1, 2), (1.0, 1.0), 1.0))))
         return {"seconds": 1.0, "tokens": 10, "texts": ["a", "b"]}
 
 
