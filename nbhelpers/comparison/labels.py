@@ -1,6 +1,7 @@
 """Ratings by people: a blind sheet of a run's texts goes out, filled-in sheets come back, agreement follows.
 
-Everybody rates from 1 to 10, and so does the rubric. results: those of ``compare.comparable``.
+Or a judge, a model, rates every text. All rate from 1 to 10, and so does the rubric. results: those of
+``compare.comparable``.
 """
 
 from __future__ import annotations
@@ -122,16 +123,17 @@ def add_judge(run_dir: Path, results: Sequence[Result], model: str) -> None:
     known, name = ratings.read_judged(run_dir), registry.resolve(model).alias
     given, texts = known.pop(name, {}), ratings.read_texts(run_dir, results)
     left = {key: t.sample for key, t in texts.items() if key not in given and t.sample.error is None}
+    path, found = run_dir / ratings.JUDGED, ratings.Judged({**known, name: given})
+    if not left:  # it is the latest judge now
+        store.write_json(path, found)
+        return
+    loaded = loading.load(model)
     try:
-        if left:
-            loaded = loading.load(model)
-            try:
-                for key, sample in left.items():
-                    given[key] = judge.judge(loaded, sample.prompt, sample.text).score
-            finally:
-                loading.unload(loaded)
+        for key, sample in left.items():
+            given[key] = judge.judge(loaded, sample.prompt, sample.text).score
     finally:  # what was rated is kept, also when it was stopped
-        store.write_json(run_dir / ratings.JUDGED, ratings.Judged({**known, name: given}))
+        loading.unload(loaded)
+        store.write_json(path, found)
 
 
 def agreement(run_dir: Path, results: Sequence[Result]) -> tuple[Estimate, ...]:

@@ -288,6 +288,18 @@ def test_a_judge_rates_every_text_once_and_needs_no_sheet(run: Path, monkeypatch
     assert call(str(run), "--judge", "lab-gpt2").exit_code == 0 and asked[12:] == ["new"]
 
 
+def test_what_a_judge_has_rated_is_kept_and_a_judge_that_is_none_leaves_nothing(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(call(str(run), "--judge", "no such model").exception, LabError)
+    assert not (run / "judged.json").exists()
+    answers = iter([JudgeScore(7.0, 7.0, 1.0)] * 3)
+    monkeypatch.setattr(labels.judge, "judge", lambda *_: next(answers))  # then it stops
+    assert isinstance(call(str(run), "--judge", "lab-gpt2").exception, StopIteration)
+    ratings = json.loads((run / "judged.json").read_text())["ratings"]["lab-gpt2"]
+    assert list(ratings.values()) == [7.0] * 3
+
+
 def test_a_small_model_does_not_rate(run: Path) -> None:
     assert call(str(run), "--judge", "lab-gpt2").exit_code == 0
     ratings = json.loads((run / "judged.json").read_text())["ratings"]["lab-gpt2"]
