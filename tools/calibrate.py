@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from scipy import special
 from scipy import stats as sps
 
-from nbhelpers.stats import corrected, paired, sequential
+from nbhelpers.stats import corrected, noninferiority, paired, sequential
 
 Array = NDArray[np.float64]
 Ends = tuple[Array, Array]  # lower and upper ends of many intervals; NaN where there is none
@@ -55,9 +55,19 @@ READERS_SD, JUDGE_SD = 3.4, 2.55  # of the readers' differences, and of what the
 # Ten looks at 100 prompts: differences of equal models, and half a standard deviation apart.
 LOOKED, PLANNED, APART = ("normal, looks", "discrete, looks", "all or nothing, looks"), 100, 0.5
 BOUND = 6.0  # standard deviations that differences of bounded scores can reach: 10 points at a sd of 1.7
+# The gate: a default run of the embedded models (means and spreads of their scores, in points), and rates.
+GATED, GATE_PROMPTS, GATE_RATED = ("gate, points", "gate, pass or fail"), 15, (60, 400)
+GATE_REPEATS, WITHIN, BETWEEN, INTERACTION, LEVEL = 4, 0.8, 0.7, 0.5, 5.0
+POINTS, SHARE, DIFFERING = (
+    0.5,
+    0.05,
+    0.1,
+)  # margins, and the share of items that either of two equal models wins
+BEHIND = {"equal": 0, "at the margin": 1, "two margins worse": 2}  # true differences, in margins
 
 
 class Row(NamedTuple):
+    # "gate": how often it gives the answer of ``method``, which begins with how far the candidate is behind;
     # "interval": rate is the coverage; "test": the false-alarm rate at 5%; "power": what is found of a real
     # difference; "prompts": the share of the planned ones that it took; "width": in those of ratings alone
     kind: str
@@ -77,6 +87,8 @@ def run_cell(data: str, n: int, simulations: int, seed: int = 0) -> list[Row]:
     for i, (name, rows_of) in enumerate(((UNEQUAL, _unequal_rows), (BINARY, _binary_rows)), len(DATA) + 1):
         if data == name:
             return rows_of(n, simulations, np.random.default_rng([seed, i, n]))
+    if data in GATED:
+        return _gate_rows(data, n, simulations, np.random.default_rng([seed, 99, GATED.index(data), n]))
     if data in LOOKED:
         return _look_rows(data, simulations, np.random.default_rng([seed, len(DATA), LOOKED.index(data)]))
     rng = np.random.default_rng([seed, DATA.index(data), n])
@@ -350,6 +362,44 @@ def _rated_rows(n: int, simulations: int, rng: np.random.Generator) -> list[Row]
     return [*rows, Row("width", "corrected", FAVOUR, n, simulations, round(widths.mean(), 4), error, 0.0)]
 
 
+def _gate_rows(data: str, n: int, simulations: int, rng: np.random.Generator) -> list[Row]:
+    """How often the gate passes, blocks and cannot tell, by how far the candidate is behind.
+
+    Models that are apart also differ by prompt; equal ones are the same model, sampled again. Scores are
+    tenths between 1 and 10.
+    """
+    rows, answers = [], ("passes", "worse", "cannot tell")
+    for behind, margins in BEHIND.items():
+        given = [_pass_or_fail, _points][data == GATED[0]](n, simulations, margins, rng)
+        for answer in answers:
+            hits = np.array([found == answer for found in given], dtype=float)
+            rows.append(_row("gate", f"{behind}: {answer}", data, n, hits))
+    return rows
+
+
+def _points(n: int, simulations: int, margins: int, rng: np.random.Generator) -> list[str]:
+    levels = LEVEL + BETWEEN * rng.standard_normal((simulations, n))
+    apart = INTERACTION * rng.standard_normal((simulations, n)) * bool(margins)
+    means = []
+    for level in (levels, levels + apart - margins * POINTS):
+        texts = level[..., None] + WITHIN * rng.standard_normal((simulations, n, GATE_REPEATS))
+        means.append(np.round(np.clip(texts, 1, 10), 1).mean(axis=2))
+    return [noninferiority.difference(*pair, POINTS).outcome for pair in zip(*means, strict=True)]
+
+
+def _pass_or_fail(n: int, simulations: int, margins: int, rng: np.random.Generator) -> list[str]:
+    """A third of the items that neither model alone passes is failed by both."""
+    behind = margins * SHARE
+    drawn = rng.multinomial(n, [DIFFERING, DIFFERING + behind, 1 - 2 * DIFFERING - behind], simulations)
+    known = dict[tuple[int, int], str]()
+    for wins, losses, both in drawn.tolist():
+        if (wins, losses) not in known:
+            rest = [0] * (both // 3) + [1] * (both - both // 3)
+            old, new = [0] * wins + [1] * losses + rest, [1] * wins + [0] * losses + rest
+            known[wins, losses] = noninferiority.difference(old, new, SHARE).outcome
+    return [known[wins, losses] for wins, losses, _ in drawn.tolist()]
+
+
 def ppi(y: Array, f: Array, rest: Array) -> Ends:
     """PPI++ as ppi-python's ppi_mean_ci has it: normal quantile, tuning clipped to [0, 1]."""
     n, m = y.shape[1], rest.shape[1]
@@ -498,7 +548,8 @@ def main() -> None:
         if not done:
             writer.writerow(Row._fields)
         cells = [*itertools.product(SIZES, (*DATA, UNEQUAL, BINARY)), *itertools.product(RATED, (FAVOUR,))]
-        for n, data in (*cells, *itertools.product((PLANNED,), LOOKED)):
+        cells += [*itertools.product((PLANNED,), LOOKED), (GATE_PROMPTS, GATED[0])]
+        for n, data in (*cells, *itertools.product(GATE_RATED, GATED[1:])):
             if (data, n) not in done:
                 writer.writerows(run_cell(data, n, options.simulations))
                 file.flush()

@@ -123,7 +123,7 @@ def _within(name: str, limit: float, old: Sequence[Log], new: Sequence[Log], nam
 def sentence(check: Check) -> str:
     """One check with its figures."""
     if check.value is None or check.low is None or check.high is None:
-        return f"{check.name}: {check.outcome}: {check.n} of the {check.items} are not enough."
+        return f"{check.name}: {check.outcome}: {check.n} {check.items} are not enough."
     budget = check.limit > 0
     figures = f"{check.value:.2f} times" if budget else f"{check.value:+.3f}"
     bound, of_what = (check.high, "at most") if budget else (check.low, "at least")

@@ -160,7 +160,10 @@ def groups(logs: Sequence[Log], choice: Choice) -> tuple[list[Group], list[str]]
     logs = [log for log in logs if log.metric not in MEASURED]
     logs, tasks = _pooled(logs) if choice.pool else logs, dict[str, dict[str, list[Log]]]()
     for log in logs:
-        tasks.setdefault(log.task, {}).setdefault(log.metric, []).append(log)
+        own = tasks.setdefault(log.task, {}).setdefault(log.metric, [])
+        if log.model in [other.model for other in own]:
+            raise LabError(f"{log.model} stands twice among these logs: give each once.")
+        own.append(log)
     found = []
     for task, metrics in tasks.items():
         chosen = metrics if choice.metric == "all" else [choice.metric or next(iter(metrics))]

@@ -49,15 +49,14 @@ def difference(baseline: Sequence[float], candidate: Sequence[float], margin: fl
     if sd is None:
         return Kept(n, mean)
     levels = np.unique(np.round(scores, 12))
-    p, low, high, spread = paired.paired_p(x), mean, mean, sd
-    kept = mean > -margin and paired.paired_p(x + margin) / 2 < ALPHA
     if sd and len(levels) == 2:
         wins, losses, size = int(np.sum(x > 0)), int(np.sum(x < 0)), float(np.ptp(levels))
         low, high = (size * end for end in paired.bonett_price(wins, losses, n, 1 - ALPHA))
         p, kept, spread = paired.mcnemar_p(wins, losses, n), True, size * math.sqrt((wins + losses) / n)
-    elif sd:
+    else:
         half = float(sps.t.isf(ALPHA, n - 1)) * sd / math.sqrt(n)
-        low, high = mean - half, mean + half
+        low, high, spread, p = mean - half, mean + half, sd, paired.paired_p(x)
+        kept = mean > -margin and paired.paired_p(x + margin) / 2 < ALPHA
     p_worse = p / 2 if mean < 0 else 1 - p / 2
     found = Kept(n, mean, low, high, p_worse)
     if kept and low > -margin:

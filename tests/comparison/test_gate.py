@@ -1,11 +1,15 @@
 """The gate: what passes, what is worse, what cannot be told, budgets, and what it writes."""
 
 import json
+import os
+import re
+import subprocess
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import yaml
 from test_imports import HARNESS, compared, make_run, table, write_csv
 from typer.testing import CliRunner
 
@@ -14,6 +18,8 @@ from nbhelpers.comparison import gate, imports
 from nbhelpers.comparison.logs import Choice
 from nbhelpers.records import LabError
 from nbhelpers.stats import noninferiority, paired
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def gated(old: Path, new: Path, budgets: dict[str, float] | None = None, **choice) -> gate.GateReport:
@@ -193,3 +199,25 @@ def test_the_gate_and_the_comparison_count_the_same(tmp_path):
     pair = compared(*HARNESS, cluster="passage").comparisons[0].report.pairs[0]
     assert (check.n, check.items) == (pair.n, pair.items) == (4, "clusters")
     assert check.value == pytest.approx(pair.difference)
+
+
+@pytest.mark.parametrize(
+    ("code", "allow", "leaves"), [(0, "passes", 0), (3, "passes", 1), (3, "passes, cannot tell", 0)]
+)
+def test_the_action_turns_the_answer_into_a_step(code, allow, leaves, tmp_path):
+    """Its script, with a stand-in for the command: quoting, outputs, and what succeeds."""
+    action = yaml.safe_load((ROOT / "action.yml").read_text())
+    step = action["runs"]["steps"][-1]
+    assert not re.search(r"\$\{\{", step["run"])  # names of logs reach the script as variables only
+    command = tmp_path / "nbhelpers"
+    command.write_text(f"#!/bin/bash\nprintf '%s|' \"$@\" > asked\necho said > gate.md\nexit {code}\n")
+    command.chmod(0o755)
+    names = {"BASELINE": "a log; $(x)", "CANDIDATE": "b", "OPTIONS": "--metric acc", "ALLOW": allow}
+    names |= {name: str(tmp_path / name) for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")}
+    env = os.environ | names | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-e", "-o", "pipefail", "-c", step["run"]], cwd=tmp_path, env=env)
+    assert done.returncode == leaves
+    assert (tmp_path / "asked").read_text().startswith("gate|a log; $(x)|b|--metric|acc|--markdown|")
+    outcome = {0: "passes", 3: "cannot tell"}[code]
+    assert (tmp_path / "GITHUB_OUTPUT").read_text() == f"outcome={outcome}\n"
+    assert (tmp_path / "GITHUB_STEP_SUMMARY").read_text() == "said\n"

@@ -309,6 +309,11 @@ def test_one_model_in_two_logs_is_named_after_them(tmp_path):
     assert one.report.pairs[0].verdict == "tied"
 
 
+def test_a_log_given_twice_is_refused():
+    with pytest.raises(LabError, match="lab-gpt2 stands twice among these logs: give each once"):
+        compared(HARNESS[0], HARNESS[0])
+
+
 def test_the_last_of_two_logs_of_one_folder_counts(tmp_path):
     for day, acc in (("01", 0), ("02", 1)):
         harness(tmp_path / f"samples_t_2026-01-{day}T00-00-00.jsonl", {f"{i}": acc for i in range(8)})

@@ -26,6 +26,8 @@ def wilson(successes, n):
 
 TABLE = {(r.kind, r.method, r.data, r.n): r for r in calibrate.read(ROOT / "data" / "calibration.csv")}
 LOW, HIGH = 0.935, 0.965
+ANSWERS = ("passes", "worse", "cannot tell")
+GATE = {calibrate.GATED[0]: (calibrate.GATE_PROMPTS,), calibrate.GATED[1]: calibrate.GATE_RATED}
 
 
 def test_the_table_is_complete_and_says_how_exact_it_is():
@@ -34,6 +36,7 @@ def test_the_table_is_complete_and_says_how_exact_it_is():
     }
     cells |= {(calibrate.FAVOUR, n) for n in calibrate.RATED}
     cells |= {(data, calibrate.PLANNED) for data in calibrate.LOOKED}
+    cells |= {(data, n) for data, sizes in GATE.items() for n in sizes}
     assert {(r.data, r.n) for r in TABLE.values()} == cells
     for r in TABLE.values():
         assert r.simulations >= 10_000 and 0 <= r.rate <= 1 and 0 <= r.none < 0.6
@@ -56,6 +59,8 @@ def test_the_table_is_complete_and_says_how_exact_it_is():
         (calibrate.UNEQUAL, 15),
         (calibrate.BINARY, 15),
         (calibrate.LOOKED[2], calibrate.PLANNED),
+        (calibrate.GATED[0], calibrate.GATE_PROMPTS),
+        (calibrate.GATED[1], 60),
     ],
 )
 def test_a_slice_simulated_again_agrees_with_the_table(data, n):
@@ -216,3 +221,37 @@ def test_the_chance_to_win_counts_half_the_ties(differences):
     if wins == int(wins):
         e = wilson(int(wins), n)
         assert (low, high) == pytest.approx((e.low, e.high), abs=1e-9)
+
+
+def gate_rate(answer: str, data: str, n: int) -> tuple[float, float]:
+    """95% interval of how often the gate gives an answer."""
+    row = TABLE["gate", answer, data, n]
+    found = wilson(round(row.rate * row.simulations), row.simulations)
+    return found.low, found.high
+
+
+@pytest.mark.parametrize(("data", "n"), [(data, n) for data, sizes in GATE.items() for n in sizes])
+def test_the_gate_blocks_equal_models_in_at_most_five_percent(data, n):
+    assert gate_rate("equal: worse", data, n)[1] <= 0.05
+    assert gate_rate("at the margin: passes", data, n)[1] <= 0.065  # of rates the bound is approximate
+    answers = [
+        TABLE["gate", f"equal: {answer}", data, n].rate for answer in ("passes", "worse", "cannot tell")
+    ]
+    assert sum(answers) == pytest.approx(1, abs=2e-4)
+
+
+def test_the_gate_catches_a_model_two_margins_worse():
+    for data, sizes in GATE.items():
+        for n in sizes:
+            assert gate_rate("two margins worse: passes", data, n)[1] <= 0.1
+    assert gate_rate("two margins worse: worse", calibrate.GATED[0], 15)[0] >= 0.9
+    assert gate_rate("equal: passes", calibrate.GATED[0], 15)[0] >= 0.9
+
+
+def test_the_page_on_the_gate_has_these_rates():
+    lines = (ROOT / "docs" / "gate.md").read_text().splitlines()
+    for data, sizes in GATE.items():
+        for n, behind in itertools.product(sizes, calibrate.BEHIND):
+            rates = [f"{100 * TABLE['gate', f'{behind}: {a}', data, n].rate:.1f}%" for a in ANSWERS]
+            unit = "prompts, points" if data == calibrate.GATED[0] else "items, pass or fail"
+            assert f"| {n} {unit} | {behind} | {' | '.join(rates)} |" in lines
