@@ -32,7 +32,6 @@ class Route(Record):
     basis: Basis
     prompts: int
     quality: dict[str, Estimate]  # model -> primary score on these prompts, best first
-    candidates: tuple[str, ...]  # the model expected to be best and those tied with it
     prompts_needed: int | None  # to settle every open comparison with the leader; None: none open, or never
     reason: str
 
@@ -115,7 +114,7 @@ def route(
     if len(prompts) < 2 or not results:
         lack = "a difference needs at least 2 prompts" if results else "no model could be compared on quality"
         reason = f"{content_type}: {lack}, the run has {len(prompts)} of this type."
-        return Route(content_type, None, "no data", len(prompts), {}, (), None, reason)
+        return Route(content_type, None, "no data", len(prompts), {}, None, reason)
     scores = {r.model: {prompt: r.per_prompt[prompt] for prompt in prompts} for r in results}
     means = {model: estimate(own.values(), results[0].primary) for model, own in scores.items()}
     quality = dict(sorted(means.items(), key=lambda pair: -(pair[1].mean or 0.0)))
@@ -128,20 +127,17 @@ def route(
     still_open = {m: p for m, p in rivals.items() if p.verdict in ("tied", "cannot tell")}
     equal = [m for m, p in still_open.items() if p.verdict == "tied" or {m, leader} in tied]
     unclear = {m: p for m, p in still_open.items() if m not in equal}
-    candidates = (leader, *equal)
-    best = min((r for r in results if r.model in candidates), key=_price).model
+    best = min((r for r in results if r.model in (leader, *equal)), key=_price).model
     basis: Basis = "cannot tell" if unclear else "tied" if equal else "better" if rivals else "only model"
     reason = f"{content_type}: {leader} is {'expected to write best' if rivals else 'the only model'}"
     if rivals:
         shown = next(iter(unclear.values() or still_open.values() or rivals.values()))
         reason += f"; {comparison.verdict_sentence(shown).removesuffix('.')}"
     if equal:
-        reason += f"; of {', '.join(candidates)}, tied here or overall, the cheapest is {best}"
-    needed = [
-        pair.prompts_needed or 0 for pair in unclear.values()
-    ]  # 0: no number of prompts would settle it
-    most = max(needed) if needed and all(needed) else None
-    return Route(content_type, best, basis, len(prompts), quality, candidates, most, f"{reason}.")
+        reason += f"; of {', '.join([leader, *equal])}, tied here or overall, the cheapest is {best}"
+    needed = [pair.prompts_needed or 0 for pair in unclear.values()]  # 0: no number would settle it
+    most = max(needed, default=None) if all(needed) else None
+    return Route(content_type, best, basis, len(prompts), quality, most, f"{reason}.")
 
 
 def _price(result: Result) -> tuple[float, float]:
