@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -20,6 +21,7 @@ CONTENT_TYPES = ("short_post", "linkedin_post", "technical_article", "business_n
 DEVICES = ("cuda", "mps", "xpu", "cpu")  # in order of preference
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of one number
 SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_KINDS: dict[str, Any] = {"int": (Integral, int), "float": (Real, float), "str": (str | Path, str)}
 FinishReason = Literal["eos", "length", "time", "error"]
 # generation.decode, transformers where that cannot serve, or an OpenAI-compatible server
 Engine = Literal["loop", "generate", "server"]
@@ -82,9 +84,9 @@ class ModelSpec(Record):
 
     @property
     def slug(self) -> str:
-        """The alias as one safe folder name."""
+        """The alias as one safe folder name; a long one keeps its end, which tells more apart."""
         name = "".join(c if c.isalnum() or c in "-_." else "--" for c in self.alias).strip(".")
-        return name[:80] or "model"
+        return (name if len(name) <= 80 else name[:30] + name[-50:]) or "model"
 
 
 @dataclass(frozen=True)
@@ -99,11 +101,19 @@ def _setting(default: Any, text: str, option: str = "", least: float | None = No
     return field(default=default, metadata={"help": text, "option": option, "least": least})
 
 
-def _check_least(record: Any) -> None:
-    for one in fields(record):
-        value, least = getattr(record, one.name), one.metadata.get("least")
-        if least is not None and value is not None and not least <= value < math.inf:
-            raise LabError(f"{one.metadata['option'] or one.name} is {value}: it must be at least {least}.")
+def _check(record: Any) -> None:
+    """Refuse values of another type than annotated or too small; numpy's numbers become Python's."""
+    for one in (one for one in fields(record) if one.metadata or one.type == "str"):
+        value, name = getattr(record, one.name), one.metadata.get("option") or one.name
+        kind, *optional = str(one.type).split(" | ")
+        wanted, made = _KINDS.get(kind, (bool, bool))
+        if optional and value is None:
+            continue
+        if not isinstance(value, wanted) or isinstance(value, bool) != (kind == "bool"):
+            raise LabError(f"{name} is {value!r}: it must be of the type {kind}.")
+        object.__setattr__(record, one.name, made(value))  # 0 is 0.0: rows are found again by its text
+        if (least := one.metadata.get("least")) is not None and not least <= value < math.inf:
+            raise LabError(f"{name} is {value}: it must be at least {least}.")
 
 
 @dataclass(frozen=True)
@@ -128,9 +138,7 @@ class Settings(Record):
     dtype: str = _setting("auto", "auto, float32, float16 or bfloat16.")
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "top_p"):  # 0 and 0.0 are one setting: rows are found again by its text
-            object.__setattr__(self, name, float(getattr(self, name)))
-        _check_least(self)
+        _check(self)
         if not 0 < self.top_p <= 1:
             raise LabError(f"top_p is {self.top_p}: give more than 0 and at most 1 (off).")
         for name, known in (("device", DEVICES), ("dtype", (*DTYPES, *SHORT_DTYPES))):
@@ -160,7 +168,7 @@ class Limits(Record):
     fail_on_error: FailOnError = FailOnError()
 
     def __post_init__(self) -> None:
-        _check_least(self)
+        _check(self)
 
 
 @dataclass(frozen=True)

@@ -142,9 +142,7 @@ def shape_config(spec: ModelSpec) -> dict[str, Any]:
 
 def folder_of(spec: ModelSpec) -> Path | None:
     """The folder of an embedded or local model; None for the Hub and for shapes."""
-    if spec.kind == "embedded":
-        return store.project_root() / spec.source
-    return Path(spec.source) if spec.kind == "local" else None
+    return {"embedded": store.project_root() / spec.source, "local": Path(spec.source)}.get(spec.kind)
 
 
 def digests(prompts: Iterable[Prompt]) -> dict[str, str]:

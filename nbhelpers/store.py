@@ -47,7 +47,7 @@ def read_table(name: str, build: Callable[[Any], T]) -> T:
 def outputs_dir() -> Path:
     """The outputs folder; the environment variable NBHELPERS_OUTPUTS moves it."""
     moved = os.environ.get("NBHELPERS_OUTPUTS")
-    return Path(moved).resolve() if moved else project_root() / "outputs"
+    return Path(moved).expanduser().resolve() if moved else project_root() / "outputs"
 
 
 def address(whose: str, variable: str, kind: Failure = Failure.USAGE) -> str:

@@ -115,8 +115,7 @@ def decode(
 
 def decode_all(*args: Any, **kwargs: Any) -> list[Finished]:
     """The rows of ``decode``, which takes the same arguments, in their order."""
-    events = decode(*args, **kwargs)
-    return sorted((e for e in events if isinstance(e, Finished)), key=lambda event: event.row)
+    return sorted((e for e in decode(*args, **kwargs) if isinstance(e, Finished)), key=lambda e: e.row)
 
 
 @torch.inference_mode()

@@ -69,9 +69,8 @@ class KeyValues:
             columns = max(layer.keys.shape[2], more.keys.shape[2])
             pairs = (layer.keys, more.keys), (layer.values, more.values)
             # Zeros, never garbage: a masked column is multiplied by 0, and 0 x NaN is NaN.
-            layer.hold(
-                *(torch.cat([pad(x, (0, 0, columns - x.shape[2], 0)) for x in pair]) for pair in pairs)
-            )
+            both = (torch.cat([pad(x, (0, 0, columns - x.shape[2], 0)) for x in pair]) for pair in pairs)
+            layer.hold(*both)
 
     def _read(self, ids: Tensor, lengths: list[int]) -> None:
         """Read ids [rows, n] that end rows of these lengths; shorter rows are padded on the left."""
@@ -80,11 +79,9 @@ class KeyValues:
         mask = from_end <= ends if min(lengths) < max(lengths) else None
         positions = (ends - from_end).clamp(min=0)[:, -ids.shape[1] :]  # 0, 1, 2, … from the first real token
         extra = {"position_ids": positions, "logits_to_keep": 1}  # without it, every prompt token's logits
-        extra = {name: value for name, value in extra.items() if name in self.takes}
-        out = self.model(
-            input_ids=ids, attention_mask=mask, past_key_values=self.cache, use_cache=True, **extra
-        )
-        self.logits = out.logits[:, -1]
+        given = {"input_ids": ids, "attention_mask": mask, "past_key_values": self.cache, "use_cache": True}
+        given |= {name: value for name, value in extra.items() if name in self.takes}
+        self.logits = self.model(**given).logits[:, -1]
 
 
 class States:

@@ -100,11 +100,15 @@ def maker_sampler(
     asked |= _asked(model, PROCESSED) | {"eos_token_id": sorted(ends) or None}
     greedy, written, processors = asked["temperature"] == 0, [list(ids) for ids, *_ in rows], []
     asked |= {"do_sample": not greedy, "temperature": asked["temperature"] or 1.0}
-    for ids, room, _ in rows:
-        config, prompt = GenerationConfig(**asked), torch.tensor([list(ids)], device=model.device)
-        config.max_length = len(ids) + room
-        model._prepare_special_tokens(config, True, device=model.device)
-        processors.append(model._get_logits_processor(config, len(ids), prompt, device=model.device))
+    try:
+        for ids, room, _ in rows:
+            config = GenerationConfig(**asked, max_length=len(ids) + room)
+            prompt = torch.tensor([list(ids)], device=model.device)
+            model._prepare_special_tokens(config, True, device=model.device)
+            processors.append(model._get_logits_processor(config, len(ids), prompt, device=model.device))
+    except (LookupError, TypeError, ValueError) as error:
+        why = f"What generation_config.json asks for makes no sense ({maker_settings(model, True)}: {error})"
+        raise LabError(f"{why}: correct it, or leave out --maker-settings.") from None
     draw = sampler([seed for *_, seed in rows], 0.0 if greedy else 1.0)
 
     def next_token(logits: Tensor, rows: list[int], steps: list[int]) -> Tensor:

@@ -38,13 +38,14 @@ ARCHITECTURES = {
 }
 # Quantised models: the package that reads each kind.
 LOADERS = {"awq": "gptqmodel", "gptq": "gptqmodel", "compressed-tensors": "compressed_tensors"}
-LOADERS |= {"bitsandbytes": "bitsandbytes"}
+LOADERS |= {"auto-round": "auto_round"} | {name: name for name in ("bitsandbytes", "hqq", "aqlm", "vptq")}
 # By what a model without weights that are read here has instead: the refusal.
 WITHOUT = {
     r"^adapter_model\.safetensors$": "is an adapter: download it, and name its folder ({}).",
+    r"^model.*\.safetensors$": "has {}, but no config.json or no index of its shards: download it again.",
     r"\.gguf$": "has only GGUF weights ({}), which llama.cpp reads: name the model that they were made from.",
-    r"\.(bin|pt|pth|ckpt|pkl)$": "has only pickled weights ({}), and a pickle can run any code: where you "
-    "trust it, load model and tokenizer, save_pretrained both, and name that folder.",
+    r"^(?!training|optim|sched|rng_).*\.(bin|pt|pth|ckpt|pkl)$": "has only pickled weights ({}), and a "
+    "pickle can run any code: where you trust it, save_pretrained model and tokenizer, and name that folder.",
 }
 
 
@@ -67,7 +68,7 @@ def one_sentence(what: str) -> Iterator[None]:
     except LabError:
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise LabError(f"The {what} cannot be loaded ({reason}).", Failure.OTHER) from error
     finally:
         logging.set_verbosity(verbosity)
@@ -91,10 +92,9 @@ def check_folder(folder: Path, name: str) -> None:
     for path in folder.glob("*"):
         size = path.stat().st_size if path.is_file() else 0
         if path.suffix in (".json", ".jinja", ".txt", ".model") and size > LARGEST_TEXT_FILE:
-            raise refusal(
-                name, f"has a {path.name} of {size >> 20:,} MiB: download it again.", Failure.REFUSED
-            )
+            raise refusal(name, f"has {path.name} of {size >> 20} MiB: download it again.", Failure.REFUSED)
     check_no_remote_code(read_json_file(folder / "tokenizer_config.json", name), name)
+    read_json_file(folder / "generation_config.json", name)  # transformers would pass a broken one over
     if adapter_base(folder, name):
         return
     if not (folder / "config.json").exists():
@@ -109,9 +109,9 @@ def check_folder(folder: Path, name: str) -> None:
             why = f"has {key} = {number} in its config.json and {len(tensors)} tensors in its weights"
             raise refusal(name, f"{why}: download both again.")
     for key, (_, dtype) in tensors.items():
-        if key.endswith("weight") and dtype not in ("F64", "F32", "F16", "BF16") and not quantised(config):
+        if "weight" in key and dtype not in ("F64", "F32", "F16", "BF16") and not quantised(config):
             why = f"stores {key} as {dtype} and its config.json has no quantization_config that says how"
-            raise refusal(name, f"{why}: use the config.json that was saved with these weights.")
+            raise refusal(name, f"{why}: use the one saved with it, or the model that it was made from.")
     if not any((folder / file).is_file() for file in VOCABULARIES):
         raise refusal(name, "has no tokenizer (tokenizer.json or another): copy the original model's.")
 
@@ -126,16 +126,21 @@ def check_config(config: dict[str, Any], name: str) -> None:
     if what := "an encoder-decoder" if config.get("is_encoder_decoder") is True else what:
         why = f"is {what} ({', '.join(named) or config.get('model_type')}), not trained to continue text"
         raise refusal(name, f"{why}: name a causal language model of text (as LlamaForCausalLM is one).")
-    if (package := LOADERS.get(quantised(config))) and find_spec(package) is None:
-        why = f"is quantised ({quantised(config)}), which the package {package} reads: pip install {package}"
-        raise refusal(name, f"{why}, or name the model that it was made from.")
+    if how := quantised(config):
+        from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING as known
+
+        package = LOADERS.get(how)
+        if not (find_spec(package) if package else how in known):  # it would be read as if it were not
+            way = f"pip install {package}, or " if package else ""
+            raise refusal(name, f"is quantised ({how}), unread here: {way}name the model it was made from.")
 
 
 def quantised(config: dict[str, Any]) -> str:
     """The method of a quantised model's configuration, or of a part's; "" for any other."""
     levels = [level for level in (config, *config.values()) if isinstance(level, dict)]
     hows = [how for level in levels if isinstance(how := level.get("quantization_config"), dict)]
-    return str(hows[0].get("quant_method", "bitsandbytes")) if hows else ""  # whose first releases named none
+    unnamed = "bitsandbytes" if "load_in_" in str(hows) else "?"  # as by its first releases
+    return str(hows[0].get("quant_method", unnamed)) if hows else ""
 
 
 def adapter_base(folder: Path, name: str) -> ModelSpec | None:
@@ -148,13 +153,13 @@ def adapter_base(folder: Path, name: str) -> ModelSpec | None:
     kind, task = config.get("peft_type"), config.get("task_type")
     if kind != "LORA" or task not in (None, "CAUSAL_LM") or config.get("megatron_config"):
         why = f"is an adapter of another kind ({kind}, {task}) than LoRA for text"
-        raise refusal(name, f"{why}: merge it with its base and save that.")
+        raise refusal(name, f"{why}: name a whole model, such as this one merged with its base by peft.")
     _tensors(folder, name)
     named = str(config.get("base_model_name_or_path"))
     with suppress(LabError):
         base = registry.resolve(named)
         if not ((registry.folder_of(base) or folder.parent) / "adapter_config.json").exists():
-            return base
+            return replace(base, revision=config.get("revision") or base.revision)
     why = f"is an adapter to {named!r}, which is no whole model here"
     raise refusal(name, f"{why}: put the right path into adapter_config.json.")
 
@@ -170,15 +175,17 @@ def check_no_remote_code(config: dict[str, Any], name: str) -> None:
 def weight_files(folder: Path, name: str) -> list[Path]:
     """The safetensors files of a model or adapter, one or all shards. Raises LabError when there are none."""
     kind = "adapter_model" if (folder / "adapter_config.json").exists() else "model"
-    single, index = folder / f"{kind}.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if not index.is_file():
-        raise no_weights(name, [path.name for path in folder.glob("*")])
-    listed = read_json_file(index, name).get("weight_map")
-    shards = sorted({str(file) for file in listed.values()}) if isinstance(listed, dict) else []
+    single, index = f"{kind}.safetensors", "model.safetensors.index.json"
     present = {path.name for path in folder.iterdir() if path.is_file()}
-    for file in shards or [single.name]:
+    listed = read_json_file(folder / index, name).get("weight_map")
+    shards = sorted({str(file) for file in listed.values()}) if isinstance(listed, dict) else []
+    if single in present:
+        if more := present & {*shards} - {single}:
+            raise refusal(name, f"has {single} and {min(more)}, of two models: move one of them out.")
+        return [folder / single]
+    if index not in present:
+        raise no_weights(name, present)
+    for file in shards or [single]:
         if file not in present:
             raise refusal(name, f"lacks the weight file {file!r}: download it again.")
     return [folder / file for file in shards]
@@ -187,11 +194,9 @@ def weight_files(folder: Path, name: str) -> list[Path]:
 def no_weights(name: str, files: Collection[str]) -> LabError:
     """The refusal of a model without safetensors, by its other files."""
     for pattern, why in WITHOUT.items():
-        if found := [file for file in sorted(files) if re.search(pattern, file)]:
+        if found := [file for file in sorted(files) if re.search(pattern, file, re.IGNORECASE)]:
             return refusal(name, why.format(found[0]), Failure.REFUSED)
-    return refusal(
-        name, "has no config.json or no weights (model.safetensors): save it with save_pretrained."
-    )
+    return refusal(name, "has no config.json or no weights (model.safetensors): use save_pretrained.")
 
 
 def read_json_file(path: Path, name: str) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def load(model: str | ModelSpec, device: str = "auto", dtype: str = "auto") -> L
     The weights come from safetensors only and no code of the model's repository runs. Raises LabError for a
     model that does not fit, cannot be read, is no causal language model, or contradicts itself.
     """
-    spec = registry.resolve(model) if isinstance(model, str) else model
+    spec = model if isinstance(model, ModelSpec) else registry.resolve(str(model))
     with folders.one_sentence("library transformers"):  # importing is not timed
         from transformers import GenerationMixin, PreTrainedModel  # noqa: F401
 
@@ -211,11 +211,8 @@ def read_report(run: ModelRun) -> LoadingReport:
 
 def _check_room(spec: ModelSpec, place: devices.DeviceReport) -> None:
     """Raise LabError where a model needs more memory than is free."""
-    need, free = (
-        fit.generation_need(spec, place.dtype, tokens=folders.DEFAULT_CONTEXT),
-        place.memory_free_bytes,
-    )
-    if not fit.fits(need, free):
+    need = fit.generation_need(spec, place.dtype, tokens=folders.DEFAULT_CONTEXT)
+    if not fit.fits(need, free := place.memory_free_bytes):
         weights, cache, room = (f"{n / 2**30:.1f} GiB" for n in (need.weights, need.cache, free))
         why = f"does not fit: its weights take {weights} in {place.dtype}, the cache of one row {cache}, and "
         why += f"{room} are free on {place.device}: choose a half dtype or a smaller model."

@@ -53,10 +53,9 @@ def load_tokenizer(folder: Path) -> Any:
     for number, token in sorted((listed or {}).items(), key=lambda item: int(item[0])):
         if int(number) == truth.get_vocab_size():  # known to the configuration alone
             truth.add_tokens([AddedToken(**token)])
-    try:
+    tokenizer = None
+    with suppress(Exception):  # whatever a class raises that expects another kind of file
         tokenizer = AutoTokenizer.from_pretrained(folder, **given)
-    except Exception:  # whatever a class raises that expects another kind of file
-        tokenizer = None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, **given)
     tokenizer._tokenizer = truth
@@ -106,7 +105,8 @@ def end_tokens(loaded: Any) -> frozenset[int]:
     ends = set[int]()
     for source in (model.generation_config, model.config, model.config.get_text_config(decoder=True), words):
         ids = getattr(source, "eos_token_id", None)
-        ends |= set(ids if isinstance(ids, list | tuple) else [ids] if ids is not None else [])
+        # A file may hold anything.
+        ends |= {int(i) for i in map(str, ids if isinstance(ids, list | tuple) else [ids]) if i.isdecimal()}
     for answer in (mark, [{"type": "text", "text": mark}]) if loaded.spec.prompt_format == "chat" else ():
         with suppress(Exception):  # whatever a template raises that has no place for an answer
             turns = [{"role": "user", "content": "-"}, {"role": "assistant", "content": answer}]

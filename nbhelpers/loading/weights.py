@@ -8,6 +8,7 @@ import math
 import re
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from nbhelpers import registry
 from nbhelpers.loading import folder as folders
@@ -21,7 +22,7 @@ SEED = 0
 
 def read(folder: Path, name: str, dtype: str) -> tuple[Any, list[str]]:
     """The saved model, and what was set aside of its configuration. Raises LabError."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     config, notes = folders.read_config(folder, name), []
     if type(config) not in AutoModelForCausalLM._model_mapping:
@@ -30,14 +31,18 @@ def read(folder: Path, name: str, dtype: str) -> tuple[Any, list[str]]:
     text = config.get_text_config(decoder=True)
     if (getattr(text, "pad_token_id", 0) or 0) >= getattr(text, "vocab_size", math.inf):
         text.pad_token_id = None  # masked, whatever it is
+    listed, own = config.architectures or [], AutoModelForCausalLM._model_mapping._model_mapping
+    if listed and own.get(config.model_type) not in listed and {*own.values()}.issuperset(listed):
+        why = f"is {listed[0]} and of the type {config.model_type} by its config.json, which cannot both be"
+        raise folders.refusal(name, f"{why}: use the config.json that was saved with these weights.")
     if (asked := config._attn_implementation) not in (None, "eager", "sdpa"):
         config._attn_implementation = None
         notes.append(f"the attention of config.json, {asked}, is set aside for PyTorch's own")
-    how = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+    how = {"config": config, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+    how |= {"local_files_only": True, "trust_remote_code": False}
     try:
-        net, info = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, local_files_only=True, trust_remote_code=False, **how
-        )
+        with mock.patch.object(GenerationConfig, "validate"):  # what is set aside need not make sense
+            net, info = AutoModelForCausalLM.from_pretrained(folder, **how)
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from saved_models import edit_json, make_model
 from scipy import stats
 from tiny_models import BOS, FAMILIES, FEW, MANY_ENDS, PROMPTS, build, texts, tiny, watch
 from transformers import (
@@ -36,6 +37,7 @@ from nbhelpers.generation import decode as decoding
 from nbhelpers.generation import generate, sampling
 from nbhelpers.generation import generate as generation
 from nbhelpers.loading import load as loading
+from nbhelpers.loading import tokenizer as tokenizers
 from nbhelpers.loading.load import Loaded
 from nbhelpers.records import LabError
 
@@ -288,6 +290,52 @@ def test_what_the_maker_asks_is_used_on_purpose_as_transformers_uses_it(make: An
     assert said.startswith("used: ") and said.endswith("; set aside: stop_strings=['a']")
     plain_keys = generation.requests(PROMPTS, replace(greedy, maker_settings=False), loaded.report)
     assert {row.key for row in rows}.isdisjoint(request.key for request in plain_keys)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        *({"temperature": "hot"}, {"temperature": -1}, {"top_k": "50"}, {"top_p": "0.9"}, {"min_p": 2}),
+        *({"repetition_penalty": 0}, {"bad_words_ids": [1, 2]}, {"sequence_bias": "x"}),
+        *({"suppress_tokens": "x"}, {"suppress_tokens": 7}, {"exponential_decay_length_penalty": 5}),
+        *({"forced_eos_token_id": "2"}, {"no_repeat_ngram_size": "3"}, {"min_new_tokens": "3"}),
+    ],
+)
+def test_what_makes_no_sense_stops_only_who_asks_for_it(tmp_path: Path, asked: Any) -> None:
+    make_model(tmp_path)
+    plain = texts(generation.generate_samples(loading.load(str(tmp_path), "cpu", "float32"), PROMPTS, FEW))
+    edit_json(tmp_path / "generation_config.json", **asked)
+    loaded = loading.load(str(tmp_path), "cpu", "float32")
+    assert texts(generation.generate_samples(loaded, PROMPTS, FEW)) == plain
+    with pytest.raises(LabError, match=f"makes no sense .*{next(iter(asked))}=.*leave out") as caught:
+        generation.generate_samples(loaded, PROMPTS, replace(FEW, maker_settings=True))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"num_return_sequences": 3}, {"cache_implementation": "x"}, {"pad_token_id": "x"}]
+)
+def test_what_no_engine_reads_stops_nothing(tmp_path: Path, asked: Any) -> None:
+    make_model(tmp_path)
+    edit_json(tmp_path / "generation_config.json", **asked)
+    loading.load(str(tmp_path), "cpu", "float32")
+
+
+@pytest.mark.parametrize("content", ["null", "[]", "{", ""])
+def test_a_generation_config_that_cannot_be_read_is_not_passed_over(tmp_path: Path, content: str) -> None:
+    (make_model(tmp_path) / "generation_config.json").write_text(content)
+    with pytest.raises(LabError, match=r"generation_config\.json that cannot be read"):
+        loading.load(str(tmp_path), "cpu", "float32")
+
+
+@pytest.mark.parametrize(
+    ("named", "ends"),
+    [("4", {1, 4}), ([4, "5"], {1, 4, 5}), ([[4]], {1}), ({"a": 4}, {1}), (True, {1}), (4.0, {1}), ([], {1})],
+)
+def test_ends_are_whole_numbers_whatever_a_file_holds(tmp_path: Path, named: Any, ends: set[int]) -> None:
+    make_model(tmp_path)
+    edit_json(tmp_path / "generation_config.json", eos_token_id=named)
+    assert tokenizers.end_tokens(loading.load(str(tmp_path), "cpu", "float32")) == ends
 
 
 def test_the_maker_s_temperature_is_used_on_purpose() -> None:

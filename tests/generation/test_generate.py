@@ -42,7 +42,7 @@ from nbhelpers.generation import generate, sampling
 from nbhelpers.generation import generate as generation
 from nbhelpers.loading import load as loading
 from nbhelpers.loading import tokenizer
-from nbhelpers.records import Failure, LabError, Prompt, Sample, Settings
+from nbhelpers.records import Failure, LabError, Limits, Prompt, Sample, Settings
 
 # The decode loop
 
@@ -470,6 +470,32 @@ def test_nan_logits_are_a_failure_not_a_text() -> None:
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(LabError, match=next(iter(wrong))):
         replace(FEW, **wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"repeats": "2"}, {"repeats": 2.0}, {"repeats": True}, {"repeats": None}, {"limit": "3"}),
+        *({"temperature": "hot"}, {"temperature": None}, {"top_p": "1"}, {"seed": 1.5}, {"seed": "0"}),
+        *({"maker_settings": "false"}, {"maker_settings": 1}, {"prompts": None}, {"device": 0}),
+    ],
+)
+def test_settings_of_another_type_are_refused_in_one_sentence(wrong: dict[str, Any]) -> None:
+    with pytest.raises(LabError, match=f"{next(iter(wrong))} is .*: it must be of the type"):
+        Settings(**wrong)
+    with pytest.raises(LabError, match="timeout is '5': it must be of the type float"):
+        Limits(cell_s="5")  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_are_the_same_settings_as_python_s(tmp_path: Path) -> None:
+    numbers: Any = {"repeats": np.int64(2), "limit": np.int32(3), "seed": np.int64(7)}
+    odd = Settings(**numbers, top_p=np.float64(0.5), prompts=Path("p.jsonl"))  # type: ignore[arg-type]
+    plain = Settings(repeats=2, limit=3, top_p=0.5, seed=7, prompts="p.jsonl")
+    assert odd == plain
+    assert store.read_json(store.write_json(tmp_path / "settings.json", odd), Settings) == plain
+    report = tiny("llama").report
+    keys = [[r.key for r in generation.requests(PROMPTS, one, report)] for one in (odd, plain)]
+    assert keys[0] == keys[1]
 
 
 def test_a_file_that_cannot_be_written_is_said_before_anything_is_generated(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from saved_models import WORDS, edit_json, make_tokenizer
+from saved_models import WORDS, edit_json, make_model, make_tokenizer
 
 from nbhelpers import registry
 from nbhelpers.generation import generate
@@ -87,6 +87,21 @@ def test_what_continues_text_or_says_nothing_is_accepted(folder, names):
     inspect(folder)
 
 
+def test_a_configuration_that_names_two_families_is_refused(tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(WORDS), **sizes)).save_pretrained(tmp_path)
+    make_tokenizer(tmp_path)
+    for names in (["LLaMAForCausalLM"], ["LlamaForCausalLM", "MistralForCausalLM"], None):
+        edit_json(tmp_path / "config.json", architectures=names)
+        load(tmp_path)
+    # With the same tensors and another attention.
+    edit_json(tmp_path / "config.json", architectures=["MistralForCausalLM"], sliding_window=2)
+    with pytest.raises(LabError, match="is MistralForCausalLM and of the type llama by its config"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize("decoder", [False, True])
 def test_a_model_that_looks_ahead_is_found_out_by_what_it_does(tmp_path, decoder):
     from transformers import RobertaConfig, RobertaForCausalLM
@@ -137,11 +152,22 @@ def test_buffers_of_old_checkpoints_a_stored_tied_layer_and_eyes_do_no_harm(fold
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
-def test_weights_stored_as_codes_are_not_read_as_numbers(folder, dtype):
+@pytest.mark.parametrize("ending", ["", "_packed"])
+def test_weights_stored_as_codes_are_not_read_as_numbers(folder, dtype, ending):
     name = "transformer.h.0.mlp.c_fc.weight"
-    change_tensors(folder, lambda tensors: tensors | {name: (tensors[name] * 100).to(dtype)})
-    with pytest.raises(LabError, match=f"stores {name} as .*no quantization_config"):
+    change_tensors(folder, lambda tensors: tensors | {name + ending: (tensors[name] * 100).to(dtype)})
+    with pytest.raises(LabError, match=f"stores {name}{ending} as .*no quantization_config"):
         inspect(folder)
+
+
+@pytest.mark.parametrize("how", [{"quant_method": "modelopt"}, {"quant_method": "GPTQ"}, {"bits": 4}, {}])
+def test_a_quantisation_that_transformers_would_pass_over_is_refused(folder, how):
+    name = "transformer.h.0.mlp.c_fc.weight"
+    change_tensors(folder, lambda tensors: tensors | {name: (tensors[name] * 100).to(torch.float8_e4m3fn)})
+    edit_json(folder / "config.json", quantization_config=how)
+    with pytest.raises(LabError, match=r"is quantised \(.*\), unread here: name the model") as caught:
+        inspect(folder)
+    assert "bitsandbytes" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -151,6 +177,7 @@ def test_weights_stored_as_codes_are_not_read_as_numbers(folder, dtype):
         ({"quant_method": "awq"}, "gptqmodel"),
         ({"load_in_4bit": True}, "bitsandbytes"),
         ({"quant_method": "compressed-tensors"}, "compressed_tensors"),
+        ({"quant_method": "hqq"}, "hqq"),
     ],
 )
 @pytest.mark.parametrize("place", ["quantization_config", "text_config"])
@@ -165,10 +192,31 @@ def test_a_quantised_model_names_what_reads_it(folder, how, package, place, monk
     inspect(folder)
 
 
-def test_a_folder_of_gguf_alone_says_what_to_name_instead(tmp_path):
-    (tmp_path / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
-    with pytest.raises(LabError, match=r"only GGUF weights \(model-Q4_K_M\.gguf\)"):
+@pytest.mark.parametrize("file", ["model-Q4_K_M.gguf", "MODEL.Q8_0.GGUF"])
+def test_a_folder_of_gguf_alone_says_what_to_name_instead(tmp_path, file):
+    (tmp_path / file).write_bytes(b"GGUF")
+    with pytest.raises(LabError, match=rf"only GGUF weights \({file}\)"):
         inspect(tmp_path)
+
+
+def test_shards_without_their_index_and_files_of_a_trainer_are_called_what_they_are(folder):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    with pytest.raises(LabError, match=r"has model-00001-of-00002\.safetensors, but .* no index"):
+        inspect(folder)
+    (folder / "model-00001-of-00002.safetensors").rename(folder / "training_args.bin")
+    with pytest.raises(LabError, match=r"has no config\.json or no weights"):
+        inspect(folder)
+
+
+def test_one_file_and_shards_of_another_model_are_refused_unless_the_shards_are_gone(folder, tmp_path):
+    make_model(tmp_path / "other", shard_size="3KB")
+    for path in (tmp_path / "other").glob("model*"):
+        shutil.copy(path, folder)
+    with pytest.raises(LabError, match=r"has model\.safetensors and model-00001.* of two models"):
+        inspect(folder)
+    for path in folder.glob("model-*"):
+        path.unlink()
+    inspect(folder)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -338,6 +386,14 @@ def test_folders_of_one_name_are_told_apart_by_their_paths(tmp_path):
     assert [spec.alias for spec in named] == ["lab-gpt2", f"{tmp_path.name}/lab-gpt2"]
 
 
+def test_long_names_that_differ_at_their_ends_are_two_folders(tmp_path):
+    names = [f"{'a-long-recipe-' * 8}seed{seed}" for seed in (1, 2)]
+    for name in names:
+        (tmp_path / name).mkdir()
+    slugs = {spec.slug for spec in registry.tell_apart(registry.resolve(str(tmp_path / n)) for n in names)}
+    assert len(slugs) == 2 and all(len(slug) <= 80 for slug in slugs)
+
+
 # Adapters
 
 
@@ -399,6 +455,23 @@ def test_the_revision_of_an_adapter_names_its_base_too(adapter, saved, tmp_path)
     second = loading.revision_of(inspect(folder))
     change_tensors(moved, lambda tensors: {name: tensor * 2 for name, tensor in tensors.items()})
     assert len({first, second, loading.revision_of(inspect(folder))}) == 3
+
+
+def test_the_pinned_revision_of_a_base_is_the_one_that_is_fetched(adapter):
+    folder, _ = adapter
+    edit_json(folder / "adapter_config.json", base_model_name_or_path="some/base", revision="abc123")
+    base = folders.adapter_base(folder, "adapter")
+    assert (base.source, base.revision) == ("some/base", "abc123")
+
+
+def test_an_adapter_to_a_base_of_other_sizes_says_so(adapter, tmp_path):
+    folder, _ = adapter
+    edit_json(
+        folder / "adapter_config.json",
+        base_model_name_or_path=str(make_model(tmp_path / "wide", n_embd=16)),
+    )
+    with pytest.raises(LabError, match=r"'adapter' cannot be loaded .*size mismatch.*lora_A"):
+        load(folder)
 
 
 def test_an_adapter_to_a_model_of_the_registry(adapter):
