@@ -102,7 +102,7 @@ def _setting(default: Any, text: str, option: str = "", least: float | None = No
 
 
 def _check(record: Any) -> None:
-    """Refuse values of another type than annotated or too small; numpy's numbers become Python's."""
+    """Raise LabError for a value of another type or too small; numpy's numbers become Python's."""
     for one in (one for one in fields(record) if one.metadata or one.type == "str"):
         value, name = getattr(record, one.name), one.metadata.get("option") or one.name
         kind, *optional = str(one.type).split(" | ")
@@ -118,10 +118,7 @@ def _check(record: Any) -> None:
 
 @dataclass(frozen=True)
 class Settings(Record):
-    """Everything that decides what a run computes: the command line's options, the notebooks' ``parameters``.
-
-    Raises LabError for a value that makes no sense.
-    """
+    """All that decides what a run computes: the command line's options, the notebooks' ``parameters``."""
 
     model: str = "lab-llama"
     run_dir: str = ""  # "" is outputs/standalone

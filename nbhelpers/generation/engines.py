@@ -29,10 +29,10 @@ def takes(model: Any) -> Collection[str]:
 def reach(model: Any) -> float:
     """Above how many tokens of a row the longest of a batch turns the positions of all the others too."""
     config = model.config.get_text_config(decoder=True)
-    rope = getattr(config, "rope_parameters", None) or {}
-    if not re.search("dynamic|longrope", str(rope)):
+    rope = str(getattr(config, "rope_parameters", None))  # for each kind of layer, in some models
+    if not re.search("dynamic|longrope", rope):
         return math.inf
-    return rope.get("original_max_position_embeddings") or config.max_position_embeddings
+    return min(map(int, re.findall(r"original_max\w+': (\d+)", rope)), default=config.max_position_embeddings)
 
 
 class KeyValues:

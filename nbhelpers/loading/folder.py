@@ -92,7 +92,7 @@ def check_folder(folder: Path, name: str) -> None:
     for path in folder.glob("*"):
         size = path.stat().st_size if path.is_file() else 0
         if path.suffix in (".json", ".jinja", ".txt", ".model") and size > LARGEST_TEXT_FILE:
-            raise refusal(name, f"has {path.name} of {size >> 20} MiB: download it again.", Failure.REFUSED)
+            raise refusal(name, f"has {path.name} of {size >> 20:,} MiB: fetch it again.", Failure.REFUSED)
     check_no_remote_code(read_json_file(folder / "tokenizer_config.json", name), name)
     read_json_file(folder / "generation_config.json", name)  # transformers would pass a broken one over
     if adapter_base(folder, name):

@@ -39,10 +39,10 @@ def read(folder: Path, name: str, dtype: str) -> tuple[Any, list[str]]:
         config._attn_implementation = None
         notes.append(f"the attention of config.json, {asked}, is set aside for PyTorch's own")
     how = {"config": config, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
-    how |= {"local_files_only": True, "trust_remote_code": False}
+    how |= {"local_files_only": True}
     try:
         with mock.patch.object(GenerationConfig, "validate"):  # what is set aside need not make sense
-            net, info = AutoModelForCausalLM.from_pretrained(folder, **how)
+            net, info = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **how)
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise

@@ -190,7 +190,7 @@ def test_a_model_that_looks_ahead_is_refused_in_one_sentence() -> None:
         generation.generate_samples(of(model), PROMPTS, FEW)
 
 
-@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+@pytest.mark.parametrize("kind", ["longrope", "dynamic", "longrope by layer"])
 def test_the_longest_row_of_a_batch_does_not_turn_the_positions_of_the_others(kind: str) -> None:
     sizes = {**HEADS, "num_key_value_heads": 2}
     if kind == "longrope":
@@ -199,6 +199,17 @@ def test_the_longest_row_of_a_batch_does_not_turn_the_positions_of_the_others(ki
             max_position_embeddings=128, original_max_position_embeddings=16, rope_parameters=rope, **sizes
         )
         build_model: Any = Phi3ForCausalLM
+    elif kind == "longrope by layer":
+        rope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "factor": 8.0}
+        rope |= {"rope_theta": 1e4, "original_max_position_embeddings": 16}
+        plain = {"rope_type": "default", "rope_theta": 1e4}
+        config = Gemma3TextConfig(
+            max_position_embeddings=128,
+            layer_types=["sliding_attention", "full_attention"],
+            rope_parameters={"full_attention": rope, "sliding_attention": plain},
+            **sizes,
+        )
+        build_model = Gemma3ForCausalLM
     else:
         rope = {"rope_type": kind, "factor": 4.0, "rope_theta": 1e4}
         config, build_model = (
