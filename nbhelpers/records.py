@@ -264,6 +264,7 @@ class Result(Record):
     settings: Settings
     noise: str = "not recorded"  # beside every timing: "quiet", or "noisy: " and why
     generation_config: str = ""  # what the maker's asks for, and whether it was used; "": nothing
+    notes: tuple[str, ...] = ()  # of loading.json
     schema_version: int = SCHEMA_VERSION
 
 

@@ -31,6 +31,9 @@ OPTIONS = {  # that a server may refuse, in the order in which they are given up
     "stream_options": "it may not tell the tokens of an answer: then the pieces of its stream are counted",
     "seed": "it takes no seed: its texts cannot be made again",
 }
+HOT = Settings(temperature=1.5, max_new_tokens=8)  # at which two seeds give two texts, if anything does
+COLD = "it gave two seeds one text at a high temperature: it ignores that, and repeats say nothing new"
+UNSTEADY = "it gave one seed two texts: they cannot be made again"
 ENDS: dict[str, FinishReason] = {"stop": "eos", "length": "length", "time": "time"}
 
 
@@ -62,7 +65,8 @@ def connect(spec: ModelSpec) -> Served:
     """A server's model with how it is asked, found out by requests for one token. Raises LabError.
 
     By chat or, where the server has no template for it, by completion; an address that ends in /completions
-    says which. Options that the server refuses are left out, and the report's notes say so.
+    says which. Options that the server refuses are left out; the report's notes say so, and whether
+    temperature and seed have an effect.
     """
     import openai
 
@@ -89,7 +93,10 @@ def connect(spec: ModelSpec) -> Served:
                     if error.status_code not in (400, 422):
                         break
                 else:
+                    texts = [ask(served, "Once", HOT, n, FIRST_ANSWER_S).text for n in (1, 2, 1)]
                     notes = (UNMEASURED, *(OPTIONS[name] for name in names if name not in taken))
+                    notes += (COLD,) if texts[0] == texts[1] else ()
+                    notes += (UNSTEADY,) if "seed" in taken and texts[0] != texts[2] else ()
                     took = time.perf_counter() - started
                     return replace(served, report=replace(report, notes=notes, load_s=took))
         raise refused[0]

@@ -10,7 +10,9 @@ from statistics import median
 import pytest
 
 from nbhelpers.records import Settings
-from nbhelpers.runner.notebook import COMPARISON, PIPELINE
+from nbhelpers.runner.notebook import COMPARISON, PIPELINE, SERVED
+
+OF_A_RUN = sorted({*PIPELINE, *SERVED})
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("[0-9]*.ipynb"))
 
@@ -33,7 +35,7 @@ def prose(cells) -> str:
 
 
 def test_the_series_is_complete():
-    assert {path.stem for path in NOTEBOOKS} >= {*PIPELINE, COMPARISON}
+    assert {path.stem for path in NOTEBOOKS} >= {*OF_A_RUN, COMPARISON}
 
 
 def test_executed_in_order_without_errors(cells):
@@ -78,7 +80,7 @@ def test_normalised(request, cells):
     assert all(output.get("name") != "stderr" for cell in code(cells) for output in cell["outputs"])
 
 
-@pytest.mark.parametrize("name", PIPELINE)
+@pytest.mark.parametrize("name", OF_A_RUN)
 def test_pipeline_notebooks_take_all_settings_as_parameters(name):
     import papermill
 
@@ -86,7 +88,7 @@ def test_pipeline_notebooks_take_all_settings_as_parameters(name):
     assert list(papermill.inspect_notebook(str(path))) == [field.name for field in fields(Settings)]
 
 
-@pytest.mark.parametrize("name", PIPELINE)
+@pytest.mark.parametrize("name", OF_A_RUN)
 def test_every_parameter_reaches_the_settings_as_it_was_given(name):
     path = next(path for path in NOTEBOOKS if path.stem == name)
     cells = code(json.loads(path.read_text(encoding="utf-8"))["cells"])
