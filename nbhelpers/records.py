@@ -23,8 +23,7 @@ DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of one number
 SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _KINDS: dict[str, Any] = {"int": (Integral, int), "float": (Real, float), "str": (str | Path, str)}
 FinishReason = Literal["eos", "length", "time", "error"]
-# generation.decode, transformers where that cannot serve, or an OpenAI-compatible server
-Engine = Literal["loop", "generate", "server"]
+Engine = Literal["loop", "generate", "server"]  # generation.decode; transformers where that fails; HTTP
 Verdict = Literal["better", "worse", "tied", "cannot tell"]
 
 
