@@ -8,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import openai_server
 import pytest
 from made_runs import make_result, make_sample, planted, prompt_ids, write_info, write_model
 
 from nbhelpers import cli, store
 from nbhelpers.comparison import compare
 from nbhelpers.records import FailOnError, LabError, Limits, NotebookStatus, RunInfo, Settings
+from nbhelpers.runner import plan as plans
 from nbhelpers.runner import run as runner
 
 
@@ -182,3 +184,32 @@ def test_doctor_says_ready(call):
     code, shown, said = call("doctor")
     assert code == 0, shown + said
     assert shown.strip().endswith("ready")
+
+
+def test_a_servers_models_are_listed_and_found_by_name(call, tmp_path, monkeypatch):
+    with openai_server.serve() as tiny:
+        code, shown, _ = call("models", "--server", tiny.url.removesuffix("/v1"))
+        assert (code, shown) == (0, f"server:{tiny.url}#tiny\nserver:{tiny.url}#large:7b\n")
+        plan = plans.plan_run([f"server:{tiny.url}#tiny", "lab-gpt2"], Settings(), str(tmp_path / "run"))
+        assert [spec.alias for spec in plan.models.values()] == ["server:tiny", "lab-gpt2"]
+        planned = list[object]()
+        monkeypatch.setattr(plans, "plan_run", lambda models, *_: planned.append(models) or plan)
+        monkeypatch.setattr(runner, "run", lambda *_: plan.info)
+        assert call("run", "tiny", "large:7b", "--server", tiny.url)[0] == 0
+        assert planned == [[f"server:{tiny.url}#tiny", f"server:{tiny.url}#large:7b"]]
+
+
+def test_what_is_wrong_with_a_server_is_said_before_anything_is_made(call, tmp_path):
+    out = ("--out", str(tmp_path / "run"))
+    with openai_server.serve() as tiny:
+        assert "has no model 'tinny': it has tiny." in sentence(
+            call("run", "tinny", "--server", tiny.url, *out)
+        )
+        assert "takes no --top-k" in sentence(call("run", "tiny", "--server", tiny.url, "--top-k", "5", *out))
+        address = tiny.url
+    assert f"The server {address} is not reachable" in sentence(call("run", f"server:{address}#tiny", *out))
+    assert "is not reachable" in sentence(call("models", "--server", address))
+    assert "`nbhelpers models --server ADDRESS`" in sentence(call("run", "--server", address, *out))
+    said = sentence(call("run", "tiny", "--server", "http://me:hush1234@127.0.0.1:9", *out))
+    assert "NBHELPERS_SERVER_KEY" in said and "hush1234" not in said
+    assert not (tmp_path / "run").exists()

@@ -43,6 +43,8 @@ def plan_run(models: Sequence[str], settings: Settings, out: str = "", until_dec
     prompts = registry.load_prompts(settings.prompts, settings.limit)
     names = models or registry.embedded_models()
     specs = tuple(registry.tell_apart(inspect(registry.resolve(name)) for name in names))
+    if settings.top_k and any(spec.kind == "server" for spec in specs):
+        raise LabError("A server's model takes no --top-k: leave it out, or use --top-p.")
     slugs = [spec.slug for spec in specs]
     if twice := {slug for slug in slugs if slugs.count(slug) > 1}:
         raise LabError(f"Two models would write to the same folder {twice.pop()!r}: name each model once.")

@@ -54,7 +54,8 @@ def make_result(run: ModelRun) -> Result:
     """Everything about one model in one record, from its files; writes result.json."""
     loaded, report = load.read_report(run), store.read_json(run.folder / "stats.json", StatsReport)
     samples, timed = generate.read_samples(run), generate.read_samples(run, "latency")
-    passes = meters.passes(run.folder, [row.key for row in (*samples, *timed)])
+    keys = [row.key for row in (*samples, *timed) if row.engine != "server"]  # its own work would be noise
+    passes = meters.passes(run.folder, keys)
     money = costs.cost_summary(samples, device.read_report(run))
     metrics = flat_metrics(report, loaded, samples, money) | meters.metrics(passes)
     scores = rubric.read_scores(run)

@@ -34,7 +34,7 @@ from nbhelpers.records import (
 from nbhelpers.runner import kernels
 from nbhelpers.runner import plan as plans
 from nbhelpers.runner import run as runner
-from nbhelpers.runner.notebook import COMPARISON, PIPELINE
+from nbhelpers.runner.notebook import COMPARISON, PIPELINE, SERVED
 from nbhelpers.tracking.mlflow_run import TrackingReport
 
 
@@ -97,6 +97,16 @@ def test_every_notebook_of_every_model_then_the_comparison(steps):
     assert store.read_json(plan.run_dir / "run.json", RunInfo) == info
     assert info.seconds >= 0 and info.jobs == 1 and info.limits == Limits()
     assert info.threads == os.environ.get("OMP_NUM_THREADS", str(devices.usable_cores()))
+
+
+def test_a_model_behind_a_server_has_its_own_notebook_in_place_of_two(steps):
+    plan = planned(steps, "lab-gpt2")
+    served = registry.resolve("server:http://127.0.0.1:9/v1#tiny")
+    names = ("lab-gpt2", "server:http://127.0.0.1:9/v1#tiny")
+    info = runner.run(replace(plan, info=replace(plan.info, models=names, specs=(*plan.info.specs, served))))
+    assert [s.notebook for s in info.notebooks if s.model == names[0]] == list(PIPELINE)
+    assert [s.notebook for s in info.notebooks if s.model == names[1]] == list(SERVED)
+    assert (steps.run_dir / "server--tiny" / "03_server.ipynb").exists()
 
 
 def test_a_notebook_gets_every_setting(steps):
