@@ -114,6 +114,7 @@ def _print_outcome(run_dir: Path, info: RunInfo, as_json: bool = False) -> None:
     """The comparison with its verdicts, what failed, and where the report is."""
     from nbhelpers import store
     from nbhelpers.comparison import compare
+    from nbhelpers.tracking import result as tracking
 
     path, lines = run_dir / "comparison.json", list[str]()
     comparison = store.read_json(path, compare.ComparisonReport) if path.exists() else None
@@ -121,7 +122,8 @@ def _print_outcome(run_dir: Path, info: RunInfo, as_json: bool = False) -> None:
         print(path.read_text(encoding="utf-8") if comparison else "null\n", end="")
         return
     if comparison:
-        lines.append(f"{comparison.primary} over {len(comparison.prompts)} prompts")
+        items = comparison.pairs[0].items if comparison.pairs else "prompts"
+        lines.append(f"{comparison.primary} over {len(comparison.prompts)} {items}")
         lines.append(f"{'model':24} quality  95% interval  tokens/s  finished  timing")
         by_model = {result.model: result for result in compare.read_results(run_dir)[0]}
         for model, e in comparison.ranking.items():
@@ -138,7 +140,7 @@ def _print_outcome(run_dir: Path, info: RunInfo, as_json: bool = False) -> None:
         lines += comparison.notes
     failed = [status for status in info.notebooks if status.status == "failed"]
     lines += [f"failed: {s.model or 'comparison'}, {s.notebook}: {s.error}" for s in failed]
-    kinds = compare.count_failures(run_dir, info)
+    kinds = tracking.count_failures(run_dir, info)
     lines += [f"failures: {count} {kind}" for kind, count in kinds.items()]
     lines += ["", f"report  {run_dir / 'index.html'}", f"runs    {run_dir.parent / 'index.html'}"]
     print(printable("\n".join(lines)))

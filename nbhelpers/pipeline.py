@@ -6,20 +6,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal, get_args
 
-from nbhelpers import registry, store
+from nbhelpers import registry, store, tasks
 from nbhelpers.devices import device
 from nbhelpers.generation import generate, server
 from nbhelpers.loading import load
 from nbhelpers.loading.folder import inspect
 from nbhelpers.records import ModelRun, RunInfo, Settings
-from nbhelpers.scoring import rubric
+from nbhelpers.scoring import reference, rubric
 from nbhelpers.tracking import result
 
 Step = Literal["device", "loading", "samples", "latency", "scores", "stats", "result"]
 STEPS: tuple[Step, ...] = get_args(Step)
 # What is computed from other files: the function that does it, the file it writes, and those it reads.
 COMPUTED: dict[Step, tuple[Callable[[ModelRun], object], str, tuple[str, ...]]] = {
-    "scores": (rubric.make_scores, "scores.jsonl", ("samples.jsonl",)),
+    "scores": (reference.make_scores, "scores.jsonl", ("samples.jsonl",)),
     "stats": (result.make_stats, "stats.json", ("scores.jsonl", "latency.jsonl")),
     "result": (result.make_result, "result.json", ("stats.json",)),
 }
@@ -34,9 +34,9 @@ def open_run(settings: Settings) -> ModelRun:
     folder = store.run_dir(settings)
     if (folder / "run.json").exists():
         info = store.read_json(folder / "run.json", RunInfo)
-        asked = settings.prompts, settings.limit
-        if info.prompts and asked == (info.settings.prompts, info.settings.limit):
-            registry.check_unchanged(registry.load_prompts(*asked), info)
+        asked = info.settings
+        if (settings.task, settings.prompts, settings.limit) == (asked.task, asked.prompts, asked.limit):
+            tasks.check_unchanged(info, settings)
         if spec := dict(zip(info.models, info.specs, strict=False)).get(settings.model):
             return ModelRun(settings, spec, folder / spec.slug, info.limits)
     spec = inspect(registry.resolve(settings.model))
@@ -75,7 +75,7 @@ def _make_rows(run: ModelRun, place: device.DeviceReport, purposes: list[generat
     if known and not any(None in generate.found(run, purpose) for purpose in purposes):
         return
     loaded = load.load(run.spec, place.device, place.dtype)
-    prompts = registry.load_prompts(run.settings.prompts, run.settings.limit)
+    prompts = tasks.prompts_of(run.settings)
     try:
         if known:
             loaded = replace(loaded, report=old)

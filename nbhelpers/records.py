@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
-from enum import StrEnum
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from nbhelpers.redact import redacted
+from nbhelpers.errors import Failure, LabError
 
 SCHEMA_VERSION = 1
 
@@ -22,37 +21,9 @@ DEVICES = ("cuda", "mps", "xpu", "cpu")  # in order of preference
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of one number
 SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _KINDS: dict[str, Any] = {"int": (Integral, int), "float": (Real, float), "str": (str | Path, str)}
-FinishReason = Literal["eos", "length", "time", "error"]
+FinishReason = Literal["eos", "stop", "length", "time", "error"]  # stop: one of the task's stop strings
 Engine = Literal["loop", "generate", "server"]  # generation.decode; transformers where that fails; HTTP
 Verdict = Literal["better", "worse", "tied", "cannot tell"]
-
-
-class Failure(StrEnum):
-    """What kind of thing went wrong: what the report counts and what decides the exit code."""
-
-    USAGE = "usage"  # a user's mistake
-    REFUSED = "refused"  # by us: unsafe, gated, given up after failures in a row
-    DOWNLOAD = "download"
-    SERVER = "server"  # a model's: it refused, broke off, or cannot be reached
-    OUT_OF_MEMORY = "out of memory"
-    TIMEOUT = "timeout"
-    DEAD_KERNEL = "dead kernel"
-    BAD_OUTPUT = "bad output"  # NaN, or text that is none
-    STOPPED = "stopped"  # by the user, or by --fail-on-error
-    TRACKING = "tracking"  # MLflow's; the model has its result all the same
-    OTHER = "other"
-
-
-class LabError(Exception):
-    """What the user can act on, in one sentence without secrets: what, where and what to do."""
-
-    def __init__(self, sentence: str, kind: Failure = Failure.USAGE) -> None:
-        super().__init__(redacted(sentence))
-        self.kind = kind
-
-    def _render_traceback_(self) -> list[str]:
-        """What IPython shows: the sentence without a traceback, and the kind for the runner."""
-        return [f"LabError: {self}", self.kind.value]
 
 
 class Record:
@@ -92,7 +63,12 @@ class ModelSpec(Record):
 class Prompt(Record):
     id: str
     text: str
-    content_type: str  # one of CONTENT_TYPES
+    content_type: str = ""  # one of CONTENT_TYPES for the posts; another task needs none
+    target: tuple[str, ...] = ()  # right answers
+    choices: tuple[str, ...] = ()
+    cluster: str = ""  # what items share that are one piece of evidence, as a passage
+    tags: tuple[str, ...] = ()  # slices of the report
+    before: tuple[tuple[str, str], ...] = ()  # (role, text) of the turns before it: system prompt, examples
 
 
 def _setting(default: Any, text: str, option: str = "", least: float | None = None) -> Any:
@@ -121,7 +97,8 @@ class Settings(Record):
 
     model: str = "lab-llama"
     run_dir: str = ""  # "" is outputs/standalone
-    prompts: str = _setting("", "JSONL file of prompts; default: 15 benchmark prompts.")
+    task: str = _setting("", "A task's TOML file, or a shipped task's name; default: posts.")
+    prompts: str = _setting("", "JSONL or CSV file of prompts; default: the task's.")
     limit: int | None = _setting(None, "Only the first N prompts.", least=1)
     repeats: int = _setting(4, "Generations per prompt.", least=1)
     max_new_tokens: int = _setting(256, "Longest answer, in tokens.", least=1)
@@ -221,9 +198,11 @@ class Score(Record):
     content_type: str
     failed: bool
     words: int
-    values: dict[str, float]  # dimension or rubric name -> 0..10
+    values: dict[str, float]  # name -> score on its own scale
     schema_version: int = SCHEMA_VERSION
     reason: str | None = None  # why there are no values: a rubric that reads English does not apply
+    target: tuple[str, ...] | None = None  # of an item that has a right answer
+    tags: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -239,6 +218,20 @@ class Estimate(Record):
     level: float = 0.95
     method: str = "t"
     reason: str | None = None  # why low and high are missing
+
+
+@dataclass(frozen=True)
+class Scale(Record):
+    """What a score can be, and which difference of it is too small to matter."""
+
+    low: float = 1.0
+    high: float = 10.0
+    margin: float = 0.5
+    higher_is_better: bool = True
+    unit: str = "points"  # of a difference: of a task's own score its name
+
+
+LAB_SCALE = Scale()  # of the laboratory's own score
 
 
 @dataclass(frozen=True)
@@ -264,6 +257,8 @@ class Result(Record):
     noise: str = "not recorded"  # beside every timing: "quiet", or "noisy: " and why
     generation_config: str = ""  # what the maker's asks for, and whether it was used; "": nothing
     notes: tuple[str, ...] = ()  # of loading.json
+    scale: Scale = LAB_SCALE  # of the primary score
+    clusters: dict[str, str] = field(default_factory=dict)  # prompt id -> first one of its cluster
     schema_version: int = SCHEMA_VERSION
 
 
@@ -295,6 +290,7 @@ class RunInfo(Record):
     kernels: str | None = None  # "forked", or "plain: " and why
     specs: tuple[ModelSpec, ...] = ()  # what each name of ``models`` meant, in the same order
     limits: Limits = Limits()  # of the latest start or resume
-    prompts: dict[str, str] = field(default_factory=dict)  # id -> digest of text and content type, as asked
+    prompts: dict[str, str] = field(default_factory=dict)  # id -> digest of all that is asked
+    task: str = ""  # digest of the task's file
     looks: tuple[int, ...] = ()  # --until-decided: after so many prompts the models are compared
     schema_version: int = SCHEMA_VERSION

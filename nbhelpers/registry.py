@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
 import functools
+import io
 import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +23,7 @@ from nbhelpers.records import CONTENT_TYPES, LabError, ModelSpec, Prompt, RunInf
 
 SHAPE, SERVER = "shape:", "server:"
 _FIELDS = "id, text and content_type"
+_ALWAYS, _SEVERAL = ("id", "text", "content_type"), ("target", "choices", "tags")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -146,8 +150,14 @@ def folder_of(spec: ModelSpec) -> Path | None:
 
 
 def digests(prompts: Iterable[Prompt]) -> dict[str, str]:
-    """Prompt id -> digest of its text and content type, as run.json keeps them."""
-    return {p.id: store.row_key(text=p.text, content_type=p.content_type)[:16] for p in prompts}
+    """Prompt id -> digest of its text, content type and whatever else is set, as run.json keeps them."""
+    rows = {prompt.id: said(prompt) for prompt in prompts}
+    return {id: store.row_key(**{k: v for k, v in row.items() if k != "id"})[:16] for id, row in rows.items()}
+
+
+def said(prompt: Prompt) -> dict[str, Any]:
+    """The fields that every prompt has, and those that this one says."""
+    return {name: value for name, value in vars(prompt).items() if value or name in _ALWAYS}
 
 
 def check_unchanged(prompts: Iterable[Prompt], info: RunInfo) -> None:
@@ -157,27 +167,42 @@ def check_unchanged(prompts: Iterable[Prompt], info: RunInfo) -> None:
         raise LabError(f"{what}: restore {info.settings.prompts or 'them'}, or start a new run.")
 
 
-def load_prompts(path: str | Path = "", limit: int | None = None) -> list[Prompt]:
-    """Read prompts from JSON lines {"id", "text", "content_type"}; "" is the 15 benchmark prompts b01…b15.
+def _is_post(prompt: Prompt) -> None:
+    if not one_text(kind := prompt.content_type):
+        raise LabError("the field 'content_type' is missing or not a non-empty text.")
+    if kind not in CONTENT_TYPES:
+        raise LabError(f"unknown content type {kind!r}; use one of {', '.join(CONTENT_TYPES)}.")
 
-    Raises LabError for a missing, empty or malformed file (with the line number) and for the same text twice.
+
+def load_prompts(
+    path: str | Path = "", limit: int | None = None, check: Callable[[Prompt], None] = _is_post
+) -> list[Prompt]:
+    """Read prompts from JSON lines or CSV; "" is the 15 benchmark prompts b01…b15.
+
+    Fields: id, text (or messages, whose last is the text), and content_type, target, choices, cluster, tags;
+    in CSV a bar stands between several. check: what a task asks of each, as a LabError without the place.
+    Raises LabError for a missing, empty or malformed file (with the line number) and for a text asked twice.
     """
     source = Path(path).expanduser() if str(path) else store.data_dir() / "prompts.jsonl"
     try:
-        lines = source.read_text(encoding="utf-8-sig").split("\n")  # splitlines also splits at U+2028
+        body = source.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise LabError(f"The prompts file {source} cannot be read as UTF-8 text ({error}).") from None
-    prompts, texts = dict[str, Prompt](), dict[str, str]()
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            prompt = _prompt(line, where := f"{source.name}, line {number}")
-            first = texts.setdefault(one_text(prompt.text), prompt.id)
-            if prompt.id in prompts:
-                raise LabError(f"{where}: the id {prompt.id!r} was used before; ids are unique.")
-            if first != prompt.id:
-                both = f"the prompt {prompt.id!r} has the text of {first!r}, and would count twice"
-                raise LabError(f"{where}: {both}: leave it out, or ask for more repeats.")
-            prompts[prompt.id] = prompt
+    prompts, texts = dict[str, Prompt](), dict[Any, str]()
+    for number, row in _rows(body, source):
+        where = f"{source.name}, line {number}"
+        try:
+            check(prompt := _prompt(row))
+        except LabError as error:
+            raise LabError(f"{where}: {error}") from None
+        said = (one_text(prompt.text), prompt.choices, prompt.before)
+        first = texts.setdefault(said, prompt.id)
+        if prompt.id in prompts:
+            raise LabError(f"{where}: the id {prompt.id!r} was used before; ids are unique.")
+        if first != prompt.id:
+            both = f"the prompt {prompt.id!r} has the text of {first!r}, and would count twice"
+            raise LabError(f"{where}: {both}: leave it out, or ask for more repeats.")
+        prompts[prompt.id] = prompt
     if not prompts:
         raise LabError(f"The prompts file {source} is empty: write one JSON object ({_FIELDS}) per line.")
     return [p for p in prompts.values() if str(path) or re.fullmatch(r"b\d\d", p.id)][:limit]
@@ -189,17 +214,54 @@ def one_text(text: str) -> str:
     return " ".join("".join(seen).casefold().split())
 
 
-def _prompt(line: str, where: str) -> Prompt:
-    try:
-        row = json.loads(line)
-        prompt = Prompt(*(row.get(name) for name in ("id", "text", "content_type")))
-    except (ValueError, RecursionError, AttributeError) as error:
-        raise LabError(f"{where}: not a JSON object with {_FIELDS} ({error}).") from None
+def _rows(body: str, source: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a file of prompts and their line numbers, as JSON has them."""
+    if source.suffix.lower() == ".csv":
+        table = csv.DictReader(io.StringIO(body, newline=""), restkey="")
+        for cells in table:
+            several = {name: (cells.get(name) or "").split("|") for name in _SEVERAL if cells.get(name)}
+            yield table.line_num, {name: value for name, value in cells.items() if value} | several
+        return
+    for number, line in enumerate(body.split("\n"), 1):  # splitlines also splits at U+2028
+        if line.strip():
+            try:
+                row = json.loads(line)
+                row.keys()
+            except (ValueError, RecursionError, AttributeError) as error:
+                wrong = f"not a JSON object with {_FIELDS} ({error})."
+                raise LabError(f"{source.name}, line {number}: {wrong}") from None
+            yield number, row
+
+
+def _prompt(row: dict[str, Any]) -> Prompt:
+    """A prompt from what a row says. LabError for fields that are missing, misspelt or no text."""
+    known = [field.name for field in fields(Prompt)]
+    for name in row:
+        close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.8)
+        if name not in known and close and close[0] not in row:
+            raise LabError(f"the field {name!r} is not known: did you mean {close[0]!r}?")
+    turns = list(row.get("before") or ())
+    if "messages" in row:
+        try:
+            turns = [(turn["role"], turn["content"]) for turn in row["messages"]]
+            row = row | {"text": turns.pop()[1]}
+        except (TypeError, LookupError):
+            raise LabError('messages are no list of {"role", "content"}.') from None
+    given: dict[str, Any] = {name: row.get(name) or "" for name in ("id", "text", "content_type", "cluster")}
+    given |= {name: _several(name, row.get(name)) for name in _SEVERAL}
+    prompt = Prompt(**given, before=tuple((role, said) for role, said in turns))
     for name, value in vars(prompt).items():
-        if not isinstance(value, str) or not one_text(value):
-            raise LabError(f"{where}: the field {name!r} is missing or not a non-empty text.")
-        if re.search("[\ud800-\udfff]", value):  # no tokenizer takes it
-            raise LabError(f"{where}: the field {name!r} holds half a surrogate pair: mend the emoji.")
-    if (kind := prompt.content_type) not in CONTENT_TYPES:
-        raise LabError(f"{where}: unknown content type {kind!r}; use one of {', '.join(CONTENT_TYPES)}.")
+        texts = [*chain(*value)] if name == "before" else value if isinstance(value, tuple) else [value]
+        needed = name in ("id", "text", *_SEVERAL, "before")
+        for text in texts:
+            if not isinstance(text, str) or (needed and not one_text(text)):
+                raise LabError(f"the field {name!r} is missing or not a non-empty text.")
+            if re.search("[\ud800-\udfff]", text):  # no tokenizer takes it
+                raise LabError(f"the field {name!r} holds half a surrogate pair: mend the emoji.")
     return prompt
+
+
+def _several(name: str, value: Any) -> tuple[Any, ...]:
+    """One value or several as texts: a number is written as JSON writes it."""
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    return tuple(json.dumps(v) if isinstance(v, int | float) else v for v in values)

@@ -99,7 +99,9 @@ def test_every_setting_is_what_the_engine_gets_and_what_the_report_says(tmp_path
     path.write_text("\n".join(map(json.dumps, rows)))
     drawn = {"temperature": 0.5, "top_k": 3, "top_p": 0.9, "seed": 7, "max_new_tokens": 5, "repeats": 3}
     place = {"model": "lab-opt", "run_dir": str(tmp_path / "run"), "device": "cpu", "dtype": "bfloat16"}
-    asked = Settings(**drawn, **place, prompts=str(path), limit=1, maker_settings=True)
+    task = tmp_path / "brief.toml"
+    task.write_text('prompts = "none"\nsystem = "Be brief."\n[scorers.lab_v2]\nkind = "rubric"\n')
+    asked = Settings(**drawn, **place, task=str(task), prompts=str(path), limit=1, maker_settings=True)
     same = [field.name for field in fields(Settings) if getattr(asked, field.name) == field.default]
     assert not same, "give each setting another value than its default, and see below what it does"
 
@@ -122,14 +124,15 @@ def test_every_setting_is_what_the_engine_gets_and_what_the_report_says(tmp_path
     assert makers[0][:2] == (loaded.model, replace(asked, run_dir=makers[0][1].run_dir))
     model, ids, room, *_ = next(asked for asked in decodes if len(asked[1]) == 3)  # not the engine's trial
     assert model is loaded.model and [*room] == [5] * 3
-    assert [loaded.tokenizer.decode(row, skip_special_tokens=True) for row in ids] == [lines[0]] * 3
+    read = [loaded.tokenizer.decode(row, skip_special_tokens=True) for row in ids]
+    assert read == [f"Be brief.\n\n{lines[0]}"] * 3
     said = store.read_json(made.folder / "result.json", Result).settings
     assert said == replace(asked, run_dir="")
     page = html.write_report(made.folder.parent).read_text()
     values = dict(re.findall(r"<dt>([\w ]+)</dt><dd>\s*(.*?)</dd>", page))
     assert {name: values[name.replace("_", " ")] for name in drawn} == {n: str(v) for n, v in drawn.items()}
     assert (values["prompts"], values["limit"], values["dtype"]) == ("prompts.jsonl", "1", "bfloat16")
-    assert values["maker settings"] == "True"
+    assert (values["maker settings"], values["task"]) == ("True", "brief.toml")
 
 
 def test_a_run_s_own_record_says_what_a_name_means(tmp_path):

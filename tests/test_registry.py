@@ -13,7 +13,7 @@ from saved_models import edit_json, make_model
 from nbhelpers import registry
 from nbhelpers.loading import folder as checkpoints
 from nbhelpers.loading.folder import inspect
-from nbhelpers.records import CONTENT_TYPES, LabError, ModelSpec
+from nbhelpers.records import CONTENT_TYPES, LabError, ModelSpec, Prompt
 
 ALL = registry.load_registry()
 HUB = [spec for spec in ALL.values() if spec.kind == "hub"]
@@ -215,7 +215,7 @@ def test_every_valid_prompts_file_comes_back(tmp_path_factory, rows, ascii_only,
     lines = [json.dumps(row, ensure_ascii=ascii_only) for row in rows]
     path.write_bytes("\n\n".join(lines).encode())
     read = registry.load_prompts(path, limit)
-    assert [vars(prompt) for prompt in read] == rows[:limit]
+    assert read == [Prompt(**row) for row in rows[:limit]]
 
 
 GOOD = '{"id": "a", "text": "Write.", "content_type": "short_post"}'

@@ -164,7 +164,7 @@ def test_a_missing_file_says_what_to_run(tmp_path):
         ({"text": None}, "text: Input should be a valid string"),
         ({"latency_s": "fast"}, "latency_s: Input should be a valid number"),
         ({"latency_s": 10**400}, "latency_s: Input should be a"),
-        ({"finish_reason": "bored"}, "finish_reason: Input should be 'eos', 'length', 'time' or 'error'"),
+        ({"finish_reason": "bored"}, "finish_reason: Input should be 'eos', 'stop', 'length', "),
         ({"prompt_truncated": 1}, "prompt_truncated: Input should be a valid boolean"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -14,14 +13,26 @@ import numpy as np
 
 from nbhelpers import registry, store
 from nbhelpers.comparison import ratings
-from nbhelpers.records import SCHEMA_VERSION, Estimate, LabError, ModelSpec, Record, Result, RunInfo, Sample
+from nbhelpers.records import (
+    LAB_SCALE,
+    SCHEMA_VERSION,
+    Estimate,
+    LabError,
+    Record,
+    Result,
+    Sample,
+    Scale,
+    Verdict,
+)
 from nbhelpers.stats import paired, sequential
-from nbhelpers.stats.estimate import estimate
+from nbhelpers.stats.estimate import estimate, mean_score
 from nbhelpers.stats.paired import Comparison
+from nbhelpers.tracking.result import read_info, read_results, spec_of
 
-MARGIN = 0.5  # points on the 0..10 scale below which a difference does not matter to us (a choice)
+MARGIN = LAB_SCALE.margin  # points below which a difference does not matter to us (a choice)
 FOREIGN = "samples/not_applicable"  # texts without a score, because a rubric reads English
-CONDITIONS = ("prompts", "max_new_tokens", "temperature", "top_k", "top_p")
+OPPOSITE: dict[Verdict, Verdict] = {"better": "worse", "worse": "better"}
+CONDITIONS = ("task", "prompts", "max_new_tokens", "temperature", "top_k", "top_p")
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,7 @@ class ComparisonReport(Record):
     readers: dict[str, Estimate] = field(default_factory=dict)  # model -> mean in readers' points, best first
     corrected: tuple[Comparison, ...] = ()  # pairs in readers' points, in the order of ``readers``
     planned: int | None = None  # of a run --until-decided: its prompts; ``pairs`` hold at every look
+    scale: Scale = LAB_SCALE  # of ``primary``
 
     @property
     def verdicts(self) -> tuple[Comparison, ...]:
@@ -57,8 +69,10 @@ def compare_run(run_dir: Path) -> ComparisonReport:
     return report
 
 
-def assemble(run_dir: Path, margin: float = MARGIN) -> ComparisonReport:
-    """The comparison of a run's folder, without writing it. LabError as ``comparable``."""
+def assemble(run_dir: Path, margin: float | None = None) -> ComparisonReport:
+    """The comparison of a run's folder, without writing it. margin: None is the scale's. LabError as
+    ``comparable``.
+    """
     (results, excluded, notes), info = comparable(run_dir), read_info(run_dir)
     looks = sequential.looks_of(info) if info else ()
     report = compare(results, excluded, margin, notes, looks)
@@ -66,8 +80,8 @@ def assemble(run_dir: Path, margin: float = MARGIN) -> ComparisonReport:
         known = ratings.read_ratings(run_dir, results)
         if known.judge and results:
             known, results, more = ratings.judged(known, results)
-            report = compare(results, excluded, margin, [*notes, *more], looks, known.judge or "rubric")
-        found = ratings.correct(known, results, margin)
+            report = compare(results, excluded, margin, [*notes, *more], looks, known.judge or "")
+        found = ratings.correct(known, results, margin or MARGIN)  # in readers' points
     except LabError as error:
         return replace(report, notes=(*report.notes, f"Not corrected by the ratings: {error}"))
     if found is None:
@@ -101,17 +115,23 @@ def comparable(run_dir: Path) -> tuple[list[Result], dict[str, str], list[str]]:
     for prompt in sorted(set[str]().union(*asked.values())):
         said = [own[prompt] for own in asked.values() if prompt in own]
         texts[prompt] = max(said, key=said.count)
+    own = any(result.settings.task for result in results)  # its texts may be the last turn of many
     for result in results:
         clash = [prompt for prompt, text in asked[result.slug].items() if text != texts[prompt]]
         if why := _why_not(result, usual, clash, most):
             excluded[result.model] = why
         if foreign := result.metrics.get(FOREIGN):
             part = f"{foreign:g} of {result.attempted} texts have no score"
-            notes.append(f"{result.model}: {part}, because the prompt or the answer is not English.")
+            why = "scores.jsonl says why" if own else "because the prompt or the answer is not English"
+            notes.append(f"{result.model}: {part}, {why}.")
     first = dict[str, str]()
-    unit = {prompt: first.setdefault(registry.one_text(text), prompt) for prompt, text in texts.items()}
+    unit = {p: first.setdefault(p if own else registry.one_text(text), p) for p, text in texts.items()}
     if len(first) < len(unit):
         notes.append(f"{len(unit)} prompts have {len(first)} different texts: each text counts once.")
+    if clusters := {prompt: one for result in results for prompt, one in result.clusters.items()}:
+        several = f"{len(clusters)} items stand in {len(set(clusters.values()))} clusters"
+        notes.append(f"{several}: each cluster counts once, as one prompt.")
+        unit |= clusters
     scores = {r.model: _by_unit(r, unit) for r in results if r.model not in excluded}
     shared = sorted(set[str].intersection(*map(set, scores.values()))) if scores else []
     if not shared:
@@ -127,7 +147,8 @@ def _why_not(result: Result, usual: dict[str, Any], clash: Sequence[str], most: 
     """Why a model cannot be compared on quality, or None."""
     other = [name for name, value in _conditions(result).items() if value != usual.get(name, value)]
     if FOREIGN in result.metrics and 2 * len(result.per_prompt) <= most:
-        return "the rubric reads English, and most of its prompts or answers are not"
+        why = "the rubric reads English, and most of its prompts or answers are not"
+        return "most of its answers have no score" if result.settings.task else why
     if not result.quality_applies:
         return "random weights: quality is not applicable, speed and memory are real"
     if not result.finished:
@@ -157,88 +178,55 @@ def _conditions(result: Result) -> dict[str, Any]:
     return {"score": result.primary, **{name: vars(result.settings)[name] for name in CONDITIONS}}
 
 
-def read_info(run_dir: Path) -> RunInfo | None:
-    """run.json, or None for a folder without one."""
-    return store.read_json(run_dir / "run.json", RunInfo) if (run_dir / "run.json").exists() else None
-
-
-def read_results(run_dir: Path) -> tuple[list[Result], dict[str, str]]:
-    """Every result.json of a run, and the model folders whose file cannot be used, with the reason."""
-    results, broken, info = [], {}, None
-    with suppress(LabError):  # a run.json that cannot be read is reported by itself
-        info = read_info(run_dir)
-    for path in sorted(run_dir.glob("*/result.json")):
-        try:
-            result = store.read_json(path, Result)
-            if result.slug != path.parent.name:  # paths are made from it
-                raise LabError(f"result.json is of the folder {result.slug!r}: run the model again.")
-            results.append(replace(result, model=spec_of(result.model, info).alias))
-        except LabError as error:
-            broken[path.parent.name] = str(error).replace(f"{path}", path.name)
-    return results, broken
-
-
-def count_failures(run_dir: Path, info: RunInfo | None) -> dict[str, int]:
-    """How often each kind of failure happened to a run's notebooks and samples, the most frequent first."""
-    kinds = [status.failure for status in (info.notebooks if info else ()) if status.status == "failed"]
-    for path in run_dir.glob("*/samples.jsonl"):
-        with suppress(LabError):  # a file that cannot be read is reported by itself
-            last = {row.key: row for row in store.read_rows(path, Sample)}
-            kinds += [row.failure for row in last.values() if row.error]
-    return dict(Counter(str(kind or "other") for kind in kinds).most_common())
-
-
-def spec_of(model: str, info: RunInfo | None = None) -> ModelSpec:
-    """What a name of a run means, as run.json says: people read its alias, its files lie in its slug.
-
-    Where that says nothing, a path goes by its last part: no report shows where models lie on this machine.
-    """
-    known = dict(zip(info.models, info.specs, strict=False)) if info else {}
-    is_path = Path(model).is_absolute() or model.startswith((".", "~"))
-    return known.get(model) or ModelSpec((Path(model).name if is_path else model) or model, "", "local")
-
-
 def compare(
     results: Sequence[Result],
     excluded: dict[str, str],
-    margin: float = MARGIN,
+    margin: float | None = None,
     notes: Sequence[str] = (),
     looks: Sequence[Sequence[str]] = (),
-    by: str = "rubric",
+    by: str = "",
 ) -> ComparisonReport:
     """Compare results of one score on the same prompts. Pure. looks: ``sequential.looks_of``."""
-    means = {r.model: estimate(r.per_prompt.values(), r.primary) for r in results}
-    ranked = sorted(results, key=lambda result: -(means[result.model].mean or 0.0))
+    own, scale = any(r.settings.task for r in results), results[0].scale if results else LAB_SCALE
+    margin, sign = scale.margin if margin is None else margin, -1 if scale.higher_is_better else 1
+    means = {r.model: mean_score(r.per_prompt.values(), r.primary, scale) for r in results}
+    ranked = sorted(results, key=lambda result: sign * (means[result.model].mean or 0.0))
     prompts, planned = tuple(sorted(ranked[0].per_prompt)) if ranked else (), sum(map(len, looks))
-    per_model, basis = {r.model: r.per_prompt for r in ranked}, f"by the {by}"
+    per_model = {r.model: r.per_prompt for r in ranked}
+    basis = f"by the {by or 'rubric'}" if by or not own else f"by {ranked[0].primary}"
     if planned:
         pairs = sequential.compare_in_order(per_model, looks, planned, margin)
         basis += f", by an always-valid test after {len(prompts)} of {planned} prompts"
     else:
         pairs = paired.compare_all(per_model, margin)
+    pairs = tuple(replace(p, unit=scale.unit, items="items" if own else "prompts") for p in pairs)
+    if not scale.higher_is_better:
+        pairs = tuple(replace(pair, verdict=OPPOSITE.get(pair.verdict, pair.verdict)) for pair in pairs)
     ranking, primary = {r.model: means[r.model] for r in ranked}, ranked[0].primary if ranked else ""
-    advice = *pick_model(ranked, pairs), *size_effect(ranked)
+    advice = *pick_model(ranked, pairs), *size_effect(ranked, scale)
     report = ComparisonReport(primary, prompts, ranking, pairs, *advice, excluded, notes=tuple(notes))
-    return replace(report, basis=basis, planned=planned or None)
+    return replace(report, basis=basis, planned=planned or None, scale=scale)
 
 
-def size_effect(results: Sequence[Result]) -> tuple[Estimate | None, str]:
-    """Points per doubling of the parameters, the mean of one slope a prompt; and what that says of size."""
+def size_effect(results: Sequence[Result], scale: Scale = LAB_SCALE) -> tuple[Estimate | None, str]:
+    """The mean over prompts of one slope a prompt, per doubling of the parameters; and what that says."""
     results = [result for result in results if result.parameters]  # a server may not tell them
-    sizes = np.log2([float(result.parameters or 0) for result in results])
+    sizes, do = np.log2([float(result.parameters or 0) for result in results]), _verbs(scale.unit)[1]
     if len(set(sizes)) < 2:
-        return None, "Whether larger models write better stays open: it needs two sizes on the same prompts."
+        return None, f"Whether larger models {do} better stays open: it needs two sizes on the same prompts."
     scores = np.array([[r.per_prompt[prompt] for prompt in results[0].per_prompt] for r in results])
     apart = sizes - sizes.mean()
     slope = estimate(apart @ scores / (apart @ apart), "points per doubling of parameters")
     if slope.low is None or slope.high is None:
-        return slope, f"Whether larger models write better stays open: {slope.reason}."
-    found = "These data do not show that larger models write better"
+        return slope, f"Whether larger models {do} better stays open: {slope.reason}."
+    found = f"These data do not show that larger models {do} better"
+    up, down = ("better", "worse") if scale.higher_is_better else ("worse", "better")
     if slope.low > 0:
-        found = "On average the larger models here write better"
+        found = f"On average the larger models here {do} {up}"
     elif slope.high < 0:
-        found = "Among these models the larger ones write worse"
-    figures = f"{slope.mean:+.2f} points per doubling of the parameters [{slope.low:+.2f}, {slope.high:+.2f}]"
+        found = f"Among these models the larger ones {do} {down}"
+    figures = f"{slope.mean:+.2f} {scale.unit} per doubling of the parameters"
+    figures += f" [{slope.low:+.2f}, {slope.high:+.2f}]"
     return slope, f"{found}: {figures} over {slope.n} prompts, for these {len(results)} models only."
 
 
@@ -253,7 +241,7 @@ def pick_model(ranked: Sequence[Result], pairs: Sequence[Comparison]) -> tuple[s
     unclear = [pair for pair in rivals if pair.verdict == "cannot tell"]
     if not tied and not unclear:
         ahead = f"ahead of the next one, {rivals[0].b}, by {_points(rivals[0])}"
-        return leader, f"{leader} writes better than every other model here: {ahead}."
+        return leader, f"{leader} {_verbs(rivals[0].unit)[0]} better than every other model here: {ahead}."
     pick = max((r for r in ranked if r.model in (leader, *tied)), key=words_per_s).model
     reason = f"No mean is higher than that of {leader}"
     if unclear:
@@ -261,19 +249,24 @@ def pick_model(ranked: Sequence[Result], pairs: Sequence[Comparison]) -> tuple[s
         names = ", ".join(pair.b for pair in unclear)
         reason += f", but its lead over {names} cannot be told from chance ({closest.b}: {_points(closest)})"
     if tied:
-        reason += f". Within {rivals[0].margin:g} points it is tied with {', '.join(tied)}"
+        reason += f". Within {rivals[0].margin:g} {rivals[0].unit} it is tied with {', '.join(tied)}"
         reason += f", and of these {pick} writes the most words per second"
     return pick, f"{reason}."
 
 
 def verdict_sentence(pair: Comparison) -> str:
     """One comparison as a sentence with its figures."""
-    words = f"{pair.a} {'writes' if pair.unit == 'points' else 'does'} {pair.verdict} than {pair.b}"
+    words = f"{pair.a} {_verbs(pair.unit)[0]} {pair.verdict} than {pair.b}"
     if pair.verdict == "tied":
         words = f"{pair.a} and {pair.b} are tied within {pair.margin:g} {pair.unit}"
     if pair.verdict == "cannot tell":
         words = f"{pair.a} and {pair.b}: cannot tell"
     return f"{words}: {_points(pair)}."
+
+
+def _verbs(unit: str) -> tuple[str, str]:
+    """What a model and models do, by the unit of their score."""
+    return ("writes", "write") if unit == LAB_SCALE.unit else ("does", "do")
 
 
 def words_per_s(result: Result) -> float:

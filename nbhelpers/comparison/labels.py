@@ -22,7 +22,6 @@ from nbhelpers.comparison.ratings import KEY, LABELS, PERSON, Design, LabelKey, 
 from nbhelpers.loading import load as loading
 from nbhelpers.records import Estimate, LabError, Result
 from nbhelpers.scoring import judge
-from nbhelpers.scoring.rubric import PRIMARY
 from nbhelpers.stats import corrected
 from nbhelpers.stats.estimate import krippendorff
 
@@ -150,7 +149,7 @@ def agreement(run_dir: Path, results: Sequence[Result]) -> tuple[Estimate, ...]:
     keys = dict.fromkeys(key for by in (*people, *others.values()) for key in by)
     each = {key: [by[key] for by in people if key in by] for key in keys}
     sides = {"people": {key: fmean(given) for key, given in each.items() if given}} if people else {}
-    sides |= {PRIMARY: known.scores} | others
+    sides |= {results[0].primary: known.scores} | others
     found = [krippendorff(each.values(), "people")] if len(people) > 1 else []
     for (one, first), (other, second) in combinations(sides.items(), 2):
         found.append(krippendorff([(first.get(k), second.get(k)) for k in keys], f"{one} and {other}"))

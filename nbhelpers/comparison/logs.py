@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from nbhelpers.comparison import compare
 from nbhelpers.comparison.compare import ComparisonReport
-from nbhelpers.records import SCHEMA_VERSION, LabError, Record, Verdict
+from nbhelpers.records import SCHEMA_VERSION, LabError, Record
 from nbhelpers.stats import estimate, paired
 from nbhelpers.stats.paired import Scores
 
@@ -23,7 +23,6 @@ POINTS = "points"  # the unit of this laboratory's own scores, from 1 to 10
 MEASURED = ("latency", "ttft", "tpot", "tokens", "energy", "time", "cost")  # for budgets, never compared
 RATE_MARGIN = 0.05  # of a metric from 0 to 1: differences below it do not matter to us (a choice)
 FEW = 5  # items that a sentence names; the JSON has all
-OPPOSITE: dict[Verdict, Verdict] = {"better": "worse", "worse": "better"}
 
 
 class Row(NamedTuple):
@@ -128,7 +127,7 @@ def compare_logs(logs: Sequence[Log], choice: Choice) -> LogsReport:
         ranking = one.report.ranking
         own = tuple(next(judged) for _ in range(math.comb(len(ranking), 2)))
         if not one.higher_is_better:
-            own = tuple(replace(pair, verdict=OPPOSITE.get(pair.verdict, pair.verdict)) for pair in own)
+            own = tuple(replace(p, verdict=compare.OPPOSITE.get(p.verdict, p.verdict)) for p in own)
         lead = own[: len(ranking) - 1]
         pick = next(iter(ranking)) if all(pair.verdict == "better" for pair in lead) else None
         said = " ".join(map(compare.verdict_sentence, lead))

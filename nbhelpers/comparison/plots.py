@@ -9,7 +9,7 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from nbhelpers.comparison.compare import ComparisonReport, words_per_s
-from nbhelpers.records import Estimate, Result
+from nbhelpers.records import LAB_SCALE, Estimate, Result, Scale
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,24 +21,24 @@ MARKERS = "os^Dv"  # with the colours 40 different points
 ForestRow = tuple[str, Estimate, str, str]  # label, mean with interval, colour, note
 
 
-def dimensions(quality: Mapping[str, Estimate]) -> Figure:
+def dimensions(quality: Mapping[str, Estimate], scale: Scale = LAB_SCALE) -> Figure:
     """Where are points won and lost? Every score's mean with its 95% interval."""
     rows = [(name, e, BLUE, "") for name, e in quality.items() if e.mean is not None]
     figure, axes = _forest("Where are points won and lost?", rows)
-    axes.set(xlim=(0, 10), xlabel="score, each on its own scale, mean and 95% interval over prompts")
+    axes.set(xlim=_limits(scale), xlabel="score, each on its own scale, mean and 95% interval over prompts")
     return figure
 
 
 def ranking(report: ComparisonReport) -> Figure:
     """Which model writes best, and how sure are we?"""
     short = _short_names(report.ranking)
-    title = "Which model writes best?" + (" (orange: the pick)" if len(short) > 1 else "")
+    title = question(report) + (" (orange: the pick)" if len(short) > 1 else "")
     colours = [ORANGE if name == report.pick else BLUE for name in short]
     rows = [
         (short[m], e, c, f"{e.mean:.2f}") for (m, e), c in zip(report.ranking.items(), colours, strict=True)
     ]
     figure, axes = _forest(title, rows, "black")
-    axes.set(xlim=(0, 10), xlabel=f"{report.primary} (1 to 10), mean and 95% interval over prompts")
+    axes.set(xlim=_limits(report.scale), xlabel=f"{_label(report)}, mean and 95% interval over prompts")
     return figure
 
 
@@ -79,7 +79,7 @@ def quality_speed_memory(results: Sequence[Result], report: ComparisonReport) ->
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
         axes.set_xscale("log" if max(speeds) > 20 * min(speeds) else "linear")
     axes.margins(0.2)
-    axes.set(xlabel="words per second at batch 1", ylabel=f"{report.primary} (1 to 10)")
+    axes.set(xlabel="words per second at batch 1", ylabel=_label(report))
     return figure
 
 
@@ -111,6 +111,21 @@ def _forest(title: str, rows: Sequence[ForestRow], ink: str | None = None) -> tu
 def _ends(e: Estimate) -> tuple[float, float]:
     """The interval; NaN, which is not drawn, where there is none."""
     return (math.nan, math.nan) if e.low is None or e.high is None else (e.low, e.high)
+
+
+def _limits(scale: Scale) -> tuple[float, float]:
+    return min(0.0, scale.low), scale.high
+
+
+def _label(report: ComparisonReport) -> str:
+    best = "" if report.scale.higher_is_better else ", lower is better"
+    return f"{_plain(report.primary)} ({report.scale.low:g} to {report.scale.high:g}{best})"
+
+
+def question(report: ComparisonReport) -> str:
+    """What a comparison answers, as a heading."""
+    posts = report.scale.unit == LAB_SCALE.unit
+    return "Which model writes best?" if posts else "Which model does the task best?"
 
 
 def _short_names(models: Iterable[str]) -> dict[str, str]:

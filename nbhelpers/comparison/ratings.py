@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from nbhelpers import registry, store
-from nbhelpers.records import SCHEMA_VERSION, Estimate, LabError, Record, Result, Sample, Score
+from nbhelpers.records import LAB_SCALE, SCHEMA_VERSION, Estimate, LabError, Record, Result, Sample, Score
 from nbhelpers.stats import corrected
 from nbhelpers.stats.paired import Comparison
 
@@ -177,7 +177,7 @@ def judged(known: Ratings, results: Sequence[Result]) -> tuple[Ratings, list[Res
     every = len(results[0].per_prompt)
     note = f"{len(shared)} of {every} prompts count: the {known.judge} rated no text of some model on others."
     means = {model: {prompt: fmean(own[prompt]) for prompt in shared} for model, own in groups.items()}
-    found = [replace(r, primary=known.judge, per_prompt=means[r.model]) for r in results]
+    found = [replace(r, primary=known.judge, scale=LAB_SCALE, per_prompt=means[r.model]) for r in results]
     return known._replace(scores=scores), found, [note] if len(shared) < every else []
 
 

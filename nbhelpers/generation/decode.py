@@ -43,7 +43,7 @@ class Finished:
 
     row: int
     tokens: tuple[int, ...]  # unpadded, the end token included
-    finish_reason: FinishReason  # "eos", "length" or "time"
+    finish_reason: FinishReason  # "eos", "stop", "length" or "time"
     ttft_s: float
     latency_s: float  # until this row's own last token
 
@@ -59,13 +59,14 @@ def decode(
     timeout_s: float = math.inf,
     clock: Callable[[], float] = time.perf_counter,
     engine: Engine | None = None,
+    stopped: Callable[[int, Sequence[int]], bool] | None = None,
 ) -> Iterator[Started | Finished]:
     """Continue all prompts, at most `slots` of them at a time (None: all), one token each per pass.
 
     prompts: token ids, none empty; equal ones share one prefill. max_new_tokens: of each row, at least 1.
     end_tokens end a row when they are generated. engine: None is that of engine_for. A row that ends leaves;
     when a quarter of the slots are free, the longest waiting prompts take them. A row that took more than
-    timeout_s ends after the pass it is in ("time").
+    timeout_s ends after the pass it is in ("time"), and one of whose new ids ``stopped`` says so ("stop").
     """
     longest = max(len(ids) + room for ids, room in zip(prompts, max_new_tokens, strict=True))
     loop = (engine or engine_for(model, longest)) == "loop"
@@ -97,6 +98,8 @@ def decode(
             reason: FinishReason | None = "time" if latency_s > timeout_s else None
             if token in end_tokens:
                 reason = "eos"
+            elif stopped and stopped(row, tokens[row]):
+                reason = "stop"
             elif len(tokens[row]) == max_new_tokens[row]:
                 reason = "length"
             if reason:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from nbhelpers import registry, store
+from nbhelpers import store, tasks
 from nbhelpers.devices import device as devices
 from nbhelpers.devices import fit, meters
 from nbhelpers.loading import load, tokenizer
@@ -47,22 +47,21 @@ class Request:
 def requests(
     prompts: Sequence[Prompt], settings: Settings, report: LoadingReport, purpose: Purpose = "samples"
 ) -> list[Request]:
-    """Every (prompt, repeat) in order, keyed by all that decides its text; latency takes few prompts, once.
-
-    A report without digests of ids is that of an older release, and so are its keys.
-    """
+    """Every (prompt, repeat) in order, keyed by all that decides its text; latency takes few prompts."""
     latency, names = purpose == "latency", ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
     decides = {name: getattr(settings, name) for name in names}
     decides |= {"model": report.model, "revision": report.revision, "format": report.prompt_format}
     decides |= {"device": report.device.split(":")[0], "dtype": report.dtype}
-    decides |= {"engine": ENGINE if report.ids_digests is not None else 2}
+    decides |= {"engine": ENGINE if report.ids_digests is not None else 2}  # 2: an older release
     decides |= {"purpose": "latency" if latency else "sample"}
     decides |= {"maker_settings": True} if settings.maker_settings else {}
+    decides |= {"stop": stop} if (stop := tasks.load_task(settings.task).stop) and not latency else {}
     first, repeats = (LATENCY_PROMPTS, 1) if latency else (None, settings.repeats)
     wanted = []
     for prompt, repeat in itertools.product(prompts[:first], range(repeats)):
         digest = (report.ids_digests or {}).get(prompt.id)
-        own = {"prompt_id": prompt.id, "prompt": prompt.text} | ({"ids": digest} if digest else {})
+        own: dict[str, Any] = {"prompt_id": prompt.id, "prompt": prompt.text}
+        own |= {name: said for name, said in (("ids", digest), ("before", prompt.before)) if said}
         key = store.row_key(**decides, **own, repeat=repeat)
         wanted.append(Request(key, prompt, repeat, ids_digest=digest))
     return wanted
@@ -83,7 +82,7 @@ def report_of(loaded: Loaded, prompts: Sequence[Prompt], settings: Settings) -> 
 
 def found(run: ModelRun, purpose: Purpose = "samples") -> list[Sample | None]:
     """The rows of this run's settings that its file has, in order; None for each that it lacks."""
-    prompts = registry.load_prompts(run.settings.prompts, run.settings.limit)
+    prompts = tasks.prompts_of(run.settings)
     have = {row.key: row for row in store.read_rows(run.folder / f"{purpose}.jsonl", Sample)}
     return [have.get(r.key) for r in requests(prompts, run.settings, load.read_report(run), purpose)]
 
@@ -109,8 +108,7 @@ def prepare(loaded: Loaded, request: Request, max_new_tokens: int) -> Request:
         word = loaded.tokenizer.convert_ids_to_tokens(max(ids))
         raise LabError(f"The prompt {request.prompt.id!r} has {word!r}, which the model lacks: reword it.")
     room = max(context - max_new_tokens + 1, context // 2, 1)
-    truncated = len(ids) > room
-    if truncated:
+    if truncated := len(ids) > room:
         ids = [begin, *ids[len(ids) - room + 1 :]] if ids[0] == begin and room > 1 else ids[-room:]
     follow = max(1, min(max_new_tokens, context - len(ids) + 1))
     return replace(request, ids=tuple(ids), max_new_tokens=follow, truncated=truncated)
@@ -177,6 +175,7 @@ def _made(
         except Exception as wrong:
             yield sample_of(loaded, request, settings, 1, error=wrong)
     ends = frozenset[int]() if latency else tokenizer.end_tokens(loaded)
+    stops = () if latency else tasks.load_task(settings.task).stop
     engine = engine_for(loaded.model, max((len(job.ids) + job.max_new_tokens for job in jobs), default=0))
     late = TimeoutError(f"the limit of {timeout_s:g} s passed")
     devices.reset_peak(loaded.device)
@@ -189,10 +188,11 @@ def _made(
         if settings.maker_settings:
             choose = maker_sampler(loaded.model, settings, [*zip(ids, room, seeds, strict=True)], ends)
         failure: Exception | None = None
+        rest = {"engine": engine, "stopped": tokenizer.stop_check(loaded.tokenizer, ids, stops)}
         try:
             devices.synchronize(loaded.device)
             ledger = meters.Ledger(loaded.device)
-            for event in decode(loaded.model, ids, room, choose, ends, size, timeout_s, engine=engine):
+            for event in decode(loaded.model, ids, room, choose, ends, size, timeout_s, **rest):
                 share = ledger.charge(max(1, len(paid)))
                 if isinstance(event, Finished):
                     job, share = left.pop(event.row), share.since(paid.pop(event.row))
@@ -229,12 +229,13 @@ def sample_of(
     share: meters.Share | None = None,
     engine: Engine = "loop",
 ) -> Sample:
-    """The record of one row, or of its failure."""
+    """The record of one row, or of its failure; its text ends before the first of the stop strings."""
     from nbhelpers.generation.decode import failure_of
 
-    tokens = row.tokens if row else ()
-    ended = row is not None and row.finish_reason == "eos"
-    reasoning, text = tokenizer.read_answer(loaded.tokenizer, job.ids, tokens[:-1] if ended else tokens)
+    end, tokens = (row.finish_reason, row.tokens) if row else ("error", ())
+    said = tokens[:-1] if end == "eos" else tokens
+    reasoning, text = tokenizer.read_answer(loaded.tokenizer, job.ids, said)
+    text = tokenizer.before_stop(text, tasks.load_task(settings.task).stop) if end == "stop" else text
     text = text.encode("utf-8", "replace").decode()  # a vocabulary may hold halves of surrogate pairs
     return Sample(
         key=job.key,
@@ -249,7 +250,7 @@ def sample_of(
         prompt_tokens=len(job.ids),
         new_tokens=len(tokens),
         bytes=len(text.encode()),
-        finish_reason=row.finish_reason if row else "error",
+        finish_reason=end,
         error=f"{type(error).__name__}: {error}".splitlines()[0] if error else None,
         batch_size=batch_size,
         latency_s=row.latency_s if row else None,

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbhelpers import redact
+from nbhelpers import redact, tasks
 from nbhelpers.devices import meters
 from nbhelpers.generation import generate
 from nbhelpers.loading import remote, tokenizer
@@ -103,9 +103,15 @@ def connect(spec: ModelSpec) -> Served:
 
 
 def ask(
-    served: Served, text: str, settings: Settings, seed: int, limit_s: float, fixed: bool = False
+    served: Served,
+    text: str,
+    settings: Settings,
+    seed: int,
+    limit_s: float,
+    fixed: bool = False,
+    before: tokenizer.Turns = (),
 ) -> Answer:
-    """One streamed answer. fixed: of full length, where the server can.
+    """One streamed answer to a text after other turns. fixed: of full length, where the server can.
 
     Raises what the client raises, ValueError for what is no answer, and EOFError for one that breaks off.
     """
@@ -115,7 +121,9 @@ def ask(
     body: dict[str, Any] = {"model": model, "stream": True, "extra_body": extra, "timeout": limit_s}
     body |= {"temperature": settings.temperature, "top_p": settings.top_p}
     body |= {"max_tokens": settings.max_new_tokens}
-    body |= {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text}
+    turns = [{"role": role, "content": said} for role, said in (*before, ("user", text))]
+    body |= {"messages": turns} if chat else {"prompt": tokenizer.plain(text, before)}
+    body |= {"stop": [*stops]} if (stops := tasks.load_task(settings.task).stop) and not fixed else {}
     create: Any = served.client.chat.completions.create if chat else served.client.completions.create
     remote.CLOCK.until = time.perf_counter() + limit_s
     words, thoughts, end, usage, first, pieces = list[str](), list[str](), "", None, None, 0
@@ -185,7 +193,8 @@ def _made(
         seed = row_seed(settings.seed, request.prompt.id, request.repeat)
         got: Answer | Exception
         try:
-            got = ask(served, request.prompt.text, settings, seed, limit_s, fixed)
+            prompt = request.prompt
+            got = ask(served, prompt.text, settings, seed, limit_s, fixed, prompt.before)
         except Exception as error:
             got = error
         with lock:
@@ -216,6 +225,7 @@ def sample_of(
     late = TimeoutError("the limit of a generation passed") if a.finish_reason == "time" else None
     error = got if isinstance(got, Exception) else late
     thought, text = tokenizer.split_reasoning(a.text.encode("utf-8", "replace").decode().strip())
+    text = tokenizer.before_stop(text, tasks.load_task(settings.task).stop)
     new, asked = a.new_tokens, a.prompt_tokens
     estimated = None in (new, asked)
     new = a.pieces if new is None else new

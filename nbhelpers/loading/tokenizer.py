@@ -6,10 +6,10 @@ A chat template is a stranger's program: transformers runs it in jinja2's sandbo
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +18,8 @@ from unittest import mock
 from nbhelpers.loading import folder as folders
 from nbhelpers.records import LabError, Prompt
 
+Turns = Sequence[tuple[str, str]]  # role, text
+Stopped = Callable[[int, Sequence[int]], bool]  # a row, its new ids
 UNREAD = "unread by templates"  # a key that shows where one prints a list of parts as it is
 TODAY = datetime(2025, 1, 1)  # what a chat template is told: with today's date a run could not go on tomorrow
 _NAMES = "think thinking thought thoughts reasoning reason scratchpad seed:think longcat_think analysis"
@@ -82,10 +84,11 @@ def encode(loaded: Any, prompt: Prompt) -> list[int]:
     Nothing stands after the text, whatever a post-processor appends: an end there would close it. Raises
     LabError for a prompt that gives no tokens and for a chat model without a template.
     """
-    tokenizer, text, chat = loaded.tokenizer, prompt.text, loaded.spec.prompt_format == "chat"
+    tokenizer, chat = loaded.tokenizer, loaded.spec.prompt_format == "chat"
     if chat and not getattr(tokenizer, "chat_template", None):
         raise folders.refusal(loaded.spec.alias, 'has no chat template: register it with prompt = "plain".')
-    text = render(tokenizer, text) if chat else text  # a template brings its own special tokens
+    # A template brings its own special tokens.
+    text = render(tokenizer, prompt.text, prompt.before) if chat else plain(prompt.text, prompt.before)
     # verbose warns of a long prompt, which is cut afterwards.
     found = tokenizer(text, add_special_tokens=not chat, return_special_tokens_mask=True, verbose=False)
     ids = list(found["input_ids"])
@@ -94,6 +97,15 @@ def encode(loaded: Any, prompt: Prompt) -> list[int]:
     if not ids and tokenizer.bos_token_id is None:
         raise LabError(f"The prompt {prompt.id!r} has no token that the model's tokenizer knows: reword it.")
     return ids or [tokenizer.bos_token_id]
+
+
+def plain(text: str, before: Turns = ()) -> str:
+    """The turns of a prompt as one text: an answer follows its question, all else an empty line."""
+    whole = ""
+    for role, said in (*before, ("user", text)):
+        gap = " " if role == "assistant" else "\n\n"
+        whole += (gap if whole and not (role == "assistant" and whole[-1].isspace()) else "") + said
+    return whole
 
 
 def end_tokens(loaded: Any) -> frozenset[int]:
@@ -131,6 +143,23 @@ def read_answer(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int]) -> tu
     return split_reasoning(text, opened, marks)
 
 
+def stop_check(tokenizer: Any, prompts: Sequence[Sequence[int]], stops: Sequence[str]) -> Stopped | None:
+    """Whether the answer in a row's new ids holds one of the stop strings; None without any."""
+
+    def stopped(row: int, ids: Sequence[int]) -> bool:
+        for stop in stops:  # the whole is read only where the end may hold it: a letter has up to four tokens
+            if stop in tokenizer.decode(list(ids[-4 * len(stop) - 4 :])):
+                return stop in read_answer(tokenizer, prompts[row], ids)[1]
+        return False
+
+    return stopped if stops else None
+
+
+def before_stop(text: str, stops: Sequence[str]) -> str:
+    """The text before the first of the stop strings."""
+    return re.split("|".join(map(re.escape, stops)), text, maxsplit=1)[0].rstrip() if stops else text
+
+
 def split_reasoning(
     text: str, opened: bool = False, marks: Sequence[tuple[str, str]] = MARKS
 ) -> tuple[str | None, str]:
@@ -158,18 +187,26 @@ def split_reasoning(
 
 # What is given to a template by name arrives there as text, so its clock can only be set from outside.
 @mock.patch("transformers.utils.chat_template_utils.datetime", SimpleNamespace(now=lambda: TODAY))
-def render(tokenizer: Any, text: str) -> str:
-    """The text as the user's turn in the tokenizer's chat template, ready for the answer.
+def render(tokenizer: Any, text: str, before: Turns = ()) -> str:
+    """The text as the user's turn in the tokenizer's chat template, after other turns, ready for the answer.
 
-    As a list of parts where it is lost as a string. Raises LabError for a template that fails or does not
-    give the text back; one that does not end is stopped by the limit of a notebook.
+    As a list of parts where it is lost as a string; the system prompt in front of the first question where
+    the template has no place for it. Raises LabError for a template that fails or does not give the texts
+    back; one that does not end is stopped by the limit of a notebook.
     """
-    failures = []
-    for content in (text, [{"type": "text", "text": text, UNREAD: ""}]):
-        turns = [{"role": "user", "content": content}]
+    turns, failures = [*before, ("user", text)], []
+    joined = turns
+    if turns[0][0] == "system":
+        (_, system), (role, first), *rest = turns
+        joined = [(role, f"{system}\n\n{first}"), *rest]
+    for said, parts in product((turns, joined), (False, True)):
+        given = [
+            {"role": r, "content": [{"type": "text", "text": t, UNREAD: ""}] if parts else t} for r, t in said
+        ]
         try:
-            prompt = str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
-            if text.strip() in prompt and UNREAD not in prompt:  # the list itself is no request
+            prompt = str(tokenizer.apply_chat_template(given, add_generation_prompt=True, tokenize=False))
+            whole = all(one.strip() in prompt for _, one in said)
+            if whole and UNREAD not in prompt:  # the list itself is no request
                 return prompt
             failures.append("it does not write the request as it is")
         except Exception as error:  # whatever a template can raise

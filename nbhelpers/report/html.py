@@ -22,7 +22,11 @@ from nbhelpers.comparison import labels, logs, plots
 from nbhelpers.comparison.compare import ComparisonReport
 from nbhelpers.records import Estimate, LabError, Result, RunInfo, Sample, Score
 from nbhelpers.scoring.texts import printable
+from nbhelpers.stats.estimate import mean_score
+from nbhelpers.stats.paired import Comparison
+from nbhelpers.tracking import result as tracking
 
+MOST_PAIRS = 6  # whose deciding items are shown
 MARK = "nbhelpers report"  # in each page's generator tag: a page without it is not ours to overwrite
 
 
@@ -49,9 +53,10 @@ def write_report(run_dir: Path) -> Path:
     values |= {"results": results, "notebooks": _notebooks(run_dir, info, results)}
     values["pictures"] = _pictures(results, report)
     values["failed_samples"] = [row for r in results for row in _failed_samples(r.model, run_dir / r.slug)]
-    values["failure_kinds"] = comparison.count_failures(run_dir, info)
+    values["failure_kinds"] = tracking.count_failures(run_dir, info)
     real = [r for r in results if r.quality_applies or comparison.FOREIGN in r.metrics]
     values["texts"] = {r.model: excerpts(run_dir / r.slug, r.primary) for r in real}
+    values |= _task_parts(run_dir, real, report)
     values["settings"] = next((vars(made.settings) for made in (info, *results) if made), {})
     return _write(run_dir / "index.html", "report.html", raters=raters, **values)
 
@@ -91,8 +96,57 @@ def excerpts(folder: Path, primary: str) -> dict[str, tuple[float | None, Sample
     if not scored:
         return {"first": (None, samples[0])} if samples else {}
     scored.sort(key=lambda pair: -pair[0])  # stable: of equal scores the first generated
+    if {score for score, _ in scored} == {0.0, 1.0}:  # right or wrong has no middle
+        return {"best": scored[0], "worst": scored[-1]}
     middle = {"median": scored[len(scored) // 2]} if len(scored) > 1 else {}
     return {"best": scored[0], **middle}
+
+
+def _task_parts(run_dir: Path, results: Sequence[Result], report: ComparisonReport) -> dict[str, Any]:
+    """Of a task with right answers or tags: targets by item, scores by tag, and the items that decide."""
+    targets, tags = dict[str, Sequence[str]](), dict[str, list[str]]()
+    answers = dict[str, dict[str, Sample]]()
+    for result in results if any(r.settings.task for r in results) else ():
+        with suppress(LabError):
+            folder = run_dir / result.slug
+            answers[result.model] = {
+                row.prompt_id: row
+                for row in store.read_rows(folder / "samples.jsonl", Sample)
+                if not row.repeat
+            }
+            for score in store.read_rows(folder / "scores.jsonl", Score):
+                targets[score.prompt_id] = score.target or ()
+                for tag in score.tags or ():
+                    if score.prompt_id not in tags.setdefault(tag, []):
+                        tags[tag].append(score.prompt_id)
+    own = {result.model: result.per_prompt for result in results if result.model in report.ranking}
+    slices = {
+        tag: {
+            model: mean_score([scores[id] for id in ids if id in scores], tag, report.scale)
+            for model, scores in own.items()
+        }
+        for tag, ids in tags.items()
+    }
+    pairs = [pair for pair in report.verdicts if {pair.a, pair.b} <= own.keys() & answers.keys()]
+    deciding = [(pair, _deciding(pair, own, answers)) for pair in pairs[:MOST_PAIRS] if targets]
+    return {"targets": targets, "slices": slices, "deciding": [found for found in deciding if found[1]]}
+
+
+def _deciding(
+    pair: Comparison, own: dict[str, dict[str, float]], answers: dict[str, dict[str, Sample]]
+) -> list[Any]:
+    """The items on which two models lie furthest apart, up to three each way."""
+    gaps = {id: own[pair.a][id] - own[pair.b][id] for id in own[pair.a].keys() & own[pair.b].keys()}
+    order = sorted((id for id, gap in gaps.items() if gap), key=lambda id: (-gaps[id], id))
+    found = []
+    for id in dict.fromkeys(
+        [*[id for id in order if gaps[id] > 0][:3], *[id for id in order if gaps[id] < 0][-3:]]
+    ):
+        both = [
+            (answers[model][id].text, own[model][id]) for model in (pair.a, pair.b) if id in answers[model]
+        ]
+        found.append({"id": id, "prompt": answers[pair.a][id].prompt, "answers": both})
+    return found
 
 
 def _failed_samples(model: str, folder: Path) -> list[tuple[str, str, int]]:
@@ -154,7 +208,7 @@ def _write(path: Path, template: str, **values: Any) -> Path:
     files = FileSystemLoader(Path(__file__).parent / "templates")
     pages = Environment(loader=files, autoescape=True, finalize=clean, undefined=StrictUndefined)
     pages.trim_blocks = pages.lstrip_blocks = True
-    for function in (counted, comparison.spec_of, comparison.verdict_sentence):
+    for function in (counted, comparison.spec_of, comparison.verdict_sentence, plots.question):
         pages.filters[function.__name__] = function
     page = pages.get_template(template).render(values, mark=MARK, three=three, dollars=dollars)
     return store.write_text(path, [page])

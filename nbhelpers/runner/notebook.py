@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nbhelpers import store
+from nbhelpers import store, tasks
 from nbhelpers.records import Failure, LabError, ModelSpec, NotebookStatus
 from nbhelpers.redact import redacted
 from nbhelpers.runner import kernels
@@ -22,6 +22,7 @@ PIPELINE: tuple[str, ...] = (
     *("04_scoring", "05_statistics", "06_tracking"),
 )
 SERVED: tuple[str, ...] = (PIPELINE[0], "03_server", *PIPELINE[3:])  # of a model whose weights are not here
+OWN_TASK = "04_own_task"  # in place of 04_scoring where the task is not the posts
 COMPARISON = "07_comparison"
 HTML_POLICY = "default-src 'none'; img-src data:; font-src data:; style-src 'unsafe-inline'"
 KINDS = {
@@ -34,8 +35,10 @@ KINDS = {
 Problem = tuple[str, Failure]  # a sentence and its kind
 
 
-def pipeline_of(spec: ModelSpec) -> tuple[str, ...]:
-    return SERVED if spec.kind == "server" else PIPELINE
+def pipeline_of(spec: ModelSpec, task: str = "") -> tuple[str, ...]:
+    """The notebooks that a run executes for a model."""
+    own = {} if tasks.load_task(task) is tasks.POSTS else {"04_scoring": OWN_TASK}
+    return tuple(own.get(name, name) for name in (SERVED if spec.kind == "server" else PIPELINE))
 
 
 def notebook_path(name: str) -> Path:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from nbhelpers import registry, store
+from nbhelpers import registry, store, tasks
 from nbhelpers.devices import device as devices
 from nbhelpers.loading.folder import inspect
 from nbhelpers.records import LabError, ModelSpec, RunInfo, Settings
@@ -40,7 +40,7 @@ def plan_run(models: Sequence[str], settings: Settings, out: str = "", until_dec
     """
     from nbhelpers.stats.sequential import plan_looks
 
-    prompts = registry.load_prompts(settings.prompts, settings.limit)
+    prompts, task = tasks.items(settings), tasks.load_task(settings.task)
     names = models or registry.embedded_models()
     specs = tuple(registry.tell_apart(inspect(registry.resolve(name)) for name in names))
     if settings.top_k and any(spec.kind == "server" for spec in specs):
@@ -56,11 +56,15 @@ def plan_run(models: Sequence[str], settings: Settings, out: str = "", until_dec
     if until_decided:
         if len(specs) < 2:
             raise LabError("The option --until-decided compares models: name at least two.")
+        if any(prompt.cluster for prompt in prompts):
+            raise LabError("The option --until-decided takes prompts one by one: leave it out with clusters.")
         random.Random(settings.seed).shuffle(prompts)
         path = store.write_rows(run_dir / "prompts.jsonl", prompts)
         settings = replace(settings, prompts=str(path), limit=None)
     if settings.prompts:
         settings = replace(settings, prompts=str(Path(settings.prompts).expanduser().resolve()))
+    if task.digest and settings.task not in tasks.shipped():
+        settings = replace(settings, task=str(Path(settings.task).expanduser().resolve()))
     info = RunInfo(
         run=run_dir.name,
         # A folder by its full path, so that the run can be resumed from any working directory.
@@ -72,7 +76,8 @@ def plan_run(models: Sequence[str], settings: Settings, out: str = "", until_dec
         machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         git_commit=_git_commit(),
         specs=specs,
-        prompts=registry.digests(prompts),
+        prompts=registry.digests(tasks.prompts_of(settings)),
+        task=task.digest,
         looks=plan_looks(len(prompts)) if until_decided else (),
     )
     return Plan(run_dir, info)
@@ -84,9 +89,9 @@ def plan_resume(run: str) -> Plan:
     info = store.read_json(run_dir / "run.json", RunInfo)
     if len(info.specs) != len(info.models):  # older runs kept only the names
         info = replace(info, specs=tuple(inspect(registry.resolve(name)) for name in info.models))
-    prompts = registry.load_prompts(info.settings.prompts, info.settings.limit)
+    prompts = tasks.prompts_of(info.settings)
     info = replace(info, prompts=info.prompts or registry.digests(prompts))  # older runs kept none
-    registry.check_unchanged(prompts, info)
+    tasks.check_unchanged(info, info.settings)
     return Plan(run_dir, info)
 
 

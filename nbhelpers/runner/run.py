@@ -157,7 +157,7 @@ class _Run:
 
     def _pipeline(self, run: ModelRun, first: str, end: str = "1") -> bool:
         """The notebooks of a model whose names lie from ``first`` on and before ``end``."""
-        names = [name for name in pipeline_of(run.spec) if first <= name < end]
+        names = [name for name in pipeline_of(run.spec, run.settings.task) if first <= name < end]
         return self._notebooks(run.settings.model, run.folder, names, asdict(run.settings))
 
     def _notebooks(self, model: str, folder: Path, names: Sequence[str], parameters: dict[str, Any]) -> bool:
@@ -202,16 +202,19 @@ class _Run:
 
 def settled(info: RunInfo, runs: Sequence[ModelRun]) -> bool:
     """Whether every pair of these models has a verdict after the prompts that they have scores of."""
-    from nbhelpers.comparison.compare import MARGIN
+    from nbhelpers import tasks
     from nbhelpers.loading import load
     from nbhelpers.scoring import rubric
     from nbhelpers.stats import estimate, sequential
 
     runs = [run for run in runs if load.read_report(run).quality_applies]
-    scores = [estimate.by_prompt(rubric.read_scores(run), rubric.PRIMARY) for run in runs]
+    task = tasks.load_task(info.settings.task)
+    scores = [estimate.by_prompt(rubric.read_scores(run), task.primary) for run in runs]
     shared = set(scores[0]).intersection(*scores[1:]) if scores else set()
     per_model = {run.folder.name: {p: own[p] for p in shared} for run, own in zip(runs, scores, strict=True)}
-    pairs = sequential.compare_in_order(per_model, sequential.looks_of(info), info.looks[-1], MARGIN)
+    pairs = sequential.compare_in_order(
+        per_model, sequential.looks_of(info), info.looks[-1], task.scale.margin
+    )
     return all(pair.verdict != "cannot tell" for pair in pairs)
 
 

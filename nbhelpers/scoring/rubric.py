@@ -18,7 +18,6 @@ from itertools import chain, groupby
 import numpy as np
 
 from nbhelpers import store
-from nbhelpers.generation import generate
 from nbhelpers.loading.tokenizer import split_reasoning
 from nbhelpers.records import LabError, ModelRun, Sample, Score
 from nbhelpers.scoring import coherence, texts
@@ -159,10 +158,10 @@ def score_samples(samples: Sequence[Sample]) -> list[Score]:
 
     "diversity" is among the values if every prompt has two samples or more. No values where ``inapplicable``.
     """
-    return list(_scored(samples))
+    return list(scored(samples))
 
 
-def _scored(samples: Sequence[Sample]) -> Iterator[Score]:
+def scored(samples: Sequence[Sample]) -> Iterator[Score]:
     """Scores one at a time; the samples of one prompt are held at once."""
     repeated = min(Counter(sample.prompt_id for sample in samples).values(), default=0) > 1
     for _, group in groupby(samples, lambda sample: sample.prompt_id):
@@ -189,11 +188,6 @@ def _diversity(sample: Sample, shared: Counter[tuple[str, ...]], others: int) ->
     if sample.error is not None or not own or not others:
         return 0.0
     return 10.0 * sum(others + 1 - shared[run] for run in own) / (len(own) * others)
-
-
-def make_scores(run: ModelRun) -> None:
-    """Score the run's samples and write scores.jsonl, always anew: an old one may be of another rubric."""
-    store.write_rows(run.folder / "scores.jsonl", _scored(generate.read_samples(run)))
 
 
 def read_scores(run: ModelRun) -> list[Score]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats as sps
 
-from nbhelpers.records import Estimate, LabError, Score
+from nbhelpers.records import Estimate, LabError, Scale, Score
 
 Array = NDArray[np.float64]
 
@@ -28,9 +28,19 @@ RESAMPLES, ALPHA_RESAMPLES = 9999, 2000  # of the bootstrap
 HUGE = 1e100  # beyond it squares overflow, below 1 / HUGE they vanish
 
 
-def estimate(values: Iterable[float], name: str = "", method: Literal["t", "bootstrap-t"] = "t") -> Estimate:
+def mean_score(values: Iterable[float], name: str, scale: Scale) -> Estimate:
+    """The mean of scores with a 95% interval: Wilson's (1927) where each is 0 or 1, right or wrong."""
+    x = list(values)
+    share = (scale.low, scale.high) == (0, 1) and set(x) <= {0.0, 1.0}
+    return estimate(x, name, "wilson" if share else "t")
+
+
+def estimate(
+    values: Iterable[float], name: str = "", method: Literal["t", "bootstrap-t", "wilson"] = "t"
+) -> Estimate:
     """The mean of ``values`` with a 95% interval: Student's t, for scores, or for skewed values as latencies
-    "bootstrap-t", which resamples t (Efron & Tibshirani 1993, chapter 12) with a fixed seed.
+    "bootstrap-t", which resamples t (Efron & Tibshirani 1993, chapter 12) with a fixed seed; "wilson" for
+    values that are 0 or 1.
     """
     x = sorted_array(values)
     found = Estimate(name, len(x), method=method, reason=unusable(x))
@@ -38,6 +48,9 @@ def estimate(values: Iterable[float], name: str = "", method: Literal["t", "boot
         return found
     (mean, sd), least = mean_sd(x), BOOTSTRAP_MIN if method == "bootstrap-t" else 2
     found = replace(found, mean=mean, sd=sd, reason=no_interval(x, least=least))
+    if method == "wilson" and len(x) > 1:
+        ends = sps.binomtest(int(x.sum()), len(x)).proportion_ci(method="wilson")
+        return replace(found, low=float(ends.low), high=float(ends.high), reason=None)
     if found.reason or not sd:
         return found
     low, high = t_interval(mean, sd, len(x)) if method == "t" else _bootstrap_t(x, mean, sd)
@@ -150,6 +163,14 @@ def grouped(scores: Iterable[Score], name: str) -> dict[str, list[float]]:
 def by_prompt(scores: Iterable[Score], name: str) -> dict[str, float]:
     """Prompt id -> mean of score ``name`` over the repeats. LabError as ``grouped``."""
     return {prompt: float(np.mean(sorted(values))) for prompt, values in grouped(scores, name).items()}
+
+
+def by_unit(scores: Mapping[str, float], units: Mapping[str, str]) -> dict[str, float]:
+    """Unit -> mean score of its prompts; a prompt without one stands for itself."""
+    groups: dict[str, list[float]] = {}
+    for prompt, score in scores.items():
+        groups.setdefault(units.get(prompt, prompt), []).append(score)
+    return {unit: float(np.mean(sorted(values))) for unit, values in groups.items()}
 
 
 def sorted_array(values: Iterable[float]) -> Array:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from nbhelpers import redact, registry, store
+from nbhelpers import redact, registry, store, tasks
 from nbhelpers.devices import device
 from nbhelpers.generation import generate
 from nbhelpers.records import SCHEMA_VERSION, Failure, LabError, ModelRun, Prompt, Record, Result
@@ -150,8 +150,8 @@ def log_run(run: ModelRun) -> TrackingReport:
     params = [Param(name, str(value)) for name, value in (values | {"model": run.spec.alias}).items()]
     now = int(time.time() * 1000)
     metrics = [Metric(name, value, now, 0) for name, value in result.metrics.items()]
-    prompts = registry.load_prompts(run.settings.prompts, run.settings.limit)
-    file = Path(run.settings.prompts or "benchmark-15.jsonl")
+    prompts, task = tasks.prompts_of(run.settings), tasks.load_task(run.settings.task)
+    file = Path(run.settings.prompts or task.prompts or "benchmark-15.jsonl")
     source = json.dumps({"file": file.name})  # without the way to it
     dataset = Dataset(file.stem, prompts_digest(prompts), "local", source)
     with _one_sentence():
@@ -160,10 +160,10 @@ def log_run(run: ModelRun) -> TrackingReport:
         try:
             client.log_batch(run_id, metrics, params)  # a loop of log_metric is far slower
             client.log_inputs(run_id, [DatasetInput(dataset)])
-            scores = {score.key: score.values.get(rubric.PRIMARY) for score in rubric.read_scores(run)}
+            scores = {score.key: score.values.get(result.primary) for score in rubric.read_scores(run)}
             samples = generate.read_samples(run)
             table = {name: [getattr(sample, name) for sample in samples] for name in COLUMNS}
-            table[rubric.PRIMARY] = [scores.get(sample.key) for sample in samples]
+            table[result.primary] = [scores.get(sample.key) for sample in samples]
             client.log_table(run_id, table, "samples.json")
             done = [path for path in run.folder.iterdir() if path.name not in ("tracking.json", LATE)]
             files, status = _log_files(client, run_id, done), "FINISHED"
@@ -187,7 +187,7 @@ def attach(run_dir: Path) -> None:
 
 def prompts_digest(prompts: Iterable[Prompt]) -> str:
     """Eight hexadecimal digits that change with any word, id or the order of the prompts."""
-    return store.row_key(prompts=[dataclasses.asdict(prompt) for prompt in prompts])[:8]
+    return store.row_key(prompts=[registry.said(prompt) for prompt in prompts])[:8]
 
 
 @contextmanager

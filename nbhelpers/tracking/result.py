@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
+from types import MappingProxyType
 from typing import Any
 
-from nbhelpers import store
+from nbhelpers import store, tasks
 from nbhelpers.devices import device, meters
 from nbhelpers.generation import generate
 from nbhelpers.loading import load
-from nbhelpers.records import SCHEMA_VERSION, Estimate, LabError, ModelRun, Record, Result, Sample, Score
+from nbhelpers.records import (
+    LAB_SCALE,
+    SCHEMA_VERSION,
+    Estimate,
+    LabError,
+    ModelRun,
+    ModelSpec,
+    Record,
+    Result,
+    RunInfo,
+    Sample,
+    Scale,
+    Score,
+)
 from nbhelpers.scoring import costs, rubric
 from nbhelpers.stats import estimate as stats
 
@@ -42,8 +58,8 @@ class StatsReport(Record):
 
 def make_stats(run: ModelRun) -> StatsReport:
     """Estimates over prompts of every score and latency, from their files; writes stats.json."""
-    scores = rubric.read_scores(run)
-    failed, quality = quality_estimates(scores)
+    scores, task = rubric.read_scores(run), tasks.load_task(run.settings.task)
+    failed, quality = quality_estimates(scores, task.scale, tasks.clusters(run.settings))
     times = latency_estimates(generate.read_samples(run, "latency"))
     report = StatsReport(run.settings.model, len(scores), len(scores) - failed, failed, quality, *times)
     store.write_json(run.folder / "stats.json", report)
@@ -58,15 +74,17 @@ def make_result(run: ModelRun) -> Result:
     passes = meters.passes(run.folder, keys)
     money = costs.cost_summary(samples, device.read_report(run))
     metrics = flat_metrics(report, loaded, samples, money) | meters.metrics(passes)
-    scores = rubric.read_scores(run)
-    per_prompt = stats.by_prompt(scores, rubric.PRIMARY)
+    scores, task = rubric.read_scores(run), tasks.load_task(run.settings.task)
+    per_prompt = stats.by_prompt(scores, task.primary)
     if foreign := sum(score.reason is not None for score in scores):
         metrics["samples/not_applicable"] = foreign
     common = {field.name for field in dataclasses.fields(Result)} - {"schema_version"}
     known = vars(loaded) | vars(report) | {"quality_applies": loaded.quality_applies and bool(per_prompt)}
     result = Result(
         **{name: value for name, value in known.items() if name in common},
-        primary=rubric.PRIMARY,
+        primary=task.primary,
+        scale=task.scale,
+        clusters=tasks.clusters(run.settings),
         metrics=metrics,
         per_prompt=per_prompt,
         settings=dataclasses.replace(run.settings, run_dir=""),
@@ -76,12 +94,14 @@ def make_result(run: ModelRun) -> Result:
     return result
 
 
-def quality_estimates(scores: Sequence[Score]) -> tuple[int, dict[str, Estimate]]:
-    """How many samples failed, and the estimates of every score over prompts."""
+def quality_estimates(
+    scores: Sequence[Score], scale: Scale = LAB_SCALE, clusters: Mapping[str, str] = MappingProxyType({})
+) -> tuple[int, dict[str, Estimate]]:
+    """How many samples failed, and the estimates of every score over prompts, or over their clusters."""
     quality = dict[str, Estimate]()
     for name in dict.fromkeys(name for score in scores for name in score.values):
-        means = [fmean(sorted(values)) for values in stats.grouped(scores, name).values()]
-        quality[name] = stats.estimate(means, name)
+        means = stats.by_unit(stats.by_prompt(scores, name), clusters).values()
+        quality[name] = stats.mean_score(means, name, scale)
     return sum(score.failed for score in scores), quality
 
 
@@ -141,6 +161,47 @@ def flat_metrics(
     found |= {f"model/{name}": vars(loaded)[name] for name in ("parameters", "context", "vocabulary")}
     found |= {f"cost/{name}": value for name, value in money.items()}
     return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def read_info(run_dir: Path) -> RunInfo | None:
+    """run.json, or None for a folder without one."""
+    return store.read_json(run_dir / "run.json", RunInfo) if (run_dir / "run.json").exists() else None
+
+
+def read_results(run_dir: Path) -> tuple[list[Result], dict[str, str]]:
+    """Every result.json of a run, and the model folders whose file cannot be used, with the reason."""
+    results, broken, info = [], {}, None
+    with suppress(LabError):  # a run.json that cannot be read is reported by itself
+        info = read_info(run_dir)
+    for path in sorted(run_dir.glob("*/result.json")):
+        try:
+            result = store.read_json(path, Result)
+            if result.slug != path.parent.name:  # paths are made from it
+                raise LabError(f"result.json is of the folder {result.slug!r}: run the model again.")
+            results.append(dataclasses.replace(result, model=spec_of(result.model, info).alias))
+        except LabError as error:
+            broken[path.parent.name] = str(error).replace(f"{path}", path.name)
+    return results, broken
+
+
+def spec_of(model: str, info: RunInfo | None = None) -> ModelSpec:
+    """What a name of a run means, as run.json says: people read its alias, its files lie in its slug.
+
+    Where that says nothing, a path goes by its last part: no report shows where models lie on this machine.
+    """
+    known = dict(zip(info.models, info.specs, strict=False)) if info else {}
+    is_path = Path(model).is_absolute() or model.startswith((".", "~"))
+    return known.get(model) or ModelSpec((Path(model).name if is_path else model) or model, "", "local")
+
+
+def count_failures(run_dir: Path, info: RunInfo | None) -> dict[str, int]:
+    """How often each kind of failure happened to a run's notebooks and samples, the most frequent first."""
+    kinds = [status.failure for status in (info.notebooks if info else ()) if status.status == "failed"]
+    for path in run_dir.glob("*/samples.jsonl"):
+        with suppress(LabError):  # a file that cannot be read is reported by itself
+            last = {row.key: row for row in store.read_rows(path, Sample)}
+            kinds += [row.failure for row in last.values() if row.error]
+    return dict(Counter(str(kind or "other") for kind in kinds).most_common())
 
 
 def export_samples(run_dir: Path, out: Path) -> Path:

@@ -10,9 +10,9 @@ from statistics import median
 import pytest
 
 from nbhelpers.records import Settings
-from nbhelpers.runner.notebook import COMPARISON, PIPELINE, SERVED
+from nbhelpers.runner.notebook import COMPARISON, OWN_TASK, PIPELINE, SERVED
 
-OF_A_RUN = sorted({*PIPELINE, *SERVED})
+OF_A_RUN = sorted({*PIPELINE, *SERVED, OWN_TASK})
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("[0-9]*.ipynb"))
 

@@ -16,7 +16,6 @@ from made_runs import make_result, make_sample, prompt_ids, write_info, write_mo
 from tiny_models import FEW, PROMPTS, texts, tiny, watch
 
 from nbhelpers import store
-from nbhelpers.comparison import compare as comparison
 from nbhelpers.devices import device as devices
 from nbhelpers.generation import decode as decoding
 from nbhelpers.generation import generate as generation
@@ -150,7 +149,7 @@ def test_the_report_counts_failures_by_kind(tmp_path: Path) -> None:
     late = [replace(row, error="TimeoutError: it took too long", failure=Failure.TIMEOUT) for row in rows]
     for row in (*late, rows[1]):  # the second one was tried again and succeeded
         store.append_row(folder / "samples.jsonl", row)
-    assert comparison.count_failures(tmp_path, None) == {"timeout": 1}
+    assert result.count_failures(tmp_path, None) == {"timeout": 1}
     assert "By kind: 1 timeout." in report.write_report(tmp_path).read_text()
 
 

@@ -23,8 +23,8 @@ from nbhelpers import pipeline, registry, store
 from nbhelpers.generation import generate
 from nbhelpers.loading.load import LoadingReport
 from nbhelpers.records import CONTENT_TYPES, LabError, Sample, Score, Settings
+from nbhelpers.scoring import reference, texts
 from nbhelpers.scoring import rubric as scoring
-from nbhelpers.scoring import texts
 from nbhelpers.stats.estimate import by_prompt
 
 BOOK = definitions("04_scoring", "definitions")
@@ -371,7 +371,7 @@ def test_scores_are_one_row_a_sample_however_often_they_are_made(tmp_path) -> No
         scoring.read_scores(run)
     made = _write_samples(chosen)
     for _ in range(2):
-        scoring.make_scores(run)
+        reference.make_scores(run)
         assert list(scoring.read_scores(run)) == scoring.score_samples(made)
     path = run.folder / "scores.jsonl"
     assert [score.prompt_id for score in store.read_rows(path, Score)] == ["b01", "b02"]

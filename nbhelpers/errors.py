@@ -1,0 +1,35 @@
+"""What goes wrong, by its kind, and the one exception whose sentence a user reads."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from nbhelpers.redact import redacted
+
+
+class Failure(StrEnum):
+    """What kind of thing went wrong: what the report counts and what decides the exit code."""
+
+    USAGE = "usage"  # a user's mistake
+    REFUSED = "refused"  # by us: unsafe, gated, given up after failures in a row
+    DOWNLOAD = "download"
+    SERVER = "server"  # a model's: it refused, broke off, or cannot be reached
+    OUT_OF_MEMORY = "out of memory"
+    TIMEOUT = "timeout"
+    DEAD_KERNEL = "dead kernel"
+    BAD_OUTPUT = "bad output"  # NaN, or text that is none
+    STOPPED = "stopped"  # by the user, or by --fail-on-error
+    TRACKING = "tracking"  # MLflow's; the model has its result all the same
+    OTHER = "other"
+
+
+class LabError(Exception):
+    """What the user can act on, in one sentence without secrets: what, where and what to do."""
+
+    def __init__(self, sentence: str, kind: Failure = Failure.USAGE) -> None:
+        super().__init__(redacted(sentence))
+        self.kind = kind
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows: the sentence without a traceback, and the kind for the runner."""
+        return [f"LabError: {self}", self.kind.value]

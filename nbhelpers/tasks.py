@@ -1,0 +1,273 @@
+"""What a model is tested on: items, what stands before them, and how an answer is scored.
+
+A task is a TOML file beside a file of prompts. The posts are the default; data/tasks holds others.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import random
+import string
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from nbhelpers import registry, store
+from nbhelpers.errors import LabError
+from nbhelpers.records import LAB_SCALE, Prompt, RunInfo, Scale, Settings
+
+RIGHT = Scale(0.0, 1.0, 0.05)  # of a score that is 1 for a right answer
+LETTERS = string.ascii_uppercase
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of scorer: what its table in the task's file may say, and what it asks of an item."""
+
+    options: dict[str, Any] = field(default_factory=dict)  # name -> default
+    needs: tuple[str, ...] = ()  # fields of the item
+    scale: Scale = RIGHT
+
+
+KINDS = {
+    "rubric": Kind(needs=("content_type",), scale=LAB_SCALE),  # the laboratory's own, of posts
+    "exact": Kind({"strict": False}, ("target",)),
+    "contains": Kind({"strict": False}, ("target",)),
+    "regex": Kind({"pattern": ""}),
+    "number": Kind({"tolerance": 0.0, "relative": 0.0}, ("target",)),
+    "letter": Kind({}, ("target", "choices")),
+}
+
+
+@dataclass(frozen=True)
+class Scorer:
+    name: str  # of its score
+    kind: str  # one of KINDS
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Solved items that stand before each item (few-shot)."""
+
+    count: int
+    file: str = ""  # "": the task's own items
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Task:
+    name: str
+    scorers: tuple[Scorer, ...]
+    primary: str  # the score that verdicts rest on
+    scale: Scale
+    prompts: str = ""  # file; "": the benchmark's
+    system: str = ""
+    stop: tuple[str, ...] = ()  # strings that end an answer
+    examples: Examples | None = None
+    folder: Path = Path()  # of its file: other names in it are relative to that
+    digest: str = ""  # of its file
+
+    def kinds(self) -> set[str]:
+        return {scorer.kind for scorer in self.scorers}
+
+
+POSTS = Task("posts", (Scorer("lab_v2", "rubric", {}),), "lab_v2", LAB_SCALE)
+
+
+def shipped() -> dict[str, Path]:
+    """The tasks of data/tasks by name."""
+    return {path.stem: path for path in sorted((store.data_dir() / "tasks").glob("*.toml"))}
+
+
+def load_task(name: str = "") -> Task:
+    """The task of a TOML file or of a shipped name; "" is the posts. LabError with the nearest known name."""
+    if name in ("", POSTS.name):
+        return POSTS
+    path = shipped().get(name) or Path(name).expanduser()
+    if not path.is_file():
+        hint = _nearest(name, [POSTS.name, *shipped()])
+        raise LabError(f"There is no task {name!r}: {hint}, or give the path of a TOML file.")
+    try:
+        body = path.read_bytes()
+        data = tomllib.loads(body.decode("utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise LabError(f"The task {path.name} cannot be read as TOML ({error}).") from None
+    return _task(data, path, store.row_key(task=body.decode("utf-8-sig"))[:16])
+
+
+def _task(data: dict[str, Any], path: Path, digest: str) -> Task:
+    where, levels = path.name, {"low": float, "high": float, "margin": float, "higher_is_better": bool}
+    texts = dict.fromkeys(("prompts", "system", "primary"), str)
+    _check(data, texts | {"stop": list, "examples": dict, "scorers": dict} | levels, where)
+    tables = data.get("scorers") or {}
+    if not tables:
+        raise LabError(f"{where}: there is no scorer: add a table, as [scorers.exact].")
+    scorers = tuple(_scorer(name, table, where) for name, table in tables.items())
+    primary = data.get("primary", scorers[0].name)
+    scored = next((s for s in scorers if s.name == primary.partition("/")[0]), None)
+    if scored is None:
+        raise LabError(f"{where}: the primary score {primary!r} has no scorer: {_nearest(primary, tables)}.")
+    given: dict[str, Any] = {name: levels[name](data[name]) for name in levels if name in data}
+    scale = replace(KINDS[scored.kind].scale, unit=primary, **given)
+    if not (math.isfinite(scale.margin) and scale.low < scale.high and scale.margin > 0):
+        raise LabError(f"{where}: low must lie below high, and the margin above 0.")
+    examples = None
+    if shots := data.get("examples"):
+        _check(shots, {"count": int, "file": str, "seed": int}, f"{where}, [examples]")
+        examples = Examples(**({"count": 0} | shots))
+        if examples.count < 1:
+            raise LabError(f"{where}: examples need a count of at least 1.")
+    if "prompts" not in data:
+        raise LabError(f"{where}: the field 'prompts' is missing: name a file of prompts beside it.")
+    stop = tuple(data.get("stop", ()))
+    if not all(isinstance(text, str) and text for text in stop):
+        raise LabError(f"{where}: stop is a list of texts, none of them empty.")
+    file, system = str(path.parent / data["prompts"]), data.get("system", "")
+    return Task(path.stem, scorers, primary, scale, file, system, stop, examples, path.parent, digest)
+
+
+def _scorer(name: str, table: Any, where: str) -> Scorer:
+    if not isinstance(table, dict):
+        raise LabError(f"{where}: {name} is no table: write [scorers.{name}].")
+    kind = table.get("kind", name)
+    if kind not in KINDS:
+        raise LabError(f"{where}: the scorer {kind!r} is unknown: {_nearest(str(kind), KINDS)}.")
+    defaults = KINDS[kind].options
+    kinds = {option: type(default) for option, default in defaults.items()}
+    _check(table, kinds | {"kind": str}, f"{where}, [scorers.{name}]")
+    options = {option: kinds[option](table.get(option, default)) for option, default in defaults.items()}
+    if kind == "regex":
+        _check_pattern(options["pattern"], f"{where}, [scorers.{name}]")
+    return Scorer(name, kind, options)
+
+
+def _check_pattern(pattern: str, where: str) -> None:
+    import regex
+
+    try:
+        regex.compile(pattern)
+    except regex.error as error:
+        raise LabError(f"{where}: the pattern {pattern!r} does not compile ({error}).") from None
+    if not pattern:
+        raise LabError(f"{where}: the field 'pattern' is missing.")
+
+
+def _check(table: dict[str, Any], known: dict[str, Any], where: str) -> None:
+    """LabError for a key that is not known, with the nearest known one, and for a value of another type."""
+    for key, value in table.items():
+        if key not in known:
+            raise LabError(f"{where}: the field {key!r} is not known: {_nearest(key, known)}.")
+        wanted = (int, float) if known[key] is float else known[key]
+        if not isinstance(value, wanted) or (isinstance(value, bool) and known[key] is not bool):
+            raise LabError(f"{where}: the field {key!r} is {value!r}: it must be a {known[key].__name__}.")
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}" if close else f"known are {', '.join(known)}"
+
+
+def items(settings: Settings) -> list[Prompt]:
+    """The items of a run's task as their file has them.
+
+    Raises LabError, with the line, for one that lacks what a scorer needs; and as ``load_prompts``.
+    """
+    task = load_task(settings.task)
+    return _items(task, settings.prompts or task.prompts, settings.limit)
+
+
+def _items(task: Task, path: str, limit: int | None = None) -> list[Prompt]:
+    if task is POSTS:
+        return registry.load_prompts(path, limit)
+    return registry.load_prompts(path, limit, lambda item: _check_item(task, item))
+
+
+def _check_item(task: Task, item: Prompt) -> None:
+    for scorer in task.scorers:
+        for name in KINDS[scorer.kind].needs:
+            if not getattr(item, name):
+                raise LabError(f"the field {name!r} is missing, which the scorer {scorer.name} needs.")
+        if "choices" in KINDS[scorer.kind].needs:
+            right_choice(item)
+        if scorer.kind == "number":
+            for target in item.target:
+                number(target)
+
+
+def right_choice(item: Prompt) -> int:
+    """The place of the right choice, which the target names by its text or its letter. LabError for none."""
+    (target, *_), known = item.target, len(item.choices)
+    place = item.choices.index(target) if target in item.choices else LETTERS.find(target)
+    if known < 2 or known > len(LETTERS) or len(target) == 0 or not 0 <= place < known:
+        raise LabError(f"the target {target!r} is none of the choices, nor the letter of one.")
+    return place
+
+
+def number(text: str) -> float:
+    """A number as people write it, 1,234.5 and 5% included. LabError for what is none."""
+    try:
+        return float(text.replace(",", "").replace("−", "-").strip(" $€£%"))
+    except ValueError:
+        raise LabError(f"the target {text!r} is no number.") from None
+
+
+def clusters(settings: Settings) -> dict[str, str]:
+    """Item -> the first item of its cluster, of those that have one: what counts once."""
+    first, found = dict[str, str](), dict[str, str]()
+    for item in items(settings):
+        if item.cluster:
+            found[item.id] = first.setdefault(item.cluster, item.id)
+    return found
+
+
+def prompts_of(settings: Settings) -> list[Prompt]:
+    """What a run asks: its items, the choices listed where a letter is wanted, after system and examples.
+
+    The examples are the same for every item: the first of a seeded draw, and never the item itself.
+    """
+    task, asked = load_task(settings.task), items(settings)
+    if task is POSTS:
+        return asked
+    shots, count, first = list[Prompt](), 0, [("system", task.system)] if task.system else []
+    if task.examples:
+        known = sorted(_items(task, _examples_file(task, settings)), key=lambda item: item.id)
+        if lacking := next((item.id for item in known if not item.target), None):
+            raise LabError(f"The example {lacking!r} has no target, which is what an example shows.")
+        count = task.examples.count
+        shots = random.Random(task.examples.seed).sample(known, min(count + 1, len(known)))
+    found = []
+    for item in asked:
+        before, own = list(first), registry.one_text(item.text)
+        for shot in [shot for shot in shots if registry.one_text(shot.text) != own][:count]:
+            before += [*shot.before, ("user", _listed(task, shot)), ("assistant", _shown(task, shot))]
+        found.append(replace(item, text=_listed(task, item), before=(*before, *item.before)))
+    return found
+
+
+def _examples_file(task: Task, settings: Settings) -> str:
+    if task.examples and task.examples.file:
+        return str(task.folder / task.examples.file)
+    return settings.prompts or task.prompts
+
+
+def _listed(task: Task, item: Prompt) -> str:
+    if "letter" not in task.kinds():
+        return item.text
+    lines = (f"{letter}. {choice}" for letter, choice in zip(LETTERS, item.choices, strict=False))
+    return "\n".join((item.text, *lines, "Answer:"))
+
+
+def _shown(task: Task, item: Prompt) -> str:
+    return LETTERS[right_choice(item)] if "letter" in task.kinds() else item.target[0]
+
+
+def check_unchanged(info: RunInfo, settings: Settings) -> None:
+    """Raise LabError where a run's prompts, or its task, are other ones than it began with."""
+    if load_task(settings.task).digest != info.task:
+        raise LabError(f"The task of {info.run} has changed since it began: restore it, or start a new run.")
+    if info.prompts:
+        registry.check_unchanged(prompts_of(settings), info)
