@@ -6,7 +6,6 @@ Units are in the names: ``_s`` seconds, ``_bytes`` bytes, ``_j`` joules, ``_usd`
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from pathlib import Path
@@ -87,7 +86,7 @@ def _check(record: Any) -> None:
         if not isinstance(value, wanted) or isinstance(value, bool) != (kind == "bool"):
             raise LabError(f"{name} is {value!r}: it must be of the type {kind}.")
         object.__setattr__(record, one.name, made(value))  # 0 is 0.0: rows are found again by its text
-        if (least := one.metadata.get("least")) is not None and not least <= value < math.inf:
+        if (least := one.metadata.get("least")) is not None and not least <= value < float("inf"):
             raise LabError(f"{name} is {value}: it must be at least {least}.")
 
 
@@ -139,6 +138,7 @@ class Limits(Record):
     cell_s: float = _setting(1800.0, "Seconds a notebook or its cell may take.", "timeout", least=1)
     generation_s: float = _setting(300.0, "Seconds a generation may take.", "batch_timeout", least=0)
     fail_on_error: FailOnError = FailOnError()
+    at_once: int = _setting(4, "Requests to a server at a time.", least=1)
 
     def __post_init__(self) -> None:
         _check(self)

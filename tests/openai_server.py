@@ -116,12 +116,14 @@ class _Handler(BaseHTTPRequestHandler):
             state.alive += 1
             state.most = max(state.most, state.alive)
         try:
-            self._stream(body, chat, fault, sent)
+            done = self._stream(body, chat, fault, sent)
         finally:
-            with state.lock:
+            with state.lock:  # before the client knows, or its next request would count as company
                 state.alive -= 1
+        self.wfile.write(done)
 
-    def _stream(self, body: dict, chat: bool, fault: Fault, sent: list[float]) -> None:
+    def _stream(self, body: dict, chat: bool, fault: Fault, sent: list[float]) -> bytes:
+        """Sends all but the returned end."""
         state = self.state
         prompt = body["messages"][-1]["content"] if chat else body["prompt"]
         pieces = state.answer(prompt, body.get("seed"))[: body["max_tokens"]]
@@ -136,8 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._event({"choices": [self._choice(chat, piece)]})
             sent.append(time.perf_counter())
         if fault.then == "drop":
-            self.wfile.write(b"data: {")
-            return
+            return b"data: {"
         if fault.then == "stall":
             time.sleep(fault.stall_s)
         elif fault.then not in ("", "end"):
@@ -146,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._event({"choices": [self._choice(chat, "", state.reason)]})
             if usage := state.usage(len(pieces)):
                 self._event({"choices": [], "usage": usage})
-        self.wfile.write(b"data: [DONE]\n\n")
+        return b"data: [DONE]\n\n"
 
     def _choice(self, chat: bool, piece: str, reason: str | None = None) -> dict:
         part = {"delta": {self.state.delta: piece}} if chat else {"text": piece}

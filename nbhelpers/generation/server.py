@@ -22,7 +22,6 @@ from nbhelpers.records import Failure, FinishReason, Limits, ModelSpec, Prompt, 
 if TYPE_CHECKING:
     from openai import OpenAI
 
-AT_ONCE = 4  # requests
 FIRST_ANSWER_S = 120.0  # a server may load the model before it answers
 CHARACTERS_PER_TOKEN = 4  # of a prompt whose tokens the server does not tell (assumed)
 UNMEASURED = "the server's memory and energy are not measured"
@@ -164,10 +163,10 @@ def generate_samples(
     limits: Limits = Limits(),
     purpose: generate.Purpose = "samples",
 ) -> list[Sample]:
-    """As ``generate.generate_samples``, with batch_size requests at a time (None: AT_ONCE)."""
+    """As ``generate.generate_samples``, with batch_size requests at a time (None: limits.at_once)."""
     wanted, fixed = generate.requests(prompts, settings, served.report, purpose), purpose == "latency"
     most = min(generate.LATENCY_TOKENS, settings.max_new_tokens) if fixed else settings.max_new_tokens
-    asked, at_once = replace(settings, max_new_tokens=most), batch_size or AT_ONCE
+    asked, at_once = replace(settings, max_new_tokens=most), batch_size or limits.at_once
 
     make = partial(_made, served, asked, at_once, limits.generation_s, fixed)
     return generate.collect(wanted, make, path, limits)

@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from statistics import median
@@ -206,14 +207,18 @@ def test_reasoning_is_set_aside_however_it_comes():
         assert one_row(tiny).reasoning.startswith("w")
 
 
-def test_as_many_requests_at_a_time_as_asked():
-    for at_once in (1, 3):
-        with serve(first_s=0.05) as tiny:
-            model = connected(tiny)
-            rows = server.generate_samples(model, PROMPTS, SHORT, batch_size=at_once)
-            assert tiny.most == at_once and rows[0].batch_size == at_once
-    together = sum(row.share_s for row in rows)  # shares of three at a time add up to the wall time
-    assert together < sum(row.latency_s for row in rows)
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_as_many_requests_at_a_time_as_asked(at_once):
+    """Each answer waits until as many are under way."""
+    with serve() as tiny:
+        model, together = connected(tiny), threading.Barrier(at_once)
+        tiny.answer = lambda *asked: [together.wait(60), *openai_server.words(*asked)][1:]
+        rows = server.generate_samples(model, PROMPTS, SHORT, batch_size=at_once)
+        assert tiny.most == at_once
+        rows += server.generate_samples(model, PROMPTS, SHORT, limits=Limits(at_once=at_once))
+    assert {(row.batch_size, row.error) for row in rows} == {(at_once, None)}
+    shared, whole = (sum(getattr(row, name) for row in rows) for name in ("share_s", "latency_s"))
+    assert shared < whole or at_once == 1  # shares add up to the wall time
 
 
 def test_times_are_those_of_a_server_that_waits_by_plan(tmp_path):
