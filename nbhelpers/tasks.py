@@ -39,6 +39,9 @@ KINDS = {
     "regex": Kind({"pattern": ""}),
     "number": Kind({"tolerance": 0.0, "relative": 0.0}, ("target",)),
     "letter": Kind({}, ("target", "choices")),
+    "f1": Kind({}, ("target",)),
+    "json": Kind({"schema": ""}),
+    "python": Kind({"function": ""}),
 }
 
 
@@ -106,7 +109,7 @@ def _task(data: dict[str, Any], path: Path, digest: str) -> Task:
     tables = data.get("scorers") or {}
     if not tables:
         raise LabError(f"{where}: there is no scorer: add a table, as [scorers.exact].")
-    scorers = tuple(_scorer(name, table, where) for name, table in tables.items())
+    scorers = tuple(_scorer(name, table, where, path.parent) for name, table in tables.items())
     primary = data.get("primary", scorers[0].name)
     scored = next((s for s in scorers if s.name == primary.partition("/")[0]), None)
     if scored is None:
@@ -130,7 +133,7 @@ def _task(data: dict[str, Any], path: Path, digest: str) -> Task:
     return Task(path.stem, scorers, primary, scale, file, system, stop, examples, path.parent, digest)
 
 
-def _scorer(name: str, table: Any, where: str) -> Scorer:
+def _scorer(name: str, table: Any, where: str, folder: Path) -> Scorer:
     if not isinstance(table, dict):
         raise LabError(f"{where}: {name} is no table: write [scorers.{name}].")
     kind = table.get("kind", name)
@@ -140,9 +143,12 @@ def _scorer(name: str, table: Any, where: str) -> Scorer:
     kinds = {option: type(default) for option, default in defaults.items()}
     _check(table, kinds | {"kind": str}, f"{where}, [scorers.{name}]")
     options = {option: kinds[option](table.get(option, default)) for option, default in defaults.items()}
+    for option, default in defaults.items():
+        if default == "" and not options[option]:
+            raise LabError(f"{where}, [scorers.{name}]: the field {option!r} is missing.")
     if kind == "regex":
         _check_pattern(options["pattern"], f"{where}, [scorers.{name}]")
-    return Scorer(name, kind, options)
+    return Scorer(name, kind, options | {"folder": folder})
 
 
 def _check_pattern(pattern: str, where: str) -> None:
@@ -152,8 +158,6 @@ def _check_pattern(pattern: str, where: str) -> None:
         regex.compile(pattern)
     except regex.error as error:
         raise LabError(f"{where}: the pattern {pattern!r} does not compile ({error}).") from None
-    if not pattern:
-        raise LabError(f"{where}: the field 'pattern' is missing.")
 
 
 def _check(table: dict[str, Any], known: dict[str, Any], where: str) -> None:

@@ -76,3 +76,10 @@ def test_the_table_of_speeds_is_that_of_the_bench():
         name, *cells = (cell.strip() for cell in line.split("|")[1:-1])
         assert cells == [found[model, name] for model in models]
     assert len(table) == 8
+
+
+def test_the_task_shown_is_the_one_that_ships():
+    shown = dict(re.findall(r"```(toml|csv)\n(.*?)```", README, re.S))
+    folder = ROOT / "data" / "tasks"
+    assert (folder / "tickets.toml").read_text() == shown["toml"]
+    assert (folder / "tickets.csv").read_text().startswith(shown["csv"])

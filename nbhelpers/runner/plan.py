@@ -38,9 +38,11 @@ def plan_run(models: Sequence[str], settings: Settings, out: str = "", until_dec
 
     until_decided: the prompts are asked in a random order, which the folder keeps as its file of prompts.
     """
+    from nbhelpers.scoring import reference
     from nbhelpers.stats.sequential import plan_looks
 
     prompts, task = tasks.items(settings), tasks.load_task(settings.task)
+    reference.check(task)
     names = models or registry.embedded_models()
     specs = tuple(registry.tell_apart(inspect(registry.resolve(name)) for name in names))
     if settings.top_k and any(spec.kind == "server" for spec in specs):

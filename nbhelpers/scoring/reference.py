@@ -5,9 +5,16 @@ Each is 1 for right and 0 for wrong, unless it says otherwise; several right ans
 
 from __future__ import annotations
 
+import importlib
+import json
+import math
 import re
 import string
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from nbhelpers import store, tasks
@@ -78,12 +85,82 @@ def letter(text: str, item: Prompt, options: Options) -> float:
     return float(said is not None and said[1] == LETTERS[tasks.right_choice(item)])
 
 
+def f1(text: str, item: Prompt, options: Options) -> float:
+    """The harmonic mean of the shares of words in common with the target, normalised (SQuAD's F1)."""
+
+    def with_one(target: str) -> float:
+        said, right = normalised(text).split(), normalised(target).split()
+        common = sum((Counter(said) & Counter(right)).values())
+        return 2 * common / (len(said) + len(right)) if common else float(said == right)
+
+    return max(with_one(target) for target in item.target)
+
+
+def json_schema(text: str, item: Prompt, options: Options) -> float:
+    """The answer, or the block of code in it, is JSON that the schema accepts."""
+    block = re.search(r"```(?:json)?\s*(.*?)```", text, re.DOTALL)
+    try:
+        found = json.loads(block[1] if block else text)
+    except (ValueError, RecursionError):
+        return 0.0
+    return float(validator(options["folder"] / options["schema"]).is_valid(found))
+
+
+@cache
+def validator(path: Path) -> Any:
+    """The validator of a JSON Schema in a file. LabError for one that is none."""
+    import jsonschema
+
+    try:
+        schema = json.loads(path.read_text(encoding="utf-8"))
+        kind = jsonschema.validators.validator_for(schema)
+        kind.check_schema(schema)
+    except (OSError, ValueError, jsonschema.SchemaError) as error:
+        why = str(error).splitlines()[0]
+        raise LabError(f"The schema {path.name} cannot be used ({why}).") from None
+    return kind(schema)
+
+
+def own(text: str, item: Prompt, options: Options) -> float:
+    """What a function of the user's returns for the answer and the item."""
+    score = own_function(options["folder"], options["function"])(text, item)
+    if not isinstance(score, int | float) or not math.isfinite(score):
+        raise NoScore(f"{options['function']} returned {score!r}, which is no number")
+    return float(score)
+
+
+@cache
+def own_function(folder: Path, name: str) -> Callable[[str, Prompt], Any]:
+    """A function by ``module.function``, of a module beside the task. LabError for what cannot be used."""
+    module, _, function = name.rpartition(".")
+    sys.path.insert(0, str(folder.resolve()))
+    try:
+        found: Callable[[str, Prompt], Any] = getattr(importlib.import_module(module), function)
+    except Exception as error:  # whatever a user's module raises
+        raise LabError(f"The scorer {name!r} cannot be imported ({type(error).__name__}: {error}).") from None
+    finally:
+        sys.path.pop(0)
+    return found
+
+
+def check(task: Task) -> None:
+    """LabError for a schema or a function of the task's that cannot be used, before anything is made."""
+    for scorer in task.scorers:
+        if scorer.kind == "json":
+            validator(scorer.options["folder"] / scorer.options["schema"])
+        if scorer.kind == "python":
+            own_function(scorer.options["folder"], scorer.options["function"])
+
+
 SCORERS: dict[str, Callable[[str, Prompt, Options], float]] = {
     "exact": exact,
     "contains": contains,
     "regex": pattern,
     "number": number,
     "letter": letter,
+    "f1": f1,
+    "json": json_schema,
+    "python": own,
 }
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from nbhelpers import store
 from nbhelpers.comparison import compare as comparison
 from nbhelpers.comparison import plots
 from nbhelpers.comparison.compare import ComparisonReport
-from nbhelpers.records import LabError, ModelSpec
+from nbhelpers.records import LabError, ModelSpec, Result, Scale
 from nbhelpers.stats import paired, sequential
 from nbhelpers.stats.paired import Comparison
 
@@ -437,3 +438,43 @@ def test_a_run_with_looks_is_judged_by_the_always_valid_test():
     assert report.pairs[0].high - report.pairs[0].low > fixed.pairs[0].high - fixed.pairs[0].low
     assert report.basis == "by the rubric, by an always-valid test after 40 of 60 prompts"
     assert fixed.basis == "by the rubric"
+
+
+def task_result(model: str, scores: list[float], **changes: Any) -> Result:
+    """A result of a task of the user's, from 0 to 1 by exact match unless said otherwise."""
+    task = {"primary": "exact", "scale": Scale(0.0, 1.0, 0.1, unit="exact"), "settings": {"task": "t.toml"}}
+    return make_result(model, scores, **(task | changes))
+
+
+def test_right_and_wrong_answers_are_compared_on_their_own_scale_by_the_exact_test():
+    good, bad = [1.0] * 50 + [0.0] * 10, [1.0] * 25 + [0.0] * 35
+    report = comparison.compare([task_result("bad", bad), task_result("good", good)], {})
+    (pair,) = report.pairs
+    assert (pair.a, pair.verdict, pair.margin, pair.unit) == ("good", "better", 0.1, "exact")
+    assert pair.p == paired.mcnemar_p(25, 0, 60)
+    assert report.basis == "by exact" and report.scale.high == 1
+    best = report.ranking["good"]
+    wilson = binomtest(50, 60).proportion_ci(method="wilson")
+    assert (best.low, best.high, best.method) == (wilson.low, wilson.high, "wilson")
+    assert "good does better than bad: +0.42 exact" in comparison.verdict_sentence(pair)
+
+
+def test_where_less_is_better_the_lowest_leads():
+    lower = Scale(0.0, 9.0, 0.1, higher_is_better=False, unit="bits")
+    low, high = [1.0 + 0.1 * n for n in range(12)], [2.5 + 0.11 * n for n in range(12)]
+    results = [task_result(m, s, primary="bits", scale=lower) for m, s in (("high", high), ("low", low))]
+    report = comparison.compare(results, {})
+    (pair,) = report.pairs
+    assert list(report.ranking) == ["low", "high"] and report.pick == "low"
+    assert (pair.a, pair.verdict) == ("low", "better") and pair.difference < 0 and pair.high < 0
+
+
+def test_items_of_a_cluster_count_once(tmp_path):
+    clusters = {"b02": "b01", "b01": "b01"}
+    for model, scores in (("x", [1.0, 0.0, 1.0, 0.0]), ("y", [0.0, 0.0, 1.0, 1.0])):
+        result = task_result(model, scores, clusters=clusters)
+        rows = [(make_sample(model, prompt, 0), 5.0) for prompt in prompt_ids(4)]
+        write_model(tmp_path, result, rows)
+    results, _, notes = comparison.comparable(tmp_path)
+    assert results[0].per_prompt == {"b01": 0.5, "b03": 1.0, "b04": 0.0}
+    assert notes == ["2 items stand in 1 clusters: each cluster counts once, as one prompt."]

@@ -1,14 +1,17 @@
 """Scorers against answers whose worth nobody disputes, and against independent code."""
 
+import json
 import random
 import re
 import time
 
 import pytest
+from made_runs import make_sample
 
 from nbhelpers import tasks
-from nbhelpers.records import Prompt
+from nbhelpers.records import LabError, Prompt, Settings
 from nbhelpers.scoring import reference
+from nbhelpers.stats.estimate import by_prompt, mean_score
 
 ITEM = Prompt("i", "Which city?", target=("The Hague", "Den Haag"))
 LOOSE, STRICT = {"strict": False}, {"strict": True}
@@ -106,6 +109,58 @@ def test_the_letter_that_an_answer_chooses(text, said):
     for letter in "ABCD":
         item = Prompt("i", "?", target=(letter,), choices=("w", "x", "y", "z"))
         assert reference.letter(text, item, {}) == (letter == said)
+
+
+def test_words_in_common_with_the_target_are_f1():
+    item = Prompt("i", "?", target=("the quick fox", "slow"))
+    assert reference.f1("A quick fox!", item, {}) == 1
+    assert reference.f1("quick brown", item, {}) == 0.5  # one word of two and of two
+    assert reference.f1("dog", item, {}) == reference.f1("", item, {}) == 0
+
+
+def test_json_is_right_where_its_schema_accepts_it(tmp_path):
+    schema = {"type": "object", "required": ["n"], "properties": {"n": {"type": "integer"}}}
+    (tmp_path / "s.json").write_text(json.dumps(schema))
+    options, item = {"folder": tmp_path, "schema": "s.json"}, Prompt("i", "?")
+    answers = {'{"n": 1}': 1, '{"n": "1"}': 0, "{}": 0, "n = 1": 0, '```json\n{"n": 2}\n```': 1}
+    assert {text: reference.json_schema(text, item, options) for text in answers} == answers
+    for body in ('{"type": "none"}', "{", None):
+        bad = tmp_path / f"{len(body or '')}.json"
+        if body is not None:
+            bad.write_text(body)
+        with pytest.raises(LabError, match=r"The schema \d+\.json cannot be used"):
+            reference.validator(bad)
+
+
+def test_a_function_beside_the_task_scores_an_answer(tmp_path):
+    code = "def long(text, item):\n    return len(text) / 10 if text else None\n"
+    (tmp_path / "mine_for_tests.py").write_text(code)
+    options = {"folder": tmp_path, "function": "mine_for_tests.long"}
+    assert reference.own("12345", Prompt("i", "?"), options) == 0.5
+    with pytest.raises(reference.NoScore, match="returned None"):
+        reference.own("", Prompt("i", "?"), options)
+    lost = tasks.Scorer("p", "python", options | {"function": "mine_for_tests.no"})
+    task = tasks.Task("t", (lost,), "p", tasks.RIGHT)
+    with pytest.raises(LabError, match=r"'mine_for_tests.no' cannot be imported \(AttributeError"):
+        reference.check(task)
+
+
+@pytest.mark.parametrize("share", [0, 10, 25, 50, 90, 100])
+def test_an_answerer_that_is_right_on_a_share_of_the_shipped_items_scores_that_share(share):
+    """A planted truth, through the scores of samples: 60 items, one of which also fails."""
+    asked = Settings(task="arithmetic")
+    items, right = tasks.items(asked), round(0.6 * share)
+    said = [item.target[0] if n < right else "nobody knows" for n, item in enumerate(items)]
+    broken = "it broke" if share == 0 else None
+    samples = [
+        make_sample("m", item.id, 0, text=text, prompt=item.text, error=None if n else broken)
+        for n, (item, text) in enumerate(zip(items, said, strict=True))
+    ]
+    scores = list(reference.scored(asked, samples))
+    means = by_prompt(scores, "exact")
+    assert sum(means.values()) / 60 == right / 60
+    found = mean_score(means.values(), "exact", tasks.load_task("arithmetic").scale)
+    assert found.method == "wilson" and found.low <= right / 60 <= found.high
 
 
 def squad_exact(text: str, target: str) -> bool:
