@@ -691,3 +691,22 @@ def test_a_prompt_is_encoded_no_more_often_for_its_repeats(monkeypatch):
         assert len(rows) == 2 * repeats and len({row.key for row in rows}) == 2 * repeats
         counts.append(sorted(asked))
     assert counts[0] == counts[1]
+
+
+def test_a_stop_string_ends_a_row_and_is_no_part_of_its_text(tmp_path):
+    """The text is that of a run without it, up to the string; the row was not written to its end."""
+    loaded = loading.load("lab-gpt2")
+    prompts = registry.load_prompts(limit=2)
+    free = generation.generate_samples(loaded, prompts, Settings(repeats=2, max_new_tokens=40))
+    words = [sample.text.split() for sample in free]
+    stop = next(word for word in words[0][2:] if word not in "".join(words[0][:2]))
+    task = tmp_path / "t.toml"
+    task.write_text(f'prompts = "p"\nstop = [{json.dumps(" " + stop)}]\n[scorers.rubric]\n')
+    asked = Settings(task=str(task), repeats=2, max_new_tokens=40)
+    stopped = generation.generate_samples(loaded, prompts, asked)
+    ended = 0
+    for whole, cut in zip(free, stopped, strict=True):
+        assert cut.text == whole.text.split(f" {stop}")[0].rstrip()
+        assert cut.key != whole.key and cut.new_tokens <= whole.new_tokens
+        ended += cut.finish_reason == "stop"
+    assert ended and stopped[0].new_tokens < free[0].new_tokens

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import re
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -15,13 +16,14 @@ from made_runs import (
     make_sample,
     make_score,
     planted,
+    prompt_ids,
     write_info,
     write_model,
 )
 
 from nbhelpers import store
 from nbhelpers.comparison import compare as comparison
-from nbhelpers.records import LabError, Sample
+from nbhelpers.records import LabError, Sample, Scale
 from nbhelpers.report import html as report
 
 VOID = {"meta", "img", "wbr", "br", "link"}
@@ -394,3 +396,36 @@ def test_three_digits(number, shown):
 )
 def test_dollars(usd, shown):
     assert report.dollars(usd) == shown
+
+
+def test_a_task_s_page_shows_what_is_right_its_slices_and_the_items_that_decide(tmp_path):
+    scale = Scale(0.0, 1.0, 0.1, unit="exact")
+    for model, right in (("lab-gpt2", 2), ("lab-llama", 10)):
+        values = [float(n < right) for n in range(12)]
+        task = {"primary": "exact", "scale": scale, "settings": {"task": "sums.toml"}}
+        result = make_result(model, values, **task)
+        folder = tmp_path / result.slug
+        store.write_json(folder / "result.json", result)
+        for n, (prompt, value) in enumerate(zip(prompt_ids(12), values, strict=True)):
+            sample = make_sample(
+                model, prompt, 0, text=f"{model} says {value:g} of {prompt}", content_type=""
+            )
+            tags = ("odd",) if n % 2 else ("even",)
+            score = make_score(sample, 0.0)
+            score = replace(score, values={"exact": value}, target=(f"target of {prompt}",), tags=tags)
+            store.append_row(folder / "samples.jsonl", sample)
+            store.append_row(folder / "scores.jsonl", score)
+    text = unescape(report.write_report(tmp_path).read_text())
+    assert "Which model does the task best?" in text and "Which model writes best?" not in text
+    assert "exact, 0 to 1" in text and "points" not in text.split("What they wrote")[0].split("<main>")[-1]
+    for shown in (
+        "target of b03",
+        "lab-llama says 1 of b03",
+        "lab-gpt2 says 0 of b03",
+        "The items that decide",
+    ):
+        assert shown in text
+    assert "target of b01</td>" not in text.split("The items that decide")[1].split("</section>")[0]  # no gap
+    slices = text.split("<h2>Slices</h2>")[1].split("</section>")[0]
+    assert "even" in slices and "odd" in slices and "6 items" in slices
+    assert "<dd>sums.toml</dd>" in text and "Worst, 0.00 exact." in text
