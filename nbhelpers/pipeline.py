@@ -97,7 +97,7 @@ def _ask_server(run: ModelRun, purposes: list[generate.Purpose]) -> None:
     if path.exists() and not any(None in generate.found(run, purpose) for purpose in purposes):
         return
     served = server.connect(run.spec)
-    prompts = registry.load_prompts(run.settings.prompts, run.settings.limit)
+    prompts = tasks.prompts_of(run.settings)
     print(f"making {run.folder.name}/{path.name}")
     store.write_json(path, served.report)
     for purpose in purposes:

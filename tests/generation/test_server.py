@@ -15,7 +15,7 @@ import openai_server
 import pytest
 from openai_server import Fault, serve
 
-from nbhelpers import pipeline, registry, store
+from nbhelpers import pipeline, registry, store, tasks
 from nbhelpers.generation import generate, server
 from nbhelpers.loading import load, remote
 from nbhelpers.records import FailOnError, Failure, LabError, Limits, Sample, Settings
@@ -329,6 +329,21 @@ def test_all_of_a_models_files_from_a_server(tmp_path):
         name for name in names if name.startswith("memory/") or "joules" in name or "per_request" in name
     ]
     assert {"latency/ttft_s/mean", "latency/tpot_s/mean", "latency/batch_tokens_per_s"} <= names
+
+
+def test_a_server_is_asked_a_tasks_own_items(tmp_path):
+    """A planted server that answers two of three items right scores two thirds."""
+    asked = Settings(task="arithmetic", run_dir=str(tmp_path), limit=6, repeats=1, max_new_tokens=8)
+    items = {item.text: item for item in tasks.prompts_of(asked)}
+    right = {text: n % 3 != 0 for n, text in enumerate(items)}
+    with serve(answer=lambda text, _: [" ", items[text].target[0] if right.get(text) else "none"]) as tiny:
+        run = pipeline.open_run(replace(asked, model=f"server:{tiny.url}#tiny"))
+        pipeline.make(run, "result")
+        bodies = [body for body in tiny.requests if body["messages"][-1]["content"] in items]
+    result = json.loads((run.folder / "result.json").read_text())
+    assert (result["finished"], result["quality"][result["primary"]]["mean"]) == (6, pytest.approx(2 / 3))
+    before = [list(turn) for turn in next(iter(items.values())).before]
+    assert [[turn["role"], turn["content"]] for turn in bodies[0]["messages"][:-1]] == before
 
 
 def test_weights_behind_a_server_are_not_loaded():
