@@ -40,6 +40,8 @@ KINDS = {
     "number": Kind({"tolerance": 0.0, "relative": 0.0}, ("target",)),
     "letter": Kind({}, ("target", "choices")),
     "f1": Kind({}, ("target",)),
+    "chrf": Kind({}, ("target",)),
+    "rouge": Kind({}, ("target",)),
     "json": Kind({"schema": ""}),
     "python": Kind({"function": ""}),
 }

@@ -25,6 +25,7 @@ from nbhelpers.records import ModelRun, Prompt, Sample, Score, Settings
 from nbhelpers.scoring import rubric
 from nbhelpers.tasks import LETTERS, Scorer, Task
 
+LIBRARIES = {"chrf": "sacrebleu", "rouge": "rouge_score.rouge_scorer"}
 PATTERN_S = 1.0  # longest that a user's pattern may search one answer
 _NUMBER = re.compile(r"(?<![\w.])[-−]?[$€£]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?%?", re.IGNORECASE)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
@@ -96,6 +97,26 @@ def f1(text: str, item: Prompt, options: Options) -> float:
     return max(with_one(target) for target in item.target)
 
 
+def chrf(text: str, item: Prompt, options: Options) -> float:
+    """chrF2 of the answer and the targets, 0 to 1 (Popovic 2015; sacrebleu's)."""
+    return float(library("sacrebleu").sentence_chrf(text, list(item.target)).score) / 100
+
+
+def rouge(text: str, item: Prompt, options: Options) -> float:
+    """ROUGE-L's F measure with stems (Lin 2004; rouge-score's)."""
+    scorer = library("rouge_score.rouge_scorer").RougeScorer(["rougeL"], use_stemmer=True)
+    return max(float(scorer.score(target, text)["rougeL"].fmeasure) for target in item.target)
+
+
+def library(name: str) -> Any:
+    """A library of the extra ``text``. LabError where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        how = 'pip install -c constraints.txt -e ".[text]"'
+        raise LabError(f"A scorer needs {name.partition('.')[0]}, which is not installed: {how}.") from None
+
+
 def json_schema(text: str, item: Prompt, options: Options) -> float:
     """The answer, or the block of code in it, is JSON that the schema accepts."""
     block = re.search(r"```(?:json)?\s*(.*?)```", text, re.DOTALL)
@@ -148,6 +169,8 @@ def check(task: Task) -> None:
     for scorer in task.scorers:
         if scorer.kind == "json":
             validator(scorer.options["folder"] / scorer.options["schema"])
+        if scorer.kind in LIBRARIES:
+            library(LIBRARIES[scorer.kind])
         if scorer.kind == "python":
             own_function(scorer.options["folder"], scorer.options["function"])
 
@@ -159,6 +182,8 @@ SCORERS: dict[str, Callable[[str, Prompt, Options], float]] = {
     "number": number,
     "letter": letter,
     "f1": f1,
+    "chrf": chrf,
+    "rouge": rouge,
     "json": json_schema,
     "python": own,
 }

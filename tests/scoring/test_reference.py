@@ -1,5 +1,6 @@
 """Scorers against answers whose worth nobody disputes, and against independent code."""
 
+import importlib.util
 import json
 import random
 import re
@@ -116,6 +117,21 @@ def test_words_in_common_with_the_target_are_f1():
     assert reference.f1("A quick fox!", item, {}) == 1
     assert reference.f1("quick brown", item, {}) == 0.5  # one word of two and of two
     assert reference.f1("dog", item, {}) == reference.f1("", item, {}) == 0
+
+
+def test_chrf_and_rouge_are_their_libraries_or_are_refused_with_what_to_install():
+    item = Prompt("i", "?", target=("the quick brown fox", "a dog"))
+    for kind, name in reference.LIBRARIES.items():
+        task = tasks.Task("t", (tasks.Scorer(kind, kind, {}),), kind, tasks.RIGHT)
+        if importlib.util.find_spec(name.partition(".")[0]) is None:
+            with pytest.raises(LabError, match=r"is not installed: pip install .*\.\[text\]"):
+                reference.check(task)
+            continue
+        reference.check(task)
+        same, near, far = (reference.SCORERS[kind](t, item, {}) for t in ("a dog", "the quick fox", "zzz"))
+        assert same == pytest.approx(1) and 0.4 < near < 1 and far == 0
+    if importlib.util.find_spec("rouge_score"):  # 3 of 3 and of 4 words in order: 2 * 3 / 7
+        assert reference.rouge("the quick fox", item, {}) == pytest.approx(6 / 7)
 
 
 def test_json_is_right_where_its_schema_accepts_it(tmp_path):
