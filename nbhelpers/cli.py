@@ -6,20 +6,18 @@ Of the gate: 0 passes, 1 worse, 3 cannot tell, 2 wrong usage.
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import math
 import re
 import signal
 import sys
-from collections.abc import Callable
-from inspect import Parameter, signature
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
 from nbhelpers import cli_logs, registry
+from nbhelpers.options import options_of, with_options
 from nbhelpers.records import FailOnError, Failure, LabError, Limits, RunInfo, Settings
 from nbhelpers.scoring.texts import printable
 
@@ -31,25 +29,11 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich takes a quarter of the time of --help
 )
 Run = Annotated[str, typer.Argument(help="A run's folder or name, or 'latest'.")]
-SETTINGS, LIMITS = (
-    {field.metadata["option"] or field.name: field for field in dataclasses.fields(kind) if field.metadata}
-    for kind in (Settings, Limits)
-)
-
-
-def _with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with an option for each of SETTINGS and LIMITS in place of its ``**options``."""
-    types, given = get_type_hints(Settings) | get_type_hints(Limits), signature(command, eval_str=True)
-    parameters = list(given.parameters.values())[:-1]
-    for name, field in (SETTINGS | LIMITS).items():
-        kind: Any = Annotated[types[field.name], typer.Option(help=field.metadata["help"])]
-        parameters.append(Parameter(name, Parameter.KEYWORD_ONLY, default=field.default, annotation=kind))
-    command.__signature__ = given.replace(parameters=parameters)  # type: ignore[attr-defined]
-    return command
+SETTINGS, LIMITS = options_of(Settings), options_of(Limits)
 
 
 @app.command()
-@_with_options
+@with_options(Settings, Limits)
 def run(
     context: typer.Context,
     models: Annotated[list[str] | None, typer.Argument(help="Alias, org/name, folder, shape:alias.")] = None,

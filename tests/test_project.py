@@ -14,10 +14,22 @@ PACKAGE = ROOT / "nbhelpers"
 # From the ground up; a name is a file of the package or one of its folders.
 FLOORS = (
     *("redact", "errors", "records", "store", "registry", "tasks", "stats", "devices", "loading"),
-    *("generation", "scoring", "tracking", "pipeline", "comparison", "report", "runner", "cli_logs", "cli"),
+    *(
+        "generation",
+        "scoring",
+        "tracking",
+        "pipeline",
+        "comparison",
+        "logs",
+        "report",
+        "runner",
+        "options",
+        "cli_logs",
+        "cli",
+    ),
 )
 # What it has now, to be lowered with every cut: the aim is 5,500 lines and 3,900 of code.
-MOST_LINES, MOST_CODE_LINES, MOST_FILES, LONGEST_FILE = 9_268, 6_618, 50, 300
+MOST_LINES, MOST_CODE_LINES, MOST_FILES, LONGEST_FILE = 9_264, 6_592, 52, 300
 
 
 def pyproject() -> dict:

@@ -18,8 +18,9 @@ from urllib.parse import quote
 
 from nbhelpers import store
 from nbhelpers.comparison import compare as comparison
-from nbhelpers.comparison import labels, logs, plots
+from nbhelpers.comparison import labels, plots
 from nbhelpers.comparison.compare import ComparisonReport
+from nbhelpers.logs.compare import LogsReport
 from nbhelpers.records import Estimate, LabError, Result, RunInfo, Sample, Score
 from nbhelpers.scoring.texts import printable
 from nbhelpers.stats.estimate import mean_score
@@ -61,7 +62,7 @@ def write_report(run_dir: Path) -> Path:
     return _write(run_dir / "index.html", "report.html", raters=raters, **values)
 
 
-def write_logs(folder: Path, found: logs.LogsReport) -> Path:
+def write_logs(folder: Path, found: LogsReport) -> Path:
     """Write <folder>/index.html of a comparison of logs. LabError for a page there that is not ours."""
     shown = [(one, _pictures((), one.report).get("pairs")) for one in found.comparisons]
     return _write(folder / "index.html", "logs.html", shown=shown, notes=found.notes)

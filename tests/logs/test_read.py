@@ -12,12 +12,13 @@ import pytest
 from typer.testing import CliRunner
 
 from nbhelpers import cli, store
-from nbhelpers.comparison import imports, logs
-from nbhelpers.comparison.logs import Choice
+from nbhelpers.logs import compare
+from nbhelpers.logs import read as reading
+from nbhelpers.logs.formats import Choice
 from nbhelpers.records import LabError, Result, Sample, Score, Settings
 from nbhelpers.stats import paired
 
-LOGS = Path(__file__).parent / "logs"
+LOGS = Path(__file__).parent / "data"
 HARNESS = [LOGS / "lm_eval" / model for model in ("lab-gpt2", "lab-llama")]
 INSPECT = [LOGS / "inspect" / name for name in ("monday.eval", "tuesday.eval")]
 
@@ -50,15 +51,15 @@ def harness(path: Path, scores: dict[str, float], **fields) -> Path:
     return write_lines(path, rows)
 
 
-def read(*paths: Path, **choice) -> list[logs.Log]:
-    return [log for path in paths for log in imports.read(path, choice=Choice(**choice))]
+def read(*paths: Path, **choice) -> list[reading.Log]:
+    return [log for path in paths for log in reading.read(path, choice=Choice(**choice))]
 
 
-def compared(*paths: Path, **choice) -> logs.LogsReport:
-    return logs.compare_logs(read(*paths, **choice), Choice(**choice))
+def compared(*paths: Path, **choice) -> compare.LogsReport:
+    return compare.compare_logs(read(*paths, **choice), Choice(**choice))
 
 
-def by_metric(found: list[logs.Log]) -> dict[tuple[str, str, str], logs.Log]:
+def by_metric(found: list[reading.Log]) -> dict[tuple[str, str, str], reading.Log]:
     return {(log.model, log.task, log.metric): log for log in found}
 
 
@@ -72,7 +73,7 @@ def test_a_log_of_the_harness_gives_the_means_that_the_harness_printed():
             ("lab_words", "exact_match"),
         }
         for (model, task, metric), log in found.items():
-            assert model == folder.name and log.binary and log.higher
+            assert model == folder.name and log.higher
             used = "first-word" if task == "lab_words" else "none"
             assert np.mean([*log.scores.values()]) == pytest.approx(about[task][f"{metric},{used}"])
 
@@ -155,7 +156,7 @@ def test_differences_agree_with_an_independent_package(case):
     x = np.array([a[item] - b[item] for item in a])
     half = paired.t_interval(float(x.mean()), float(x.std(ddof=1)), len(x))
     assert half == pytest.approx((low, high), abs=1e-9)
-    if not all(log.binary for log in found if log.metric == case["metric"]):
+    if {*a.values(), *b.values()} > {0, 1}:
         assert sorted((sign * pair.low, sign * pair.high)) == pytest.approx((low, high), abs=1e-9)
 
 
@@ -180,10 +181,8 @@ def test_promptfoo_cells_are_paired_by_their_vars_and_repeats_averaged(tmp_path)
     assert b.scores == {'{"q": "q0"}': 0.25, '{"q": "q1"}': 0.25, '{"q": "q2"}': 0.25}
     assert a.dropped == {'{"q": "q0"}': "error: 504"} and len(a.scores) == 2
     assert {metric for _, _, metric in found} == {"score", "pass", "tone", "latency", "cost"}
-    assert found["a", "", "pass"].binary
     (one,) = compared(path).comparisons
     assert one.report.notes == ('Left out, because a has no score there: {"q": "q0"} (error: 504).',)
-    assert by_metric(read(write_lines(tmp_path / "rows", rows)))["b", "", "score"].scores == b.scores
     path.write_text(json.dumps(promptfoo(rows, 9)))
     with pytest.raises(LabError, match="promptfoo results of version 9 are unknown to this release"):
         read(path)
@@ -193,7 +192,8 @@ def test_columns_of_promptfoo_are_provider_and_prompt(tmp_path):
     rows = [
         cell(i, "a", f"q{i}", s) | {"prompt": {"label": p}} for p, s in (("x", 1), ("y", 0)) for i in (0, 1)
     ]
-    path = write_lines(tmp_path / "rows.jsonl", rows)
+    path = tmp_path / "eval.json"
+    path.write_text(json.dumps(promptfoo(rows)))
     assert {log.model for log in read(path)} == {"a, x", "a, y"}
 
 
@@ -243,8 +243,8 @@ def test_a_task_is_named_as_the_harness_names_its_files(tmp_path):
 
 
 def test_items_that_one_side_lacks_are_listed(tmp_path):
-    a = harness(tmp_path / "a" / "log", {f"{i}": i % 2 for i in range(10)})
-    b = harness(tmp_path / "b" / "log", {f"{i}": 1 if i != 9 else math.nan for i in range(2, 10)})
+    a = harness(tmp_path / "a" / "log.jsonl", {f"{i}": i % 2 for i in range(10)})
+    b = harness(tmp_path / "b" / "log.jsonl", {f"{i}": 1 if i != 9 else math.nan for i in range(2, 10)})
     (one,) = compared(a, b).comparisons
     assert one.lacking == {
         "a": {},
@@ -258,26 +258,26 @@ def test_items_that_one_side_lacks_are_listed(tmp_path):
 
 def test_other_documents_and_other_prompts_are_refused(tmp_path):
     scores = {f"{i}": i % 2 for i in range(6)}
-    a = harness(tmp_path / "a" / "log", scores)
-    other = harness(tmp_path / "b" / "log", scores, doc_hash="x")
+    a = harness(tmp_path / "a" / "log.jsonl", scores)
+    other = harness(tmp_path / "b" / "log.jsonl", scores, doc_hash="x")
     with pytest.raises(LabError, match=r"cannot be paired: b has another text than a for the item 0\."):
         compared(a, other)
-    other = harness(tmp_path / "b" / "log", scores, prompt_hash="x")
+    other = harness(tmp_path / "b" / "log.jsonl", scores, prompt_hash="x")
     with pytest.raises(LabError, match=r"has another prompt than a for the item 0 \(--any-prompt"):
         compared(a, other)
     assert compared(a, other, any_prompt=True).comparisons[0].report.pairs[0].n == 6
 
 
 def test_two_logs_without_a_common_item_and_without_a_common_metric_are_refused(tmp_path):
-    a = harness(tmp_path / "a" / "log", {"0": 1, "1": 0})
+    a = harness(tmp_path / "a" / "log.jsonl", {"0": 1, "1": 0})
     with pytest.raises(LabError, match=r"The logs of a and b have no item in common\."):
-        compared(a, harness(tmp_path / "b" / "log", {"7": 1}))
+        compared(a, harness(tmp_path / "b" / "log.jsonl", {"7": 1}))
     with pytest.raises(
         LabError, match="No two logs have the same task and metric that you ask for: they have acc"
     ):
         compared(a, write_lines(tmp_path / "c", table({"c": [1, 0]})))
     with pytest.raises(LabError, match="they have acc by a"):
-        compared(a, harness(tmp_path / "b" / "log", {"0": 1}), metric="f1")
+        compared(a, harness(tmp_path / "b" / "log.jsonl", {"0": 1}), metric="f1")
 
 
 def test_a_metric_where_less_is_better_turns_the_verdict(tmp_path):
@@ -285,7 +285,7 @@ def test_a_metric_where_less_is_better_turns_the_verdict(tmp_path):
     base = rng.random(30)
     rows = [r | {"metric": "wer"} for r in table({"a": (base / 2).tolist(), "b": (base / 2 + 0.3).tolist()})]
     path = write_csv(tmp_path / "log.csv", rows)
-    (one,) = compared(path, lower_is_better=("wer",)).comparisons
+    (one,) = compared(path, lower_is_better=True).comparisons
     pair = one.report.pairs[0]
     assert (pair.a, pair.verdict, one.report.pick) == ("a", "better", "a") and pair.difference < 0
     assert compared(path).comparisons[0].report.pairs[0].a == "b"
@@ -342,10 +342,10 @@ BROKEN = {
     '{"doc_id": 1, "metrics": ["acc"], "acc": 1}\n{"doc_id": 2,': "line 2: not JSON",
     '{"doc_id": 1, "metrics": ["acc"], "acc": 1}\n7\n': "line 2: not an object",
     '{"doc_id": 1, "metrics": ["acc"], "acc": 1}\n{"doc_id": 1}\n': "as its tool writes it: KeyError",
-    '{"results": {"version": 3, "results": [3]}}': "as its tool writes it",
+    '{"evalId": "e", "results": {"version": 3, "results": [3]}}': "as its tool writes it",
     "id,model,score\n1,a,good\n": "row 1: 'good' is not a score",
     "id,model,score\n,a,1\n": "row 1: id is missing",
-    "id,model,score\n1,a\n": "a line has fewer cells than the header",
+    "id,model,score\n1,a\n": "has more or fewer cells than the header",
     "id,model,score,repeat\n1,a,1,0\n1,a,0,0\n": "repeat 0 of the item 1 of a stands twice",
     "id,model,score,text\n1,a,1,x\n1,a,0,y\n": "the item 1 of a stands there with two texts",
 }
@@ -363,7 +363,7 @@ def test_what_is_no_log_is_refused_in_one_sentence(text, tmp_path):
 def test_bytes_that_are_no_text_and_missing_files_are_refused(tmp_path):
     path = tmp_path / "log"
     path.write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(LabError, match="is not text, nor an Inspect log"):
+    with pytest.raises(LabError, match="is not text in UTF-8, nor an Inspect log"):
         read(path)
     with pytest.raises(LabError, match=r"There is no log"):
         read(tmp_path / "none.csv")
@@ -381,21 +381,21 @@ def test_a_blank_score_is_listed_and_a_rate_may_be_true_or_false(tmp_path):
         tmp_path / "log.csv", [{"id": 1, "model": "a", "score": "True"}, {"id": 2, "model": "a", "score": ""}]
     )
     (log,) = read(path)
-    assert log.scores == {"1": 1.0} and log.dropped == {"2": "no score"} and log.binary
+    assert log.scores == {"1": 1.0} and log.dropped == {"2": "no score"}
 
 
 def test_a_model_is_chosen_and_a_wrong_one_named(tmp_path):
     path = write_csv(tmp_path / "log.csv", table({"a": [1, 0], "b": [0, 1]}))
-    assert [log.model for log in imports.read(path, "b")] == ["b"]
+    assert [log.model for log in reading.read(path, "b")] == ["b"]
     with pytest.raises(LabError, match=r"has no model 'c': it has a, b\."):
-        imports.read(path, "c")
+        reading.read(path, "c")
 
 
 def test_ten_thousand_rows_take_under_two_seconds(tmp_path):
     rng = np.random.default_rng(0)
     rows = table({m: rng.random(5000).tolist() for m in "ab"})
-    harness(tmp_path / "h" / "log", {f"{i}": i % 2 for i in range(5000)})
-    harness(tmp_path / "k" / "log", {f"{i}": i % 3 == 0 for i in range(5000)})
+    harness(tmp_path / "h" / "log.jsonl", {f"{i}": i % 2 for i in range(5000)})
+    harness(tmp_path / "k" / "log.jsonl", {f"{i}": i % 3 == 0 for i in range(5000)})
     path = write_csv(tmp_path / "log.csv", rows)
     for files in ((path,), (tmp_path / "h", tmp_path / "k")):
         start = time.process_time()
@@ -508,6 +508,55 @@ def test_the_command_prints_and_writes(tmp_path):
     assert "lab-llama and lab-gpt2: cannot tell: +0.07 acc" in done.stdout
     page = (tmp_path / "index.html").read_text()
     assert "cannot tell: +0.07 acc" in page and page.count("<svg") == 0 and "image/svg+xml" in page
-    written = store.read_json(tmp_path / "comparison.json", logs.LogsReport)
+    written = store.read_json(tmp_path / "comparison.json", compare.LogsReport)
     printed = CliRunner().invoke(cli.app, ["compare", *files, "--task", "lab_endings", "--json"])
     assert json.loads(printed.stdout) == json.loads(json.dumps(dataclasses.asdict(written)))
+
+
+def test_a_spreadsheets_semicolons_mark_and_decimal_commas_are_understood(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("\ufeffID;Model;Score\r\n1;a;0,5\r\n;;\r\n2;a;1\r\n", encoding="utf-8")
+    assert read(path)[0].scores == {"1": 0.5, "2": 1.0}
+
+
+def test_a_text_may_hold_what_ends_a_line_elsewhere(tmp_path):
+    path = tmp_path / "log.jsonl"
+    rows = [{"doc_id": i, "doc": "a\u2028b", "metrics": ["acc"], "acc": 1} for i in range(2)]
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    assert read(path)[0].scores == {"0": 1, "1": 1}
+
+
+def test_a_broken_log_in_a_folder_is_refused_and_never_passed_over(tmp_path):
+    harness(tmp_path / "samples_t_1.jsonl", {"0": 1})
+    (tmp_path / "samples_u_1.jsonl").write_text('{"doc_id": 1, "metrics": []}\n{"doc_id"')
+    with pytest.raises(LabError, match="line 2: not JSON"):
+        read(tmp_path)
+
+
+def test_one_text_counts_once_and_a_document_twice_is_refused(tmp_path):
+    scores = {f"{i}": i % 2 for i in range(6)}
+    a, b = (harness(tmp_path / m / "log.jsonl", scores, doc_hash="d", prompt_hash="p") for m in "ab")
+    (one,) = compared(a, b).comparisons
+    assert one.report.pairs[0].n == 1
+    assert one.report.notes == ("6 items have 1 different texts: each text counts once.",)
+    a.write_text(a.read_text() * 2)
+    with pytest.raises(LabError, match="of the item 0 of a stands twice"):
+        read(a)
+
+
+def test_null_is_no_cluster_and_a_wrong_field_is_said(tmp_path):
+    rows = [row | {"cluster": None} for row in table({"a": [0.1, 0.5], "b": [0.2, 0.4]})]
+    path = write_lines(tmp_path / "log.jsonl", rows)
+    assert not read(path)[0].clusters
+    with pytest.raises(LabError, match="has no items with a field 'pasage'"):
+        read(path, cluster="pasage")
+
+
+def test_a_score_too_large_for_a_number_is_refused(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("id,model,score\n1,a,1,2\n")
+    with pytest.raises(LabError, match="line 2: it has more or fewer cells"):
+        read(path)
+    write_lines(path, [{"id": 1, "model": "a", "score": 10**400}])
+    with pytest.raises(LabError, match="is not a score"):
+        read(path)

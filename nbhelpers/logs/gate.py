@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from nbhelpers.comparison import logs
-from nbhelpers.comparison.logs import Choice, Log
+from nbhelpers.logs import compare
+from nbhelpers.logs.formats import Choice
+from nbhelpers.logs.read import Log, named
 from nbhelpers.records import SCHEMA_VERSION, LabError, Record
 from nbhelpers.stats import noninferiority, paired
-from nbhelpers.stats.noninferiority import Outcome
+from nbhelpers.stats.noninferiority import Kept, Outcome
 from nbhelpers.stats.paired import ALPHA
 
 EXIT_CODES: dict[Outcome, int] = {"passes": 0, "worse": 1, "cannot tell": 3}
 
 
-@dataclass(frozen=True)
-class Check(Record):
+@dataclass(frozen=True, kw_only=True)
+class Check(Kept, Record):
     """What a candidate must keep: a metric within its margin, or a mean within a factor (a budget)."""
 
     name: str
@@ -24,13 +25,6 @@ class Check(Record):
     candidate: str
     items: str  # what n counts
     limit: float  # -margin, or the budget
-    n: int  # and the rest as in ``noninferiority.Kept``
-    value: float | None
-    low: float | None
-    high: float | None
-    p_worse: float | None  # corrected over all checks
-    outcome: Outcome
-    needed: int | None
     reason: str = ""
 
 
@@ -45,11 +39,7 @@ class GateReport(Record):
 
 
 def gate(
-    baseline: Sequence[Log],
-    candidate: Sequence[Log],
-    choice: Choice,
-    budgets: dict[str, float] | None = None,
-    allow_missing: bool = False,
+    baseline: Sequence[Log], candidate: Sequence[Log], choice: Choice, budgets: dict[str, float] | None = None
 ) -> GateReport:
     """Is no metric of the candidate worse by the margin, and no mean above its budget? All tests at 5%.
 
@@ -60,64 +50,59 @@ def gate(
     """
     olds, news = (list(dict.fromkeys(log.model for log in every)) for every in (baseline, candidate))
     pairs = [(name, name) for name in olds if name in news] or list(zip(olds, news, strict=False))
-    if len(pairs) < max(len(olds), len(news)) and (len(olds) > 1 or len(news) > 1):
+    if len(pairs) < max(len(olds), len(news)) > 1:
         raise LabError(f"Choose a model by LOG#MODEL: these have {', '.join(olds)} and {', '.join(news)}.")
     checks, notes = list[Check](), list[str]()
     for old, new in pairs:
         mine, other = ([g for g in every if g.model == m] for every, m in ((baseline, old), (candidate, new)))
-        one, two = logs.named([mine[0], other[0]])
-        names = one.model, two.model if two.model != one.model else f"{two.model} (candidate)"
-        both = [replace(g, model=name) for own, name in ((mine, names[0]), (other, names[1])) for g in own]
-        lost_tasks = sorted({g.task for g in mine} - {g.task for g in other} - {""})
-        if lost_tasks and not allow_missing and not choice.pool and choice.task in ("", *lost_tasks):
-            lacks = f"{names[1]} has no log of the task {lost_tasks[0]}"
-            raise LabError(f"The candidate {lacks} (--allow-missing, if that is meant).")
-        found, said = logs.groups(both, choice)
-        notes += said
-        for group in found:
-            check = _kept(group, *names)
-            lost = len(group.lacking.get(names[1], {}))
-            if lost and check.outcome == "passes" and not allow_missing:
-                lost_says = f"the candidate lacks {lost} items (--allow-missing, if that is meant)"
-                check = replace(check, outcome="cannot tell", reason=lost_says)
-            checks.append(check)
-            notes += group.notes
-        for budget, limit in (budgets or {}).items():
-            checks.append(_within(budget, limit, mine, other, names))
-    if len(pairs) > 1:
-        checks = [replace(check, name=f"{check.name}, {check.candidate}") for check in checks]
-    p = iter(paired.holm([check.p_worse for check in checks if check.p_worse is not None]))
-    checks = [c if c.p_worse is None else _corrected(replace(c, p_worse=next(p))) for c in checks]
+        one, two = (log.model for log in named([mine[0], other[0]]))
+        names = one, two if two != one else f"{two} (candidate)"
+        both = [replace(g, model=name) for own, name in ((mine, one), (other, names[1])) for g in own]
+        lost = sorted({g.task for g in mine} - {g.task for g in other} - {""})
+        if lost and not choice.pool and choice.task in ("", *lost):
+            raise LabError(f"The candidate {names[1]} has no log of the task {lost[0]}.")
+        groups, said = compare.groups(both, choice)
+        kept = [_kept(group, *names) for group in groups]
+        kept += [_within(name, limit, mine, other, names) for name, limit in (budgets or {}).items()]
+        checks += [replace(c, name=f"{c.name}, {c.candidate}") for c in kept] if len(pairs) > 1 else kept
+        notes += [*said, *(note for group in groups for note in group.notes)]
+    tested = [check for check in checks if check.p_worse is not None]
+    for check, p in zip(tested, paired.holm([c.p_worse or 0.0 for c in tested]), strict=True):
+        corrected = replace(check, p_worse=p)
+        if check.outcome == "worse" and p >= ALPHA:
+            why = "not after correction for the other checks"
+            corrected = replace(corrected, outcome="cannot tell", reason=why)
+        checks[checks.index(check)] = corrected
     outcome = max((check.outcome for check in checks), key=["passes", "cannot tell", "worse"].index)
     return GateReport(outcome, tuple(checks), tuple(dict.fromkeys(notes)))
 
 
-def _corrected(check: Check) -> Check:
-    """Worse only if it still is after Holm's correction."""
-    if check.outcome == "worse" and check.p_worse is not None and check.p_worse >= ALPHA:
-        return replace(check, outcome="cannot tell", reason="not after correction for the other checks")
-    return check
-
-
-def _kept(group: logs.Group, old: str, new: str) -> Check:
-    """``noninferiority.difference`` of a metric."""
+def _kept(group: compare.Group, old: str, new: str) -> Check:
+    """``noninferiority.difference`` of a metric; a candidate that lacks items cannot pass."""
     log, sign = group.logs[0], 1 if group.logs[0].higher else -1
-    scores = [[sign * score for score in group.scores[name].values()] for name in (old, new)]
-    found = noninferiority.difference(scores[0], scores[1], group.margin)
-    return Check(f"{log.metric}{logs.of(log.task)}", old, new, group.items, -group.margin, **vars(found))
+    one, two = ([sign * score for score in group.scores[name].values()] for name in (old, new))
+    found, reason = noninferiority.difference(one, two, group.margin), ""
+    if found.outcome == "passes" and (lost := len(group.lacking[new])):
+        found, reason = replace(found, outcome="cannot tell"), f"the candidate lacks {lost} items"
+    name, limit = f"{log.metric}{compare.of(log.task)}", -group.margin
+    check = Check(**vars(found), name=name, baseline=old, candidate=new, items=group.items, limit=limit)
+    return replace(check, reason=reason)
 
 
 def _within(name: str, limit: float, old: Sequence[Log], new: Sequence[Log], names: tuple[str, str]) -> Check:
     """``noninferiority.ratio`` of what was measured; cost is in proportion to energy, else to time."""
     means = [{log.metric: log.scores for log in logs if log.scores} for logs in (old, new)]
-    both = [metric for metric in logs.MEASURED if all(metric in own for own in means)]
+    both = [metric for metric in compare.MEASURED if all(metric in own for own in means)]
     used = next((m for m in ([name, "energy", "time"] if name == "cost" else [name]) if m in both), None)
     if used is None:
         raise LabError(f"There is no {name} in both: a budget may be on {', '.join(both) or 'nothing here'}.")
     one, two = (own[used] for own in means)
     items = sorted(one.keys() & two.keys())
     found = noninferiority.ratio([one[item] for item in items], [two[item] for item in items], limit)
-    return Check(name if used == name else f"{name} (by {used})", *names, "prompts", limit, **vars(found))
+    said = name if used == name else f"{name} (by {used})"
+    return Check(
+        **vars(found), name=said, baseline=names[0], candidate=names[1], items="prompts", limit=limit
+    )
 
 
 def sentence(check: Check) -> str:
@@ -159,13 +144,9 @@ def junit(report: GateReport) -> str:
     from xml.etree import ElementTree
 
     kinds = {"worse": "failure", "cannot tell": "error"}
-    outcomes = [check.outcome for check in report.checks]
-    counts = {
-        "tests": len(outcomes),
-        "failures": outcomes.count("worse"),
-        "errors": outcomes.count("cannot tell"),
-    }
-    suite = ElementTree.Element("testsuite", {"name": "gate"} | {name: f"{n}" for name, n in counts.items()})
+    outcomes = [str(check.outcome) for check in report.checks]
+    counts = {f"{kind}s": str(outcomes.count(said)) for said, kind in kinds.items()}
+    suite = ElementTree.Element("testsuite", {"name": "gate", "tests": str(len(outcomes))} | counts)
     for check in report.checks:
         case = ElementTree.SubElement(suite, "testcase", classname=check.candidate, name=check.name)
         if kind := kinds.get(check.outcome):

@@ -1,0 +1,274 @@
+"""What stands in a file of results, whoever wrote it, as rows: one score of one item.
+
+What a file is, its content says. The formats, as their makers write them: lm-evaluation-harness 0.4.13
+(``--log_samples``; lm_eval/result_schema.py, ``SampleResult``), Inspect (by its own reader), promptfoo
+(``OutputFile`` in src/types/index.ts), and tables with the columns of ``_table``.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nbhelpers import store
+from nbhelpers.comparison import compare
+from nbhelpers.records import LabError, Result, Sample, Score
+
+POINTS = "points"  # the unit of this laboratory's own scores, from 1 to 10
+KNOWN = "lm-evaluation-harness (samples_….jsonl), Inspect, promptfoo, or a table with id, model, score"
+Rows = list[dict[str, Any]]
+
+
+class Row(NamedTuple):
+    """One score of one item; repeats of an item are several rows."""
+
+    model: str
+    task: str
+    metric: str
+    item: str
+    score: float | None  # None: ``why`` says why there is none
+    text: str = ""  # digest of the item, "" where the log does not say it
+    prompt: str = ""  # digest of what the model was asked
+    cluster: str = ""
+    repeat: str = ""
+    why: str = ""
+    higher: bool = True  # is better
+    unit: str = ""  # default: the metric
+    note: str = ""  # what a reader must know of the log
+
+
+def _choice(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text, "option": ""})
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is read of logs, and how it is paired: options of the command line."""
+
+    metric: str = _choice("", "Metric, or all; default: the first of each task.")
+    task: str = _choice("", "Only this task.")
+    margin: float | None = _choice(
+        None, "Difference that matters; default: 0.5 points, 0.05 of a 0..1 metric."
+    )
+    lower_is_better: bool = _choice(False, "Less is better of the metric, where the log does not say so.")
+    cluster: str = _choice("", "Field of an item that names its cluster (a passage, say).")
+    pool: bool = _choice(False, "Take all tasks as one, each a cluster of its items.")
+    filter: str = _choice("", "Filter of lm-evaluation-harness; default: the first.")
+    any_prompt: bool = _choice(False, "Pair items whose prompts differ, as by chat templates.")
+
+
+def rows_of(path: Path, choice: Choice) -> Iterator[Row] | None:
+    """The rows of a file, None for one that is no log. LabError for a broken one."""
+    body = path.read_bytes()
+    if body.startswith(b"PK"):
+        return _inspect(path, "eval", choice)
+    found = _parsed(body, path)
+    keys = set(found[0]) if found and isinstance(found[0], dict) else set[str]()
+    if {"eval", "status"} <= keys:
+        return _inspect(path, "json", choice)
+    for wanted, reader in READERS.items():
+        if keys.issuperset(wanted):
+            return reader(path, found, choice)
+    return None
+
+
+def _parsed(body: bytes, path: Path) -> Rows:
+    """The objects of a JSON document or of JSON lines, or the rows of a table."""
+    try:
+        text = body.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise LabError(f"{path} is not text in UTF-8, nor an Inspect log.") from None
+    if text.lstrip()[:1] not in ("{", "["):
+        return _csv(text, path)
+    try:
+        document = json.loads(text)
+        return document if isinstance(document, list) else [document]
+    except (ValueError, RecursionError):
+        lines = enumerate(text.split("\n"), 1)  # a text may hold what splitlines takes for an end
+    rows: Rows = []
+    for number, line in lines:
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except (ValueError, RecursionError) as error:
+                raise LabError(f"{path}, line {number}: not JSON ({error}).") from None
+            if not isinstance(rows[-1], dict):
+                raise LabError(f"{path}, line {number}: not an object.")
+    return rows
+
+
+def _csv(text: str, path: Path) -> Rows:
+    """Rows under the header's names; where semicolons part the cells, as spreadsheets do, 0,5 is 0.5."""
+    semicolons = ";" in text.partition("\n")[0]
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=";" if semicolons else ",")
+    rows, header = Rows(), [name.strip().lower() for name in next(lines, [])]
+    try:
+        for cells in filter(any, lines):
+            row = dict(zip(header, cells, strict=True))
+            if semicolons and "score" in row:
+                row["score"] = row["score"].replace(",", ".")
+            rows.append(row)
+    except (csv.Error, ValueError):
+        problem = "has more or fewer cells than the header, or one that is too long"
+        raise LabError(f"{path}, line {lines.line_num}: it {problem}.") from None
+    return rows
+
+
+def _digest(value: Any) -> str:
+    canonical = json.dumps(value, sort_keys=True, ensure_ascii=True, default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _number(value: Any) -> float | None:
+    """A score as a number, or None."""
+    words = {"true": 1.0, "false": 0.0}
+    try:
+        return float(words.get(str(value).strip().lower(), value))
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _named(fields: Any, name: str) -> str:
+    """A field as text, "" where there is none."""
+    value = fields.get(name) if isinstance(fields, dict) else None
+    return "" if value is None else str(value)
+
+
+def _harness(path: Path, found: Rows, choice: Choice) -> Iterator[Row]:
+    """A line a document and filter; the model's name is in the results_….json beside it."""
+    stamp = path.stem.rsplit("_", 1)[-1]
+    beside = sorted(path.parent.glob("results_*.json"), key=lambda file: (stamp in file.name, file.name))
+    about = _parsed(beside[-1].read_bytes(), beside[-1])[0] if beside else {}
+    model = compare.spec_of(str(about.get("model_name") or path.parent.resolve().name)).alias
+    task = path.stem.removeprefix("samples_").rsplit("_", 1)[0] if path.name.startswith("samples_") else ""
+    higher = about.get("higher_is_better", {}).get(task, {})
+    filters = list(dict.fromkeys(str(row.get("filter", "none")) for row in found))
+    used, several = choice.filter if choice.filter in filters else filters[0], len(filters) > 1
+    if several and choice.filter not in ("", used):
+        raise LabError(f"{path} has no filter {choice.filter!r}: it has {', '.join(filters)}.")
+    note = f"{task}: of the filters {', '.join(filters)} {used} is taken." if several else ""
+    for row in found:
+        item = (str(row["doc_id"]), _named(row, "doc_hash"), _named(row, "prompt_hash"))
+        if str(row.get("filter", "none")) == used:
+            for metric in row["metrics"]:
+                yield Row(
+                    *(model, task, metric, item[0], _number(row.get(metric)), *item[1:]),
+                    cluster=_named(row.get("doc"), choice.cluster),
+                    repeat="1",  # its own are in resps: a document stands there once
+                    why=f"its {metric} is not one number",
+                    higher=bool(higher.get(metric, True)),
+                    note=note,
+                )
+
+
+def _inspect(path: Path, kind: Any, choice: Choice) -> Iterator[Row]:
+    """A line a sample, epoch and scorer; clusters as the scorer's stderr names them."""
+    try:
+        from inspect_ai.log import read_eval_log, read_eval_log_sample_summaries
+        from inspect_ai.scorer import value_to_float
+    except ImportError:
+        why = "which its own package reads: pip install 'nbhelpers[logs]'"
+        raise LabError(f"{path} is a log of Inspect, {why}.") from None
+    try:
+        head = read_eval_log(path, header_only=True, format=kind)
+        samples = read_eval_log_sample_summaries(path, format=kind)
+    except Exception as error:  # of its zip, JSON and pydantic
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise LabError(f"{path} is not a log that this release of Inspect can read ({lines[0]}).") from None
+    clusters = dict[str, str]()
+    for scorer in head.eval.scorers or ():
+        metrics = scorer.metrics if isinstance(scorer.metrics, list) else []
+        options = [getattr(metric, "options", None) or {} for metric in metrics]
+        clusters[scorer.name] = next((o["cluster"] for o in options if o.get("cluster")), "")
+    letters, to_float = ("C", "I", "P", "N", "yes", "no"), value_to_float()
+    note = "" if head.status == "success" else f"{path.name}: Inspect says of this log: {head.status}."
+    for sample in samples:
+        asked = sample.input
+        said = asked if isinstance(asked, str) else [(message.role, message.text) for message in asked]
+        text, failed = _digest([said, sample.target, sample.choices]), sample.error or sample.limit
+        values = {name: score.value for name, score in (sample.scores or {}).items()}
+        for name, value in (values or dict.fromkeys(clusters)).items():
+            for part, one in value.items() if isinstance(value, dict) else [("", value)]:
+                known = isinstance(one, str) and one in letters
+                metric, score = f"{name}/{part}" if part else name, to_float(one) if known else _number(one)
+                yield Row(
+                    *(head.eval.model, head.eval.task, metric, str(sample.id), score, text),
+                    cluster=_named(sample.metadata, choice.cluster or clusters.get(name, "")),
+                    repeat=str(sample.epoch),
+                    why=str(failed or f"its {name} is {one!r}, not a number"),
+                    note=note,
+                )
+
+
+def _promptfoo(path: Path, found: Rows, choice: Choice) -> Iterator[Row]:
+    """A cell of the grid is a test by a provider and prompt. A repeated test is another row with its vars."""
+    if (version := found[0]["results"]["version"]) != 3:
+        raise LabError(f"{path}: promptfoo results of version {version} are unknown to this release.")
+    results = found[0]["results"]["results"]
+    labels = {row["prompt"]["label"] for row in results}
+    for row in results:
+        provider, given, prompt = row["provider"], row.get("vars") or {}, row["prompt"]["label"]
+        name = f"{provider.get('label') or provider['id']}" + f", {prompt}" * (len(labels) > 1)
+        said, text = json.dumps(given, sort_keys=True, ensure_ascii=False), _digest(given)
+        item = said if len(said) <= 80 else f"{said[:70]}… {text[:8]}"
+        cluster = _named(given | ((row.get("testCase") or {}).get("metadata") or {}), choice.cluster)
+        failed = row.get("failureReason") == 2
+        values = {"score": row.get("score"), "pass": row.get("success"), **(row.get("namedScores") or {})}
+        values |= {"latency": row.get("latencyMs"), "cost": row.get("cost")}
+        for metric, value in values.items():
+            score, why = None if failed else _number(value), f"error: {row.get('error')}"
+            higher = metric not in ("latency", "cost")
+            yield Row(name, "", metric, item, score, text, cluster=cluster, why=why, higher=higher)
+
+
+def _table(path: Path, found: Rows, choice: Choice) -> Iterator[Row]:
+    """Columns id, model, score; if there: task, metric, repeat, cluster, text (what was asked)."""
+    for number, row in enumerate(found, 1):
+        if lacking := [name for name in ("id", "model") if not _named(row, name)]:
+            raise LabError(f"{path}, row {number}: {lacking[0]} is missing.")
+        score = _number(row.get("score"))
+        if score is None and _named(row, "score"):
+            raise LabError(f"{path}, row {number}: {row['score']!r} is not a score.")
+        names, text = (_named(row, "model"), _named(row, "task"), _named(row, "metric") or "score"), ""
+        if _named(row, "text"):
+            text = _digest(row["text"])
+        cluster, repeat = (_named(row, name) for name in (choice.cluster or "cluster", "repeat"))
+        yield Row(*names, str(row["id"]), score, text, "", cluster, repeat, "no score")
+
+
+READERS = {
+    ("doc_id", "metrics"): _harness,
+    ("evalId", "results"): _promptfoo,
+    ("id", "model", "score"): _table,
+}
+
+
+def run_rows(folder: Path) -> Iterator[Row]:
+    """A model of a run: its scores, the speed of its timed rows, and what its samples took."""
+    result = store.read_json(folder / "result.json", Result)
+    if not result.quality_applies or not result.finished:
+        return
+    model = compare.spec_of(result.model, compare.read_info(folder.parent)).alias
+    samples = list(store.read_rows(folder / "samples.jsonl", Sample))
+    texts = {row.prompt_id: _digest(row.prompt) for row in samples}
+    scored = [(result.primary, item, mean) for item, mean in result.per_prompt.items()]
+    for score in store.read_rows(folder / "scores.jsonl", Score):
+        others = [name for name in score.values if name != result.primary]
+        scored += [(name, score.prompt_id, score.values[name]) for name in others]
+    for metric, item, value in scored:
+        yield Row(model, "", metric, item, value, texts.get(item, ""), unit=POINTS)
+    timed = list(store.read_rows(folder / "latency.jsonl", Sample))
+    note = "" if result.noise in ("quiet", "not recorded") else f"The timings of {model} are {result.noise}."
+    energy = all(row.energy_j is not None for row in samples)  # cost is in proportion to it, or to time
+    spent = ("energy", "energy_j") if energy else ("time", "share_s")
+    taken = [(timed, name, f"{name}_s") for name in ("latency", "ttft", "tpot")]
+    for rows, metric, name in (*taken, (samples, "tokens", "new_tokens"), (samples, *spent)):
+        for row in rows:
+            value, why = vars(row)[name], row.error or "not measured"
+            yield Row(model, "", metric, row.prompt_id, value, why=why, higher=False, note=note)

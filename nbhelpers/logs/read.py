@@ -1,0 +1,120 @@
+"""Logs and runs as scores by item, and which of them can be held against each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+
+from nbhelpers.logs.formats import KNOWN, Choice, Row, rows_of, run_rows
+from nbhelpers.records import LabError
+
+SUFFIXES = (".csv", ".eval", ".json", ".jsonl")  # of what is read in a folder
+
+
+@dataclass(frozen=True)
+class Log:
+    """What a log says of one model on one task by one metric."""
+
+    source: str
+    model: str
+    task: str
+    metric: str
+    scores: dict[str, float]  # item -> mean over its repeats
+    clusters: dict[str, str]  # item -> cluster, where there are any
+    asked: dict[str, tuple[str, str]]  # item -> digests of the item and of its prompt, "" unknown
+    dropped: dict[str, str]  # item -> why it has no score
+    higher: bool
+    unit: str
+    notes: tuple[str, ...] = ()
+
+
+def read(path: Path, model: str = "", choice: Choice | None = None) -> list[Log]:
+    """Every model, task and metric of a log, a run's or model's folder, or a folder of logs.
+
+    LabError for what is not a log, is broken or newer than this release, and where it lacks ``model``.
+    """
+    choice, found = choice or Choice(), dict[tuple[str, str, str], Log]()
+    if not path.exists():
+        raise LabError(f"There is no log {path}.")
+    runs = sorted(file.parent for file in (*path.glob("result.json"), *path.glob("*/result.json")))
+    inside = [file for file in sorted(path.rglob("*")) if file.suffix in SUFFIXES and file.is_file()]
+    for file in runs or (inside if path.is_dir() else [path]):
+        try:
+            rows = run_rows(file) if runs else rows_of(file, choice)
+            if rows is None and file == path:
+                raise LabError(f"{path} is not a log of {KNOWN}.")
+            logs = list(_logs(rows or (), path, choice))
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise LabError(f"{file} is not a log as its tool writes it: {error!r}.") from None
+        for log in logs:  # of the same in one folder the last counts, as dates are names
+            key = (log.model, log.task, log.metric)
+            twice = f"{path.name} holds {log.model} on {log.task or 'its task'} twice: {file.name} counts."
+            found[key] = replace(log, notes=(*log.notes, twice)) if key in found else log
+    models = list(dict.fromkeys(log.model for log in found.values()))
+    if not found:
+        raise LabError(f"{path} holds no scores that could be compared.")
+    if model not in ("", *models):
+        raise LabError(f"{path} has no model {model!r}: it has {', '.join(models)}.")
+    if choice.cluster and not runs and not any(log.clusters for log in found.values()):
+        raise LabError(f"{path} has no items with a field {choice.cluster!r}.")
+    return [log for log in found.values() if model in ("", log.model)]
+
+
+def _logs(rows: Iterable[Row], path: Path, choice: Choice) -> Iterator[Log]:
+    groups = dict[tuple[str, str, str], list[Row]]()
+    for row in rows:
+        groups.setdefault((row.model, row.task, row.metric), []).append(row)
+    for names, own in groups.items():
+        scores, dropped = dict[str, list[float]](), dict[str, str]()
+        asked, seen = dict[str, tuple[str, str]](), set[tuple[str, str]]()
+        for row in own:
+            if asked.setdefault(row.item, (row.text, row.prompt)) != (row.text, row.prompt):
+                raise LabError(f"{path}: the item {row.item} of {row.model} stands there with two texts.")
+            if row.repeat and (row.item, row.repeat) in seen:
+                what = f"repeat {row.repeat} of the item {row.item} of {row.model}"
+                raise LabError(f"{path}: {what} stands twice.")
+            seen.add((row.item, row.repeat))
+            if row.score is None:
+                dropped[row.item] = row.why
+            elif math.isfinite(row.score):
+                scores.setdefault(row.item, []).append(row.score)
+            else:
+                dropped[row.item] = "its score is not a number"
+        means = {item: fmean(sorted(values)) for item, values in scores.items()}
+        yield Log(
+            *(f"{path}", *names, means),
+            clusters={row.item: row.cluster for row in own if row.cluster},
+            asked=asked,
+            dropped={item: why for item, why in dropped.items() if item not in means},
+            higher=own[0].higher and not choice.lower_is_better,
+            unit=own[0].unit or own[0].metric,
+            notes=tuple(dict.fromkeys(row.note for row in own if row.note)),
+        )
+
+
+def named(logs: Sequence[Log]) -> list[Log]:
+    """The logs with a name for each model of each source: the source's is added where models share theirs."""
+    sources = {log.model: {other.source for other in logs if other.model == log.model} for log in logs}
+    paths = [Path(source) for source in dict.fromkeys(log.source for log in logs)]
+    labels = [(path.stem, path.parent.name, f"{path}") for path in paths]
+    telling = max(zip(*labels, strict=True), key=lambda names: len(set(names)))
+    label = dict(zip(map(str, paths), telling, strict=True))
+    return [
+        replace(log, model=f"{log.model} ({label[log.source]})") if len(sources[log.model]) > 1 else log
+        for log in logs
+    ]
+
+
+def pooled(logs: Sequence[Log]) -> list[Log]:
+    """All tasks of a model and metric as one, each task a cluster of its items."""
+    found = dict[tuple[str, str], Log]()
+    for log in logs:
+        first = replace(log, task="all tasks", scores={}, clusters={}, asked={}, dropped={})
+        whole = found.setdefault((log.model, log.metric), first)
+        whole.clusters.update({f"{log.task}/{item}": log.task for item in log.asked})
+        for name in ("scores", "asked", "dropped"):
+            vars(whole)[name].update({f"{log.task}/{item}": it for item, it in vars(log)[name].items()})
+    return list(found.values())
