@@ -56,8 +56,9 @@ def compare_two(a: Scores, b: Scores, one: str = "a", other: str = "b", margin: 
 def compare_all(per_model: dict[str, Scores], margin: float = 0.5) -> tuple[Comparison, ...]:
     """Compare every pair of models on the same prompts.
 
-    Interval: Student t on the differences; p: ``paired_p``. Where the scores of both models take two values
-    in all, a binary outcome: ``bonett_price`` and ``mcnemar_p``. The verdict, in this order, with alpha = 5%:
+    Interval: Student t on the differences; p: ``paired_p``. Where the scores of both models are two whole
+    numbers (0 and 1), a binary outcome: ``bonett_price`` and ``mcnemar_p``. The verdict, in this order, with
+    alpha = 5%:
     1. "tied": the whole interval lies inside +-margin, significant or not (two one-sided tests at 2.5% each).
     2. "better" / "worse" (a than b): the interval excludes 0 and p_holm < alpha.
     3. "cannot tell", with the prompts to plan for the margin or with a ``reason``.
@@ -92,7 +93,7 @@ def _measured(one: str, other: str, a: Scores, b: Scores, margin: float, tests: 
         enough = _fewest(ALPHA if abs(mean) < margin else ALPHA / tests)
         return replace(found, p=sign_flip_p(x), prompts_needed=enough)
     levels = np.unique(np.round(scores, 12))
-    if len(levels) == 2:
+    if len(levels) == 2 and np.array_equal(levels, levels.round()):
         discordant = (int(np.sum(x > 0)), int(np.sum(x < 0)))
         p, ends = mcnemar_p(*discordant, n), bonett_price(*discordant, n)
         low, high = (float(np.ptp(levels)) * end for end in ends)
