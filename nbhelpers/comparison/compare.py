@@ -81,7 +81,11 @@ def assemble(run_dir: Path, margin: float | None = None) -> ComparisonReport:
         if known.judge and results:
             known, results, more = ratings.judged(known, results)
             report = compare(results, excluded, margin, [*notes, *more], looks, known.judge or "")
-        found = ratings.correct(known, results, margin or MARGIN)  # in readers' points
+        try:
+            found = ratings.correct(known, results, margin or MARGIN)  # in readers' points
+        except LabError as error:  # those that ship may do without the sheet's
+            report = replace(report, notes=(*report.notes, f"Not corrected by the ratings: {error}"))
+            found = ratings.correct(known._replace(people={}), results, margin or MARGIN)
     except LabError as error:
         return replace(report, notes=(*report.notes, f"Not corrected by the ratings: {error}"))
     if found is None:
@@ -246,7 +250,7 @@ def pick_model(ranked: Sequence[Result], pairs: Sequence[Comparison]) -> tuple[s
     reason = f"No mean is higher than that of {leader}"
     if unclear:
         closest = min(unclear, key=lambda pair: abs(pair.difference or 0.0))
-        names = ", ".join(pair.b for pair in unclear)
+        names = " and ".join(pair.b for pair in unclear)
         reason += f", but its lead over {names} cannot be told from chance ({closest.b}: {_points(closest)})"
     if tied:
         reason += f". Within {rivals[0].margin:g} {rivals[0].unit} it is tied with {', '.join(tied)}"
@@ -282,6 +286,9 @@ def _points(pair: Comparison) -> str:
     if pair.low is not None:
         interval = f" [{pair.low:+.2f}, {pair.high:+.2f}] over"
     found = f"{pair.difference:+.2f} {pair.unit}{interval} {pair.n} {pair.items}"
+    apart = pair.low is not None and pair.high is not None and (pair.low > 0 or pair.high < 0)
+    if apart and pair.verdict == "cannot tell" and pair.p_holm is not None:
+        found += f", but p is {pair.p_holm:.3f} after correction for all pairs"
     if pair.rated is not None or pair.verdict != "cannot tell":
         return found if pair.rated is None else f"{found}, {pair.rated} of them rated"
     planned = pair.prompts_needed

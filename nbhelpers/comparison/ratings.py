@@ -203,7 +203,8 @@ def correct(known: Ratings, results: Sequence[Result], margin: float) -> Correct
                 "rated. Only ratings from the first item on, in their order, are a random sample."
             )
         if len(rated) < corrected.LEAST:
-            raise LabError(f"{len(rated)} prompts are rated with every model's text, of {corrected.LEAST}.")
+            lack = f"on {len(rated)} prompts every model's text is rated"
+            raise LabError(f"{lack}, and at least {corrected.LEAST} are needed.")
     elif len(rated) < corrected.LEAST:
         return None
     strata = {prompt: strata[prompt] for prompt in results[0].per_prompt}

@@ -98,7 +98,7 @@ def test_report_and_command_say_what_the_verdict_rests_on(run: Path) -> None:
     told = CliRunner().invoke(cli.app, ["label", str(run), "--read", sheet]).output
     assert "Verdicts corrected by 20 ratings" in told and "lab-llama writes better than lab-gpt2" in told
     page = " ".join(report.write_report(run).read_text().split())
-    assert "Decided corrected by 20 ratings." in page and "Rubric against readers" in page
+    assert "Decided by scores corrected by 20 ratings." in page and "Rubric against readers" in page
     assert "By the rubric alone: lab-gpt2 writes better than lab-llama" in page
 
 
@@ -155,7 +155,7 @@ def test_what_is_no_random_sample_is_refused_in_a_sentence(run: Path, kind: str)
         said = "every text of the prompt "
     elif kind == "too few":
         rate(run, "anna", range(1, 11))
-        said = "5 prompts are rated with every model's text, of 6"
+        said = "on 5 prompts every model's text is rated, and at least 6"
     else:
         rate(run, "anna", range(1, 21))
         design = None
@@ -220,7 +220,7 @@ def test_texts_that_ship_with_ratings_are_found_by_their_words(run: Path, data: 
     assert (alpha.name, alpha.n) == ("lab_v2 and readers", 16)
     comparison.compare_run(run)
     page = " ".join(report.write_report(run).read_text().split())
-    assert "Rubric against readers" in page and "Decided corrected by 16 ratings." in page
+    assert "Rubric against readers" in page and "Decided by scores corrected by 16 ratings." in page
 
 
 def test_only_the_beginning_whose_texts_are_found_counts(run: Path, data: Path) -> None:
@@ -241,6 +241,15 @@ def test_a_sheet_of_the_run_goes_before_what_ships(run: Path, data: Path) -> Non
     assert comparison.assemble(run).basis == "corrected by 12 ratings"
     names = [alpha.name for alpha in labels.agreement(run, compared(run))]
     assert names == ["people and lab_v2", "people and readers", "lab_v2 and readers"]
+
+
+def test_a_sheet_that_corrects_nothing_leaves_what_ships(run: Path, data: Path) -> None:
+    ship(data, run, ratings.corrected.random_order(TYPES, 0)[:8])
+    draw(run)
+    rate(run, "anna", range(1, 5))
+    found = comparison.assemble(run)
+    assert found.basis == "corrected by 16 ratings"
+    assert any("at least 6 are needed" in note for note in found.notes)
 
 
 # ---- a judge -------------------------------------------------------------------------------------------
