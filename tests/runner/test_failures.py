@@ -22,6 +22,7 @@ from nbhelpers.generation import generate as generation
 from nbhelpers.loading import load as loading
 from nbhelpers.records import FailOnError, Failure, LabError, Limits, Sample, Settings
 from nbhelpers.report import html as report
+from nbhelpers.tracking import result as tracking
 
 JOBS = len(PROMPTS) * FEW.repeats
 
@@ -149,7 +150,7 @@ def test_the_report_counts_failures_by_kind(tmp_path: Path) -> None:
     late = [replace(row, error="TimeoutError: it took too long", failure=Failure.TIMEOUT) for row in rows]
     for row in (*late, rows[1]):  # the second one was tried again and succeeded
         store.append_row(folder / "samples.jsonl", row)
-    assert result.count_failures(tmp_path, None) == {"timeout": 1}
+    assert tracking.count_failures(tmp_path, None) == {"timeout": 1}
     assert "By kind: 1 timeout." in report.write_report(tmp_path).read_text()
 
 
