@@ -70,9 +70,7 @@ def compare_run(run_dir: Path) -> ComparisonReport:
 
 
 def assemble(run_dir: Path, margin: float | None = None) -> ComparisonReport:
-    """The comparison of a run's folder, without writing it. margin: None is the scale's. LabError as
-    ``comparable``.
-    """
+    """The comparison of a run's folder, not written. margin None: the scale's. LabError as ``comparable``."""
     (results, excluded, notes), info = comparable(run_dir), read_info(run_dir)
     looks = sequential.looks_of(info) if info else ()
     report = compare(results, excluded, margin, notes, looks)
@@ -286,11 +284,12 @@ def _points(pair: Comparison) -> str:
     if pair.low is not None:
         interval = f" [{pair.low:+.2f}, {pair.high:+.2f}] over"
     found = f"{pair.difference:+.2f} {pair.unit}{interval} {pair.n} {pair.items}"
+    found += "" if pair.rated is None else f", {pair.rated} of them rated"
     apart = pair.low is not None and pair.high is not None and (pair.low > 0 or pair.high < 0)
     if apart and pair.verdict == "cannot tell" and pair.p_holm is not None:
         found += f", but p is {pair.p_holm:.3f} after correction for all pairs"
     if pair.rated is not None or pair.verdict != "cannot tell":
-        return found if pair.rated is None else f"{found}, {pair.rated} of them rated"
+        return found
     planned = pair.prompts_needed
     if planned and planned <= pair.n:
         return f"{found}: near a border, though {planned:,} would do for most differences"

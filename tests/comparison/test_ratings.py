@@ -99,7 +99,7 @@ def test_report_and_command_say_what_the_verdict_rests_on(run: Path) -> None:
     assert "Verdicts corrected by 20 ratings" in told and "lab-llama writes better than lab-gpt2" in told
     page = " ".join(report.write_report(run).read_text().split())
     assert "Decided by scores corrected by 20 ratings." in page and "Rubric against readers" in page
-    assert "By the rubric alone: lab-gpt2 writes better than lab-llama" in page
+    assert "By the rubric alone</summary> <ul><li>lab-gpt2 writes better than lab-llama" in page
 
 
 def test_planned_widths_shrink_with_the_ratings(run: Path) -> None:
