@@ -29,7 +29,7 @@ FLOORS = (
     ),
 )
 # What it has now, to be lowered with every cut: the aim is 5,500 lines and 3,900 of code.
-MOST_LINES, MOST_CODE_LINES, MOST_FILES, LONGEST_FILE = 9_273, 6_600, 52, 300
+MOST_LINES, MOST_CODE_LINES, MOST_FILES, LONGEST_FILE = 9_270, 6_599, 52, 300
 
 
 def pyproject() -> dict:

@@ -280,9 +280,7 @@ def _points(pair: Comparison) -> str:
     """The difference with its interval and, where it is open, the prompts that would settle it."""
     if pair.difference is None or pair.n < 2:
         return pair.reason or ""
-    interval = ", the same on each of"
-    if pair.low is not None:
-        interval = f" [{pair.low:+.2f}, {pair.high:+.2f}] over"
+    interval = ", the same on each of" if pair.low is None else f" [{pair.low:+.2f}, {pair.high:+.2f}] over"
     found = f"{pair.difference:+.2f} {pair.unit}{interval} {pair.n} {pair.items}"
     found += "" if pair.rated is None else f", {pair.rated} of them rated"
     apart = pair.low is not None and pair.high is not None and (pair.low > 0 or pair.high < 0)
