@@ -37,9 +37,8 @@ def difference(baseline: Sequence[float], candidate: Sequence[float], margin: fl
     is worse where one is below 0 but not above -margin.
 
     Both by Student's one-sided bound and by ``paired_p``; of binary scores the bound is Bonett and Price's
-    and the test against 0 ``mcnemar_p``. Differences that are all equal have no bound: sign
-    flips decide alone.
-    LabError for scores that are not finite.
+    and the test against 0 ``mcnemar_p``. Differences that are all equal have no bound: sign flips decide
+    alone. LabError for scores that are not finite.
     """
     scores = np.array([baseline, candidate], dtype=float)
     if refused := unusable(scores.ravel(), "scores"):
@@ -48,9 +47,8 @@ def difference(baseline: Sequence[float], candidate: Sequence[float], margin: fl
     n, (mean, sd) = len(x), mean_sd(x)
     if sd is None:
         return Kept(n, mean)
-    levels = np.unique(np.round(scores, 12))
-    if sd and len(levels) == 2:
-        wins, losses, size = int(np.sum(x > 0)), int(np.sum(x < 0)), float(np.ptp(levels))
+    if sd and (size := paired.binary_span(scores)):
+        wins, losses = int(np.sum(x > 0)), int(np.sum(x < 0))
         low, high = (size * end for end in paired.bonett_price(wins, losses, n, 1 - ALPHA))
         p, kept, spread = paired.mcnemar_p(wins, losses, n), True, size * math.sqrt((wins + losses) / n)
     else:

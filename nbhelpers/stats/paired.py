@@ -92,19 +92,24 @@ def _measured(one: str, other: str, a: Scores, b: Scores, margin: float, tests: 
     if sd == 0:
         enough = _fewest(ALPHA if abs(mean) < margin else ALPHA / tests)
         return replace(found, p=sign_flip_p(x), prompts_needed=enough)
-    levels = np.unique(np.round(scores, 12))
-    if len(levels) == 2 and np.array_equal(levels, levels.round()):
+    if span := binary_span(scores):
         discordant = (int(np.sum(x > 0)), int(np.sum(x < 0)))
         p, ends = mcnemar_p(*discordant, n), bonett_price(*discordant, n)
-        low, high = (float(np.ptp(levels)) * end for end in ends)
+        low, high = (span * end for end in ends)
         share = sps.binomtest(sum(discordant), n).proportion_ci(method="wilson")
-        spreads = np.ptp(levels) * np.sqrt([sum(discordant) / n, share.low, share.high])
+        spreads = span * np.sqrt([sum(discordant) / n, share.low, share.high])
     else:
         p, (low, high) = paired_p(x), t_interval(mean, sd, n)
         spreads = sd * np.sqrt([1.0, *((n - 1) / special.chdtri(n - 1, np.array(TAILS)))])
     needed, fewest, most = (planned(float(spread), margin, tests) for spread in spreads)
     found = replace(found, p=p, low=low, high=high, effect_size=hedges_g(mean, sd, n))
     return replace(found, prompts_needed=needed, prompts_low=fewest, prompts_high=most)
+
+
+def binary_span(scores: Array) -> float:
+    """How far apart the two whole numbers are that all of these are; 0.0 for others, as points by chance."""
+    levels = np.unique(np.round(scores, 12))
+    return float(np.ptp(levels)) if len(levels) == 2 and np.array_equal(levels, levels.round()) else 0.0
 
 
 def judged(found: Sequence[Comparison]) -> tuple[Comparison, ...]:

@@ -220,3 +220,10 @@ def test_the_action_turns_the_answer_into_a_step(code, allow, leaves, tmp_path):
     outcome = {0: "passes", 3: "cannot tell"}[code]
     assert (tmp_path / "GITHUB_OUTPUT").read_text() == f"outcome={outcome}\n"
     assert (tmp_path / "GITHUB_STEP_SUMMARY").read_text() == "said\n"
+
+
+def test_points_that_meet_by_chance_are_no_passes() -> None:
+    """As pass and fail their bound would end at the one difference seen."""
+    found = noninferiority.difference([1.0] * 5 + [2.48], [1.0] * 6, 0.5)
+    step = 1.48 / 6  # minus the mean of the differences, and its standard error
+    assert found.low == pytest.approx(-step - 2.015 * step, abs=1e-3)  # 2.015: t of 95% with 5 degrees
