@@ -13,16 +13,15 @@ from statistics import fmean
 
 from nbhelpers.comparison import compare
 from nbhelpers.comparison.compare import ComparisonReport
-from nbhelpers.logs.formats import POINTS, Choice
+from nbhelpers.logs.formats import Choice
 from nbhelpers.logs.read import Log, named, pooled
-from nbhelpers.records import SCHEMA_VERSION, LabError, Record, Verdict
+from nbhelpers.records import LAB_SCALE, SCHEMA_VERSION, LabError, Record
 from nbhelpers.stats import estimate, paired
 from nbhelpers.stats.paired import Scores
+from nbhelpers.tasks import RIGHT
 
 MEASURED = ("latency", "ttft", "tpot", "tokens", "energy", "time", "cost")  # for budgets, never compared
-RATE_MARGIN = 0.05  # of a metric from 0 to 1: differences below it do not matter to us (a choice)
 FEW = 5  # items that a sentence names; the JSON has all
-OPPOSITE: dict[Verdict, Verdict] = {"better": "worse", "worse": "better"}
 
 
 @dataclass(frozen=True)
@@ -70,12 +69,13 @@ def compare_logs(logs: Sequence[Log], choice: Choice) -> LogsReport:
     for group, ranking in zip(found, rankings, strict=True):
         first, own = group.logs[0], [next(judged) for _ in range(math.comb(len(ranking), 2))]
         if not first.higher:
-            own = [replace(pair, verdict=OPPOSITE.get(pair.verdict, pair.verdict)) for pair in own]
+            own = [replace(pair, verdict=compare.OPPOSITE.get(pair.verdict, pair.verdict)) for pair in own]
         lead, units = own[: len(ranking) - 1], tuple(next(iter(group.scores.values())))
         pick = lead[0].a if all(pair.verdict == "better" for pair in lead) else None
         said = " ".join(map(compare.verdict_sentence, lead))
         basis = f"by {first.metric} ({'higher' if first.higher else 'lower'} is better)"
-        basis += f", margin {group.margin:g}" + f", p corrected over {tests} comparisons" * (tests > 1)
+        basis += f", margin {group.margin:g}"
+        basis += f", p corrected over {tests} comparisons" if tests > 1 else ""
         report = ComparisonReport(first.metric, units, ranking, tuple(own), pick, said, None, "", {})
         report = replace(report, basis=basis, notes=tuple(group.notes))
         comparisons.append(LogComparison(first.task, first.higher, report, group.lacking))
@@ -146,7 +146,7 @@ def _group(logs: Sequence[Log], choice: Choice) -> Group:
         if items:
             notes.append(f"Left out, because {model} has no score there{of(first.task)}: {named}{more}.")
     clusters = {item: f"cluster {cluster}" for log in logs for item, cluster in log.clusters.items()}
-    counted, of_text = "prompts" if first.unit == POINTS else "items", dict[str, str]()
+    counted, of_text = "prompts" if first.unit == LAB_SCALE.unit else "items", dict[str, str]()
     one_text = {item: of_text.setdefault(first.asked[item][0] or item, item) for item in shared}
     if (different := len(set(one_text.values()))) < len(shared):
         notes.append(f"{len(shared)} {counted} have {different} different texts: each text counts once.")
@@ -159,9 +159,9 @@ def _group(logs: Sequence[Log], choice: Choice) -> Group:
     scores = {g.model: {u: fmean(g.scores[i] for i in own) for u, own in units.items()} for g in logs}
     margin = choice.margin
     if margin is None:
-        margin = compare.MARGIN if first.unit == POINTS else RATE_MARGIN
+        margin = compare.MARGIN if first.unit == LAB_SCALE.unit else RIGHT.margin
         inside = all(0 <= score <= 1 for log in logs for score in log.scores.values())
-        if first.unit != POINTS and not inside:
+        if first.unit != LAB_SCALE.unit and not inside:
             raise LabError(
                 f"{first.metric} is not a number from 0 to 1: say which difference matters by --margin."
             )

@@ -18,9 +18,8 @@ from typing import Any, NamedTuple
 
 from nbhelpers import store
 from nbhelpers.comparison import compare
-from nbhelpers.records import LabError, Result, Sample, Score
+from nbhelpers.records import LAB_SCALE, LabError, Result, Sample, Score
 
-POINTS = "points"  # the unit of this laboratory's own scores, from 1 to 10
 KNOWN = "lm-evaluation-harness (samples_….jsonl), Inspect, promptfoo, or a table with id, model, score"
 Rows = list[dict[str, Any]]
 
@@ -261,8 +260,11 @@ def run_rows(folder: Path) -> Iterator[Row]:
     for score in store.read_rows(folder / "scores.jsonl", Score):
         others = [name for name in score.values if name != result.primary]
         scored += [(name, score.prompt_id, score.values[name]) for name in others]
+    unit = result.scale.unit if result.scale == LAB_SCALE else ""  # a task's scores are their own
     for metric, item, value in scored:
-        yield Row(model, "", metric, item, value, texts.get(item, ""), unit=POINTS)
+        higher = metric != result.primary or result.scale.higher_is_better
+        of_item = {"text": texts.get(item, ""), "cluster": result.clusters.get(item, "")}
+        yield Row(model, "", metric, item, value, **of_item, higher=higher, unit=unit)
     timed = list(store.read_rows(folder / "latency.jsonl", Sample))
     note = "" if result.noise in ("quiet", "not recorded") else f"The timings of {model} are {result.noise}."
     energy = all(row.energy_j is not None for row in samples)  # cost is in proportion to it, or to time

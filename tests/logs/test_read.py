@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_runs import make_result, make_sample, write_model
 from typer.testing import CliRunner
 
 from nbhelpers import cli, store
 from nbhelpers.logs import compare
 from nbhelpers.logs import read as reading
 from nbhelpers.logs.formats import Choice
-from nbhelpers.records import LabError, Result, Sample, Score, Settings
+from nbhelpers.records import LabError, Result, Sample, Scale, Score, Settings
 from nbhelpers.stats import paired
 
 LOGS = Path(__file__).parent / "data"
@@ -560,3 +561,14 @@ def test_a_score_too_large_for_a_number_is_refused(tmp_path):
     write_lines(path, [{"id": 1, "model": "a", "score": 10**400}])
     with pytest.raises(LabError, match="is not a score"):
         read(path)
+
+
+def test_a_run_of_a_task_keeps_its_scale_its_direction_and_its_clusters(tmp_path: Path) -> None:
+    scale = Scale(0.0, 1.0, 0.1, higher_is_better=False, unit="wrong")
+    given = {"primary": "wrong", "scale": scale, "clusters": {"b01": "b01", "b02": "b01"}}
+    result = make_result("m", [0.0, 1.0, 1.0], **given)
+    rows = [(make_sample("m", name, 0), score) for name, score in result.per_prompt.items()]
+    write_model(tmp_path, result, rows)
+    (log,) = [log for log in reading.read(tmp_path) if log.metric == "wrong"]
+    assert (log.unit, log.higher) == ("wrong", False)
+    assert log.clusters == {"b01": "b01", "b02": "b01"}
