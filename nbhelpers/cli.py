@@ -54,13 +54,8 @@ def run(
     allowed = {field.name: options[name] for name, field in LIMITS.items()}
     limits = Limits(**allowed, fail_on_error=_tolerated(fail_on_error))
     if resume:
-        for name in (
-            "models",
-            "server",
-            "out",
-            "until_decided",
-            *SETTINGS,
-        ):  # a change would mix two experiments
+        fixed = ("models", "server", "out", "until_decided", *SETTINGS)
+        for name in fixed:  # a change would mix two experiments
             if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE":
                 flag = name.replace("_", "-")
                 raise LabError(f"--resume keeps a run's own settings: leave out {flag}, or start anew.")
