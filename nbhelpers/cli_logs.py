@@ -8,8 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nbhelpers.logs.formats import Choice
-from nbhelpers.options import with_options
+from nbhelpers.options import Choice, with_options
 from nbhelpers.records import LabError
 from nbhelpers.scoring.texts import printable
 

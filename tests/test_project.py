@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "nbhelpers"
 # From the ground up; a name is a file of the package or one of its folders.
 FLOORS = (
-    *("redact", "errors", "records", "store", "registry", "tasks", "stats", "devices", "loading"),
+    *("redact", "errors", "options", "records", "store", "registry", "tasks", "stats", "devices", "loading"),
     *(
         "generation",
         "scoring",
@@ -76,6 +76,12 @@ LIGHT = (
     "stats.paired",
     "comparison.compare",
 )
+
+
+def test_the_command_line_starts_without_scientific_libraries():
+    code = "import nbhelpers.cli, sys; print([m for m in ('numpy', 'scipy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("module", LIGHT)

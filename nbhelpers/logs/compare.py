@@ -13,8 +13,8 @@ from statistics import fmean
 
 from nbhelpers.comparison import compare
 from nbhelpers.comparison.compare import ComparisonReport
-from nbhelpers.logs.formats import Choice
 from nbhelpers.logs.read import Log, named, pooled
+from nbhelpers.options import Choice
 from nbhelpers.records import LAB_SCALE, SCHEMA_VERSION, LabError, Record
 from nbhelpers.stats import estimate, paired
 from nbhelpers.stats.paired import Scores

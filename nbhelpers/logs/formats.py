@@ -12,12 +12,12 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from nbhelpers import store
 from nbhelpers.comparison import compare
+from nbhelpers.options import Choice
 from nbhelpers.records import LAB_SCALE, LabError, Result, Sample, Score
 
 KNOWN = "lm-evaluation-harness (samples_….jsonl), Inspect, promptfoo, or a table with id, model, score"
@@ -40,26 +40,6 @@ class Row(NamedTuple):
     higher: bool = True  # is better
     unit: str = ""  # default: the metric
     note: str = ""  # what a reader must know of the log
-
-
-def _choice(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text, "option": ""})
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What is read of logs, and how it is paired: options of the command line."""
-
-    metric: str = _choice("", "Metric, or all; default: the first of each task.")
-    task: str = _choice("", "Only this task.")
-    margin: float | None = _choice(
-        None, "Difference that matters; default: 0.5 points, 0.05 of a 0..1 metric."
-    )
-    lower_is_better: bool = _choice(False, "Less is better of the metric, where the log does not say so.")
-    cluster: str = _choice("", "Field of an item that names its cluster (a passage, say).")
-    pool: bool = _choice(False, "Take all tasks as one, each a cluster of its items.")
-    filter: str = _choice("", "Filter of lm-evaluation-harness; default: the first.")
-    any_prompt: bool = _choice(False, "Pair items whose prompts differ, as by chat templates.")
 
 
 def rows_of(path: Path, choice: Choice) -> Iterator[Row] | None:

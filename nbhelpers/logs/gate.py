@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from nbhelpers.logs import compare
-from nbhelpers.logs.formats import Choice
 from nbhelpers.logs.read import Log, named
+from nbhelpers.options import Choice
 from nbhelpers.records import SCHEMA_VERSION, LabError, Record
 from nbhelpers.stats import noninferiority, paired
 from nbhelpers.stats.noninferiority import Kept, Outcome

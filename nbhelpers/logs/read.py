@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
-from nbhelpers.logs.formats import KNOWN, Choice, Row, rows_of, run_rows
+from nbhelpers.logs.formats import KNOWN, Row, rows_of, run_rows
+from nbhelpers.options import Choice
 from nbhelpers.records import LabError
 
 SUFFIXES = (".csv", ".eval", ".json", ".jsonl")  # of what is read in a folder

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from nbhelpers import cli
 from nbhelpers.logs import gate
 from nbhelpers.logs import read as reading
-from nbhelpers.logs.formats import Choice
+from nbhelpers.options import Choice
 from nbhelpers.records import LabError
 from nbhelpers.stats import noninferiority, paired
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from nbhelpers import cli, store
 from nbhelpers.logs import compare
 from nbhelpers.logs import read as reading
-from nbhelpers.logs.formats import Choice
+from nbhelpers.options import Choice
 from nbhelpers.records import LabError, Result, Sample, Scale, Score, Settings
 from nbhelpers.stats import paired
 
