@@ -3,7 +3,8 @@
     python tools/execute_notebooks.py [notebooks/03_generation.ipynb ...]     (default: all)
 
 Normalised means: outputs and execution counts kept; papermill, widget and language-version metadata
-and time stamps removed; stable cell ids. Re-running on the same machine leaves a small diff.
+and time stamps removed; stable cell ids; cells tagged ``folded`` or ``solution`` are folded. Re-running on
+the same machine leaves a small diff.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import nbformat
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
+# Tags of cells that JupyterLab folds: plumbing, drawings and assertions; and solutions with their output.
+FOLDED = {"folded", "solution"}
 KERNEL_ENV = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1", "TERM": "dumb"}
 
 
@@ -29,6 +32,10 @@ def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         cell.id = f"cell-{number:02d}"
         tags = cell.metadata.get("tags", [])
         cell.metadata = {"tags": tags} if tags else {}
+        if FOLDED & set(tags):  # JupyterLab shows a bar to open it
+            cell.metadata["jupyter"] = {"source_hidden": True}
+            if "solution" in tags:
+                cell.metadata["jupyter"]["outputs_hidden"] = True
         if cell.cell_type == "code":
             cell.outputs = [_merge(o) for o in cell.outputs if o.get("name") != "stderr"]
     return notebook

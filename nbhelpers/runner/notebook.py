@@ -137,11 +137,17 @@ def to_html(path: Path) -> Path:
     """Write an executed notebook as one HTML file beside it, readable without a network.
 
     The template's scripts, which would fetch libraries from public servers, are cut out; the page's policy
-    has the browser refuse whatever script or address a cell's own output may hold.
+    has the browser refuse whatever script or address a cell's own output may hold. Exercises and folded
+    code are for the learner and are left out.
     """
     from nbconvert import HTMLExporter
+    from nbconvert.preprocessors import TagRemovePreprocessor
 
     exporter = HTMLExporter(embed_images=True, exclude_anchor_links=True)
+    hidden = TagRemovePreprocessor(
+        remove_cell_tags={"exercise", "solution"}, remove_input_tags={"folded"}, enabled=True
+    )
+    exporter.register_preprocessor(hidden, enabled=True)
     body, _ = exporter.from_filename(str(path))
     body = re.sub(r"<script\b.*?</script>", "", body, flags=re.DOTALL | re.IGNORECASE)
     policy = f'<meta http-equiv="Content-Security-Policy" content="{HTML_POLICY}"/>'

@@ -199,3 +199,16 @@ def test_a_file_that_is_no_notebook_is_a_failure_not_a_crash(tmp_path, content):
     if content is not None:
         path.write_text(content)
     assert execute.run_notebook(path, tmp_path / "out.ipynb", {}, 60).status == "failed"
+
+
+def test_the_page_of_a_notebook_leaves_out_exercises_and_folded_code(tmp_path):
+    cells = [
+        nbformat.v4.new_code_cell(f"secret_of_{tag} = 1", metadata={"tags": [tag]})
+        for tag in ("folded", "exercise", "solution")
+    ]
+    cells[0].outputs = [nbformat.v4.new_output("stream", text="seen by the reader")]
+    path = tmp_path / "page.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    page = execute.to_html(path).read_text()
+    assert "seen by the reader" in page
+    assert "secret_of_" not in page
