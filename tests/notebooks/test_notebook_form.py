@@ -16,7 +16,6 @@ OF_A_RUN = sorted({*PIPELINE, *SERVED, OWN_TASK})
 
 # Rebuilt notebooks keep stricter rules; these wait for it.
 WAITING = {
-    "00_start_here",
     "01_device_detection",
     "02_loading",
     "03_generation",
