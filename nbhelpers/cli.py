@@ -1,4 +1,4 @@
-"""The commands ``nbhelpers run | models | doctor | report | route | label | compare | gate``.
+"""The commands ``nbhelpers run | config | models | doctor | report | route | label | compare | gate``.
 
 Exit codes: 0 all is well, 1 a model failed (the others are reported) or the run was stopped, 2 wrong usage.
 Of the gate: 0 passes, 1 worse, 3 cannot tell, 2 wrong usage.
@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from nbhelpers import cli_logs, registry
-from nbhelpers.options import options_of, with_options
+from nbhelpers.options import config_text, options_of, read_config, with_options
 from nbhelpers.records import FailOnError, Failure, LabError, Limits, RunInfo, Settings
 from nbhelpers.scoring.texts import printable
 
@@ -32,11 +32,19 @@ Run = Annotated[str, typer.Argument(help="A run's folder or name, or 'latest'.")
 SETTINGS, LIMITS = options_of(Settings), options_of(Limits)
 
 
+def _read(context: typer.Context, path: Path | None) -> None:
+    if path:
+        read_config(context, path, run)
+
+
 @app.command()
 @with_options(Settings, Limits)
 def run(
     context: typer.Context,
     models: Annotated[list[str] | None, typer.Argument(help="Alias, org/name, folder, shape:alias.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(is_eager=True, callback=_read, help="TOML file of these options.")
+    ] = None,
     server: Annotated[str, typer.Option(help="Address of an OpenAI-compatible server that has them.")] = "",
     jobs: Annotated[int, typer.Option(min=0, help="Models at a time; 0: two small ones on a CPU.")] = 0,
     out: Annotated[str, typer.Option(help="Folder of this run; default: outputs/<date-time>.")] = "",
@@ -47,8 +55,9 @@ def run(
     **options: Any,
 ) -> None:
     """Evaluate models (default: the embedded ones) and write the report."""
+    from nbhelpers import store
     from nbhelpers.runner import plan as plans
-    from nbhelpers.runner import run
+    from nbhelpers.runner import run as runner
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     allowed = {field.name: options[name] for name, field in LIMITS.items()}
@@ -56,21 +65,33 @@ def run(
     if resume:
         fixed = ("models", "server", "out", "until_decided", *SETTINGS)
         for name in fixed:  # a change would mix two experiments
-            if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE":
+            source = context.get_parameter_source(name)
+            if source and source.name in ("COMMANDLINE", "DEFAULT_MAP"):
                 flag = name.replace("_", "-")
                 raise LabError(f"--resume keeps a run's own settings: leave out {flag}, or start anew.")
         plan = plans.plan_resume(resume)
     else:
         settings = Settings(**{name: options[name] for name in SETTINGS})
         plan = plans.plan_run(_behind(server, models or []), settings, out, until_decided)
+        asked = context.params | {"models": plan.info.models, "server": "", "out": ""}
+        files = {name: Path(options[name]).expanduser() for name in ("task", "prompts")}
+        asked |= {name: str(file.resolve()) for name, file in files.items() if file.is_file()}
+        plan.run_dir.mkdir(parents=True, exist_ok=True)
+        store.write_text(plan.run_dir / "run.toml", [config_text(run, asked)])
     try:
-        with run.watching(plan, quiet=as_json) as watch:
-            info = run.run(plan, jobs or plans.default_jobs(plan), limits, watch)
+        with runner.watching(plan, quiet=as_json) as watch:
+            info = runner.run(plan, jobs or plans.default_jobs(plan), limits, watch)
     except KeyboardInterrupt:
         kept = "The run was stopped; what was finished is kept. Continue with: nbhelpers run --resume"
         raise LabError(f"{kept} {plan.run_dir}", Failure.STOPPED) from None
     _print_outcome(plan.run_dir, info, as_json)
     raise typer.Exit(any(status.status == "failed" for status in info.notebooks))
+
+
+@app.command()
+def config() -> None:
+    """Print a commented file for run --config: every option of a run with its default."""
+    print(config_text(run), end="")
 
 
 def _behind(server: str, models: list[str]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from enum import StrEnum
 
 from nbhelpers.redact import redacted
@@ -33,3 +35,9 @@ class LabError(Exception):
     def _render_traceback_(self) -> list[str]:
         """What IPython shows: the sentence without a traceback, and the kind for the runner."""
         return [f"LabError: {self}", self.kind.value]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that is most like one that is not, or all of them."""
+    close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}" if close else f"known are {', '.join(known)}"

@@ -1,13 +1,19 @@
-"""Options of commands, made of a dataclass's fields: their names, types, defaults and help."""
+"""Options of commands, made of a dataclass's fields, and as a file: their names, types, defaults and help."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import json
+import tomllib
+from collections.abc import Callable, Mapping
 from inspect import Parameter, signature
+from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, get_type_hints
 
 import typer
+
+from nbhelpers.errors import LabError, nearest
 
 
 def _choice(default: Any, text: str) -> Any:
@@ -54,3 +60,47 @@ def with_options(*kinds: Any) -> Callable[[Callable[..., None]], Callable[..., N
         return command
 
     return decorate
+
+
+def _parameters(command: Callable[..., None]) -> dict[str, Parameter]:
+    """What a file may say of a command: its options and arguments, by the names that its line has."""
+    found = dict[str, Parameter]()
+    for one in signature(command, eval_str=True).parameters.values():
+        about = next(iter(getattr(one.annotation, "__metadata__", ())), None)
+        if about and not about.is_eager:  # that is the option which reads the file
+            name = str(about.default)  # Annotated, its first argument is the name, if it is another
+            found[name.lstrip("-") if name.startswith("--") else one.name] = one
+    return found
+
+
+def read_config(context: typer.Context, path: Path, command: Callable[..., None]) -> None:
+    """What a TOML file says takes the place of a command's defaults. LabError for what it may not say."""
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    try:
+        given = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise LabError(f"The file {path} cannot be read as TOML ({error}).") from None
+    known, found = _parameters(command), dict[str, Any]()
+    for key, value in given.items():
+        if (one := known.get(key.replace("-", "_"))) is None:
+            raise LabError(f"{path}: the key {key!r} is not known: {nearest(key, known)}.")
+        kind = one.annotation.__origin__
+        said = json.dumps(value) if kind is str and isinstance(value, int | float) else value  # of failures
+        try:
+            found[one.name] = TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(said)
+        except ValidationError as error:
+            raise LabError(f"{path}: {key} is {value!r}: {error.errors()[0]['msg']}.") from None
+    context.default_map = found
+
+
+def config_text(command: Callable[..., None], given: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """A file that ``read_config`` reads: what is given, and all else as comments with the defaults."""
+    parts = [f"# {command.__doc__}\n# A name without # is set. An option on the command line wins."]
+    for key, one in _parameters(command).items():
+        default = [] if key == "models" else one.default
+        value = given.get(one.name, default)
+        said = "" if value is None else json.dumps(value, ensure_ascii=False)
+        line = f"# {key} = {said}".rstrip() if value in (default, None) else f"{key} = {said}"
+        parts.append(f"# {one.annotation.__metadata__[0].help}\n{line}")
+    return "\n\n".join(parts) + "\n"

@@ -5,18 +5,16 @@ A task is a TOML file beside a file of prompts. The posts are the default; data/
 
 from __future__ import annotations
 
-import difflib
 import math
 import random
 import string
 import tomllib
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from nbhelpers import registry, store
-from nbhelpers.errors import LabError
+from nbhelpers.errors import LabError, nearest
 from nbhelpers.records import LAB_SCALE, Prompt, RunInfo, Scale, Settings
 
 RIGHT = Scale(0.0, 1.0, 0.05)  # of a score that is 1 for a right answer
@@ -94,7 +92,7 @@ def load_task(name: str = "") -> Task:
         return POSTS
     path = shipped().get(name) or Path(name).expanduser()
     if not path.is_file():
-        hint = _nearest(name, [POSTS.name, *shipped()])
+        hint = nearest(name, [POSTS.name, *shipped()])
         raise LabError(f"There is no task {name!r}: {hint}, or give the path of a TOML file.")
     try:
         body = path.read_bytes()
@@ -115,7 +113,7 @@ def _task(data: dict[str, Any], path: Path, digest: str) -> Task:
     primary = data.get("primary", scorers[0].name)
     scored = next((s for s in scorers if s.name == primary.partition("/")[0]), None)
     if scored is None:
-        raise LabError(f"{where}: the primary score {primary!r} has no scorer: {_nearest(primary, tables)}.")
+        raise LabError(f"{where}: the primary score {primary!r} has no scorer: {nearest(primary, tables)}.")
     given: dict[str, Any] = {name: levels[name](data[name]) for name in levels if name in data}
     scale = replace(KINDS[scored.kind].scale, unit=primary, **given)
     if not (math.isfinite(scale.margin) and scale.low < scale.high and scale.margin > 0):
@@ -140,7 +138,7 @@ def _scorer(name: str, table: Any, where: str, folder: Path) -> Scorer:
         raise LabError(f"{where}: {name} is no table: write [scorers.{name}].")
     kind = table.get("kind", name)
     if kind not in KINDS:
-        raise LabError(f"{where}: the scorer {kind!r} is unknown: {_nearest(str(kind), KINDS)}.")
+        raise LabError(f"{where}: the scorer {kind!r} is unknown: {nearest(str(kind), KINDS)}.")
     defaults = KINDS[kind].options
     kinds = {option: type(default) for option, default in defaults.items()}
     _check(table, kinds | {"kind": str}, f"{where}, [scorers.{name}]")
@@ -166,15 +164,10 @@ def _check(table: dict[str, Any], known: dict[str, Any], where: str) -> None:
     """LabError for a key that is not known, with the nearest known one, and for a value of another type."""
     for key, value in table.items():
         if key not in known:
-            raise LabError(f"{where}: the field {key!r} is not known: {_nearest(key, known)}.")
+            raise LabError(f"{where}: the field {key!r} is not known: {nearest(key, known)}.")
         wanted = (int, float) if known[key] is float else known[key]
         if not isinstance(value, wanted) or (isinstance(value, bool) and known[key] is not bool):
             raise LabError(f"{where}: the field {key!r} is {value!r}: it must be a {known[key].__name__}.")
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}" if close else f"known are {', '.join(known)}"
 
 
 def items(settings: Settings) -> list[Prompt]:

@@ -1,11 +1,14 @@
 """The command line as a user meets it: exit codes, one clear sentence, nothing lost."""
 
 import io
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import openai_server
@@ -213,3 +216,74 @@ def test_what_is_wrong_with_a_server_is_said_before_anything_is_made(call, tmp_p
     said = sentence(call("run", "tiny", "--server", "http://me:hush1234@127.0.0.1:9", *out))
     assert "NBHELPERS_SERVER_KEY" in said and "hush1234" not in said
     assert not (tmp_path / "run").exists()
+
+
+def asked(call, monkeypatch, *arguments: str) -> tuple[plans.Plan, int, Limits]:
+    """What `run` would have done."""
+    seen = []
+
+    def run(plan, jobs, limits, watch) -> RunInfo:
+        seen.append((plan, jobs, limits))
+        return plan.info
+
+    monkeypatch.setattr(runner, "run", run)
+    assert call("run", *arguments)[0] == 0
+    return seen[0]
+
+
+def test_a_run_is_a_file_and_an_option_on_the_line_wins(call, tmp_path, monkeypatch):
+    file, folder = tmp_path / "run.toml", tmp_path / "run"
+    lines = 'models = ["lab-gpt2", "lab-llama"]\nmax-new-tokens = 16\ntop_p = 0.9\nfail_on_error = 0.5\n'
+    file.write_text(f"{lines}limit = 2\ntimeout = 60\nmaker_settings = true\njobs = 1\ntemperature = 0\n")
+    given = "--config", str(file), "--out", str(folder), "--limit", "3"
+    plan, jobs, limits = asked(call, monkeypatch, *given)
+    drawn = {"temperature": 0.0, "top_p": 0.9, "maker_settings": True}
+    assert plan.info.settings == Settings(model="", max_new_tokens=16, limit=3, **drawn)
+    assert (plan.info.models, jobs) == (("lab-gpt2", "lab-llama"), 1)
+    assert limits == Limits(cell_s=60.0, fail_on_error=FailOnError(share=0.5))
+    # the folder keeps all that was asked: from it the same run begins again
+    kept = str(folder / "run.toml")
+    again, *rest = asked(call, monkeypatch, "--config", kept, "--out", str(tmp_path / "again"))
+    assert (again.info.settings, again.info.models) == (plan.info.settings, plan.info.models)
+    assert rest == [jobs, limits]
+    assert "out" not in tomllib.loads(Path(kept).read_text())
+
+
+def test_the_commented_file_says_every_option_and_changes_nothing(call, tmp_path, monkeypatch):
+    code, text, _ = call("config")
+    assert code == 0 and tomllib.loads(text) == {}
+    said = tomllib.loads("\n".join(re.findall(r"^# (\w+ = .+)$", text, re.M)))
+    assert {"models", "json", "timeout", "top_p", "until_decided"} <= said.keys()
+    flags = set(re.findall(r"--([a-z][\w-]*)", call("run", "--help")[1]))
+    names = {name.replace("_", "-") for name in said} | {"limit"}
+    assert {f for f in flags if not f.startswith("no-")} - {"config", "help"} <= names
+    (tmp_path / "all.toml").write_text("\n".join(f"{k} = {json.dumps(v)}" for k, v in said.items()))
+    plan, *_ = asked(call, monkeypatch, "--config", str(tmp_path / "all.toml"), "--out", str(tmp_path / "a"))
+    assert plan.info.settings == Settings(model="")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("temprature = 1", "did you mean 'temperature'"),
+        ("limit = true", "limit is True"),
+        ("limit = 1.5", "limit is 1.5"),
+        ("models = [1]", "models is"),
+        ("json = 1", "json is 1"),
+        ("config = 'x'", "'config' is not known"),
+        ("limit = -1", "at least 1"),
+        ("task = 3", "no task '3'"),
+        ("x =", "cannot be read as TOML"),
+    ],
+)
+def test_a_file_that_says_what_it_may_not_is_refused(line, said, call, tmp_path):
+    (tmp_path / "run.toml").write_text(line)
+    done = call("run", "--config", str(tmp_path / "run.toml"), "--out", str(tmp_path / "out"))
+    assert said in sentence(done)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_does_not_change_what_a_resumed_run_asks(call, tmp_path):
+    (tmp_path / "run.toml").write_text("temperature = 0.8")
+    done = call("run", "--config", str(tmp_path / "run.toml"), "--resume", "latest")
+    assert "temperature" in sentence(done)
