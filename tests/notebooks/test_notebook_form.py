@@ -18,7 +18,6 @@ OF_A_RUN = sorted({*PIPELINE, *SERVED, OWN_TASK})
 WAITING = {
     "01_device_detection",
     "02_loading",
-    "03_generation",
     "03_server",
     "04_own_task",
     "04_scoring",
