@@ -1,33 +1,38 @@
 """A run as one HTML page that opens from a mail, and the page that lists every run.
 
-Pictures are SVG inside the page, styles are inline, there is no script and nothing is fetched. Everything
-that comes from models, prompts or errors is escaped by jinja2's autoescape.
+Pictures are SVG inside the page, styles and the one script are inline, and nothing is fetched: the page's
+policy names the script by its hash. All can be read without it. Everything that comes from models, prompts or
+errors is escaped by jinja2's autoescape.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 from urllib.parse import quote
 
 from nbhelpers import store
 from nbhelpers.comparison import compare as comparison
-from nbhelpers.comparison import labels, plots
+from nbhelpers.comparison import labels, plots, ratings
 from nbhelpers.comparison.compare import ComparisonReport
 from nbhelpers.logs.compare import LogsReport
-from nbhelpers.records import Estimate, LabError, Result, RunInfo, Sample, Score
+from nbhelpers.records import LAB_SCALE, Estimate, LabError, Result, RunInfo, Sample, Scale
+from nbhelpers.report.texts import Item, items
 from nbhelpers.scoring.texts import printable
 from nbhelpers.stats.estimate import mean_score
-from nbhelpers.stats.paired import Comparison
 from nbhelpers.tracking import result as tracking
 
-MOST_PAIRS = 6  # whose deciding items are shown
+MOST_TEXTS = 600  # in the report itself, so that it stays a page to mail; all of them lie beside it
+TEMPLATES = Path(__file__).parent / "templates"
 MARK = "nbhelpers report"  # in each page's generator tag: a page without it is not ours to overwrite
 
 
@@ -43,23 +48,83 @@ def write_report(run_dir: Path) -> Path:
     except LabError as error:
         note = f"This report made the comparison itself: {error}"
         report = comparison.assemble(run_dir)
-    raters: Sequence[Estimate] | str
-    try:
-        raters = labels.agreement(run_dir, comparison.comparable(run_dir)[0])
-    except LabError as error:
-        raters = str(error)
+    raters, readings = _ratings(run_dir, info)
     order = {model: place for place, model in enumerate((*report.ranking, *report.excluded))}
     results.sort(key=lambda r: order.get(r.model, len(order)))
+    report = replace(
+        report,
+        ranking={model: on_scale(mean, report.scale) for model, mean in report.ranking.items()},
+        readers={model: on_scale(mean, LAB_SCALE) for model, mean in report.readers.items()},
+    )
     values: dict[str, Any] = {"run": run_dir.name, "info": info, "report": report, "note": note}
     values |= {"results": results, "notebooks": _notebooks(run_dir, info, results)}
     values["pictures"] = _pictures(results, report)
     values["failed_samples"] = [row for r in results for row in _failed_samples(r.model, run_dir / r.slug)]
     values["failure_kinds"] = tracking.count_failures(run_dir, info)
     real = [r for r in results if r.quality_applies or comparison.FOREIGN in r.metrics]
-    values["texts"] = {r.model: excerpts(run_dir / r.slug, r.primary) for r in real}
-    values |= _task_parts(run_dir, real, report)
+    found = items(run_dir, real, readings)
+    groups = list(dict.fromkeys(group for item in found for group in item.groups))
+    values |= {"models": [r.model for r in real], "groups": groups, "slices": _slices(found, real, report)}
     values["settings"] = next((vars(made.settings) for made in (info, *results) if made), {})
-    return _write(run_dir / "index.html", "report.html", raters=raters, **values)
+    shown, every = _first(found), sum(len(own) for item in found for own in item.answers.values())
+    if len(shown) < len(found):
+        _write(run_dir / "texts.html", "all_texts.html", **values, items=found)
+    return _write(
+        run_dir / "index.html",
+        "report.html",
+        **values,
+        raters=raters,
+        items=shown,
+        every=every,
+        most=len(found),
+    )
+
+
+def on_scale(mean: Estimate, scale: Scale) -> Estimate:
+    """The mean with its interval cut at the ends of the scale: no score lies beyond them."""
+    if mean.low is None or mean.high is None:
+        return mean
+    return replace(mean, low=max(mean.low, scale.low), high=min(mean.high, scale.high))
+
+
+def _ratings(run_dir: Path, info: RunInfo | None) -> tuple[Sequence[Estimate] | str, dict[str, float]]:
+    """How far raters agree, or why that is not known; and what people gave: sample key -> mean rating."""
+    try:
+        results = comparison.comparable(run_dir)[0]
+        known = ratings.read_ratings(run_dir, results)
+        agreement = labels.agreement(run_dir, results)
+    except LabError as error:
+        return str(error), {}
+    people = list(known.people.values()) or [known.readers]
+    keys = dict.fromkeys(key for by in people for key in by)
+    return agreement, {key: fmean(by[key] for by in people if key in by) for key in keys}
+
+
+def _first(found: Sequence[Item]) -> list[Item]:
+    """The items that the report itself shows."""
+    shown, count = list[Item](), 0
+    for item in found:
+        count += sum(map(len, item.answers.values()))
+        if shown and count > MOST_TEXTS:
+            break
+        shown.append(item)
+    return shown
+
+
+def _slices(
+    found: Sequence[Item], results: Sequence[Result], report: ComparisonReport
+) -> dict[str, dict[str, Estimate]]:
+    """Of a task with several tags: tag -> model -> its mean score on the items of that tag."""
+    own = {result.model: result.per_prompt for result in results if result.model in report.ranking}
+    tags = dict.fromkeys(tag for item in found for tag in item.groups[bool(item.kind) :])
+    ids = {tag: [item.id for item in found if tag in item.groups] for tag in tags}
+    return {
+        tag: {
+            model: mean_score([scores[id] for id in ids[tag] if id in scores], tag, report.scale)
+            for model, scores in own.items()
+        }
+        for tag in tags
+    }
 
 
 def write_logs(folder: Path, found: LogsReport) -> Path:
@@ -84,70 +149,6 @@ def write_runs_index(outputs: Path) -> Path:
         runs.append((folder.name, info, verdict, href))
     runs.sort(key=lambda run: run[1].started, reverse=True)
     return _write(outputs / "index.html", "runs.html", runs=runs, unreadable=unreadable)
-
-
-def excerpts(folder: Path, primary: str) -> dict[str, tuple[float | None, Sample]]:
-    """A model's best and median finished text by its primary score; the first text where none is scored."""
-    try:
-        samples = [s for s in store.read_rows(folder / "samples.jsonl", Sample) if s.error is None]
-        scores = {s.key: s.values.get(primary) for s in store.read_rows(folder / "scores.jsonl", Score)}
-    except LabError:
-        return {}
-    scored = [(score, s) for s in samples if (score := scores.get(s.key)) is not None]
-    if not scored:
-        return {"first": (None, samples[0])} if samples else {}
-    scored.sort(key=lambda pair: -pair[0])  # stable: of equal scores the first generated
-    if {score for score, _ in scored} == {0.0, 1.0}:  # right or wrong has no middle
-        return {"best": scored[0], "worst": scored[-1]}
-    middle = {"median": scored[len(scored) // 2]} if len(scored) > 1 else {}
-    return {"best": scored[0], **middle}
-
-
-def _task_parts(run_dir: Path, results: Sequence[Result], report: ComparisonReport) -> dict[str, Any]:
-    """Of a task with right answers or tags: targets by item, scores by tag, and the items that decide."""
-    targets, tags = dict[str, Sequence[str]](), dict[str, list[str]]()
-    answers = dict[str, dict[str, Sample]]()
-    for result in results if any(r.settings.task for r in results) else ():
-        with suppress(LabError):
-            folder = run_dir / result.slug
-            answers[result.model] = {
-                row.prompt_id: row
-                for row in store.read_rows(folder / "samples.jsonl", Sample)
-                if not row.repeat
-            }
-            for score in store.read_rows(folder / "scores.jsonl", Score):
-                targets[score.prompt_id] = score.target or ()
-                for tag in score.tags or ():
-                    if score.prompt_id not in tags.setdefault(tag, []):
-                        tags[tag].append(score.prompt_id)
-    own = {result.model: result.per_prompt for result in results if result.model in report.ranking}
-    slices = {
-        tag: {
-            model: mean_score([scores[id] for id in ids if id in scores], tag, report.scale)
-            for model, scores in own.items()
-        }
-        for tag, ids in tags.items()
-    }
-    pairs = [pair for pair in report.verdicts if {pair.a, pair.b} <= own.keys() & answers.keys()]
-    deciding = [(pair, _deciding(pair, own, answers)) for pair in pairs[:MOST_PAIRS] if targets]
-    return {"targets": targets, "slices": slices, "deciding": [found for found in deciding if found[1]]}
-
-
-def _deciding(
-    pair: Comparison, own: dict[str, dict[str, float]], answers: dict[str, dict[str, Sample]]
-) -> list[Any]:
-    """The items on which two models lie furthest apart, up to three each way."""
-    gaps = {id: own[pair.a][id] - own[pair.b][id] for id in own[pair.a].keys() & own[pair.b].keys()}
-    order = sorted((id for id, gap in gaps.items() if gap), key=lambda id: (-gaps[id], id))
-    found = []
-    for id in dict.fromkeys(
-        [*[id for id in order if gaps[id] > 0][:3], *[id for id in order if gaps[id] < 0][-3:]]
-    ):
-        both = [
-            (answers[model][id].text, own[model][id]) for model in (pair.a, pair.b) if id in answers[model]
-        ]
-        found.append({"id": id, "prompt": answers[pair.a][id].prompt, "answers": both})
-    return found
 
 
 def _failed_samples(model: str, folder: Path) -> list[tuple[str, str, int]]:
@@ -206,12 +207,15 @@ def _write(path: Path, template: str, **values: Any) -> Path:
             return value
         return printable(value.replace(f"{folder}/", "").replace(f"{folder}", folder.name))
 
-    files = FileSystemLoader(Path(__file__).parent / "templates")
+    files = FileSystemLoader(TEMPLATES)
     pages = Environment(loader=files, autoescape=True, finalize=clean, undefined=StrictUndefined)
     pages.trim_blocks = pages.lstrip_blocks = True
     for function in (counted, comparison.spec_of, comparison.verdict_sentence, plots.question):
         pages.filters[function.__name__] = function
-    page = pages.get_template(template).render(values, mark=MARK, three=three, dollars=dollars)
+    script = (TEMPLATES / "explore.js").read_text(encoding="utf-8")
+    values["policy"] = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    values |= {"mark": MARK, "script": Markup(script), "three": three, "dollars": dollars}
+    page = pages.get_template(template).render(values)
     return store.write_text(path, [page])
 
 

@@ -7,6 +7,7 @@ and no cell holds an error output.
 
 from __future__ import annotations
 
+import html
 import re
 import time
 from pathlib import Path
@@ -24,6 +25,14 @@ PIPELINE: tuple[str, ...] = (
 SERVED: tuple[str, ...] = (PIPELINE[0], "03_server", *PIPELINE[3:])  # of a model whose weights are not here
 OWN_TASK = "04_own_task"  # in place of 04_scoring where the task is not the posts
 COMPARISON = "07_comparison"
+LEARNERS = {"exercise", "solution"}  # tags of cells that a run's page leaves out
+NO_ALT = "No description has been provided for this image"  # nbconvert's
+# Colours of the template whose contrast with their background is below 4.5 (WCAG 2.2), made darker.
+READABLE = (
+    ":root{--jp-mirror-editor-operator-color:#7a1fc4;--jp-mirror-editor-number-color:#006400;"
+    "--jp-mirror-editor-comment-color:#2f6060}.jp-InputPrompt,.jp-OutputPrompt{opacity:1!important;"
+    "color:#595959!important}.jp-RenderedHTMLCommon a{text-decoration:underline!important}"
+)
 HTML_POLICY = "default-src 'none'; img-src data:; font-src data:; style-src 'unsafe-inline'"
 KINDS = {
     "CellTimeoutError": Failure.TIMEOUT,
@@ -140,15 +149,33 @@ def to_html(path: Path) -> Path:
     has the browser refuse whatever script or address a cell's own output may hold. Exercises and folded
     code are for the learner and are left out.
     """
+    import nbformat
     from nbconvert import HTMLExporter
     from nbconvert.preprocessors import TagRemovePreprocessor
 
     exporter = HTMLExporter(embed_images=True, exclude_anchor_links=True)
-    hidden = TagRemovePreprocessor(
-        remove_cell_tags={"exercise", "solution"}, remove_input_tags={"folded"}, enabled=True
-    )
+    hidden = TagRemovePreprocessor(remove_cell_tags=LEARNERS, remove_input_tags={"folded"}, enabled=True)
     exporter.register_preprocessor(hidden, enabled=True)
-    body, _ = exporter.from_filename(str(path))
+    notebook = nbformat.read(path, as_version=4)
+    body, _ = exporter.from_notebook_node(
+        notebook, {"metadata": {"name": path.stem, "path": str(path.parent)}}
+    )
+    titles = iter(_titles(notebook))
+    body = re.sub(NO_ALT, lambda _: f"Plot: {html.escape(next(titles, ''))}", body)
     body = re.sub(r"<script\b.*?</script>", "", body, flags=re.DOTALL | re.IGNORECASE)
     policy = f'<meta http-equiv="Content-Security-Policy" content="{HTML_POLICY}"/>'
-    return store.write_text(path.with_suffix(".html"), [body.replace("<head>", f"<head>{policy}", 1)])
+    body = body.replace("<head>", f"<head>{policy}", 1).replace(
+        "</head>", f"<style>{READABLE}</style></head>", 1
+    )
+    return store.write_text(path.with_suffix(".html"), [body])
+
+
+def _titles(notebook: Any) -> list[str]:
+    """For each picture the title that its cell gives to a plot: what a reader hears who cannot see it."""
+    found = []
+    for cell in notebook.cells:
+        pictures = [o for o in cell.get("outputs", ()) if "image/png" in o.get("data", {})]
+        title = re.search(r"""title[=(]\s*f?["'](.+?)["']""", cell.source)
+        if not LEARNERS & set(cell.metadata.get("tags", ())):
+            found += [title[1] if title else "see the text around it"] * len(pictures)
+    return found

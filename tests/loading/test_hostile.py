@@ -238,7 +238,7 @@ def test_the_browser_runs_what_is_not_escaped(tmp_path):
 def test_a_report_shows_hostile_texts_as_texts(tmp_path):
     page = report.write_report(hostile_run(tmp_path / "run"))
     body = page.read_text()
-    assert "<script" not in body and "<img src=x" not in body and "\x1b" not in body
+    assert body.count("<script") == 1 and "<img src=x" not in body and "\x1b" not in body
     assert "&lt;script&gt;document.title=" in body
     if CHROMIUM:
         assert title_in_browser(page) not in ("ran", "")

@@ -14,6 +14,8 @@ from nbhelpers.records import Failure
 from nbhelpers.runner import kernels
 from nbhelpers.runner import notebook as execute
 
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+
 DEFAULTS = 'name = "a"\ncount = 1\nrate = 0.5\nquick = False\nlimit = None\nitems = [1]'
 
 
@@ -49,8 +51,7 @@ def page(tmp_path_factory):
         "import os, sys; print(os.environ['TQDM_DISABLE'], sys.executable)",
         "from IPython.display import HTML, Markdown, display\n"
         "display(HTML('<script>alert(3)</script>'), Markdown('<script>alert(4)</script>'))",
-        "import base64; from IPython.display import Image; Image(base64.b64decode("
-        "'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=='))",
+        f"import base64; from IPython.display import Image; Image(base64.b64decode({PIXEL!r}))",
         parameters={"name": "</script><script>alert(5)", "count": 2, "rate": 1, "quick": True, "limit": 5},
     )
     return status, output, execute.to_html(output)
@@ -212,3 +213,16 @@ def test_the_page_of_a_notebook_leaves_out_exercises_and_folded_code(tmp_path):
     page = execute.to_html(path).read_text()
     assert "seen by the reader" in page
     assert "secret_of_" not in page
+
+
+def test_a_picture_is_described_by_its_plots_title(tmp_path):
+    picture = nbformat.v4.new_output("display_data", data={"image/png": PIXEL})
+    sources = ('ax.set(title="Which is <faster>?")', "plots.ranking(report)")
+    cells = [nbformat.v4.new_code_cell(source, outputs=[picture]) for source in sources]
+    path = tmp_path / "page.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    page = execute.to_html(path).read_text()
+    assert re.findall(r'alt="(.*?)"', page) == [
+        "Plot: Which is &lt;faster&gt;?",
+        "Plot: see the text around it",
+    ]

@@ -1,0 +1,83 @@
+(() => {
+  "use strict";
+  const number = (text) => parseFloat(text.replace(/[^\d.+-]*/, "").replace(/,/g, ""));
+
+  // Tables: a click on a heading sorts, a link saves the table as CSV.
+  for (const table of document.querySelectorAll(".scroll > table")) {
+    const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
+    if (body.rows.length > 1) heads.forEach((head, column) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.append(...head.childNodes);
+      head.append(button);
+      button.onclick = () => {
+        const value = (row) => row.cells[column]?.textContent.trim() ?? "";
+        const rows = [...body.rows], numeric = rows.some((row) => /^[$+\-−]?\d/.test(value(row)));
+        const [first, second] = numeric ? ["descending", "ascending"] : ["ascending", "descending"];
+        const way = head.getAttribute("aria-sort") === first ? second : first, sign = way === "ascending" ? 1 : -1;
+        rows.sort((a, b) => {
+          if (!numeric) return sign * value(a).localeCompare(value(b));
+          const [x, y] = [number(value(a)), number(value(b))];
+          return isNaN(x) ? 1 : isNaN(y) ? -1 : sign * (x - y);
+        });
+        body.append(...rows);
+        heads.forEach((other) => other.removeAttribute("aria-sort"));
+        head.setAttribute("aria-sort", way);
+      };
+    });
+    const link = document.createElement("a");
+    link.textContent = "Save as CSV";
+    link.className = "csv";
+    link.href = "#";
+    link.onclick = (event) => {
+      event.preventDefault();
+      const quote = (cell) => `"${cell.textContent.trim().replace(/\s+/g, " ").replace(/^([=+@-])(?!\d)/, "'$1").replace(/"/g, '""')}"`;
+      const lines = [...table.rows].map((row) => [...row.cells].map(quote).join(","));
+      const save = document.createElement("a");
+      save.href = URL.createObjectURL(new Blob(["\ufeff" + lines.join("\r\n")], { type: "text/csv" }));
+      save.download = `${table.parentNode.getAttribute("aria-label") || "table"}.csv`;
+      save.click();
+    };
+    table.parentNode.after(link);
+  }
+
+  // Texts: search, filter, order.
+  const form = document.getElementById("explore");
+  if (!form) return;
+  const items = [...document.querySelectorAll("article.item")], list = items[0]?.parentNode;
+  const text = new Map(items.map((item) => [item, item.textContent.toLowerCase()]));
+  const orders = {
+    gap: (a, b) => b.dataset.gap - a.dataset.gap,
+    place: (a, b) => a.dataset.place - b.dataset.place,
+    low: (a, b) => a.dataset.low - b.dataset.low,
+    off: (a, b) => b.dataset.off - a.dataset.off,
+  };
+  const apply = () => {
+    const wanted = Object.fromEntries(new FormData(form));
+    const words = wanted.find.toLowerCase().split(/\s+/).filter(Boolean);
+    const [from, to] = [wanted.from, wanted.to].map((end) => (end === "" ? null : Number(end)));
+    let count = 0;
+    for (const item of items) {
+      let any = false;
+      for (const answer of item.querySelectorAll(".answer")) {
+        const scores = answer.dataset.scores.split(" ").filter(Boolean).map(Number);
+        const kept = (!wanted.model || answer.dataset.model === wanted.model)
+          && (!wanted.failed || "failed" in answer.dataset)
+          && ((from === null && to === null) || scores.some((s) => (from === null || s >= from) && (to === null || s <= to)));
+        answer.hidden = !kept;
+        any ||= kept;
+      }
+      const groups = JSON.parse(item.dataset.groups);
+      item.hidden = !any || (wanted.group && !groups.includes(wanted.group))
+        || !words.every((word) => text.get(item).includes(word));
+      count += !item.hidden;
+    }
+    list?.append(...[...items].sort(orders[wanted.order]));
+    form.querySelector("output").textContent = `${count} of ${items.length} prompts`;
+  };
+  form.hidden = false;
+  form.oninput = apply;
+  form.onsubmit = (event) => event.preventDefault();
+  form.onreset = () => setTimeout(apply);
+  apply();
+})();

@@ -1,0 +1,85 @@
+"""What the models wrote, one item a prompt: the evidence of a report, those that differ most first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from nbhelpers import store
+from nbhelpers.records import LabError, Result, Sample, Score
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One text with what was found out about it; None: no score, nobody rated it."""
+
+    sample: Sample
+    score: float | None
+    parts: dict[str, float]  # the other scores of the text
+    rating: float | None
+
+
+@dataclass(frozen=True)
+class Item:
+    """A prompt and every model's texts for it, repeats in order."""
+
+    id: str
+    place: int  # of the prompt among those asked, from 0
+    prompt: str
+    kind: str  # content type, "" of a task without
+    groups: tuple[str, ...]  # that and its tags
+    target: tuple[str, ...]
+    answers: dict[str, tuple[Answer, ...]]  # by model, in the report's order
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Model -> mean score of its texts for this prompt, of those that have one."""
+        scored = {model: [a.score for a in own if a.score is not None] for model, own in self.answers.items()}
+        return {model: fmean(scores) for model, scores in scored.items() if scores}
+
+    @property
+    def gap(self) -> float:
+        """How far the models' means lie apart."""
+        return max(self.means.values(), default=0.0) - min(self.means.values(), default=0.0)
+
+    @property
+    def failed(self) -> bool:
+        return any(a.sample.error is not None for own in self.answers.values() for a in own)
+
+    @property
+    def off(self) -> float:
+        """The largest difference of a score and a rating of the same text."""
+        both = [(a.score, a.rating) for own in self.answers.values() for a in own]
+        return max((abs(s - r) for s, r in both if s is not None and r is not None), default=0.0)
+
+
+def items(run_dir: Path, results: Sequence[Result], ratings: Mapping[str, float]) -> list[Item]:
+    """Every prompt of these models with its texts, largest gap first; a model without readable files lacks.
+
+    ratings: sample key -> what readers gave.
+    """
+    answers, first = dict[str, dict[str, list[Answer]]](), dict[str, tuple[Sample, Score | None]]()
+    for result in results:
+        try:
+            samples = list(store.read_rows(run_dir / result.slug / "samples.jsonl", Sample))
+            scores = {s.key: s for s in store.read_rows(run_dir / result.slug / "scores.jsonl", Score)}
+        except LabError:  # the report names it elsewhere
+            continue
+        for sample in sorted(samples, key=lambda s: s.repeat):
+            score, parts = scores.get(sample.key), dict[str, float]()
+            if score:
+                own_name = f"{result.primary}/"
+                parts = {n.removeprefix(own_name): v for n, v in score.values.items() if n != result.primary}
+            value = score.values.get(result.primary) if score else None
+            own = answers.setdefault(sample.prompt_id, {}).setdefault(result.model, [])
+            own.append(Answer(sample, value, parts, ratings.get(sample.key)))
+            first.setdefault(sample.prompt_id, (sample, score))
+    found = []
+    for place, (id, (sample, score)) in enumerate(first.items()):
+        groups = (*filter(None, [sample.content_type]), *((score.tags if score else None) or ()))
+        target = (score.target if score else None) or ()
+        by_model = {model: tuple(own) for model, own in answers[id].items()}
+        found.append(Item(id, place, sample.prompt, sample.content_type, groups, target, by_model))
+    return sorted(found, key=lambda item: -item.gap)

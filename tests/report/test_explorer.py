@@ -1,0 +1,124 @@
+"""The report's script in a real browser: what a reader searches, filters, orders and sorts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from browser import CHROMIUM, browser
+from made_runs import make_result, make_sample, planted, write_info, write_model
+
+from nbhelpers.report import html as report
+
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine")
+EVIL = '<script>window.ran=1</script><img src=x onerror="window.ran=1">'
+SHOWN = "[...document.querySelectorAll('article.item:not([hidden])')].map((item) => item.id.slice(5))"
+
+
+def tell(name: str, value: str) -> str:
+    """What a reader's change of a field of the form does."""
+    part = "checked = true" if value == "checked" else f"value = '{value}'"
+    return f"{{ const f = document.forms.explore; f.{name}.{part}; f.dispatchEvent(new Event('input')) }}"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> Path:
+    """Two models on six prompts; the last text of the second failed, one text is hostile."""
+    run_dir = tmp_path_factory.mktemp("outputs") / "run"
+    kinds = ("short_post", "business_note")
+    for name, levels in (("first", (5, 5, 9, 5, 5, 5)), ("second", (4, 2, 1, 5, 3, 1))):
+        rows = []
+        for n, level in enumerate(levels, 1):
+            text = f"a word and number-{n} of {name}" + (EVIL if n == 4 else "")
+            sample = make_sample(name, f"b{n:02d}", 0, text=text, content_type=kinds[n % 2])
+            if level == 1 and n == 6:
+                sample = replace(sample, text="", error="out of memory", finish_reason="error")
+            rows.append((sample, float(level)))
+        write_model(run_dir, make_result(name, planted(5, 1)), rows)
+    write_info(run_dir, ["first", "second"])
+    return report.write_report(run_dir)
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory):
+    with browser(tmp_path_factory.mktemp("profile")) as found:
+        yield found
+
+
+@pytest.fixture
+def opened(tab, page):
+    tab.open(page)
+    return tab
+
+
+def test_the_prompts_that_differ_most_come_first_and_can_be_ordered_otherwise(opened):
+    assert opened.run(SHOWN) == ["b03", "b06", "b02", "b05", "b01", "b04"]
+    opened.run(tell("order", "place"))
+    assert opened.run(SHOWN) == ["b01", "b02", "b03", "b04", "b05", "b06"]
+    opened.run(tell("order", "low"))
+    assert opened.run(SHOWN)[:2] == ["b03", "b06"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "left"),
+    [
+        ("find", "Second number-2", ["b02"]),
+        ("group", "short_post", ["b06", "b02", "b04"]),
+        ("failed", "checked", ["b06"]),
+        ("to", "1", ["b03", "b06"]),
+        ("from", "9", ["b03"]),
+    ],
+)
+def test_a_filter_leaves_what_it_asks_for_and_says_how_much(opened, name, value, left):
+    opened.run(tell(name, value))
+    assert opened.run(SHOWN) == left
+    assert opened.run("document.querySelector('#explore output').textContent") == f"{len(left)} of 6 prompts"
+
+
+def test_one_model_alone(opened):
+    opened.run(tell("model", "second"))
+    shown = opened.run("[...document.querySelectorAll('.answer:not([hidden])')].map((a) => a.dataset.model)")
+    assert shown == ["second"] * 6
+
+
+def test_a_heading_sorts_its_table_both_ways(opened):
+    table = "document.querySelector('#measured table')"
+    rows = f"[...{table}.tBodies[0].rows].map((row) => row.cells[0].firstChild.textContent.trim())"
+    before = opened.run(rows)
+    click = f"{table}.tHead.rows[0].cells[0].firstChild.click()"
+    opened.run(click)
+    assert opened.run(rows) == sorted(before)
+    opened.run(click)
+    assert opened.run(rows) == sorted(before, reverse=True)
+
+
+def test_a_link_leads_to_one_item(opened, page):
+    opened.call("Page.navigate", url=f"{page.as_uri()}#item-b04")
+    assert opened.run("document.querySelector(':target').id") == "item-b04"
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_is_wider_than_the_screen_and_nothing_hostile_runs(tab, page, width, dark):
+    tab.open(page, width, dark)
+    assert tab.run("document.documentElement.scrollWidth") <= width
+    assert tab.run("window.ran === undefined")
+    assert tab.log == []  # the policy had nothing to refuse
+
+
+def test_the_policy_refuses_a_script_that_is_not_ours(opened):
+    opened.run(
+        "{ const s = document.createElement('script'); s.textContent = 'window.ran = 1'; "
+        "document.body.append(s) }"
+    )
+    assert opened.run("window.ran === undefined")
+    assert "Content Security Policy" in " ".join(opened.log)
+
+
+def test_without_its_script_the_page_shows_every_text(tab, page, tmp_path):
+    bare = tmp_path / "index.html"
+    bare.write_text(page.read_text().partition("<script>(")[0] + "</body></html>")
+    tab.open(bare)
+    assert tab.run("document.querySelectorAll('article.item').length") == 6
+    assert tab.run("getComputedStyle(document.getElementById('explore')).display") == "none"
