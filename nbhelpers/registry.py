@@ -217,8 +217,10 @@ def one_text(text: str) -> str:
 def _rows(body: str, source: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows of a file of prompts and their line numbers, as JSON has them."""
     if source.suffix.lower() == ".csv":
-        table = csv.DictReader(io.StringIO(body, newline=""), restkey="")
+        table = csv.DictReader(io.StringIO(body, newline=""))
         for cells in table:
+            if None in cells:  # what an unquoted comma does to a text
+                raise LabError(f"{source.name}, line {table.line_num}: it has more cells than the header.")
             several = {name: (cells.get(name) or "").split("|") for name in _SEVERAL if cells.get(name)}
             yield table.line_num, {name: value for name, value in cells.items() if value} | several
         return

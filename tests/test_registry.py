@@ -268,3 +268,9 @@ def test_unreadable_prompts(tmp_path):
     (tmp_path / "latin.jsonl").write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(LabError, match="cannot be read as UTF-8"):
         registry.load_prompts(tmp_path / "latin.jsonl")
+
+
+def test_a_row_with_more_cells_than_the_header_is_refused(tmp_path):
+    (tmp_path / "p.csv").write_text("id,text,content_type\na,Ask\tme,short_post\nb,Ask, again,short_post\n")
+    with pytest.raises(LabError, match=r"p\.csv, line 3: it has more cells than the header"):
+        registry.load_prompts(tmp_path / "p.csv")

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from nbhelpers.records import (
     Verdict,
 )
 from nbhelpers.stats import paired, sequential
-from nbhelpers.stats.estimate import estimate, mean_score
+from nbhelpers.stats.estimate import by_unit, estimate, mean_score
 from nbhelpers.stats.paired import Comparison
 from nbhelpers.tracking.result import read_info, read_results, spec_of
 
@@ -134,7 +133,7 @@ def comparable(run_dir: Path) -> tuple[list[Result], dict[str, str], list[str]]:
         several = f"{len(clusters)} items stand in {len(set(clusters.values()))} clusters"
         notes.append(f"{several}: each cluster counts once, as one prompt.")
         unit |= clusters
-    scores = {r.model: _by_unit(r, unit) for r in results if r.model not in excluded}
+    scores = {r.model: by_unit(r.per_prompt, unit) for r in results if r.model not in excluded}
     shared = sorted(set[str].intersection(*map(set, scores.values()))) if scores else []
     if not shared:
         excluded |= dict.fromkeys(scores, "it shares no prompt with the others")
@@ -168,13 +167,6 @@ def _asked(folder: Path, result: Result) -> dict[str, str]:
     return {}
 
 
-def _by_unit(result: Result, unit: dict[str, str]) -> dict[str, float]:
-    groups: dict[str, list[float]] = {}
-    for prompt, score in result.per_prompt.items():
-        groups.setdefault(unit.get(prompt, prompt), []).append(score)
-    return {prompt: fmean(scores) for prompt, scores in groups.items()}
-
-
 def _conditions(result: Result) -> dict[str, Any]:
     """What must be equal for scores to be comparable; repeats and seed only change the precision."""
     return {"score": result.primary, **{name: vars(result.settings)[name] for name in CONDITIONS}}
@@ -205,20 +197,25 @@ def compare(
     if not scale.higher_is_better:
         pairs = tuple(replace(pair, verdict=OPPOSITE.get(pair.verdict, pair.verdict)) for pair in pairs)
     ranking, primary = {r.model: means[r.model] for r in ranked}, ranked[0].primary if ranked else ""
-    advice = *pick_model(ranked, pairs), *size_effect(ranked, scale)
+    advice = *pick_model(ranked, pairs), *size_effect(ranked, scale, looks)
     report = ComparisonReport(primary, prompts, ranking, pairs, *advice, excluded, notes=tuple(notes))
     return replace(report, basis=basis, planned=planned or None, scale=scale)
 
 
-def size_effect(results: Sequence[Result], scale: Scale = LAB_SCALE) -> tuple[Estimate | None, str]:
+def size_effect(
+    results: Sequence[Result], scale: Scale = LAB_SCALE, looks: Sequence[Sequence[str]] = ()
+) -> tuple[Estimate | None, str]:
     """The mean over prompts of one slope a prompt, per doubling of the parameters; and what that says."""
-    results = [result for result in results if result.parameters]  # a server may not tell them
-    sizes, do = np.log2([float(result.parameters or 0) for result in results]), _verbs(scale.unit)[1]
+    results = [r for r in results if r.parameters]  # a server may not tell them
+    sizes, do = np.log2([float(r.parameters or 0) for r in results]), _verbs(scale.unit)[1]
     if len(set(sizes)) < 2:
         return None, f"Whether larger models {do} better stays open: it needs two sizes on the same prompts."
     scores = np.array([[r.per_prompt[prompt] for prompt in results[0].per_prompt] for r in results])
     apart = sizes - sizes.mean()
-    slope = estimate(apart @ scores / (apart @ apart), "points per doubling of parameters")
+    slopes = apart @ scores / (apart @ apart)
+    slope = estimate(slopes, "points per doubling of parameters")
+    if looks:
+        slope = sequential.early(slope, dict(zip(results[0].per_prompt, slopes, strict=True)), looks)
     if slope.low is None or slope.high is None:
         return slope, f"Whether larger models {do} better stays open: {slope.reason}."
     found = f"These data do not show that larger models {do} better"

@@ -16,7 +16,7 @@ from nbhelpers.comparison.compare import ComparisonReport
 from nbhelpers.logs.read import Log, named, pooled
 from nbhelpers.options import Choice
 from nbhelpers.records import LAB_SCALE, SCHEMA_VERSION, LabError, Record
-from nbhelpers.stats import estimate, paired
+from nbhelpers.stats import estimate, paired, sequential
 from nbhelpers.stats.paired import Scores
 from nbhelpers.tasks import RIGHT
 
@@ -53,6 +53,7 @@ class Group:
     margin: float
     lacking: dict[str, dict[str, str]]
     notes: list[str]
+    looks: tuple[tuple[str, ...], ...] = ()  # of a run that stopped early
 
 
 def compare_logs(logs: Sequence[Log], choice: Choice) -> LogsReport:
@@ -63,7 +64,10 @@ def compare_logs(logs: Sequence[Log], choice: Choice) -> LogsReport:
         means = {model: estimate.estimate(own.values(), model) for model, own in group.scores.items()}
         best_first = sorted(means, key=lambda model: means[model].mean or 0.0, reverse=group.logs[0].higher)
         rankings.append({model: means[model] for model in best_first})
-        pairs = paired.measured({model: group.scores[model] for model in best_first}, group.margin, tests)
+        scores, planned = {model: group.scores[model] for model in best_first}, sum(map(len, group.looks))
+        pairs = paired.measured(scores, group.margin, tests)
+        if planned:
+            pairs = sequential.measured_in_order(scores, group.looks, planned, group.margin, tests)
         numbers += [replace(pair, unit=group.logs[0].unit, items=group.items) for pair in pairs]
     judged, comparisons = iter(paired.judged(numbers)), []
     for group, ranking in zip(found, rankings, strict=True):
@@ -75,6 +79,9 @@ def compare_logs(logs: Sequence[Log], choice: Choice) -> LogsReport:
         said = " ".join(map(compare.verdict_sentence, lead))
         basis = f"by {first.metric} ({'higher' if first.higher else 'lower'} is better)"
         basis += f", margin {group.margin:g}"
+        if group.looks:
+            planned = sum(map(len, group.looks))
+            basis += f", by an always-valid test after {len(units)} of {planned} {group.items}"
         basis += f", p corrected over {tests} comparisons" if tests > 1 else ""
         report = ComparisonReport(first.metric, units, ranking, tuple(own), pick, said, None, "", {})
         report = replace(report, basis=basis, notes=tuple(group.notes))
@@ -86,6 +93,13 @@ def groups(logs: Sequence[Log], choice: Choice) -> tuple[list[Group], list[str]]
     """What is compared, and what a reader must know of the rest."""
     notes = list(dict.fromkeys(note for log in logs for note in log.notes))
     logs = [log for log in logs if log.metric not in MEASURED]
+    settings = dict[str, dict[str, None]]()
+    for name, said in (one for log in logs for one in log.made.settings):
+        settings.setdefault(name, {})[said] = None
+    if differ := [f"{name} ({' and '.join(said)})" for name, said in settings.items() if len(said) > 1]:
+        notes.append(
+            f"The runs differ in {', '.join(differ)}: what is compared is a model with its settings."
+        )
     logs, tasks = pooled(logs) if choice.pool else logs, dict[str, dict[str, list[Log]]]()
     for log in logs:
         own = tasks.setdefault(log.task, {}).setdefault(log.metric, [])
@@ -157,7 +171,11 @@ def _group(logs: Sequence[Log], choice: Choice) -> Group:
         notes.append(f"{len(shared)} {counted} in {len(units)} clusters: clusters are what is counted.")
         counted = "clusters"
     scores = {g.model: {u: fmean(g.scores[i] for i in own) for u, own in units.items()} for g in logs}
-    margin = choice.margin
+    margin, own = choice.margin, sorted({log.made.margin for log in logs if log.made.margin})
+    if margin is None and len(own) > 1:
+        said = " and ".join(f"{one:g}" for one in own)
+        raise LabError(f"The runs' own margins of {first.metric} are {said}: choose one by --margin.")
+    margin = own[0] if margin is None and own else margin
     if margin is None:
         margin = compare.MARGIN if first.unit == LAB_SCALE.unit else RIGHT.margin
         inside = all(0 <= score <= 1 for log in logs for score in log.scores.values())
@@ -167,7 +185,8 @@ def _group(logs: Sequence[Log], choice: Choice) -> Group:
             )
     if not 0 < margin < math.inf:
         raise LabError(f"The margin is {margin:g}: it must be more than 0.")
-    return Group(logs, scores, counted, margin, lacking, notes)
+    looks = next((log.made.looks for log in logs if log.made.looks), ())
+    return Group(logs, scores, counted, margin, lacking, notes, looks)
 
 
 def lines(found: LogsReport) -> list[str]:

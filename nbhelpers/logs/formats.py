@@ -19,9 +19,24 @@ from nbhelpers import store
 from nbhelpers.comparison import compare
 from nbhelpers.options import Choice
 from nbhelpers.records import LAB_SCALE, LabError, Result, Sample, Score
+from nbhelpers.stats import sequential
 
 KNOWN = "lm-evaluation-harness (samples_….jsonl), Inspect, promptfoo, or a table with id, model, score"
+LINE = "\nline"  # of a row in its file: no column is named so
+COLUMNS = ("id", "model", "score")
+MADE = ("max_new_tokens", "temperature", "top_k", "top_p", "maker_settings")
 Rows = list[dict[str, Any]]
+
+
+class Made(NamedTuple):
+    """How a run made what it scored, and how it was looked at; nothing of other logs."""
+
+    margin: float | None = None  # of its primary score
+    settings: tuple[tuple[str, str], ...] = ()
+    looks: tuple[tuple[str, ...], ...] = ()  # the prompts that each look of --until-decided added
+
+
+ELSEWHERE = Made()
 
 
 class Row(NamedTuple):
@@ -40,6 +55,7 @@ class Row(NamedTuple):
     higher: bool = True  # is better
     unit: str = ""  # default: the metric
     note: str = ""  # what a reader must know of the log
+    made: Made = ELSEWHERE
 
 
 def rows_of(path: Path, choice: Choice) -> Iterator[Row] | None:
@@ -79,6 +95,7 @@ def _parsed(body: bytes, path: Path) -> Rows:
                 raise LabError(f"{path}, line {number}: not JSON ({error}).") from None
             if not isinstance(rows[-1], dict):
                 raise LabError(f"{path}, line {number}: not an object.")
+            rows[-1][LINE] = number
     return rows
 
 
@@ -87,9 +104,13 @@ def _csv(text: str, path: Path) -> Rows:
     semicolons = ";" in text.partition("\n")[0]
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=";" if semicolons else ",")
     rows, header = Rows(), [name.strip().lower() for name in next(lines, [])]
+    lacking, twice = set(COLUMNS) - {*header}, [name for name in header if name and header.count(name) > 1]
+    if twice or 0 < len(lacking) < 2:
+        what = f"{twice[0]!r} stands twice" if twice else f"{lacking.pop()!r} is missing"
+        raise LabError(f"{path}, line 1: the column {what} (it has {', '.join(header)}).")
     try:
         for cells in filter(any, lines):
-            row = dict(zip(header, cells, strict=True))
+            row: dict[str, Any] = dict(zip(header, cells, strict=True)) | {LINE: lines.line_num}
             if semicolons and "score" in row:
                 row["score"] = row["score"].replace(",", ".")
             rows.append(row)
@@ -209,11 +230,11 @@ def _promptfoo(path: Path, found: Rows, choice: Choice) -> Iterator[Row]:
 def _table(path: Path, found: Rows, choice: Choice) -> Iterator[Row]:
     """Columns id, model, score; if there: task, metric, repeat, cluster, text (what was asked)."""
     for number, row in enumerate(found, 1):
+        where, score = f"{path}, line {row.get(LINE, number)}, column", _number(row.get("score"))
         if lacking := [name for name in ("id", "model") if not _named(row, name)]:
-            raise LabError(f"{path}, row {number}: {lacking[0]} is missing.")
-        score = _number(row.get("score"))
+            raise LabError(f"{where} {lacking[0]}: it is empty.")
         if score is None and _named(row, "score"):
-            raise LabError(f"{path}, row {number}: {row['score']!r} is not a score.")
+            raise LabError(f"{where} score: {row['score']!r} is not a number.")
         names, text = (_named(row, "model"), _named(row, "task"), _named(row, "metric") or "score"), ""
         if _named(row, "text"):
             text = _digest(row["text"])
@@ -224,7 +245,7 @@ def _table(path: Path, found: Rows, choice: Choice) -> Iterator[Row]:
 READERS = {
     ("doc_id", "metrics"): _harness,
     ("evalId", "results"): _promptfoo,
-    ("id", "model", "score"): _table,
+    COLUMNS: _table,
 }
 
 
@@ -233,7 +254,12 @@ def run_rows(folder: Path) -> Iterator[Row]:
     result = store.read_json(folder / "result.json", Result)
     if not result.quality_applies or not result.finished:
         return
-    model = compare.spec_of(result.model, compare.read_info(folder.parent)).alias
+    info, settings = compare.read_info(folder.parent), result.settings
+    model = compare.spec_of(result.model, info).alias
+    known = {name: str(vars(settings)[name]) for name in MADE} | {"dtype": result.dtype}
+    known |= {"task file": info.task} if info and info.task else {}
+    looks = tuple(map(tuple, sequential.looks_of(info) if info else ()))
+    made = Made(None, tuple((name, said) for name, said in known.items() if said != "unknown"), looks)
     samples = list(store.read_rows(folder / "samples.jsonl", Sample))
     texts = {row.prompt_id: _digest(row.prompt) for row in samples}
     scored = [(result.primary, item, mean) for item, mean in result.per_prompt.items()]
@@ -243,8 +269,9 @@ def run_rows(folder: Path) -> Iterator[Row]:
     unit = result.scale.unit if result.scale == LAB_SCALE else ""  # a task's scores are their own
     for metric, item, value in scored:
         higher = metric != result.primary or result.scale.higher_is_better
-        of_item = {"text": texts.get(item, ""), "cluster": result.clusters.get(item, "")}
-        yield Row(model, "", metric, item, value, **of_item, higher=higher, unit=unit)
+        of_item: Any = {"text": texts.get(item, ""), "cluster": result.clusters.get(item, "")}
+        own = made._replace(margin=result.scale.margin) if metric == result.primary else made
+        yield Row(model, "", metric, item, value, **of_item, higher=higher, unit=unit, made=own)
     timed = list(store.read_rows(folder / "latency.jsonl", Sample))
     note = "" if result.noise in ("quiet", "not recorded") else f"The timings of {model} are {result.noise}."
     energy = all(row.energy_j is not None for row in samples)  # cost is in proportion to it, or to time

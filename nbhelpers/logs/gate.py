@@ -9,7 +9,7 @@ from nbhelpers.logs import compare
 from nbhelpers.logs.read import Log, named
 from nbhelpers.options import Choice
 from nbhelpers.records import SCHEMA_VERSION, LabError, Record
-from nbhelpers.stats import noninferiority, paired
+from nbhelpers.stats import noninferiority, paired, sequential
 from nbhelpers.stats.noninferiority import Kept, Outcome
 from nbhelpers.stats.paired import ALPHA
 
@@ -50,6 +50,9 @@ def gate(
     """
     olds, news = (list(dict.fromkeys(log.model for log in every)) for every in (baseline, candidate))
     pairs = [(name, name) for name in olds if name in news] or list(zip(olds, news, strict=False))
+    if len(olds) > 1 and {log.source for log in baseline} == {log.source for log in candidate}:
+        asks = f"name one of {', '.join(olds)} on each side, as LOG#MODEL"
+        raise LabError(f"Baseline and candidate are the same, {baseline[0].source}: {asks}.")
     if len(pairs) < max(len(olds), len(news)) > 1:
         raise LabError(f"Choose a model by LOG#MODEL: these have {', '.join(olds)} and {', '.join(news)}.")
     checks, notes = list[Check](), list[str]()
@@ -80,8 +83,14 @@ def gate(
 def _kept(group: compare.Group, old: str, new: str) -> Check:
     """``noninferiority.difference`` of a metric; a candidate that lacks items cannot pass."""
     log, sign = group.logs[0], 1 if group.logs[0].higher else -1
-    one, two = ([sign * score for score in group.scores[name].values()] for name in (old, new))
-    found, reason = noninferiority.difference(one, two, group.margin), ""
+    scores, reason = {name: [sign * one for one in group.scores[name].values()] for name in (old, new)}, ""
+    found: Kept = noninferiority.difference(scores[old], scores[new], group.margin)
+    if group.looks:
+        rise = zip(group.scores[new], scores[old], scores[new], strict=True)
+        ordered = sequential.in_order({unit: round(b - a, 12) for unit, a, b in rise}, group.looks)
+        planned = sum(map(len, group.looks))
+        found = noninferiority.early(*ordered, planned, group.margin)
+        reason = "" if found.outcome != "cannot tell" else f"{planned} prompts were planned, and may tell"
     if found.outcome == "passes" and (lost := len(group.lacking[new])):
         found, reason = replace(found, outcome="cannot tell"), f"the candidate lacks {lost} items"
     name, limit = f"{log.metric}{compare.of(log.task)}", -group.margin

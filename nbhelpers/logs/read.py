@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
-from nbhelpers.logs.formats import KNOWN, Row, rows_of, run_rows
+from nbhelpers.logs.formats import ELSEWHERE, KNOWN, Made, Row, rows_of, run_rows
 from nbhelpers.options import Choice
 from nbhelpers.records import LabError
 
@@ -30,6 +30,7 @@ class Log:
     higher: bool
     unit: str
     notes: tuple[str, ...] = ()
+    made: Made = ELSEWHERE
 
 
 def read(path: Path, model: str = "", choice: Choice | None = None) -> list[Log]:
@@ -93,6 +94,7 @@ def _logs(rows: Iterable[Row], path: Path, choice: Choice) -> Iterator[Log]:
             higher=own[0].higher and not choice.lower_is_better,
             unit=own[0].unit or own[0].metric,
             notes=tuple(dict.fromkeys(row.note for row in own if row.note)),
+            made=own[0].made,
         )
 
 

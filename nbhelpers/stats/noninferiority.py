@@ -11,8 +11,8 @@ import numpy as np
 from scipy import stats as sps
 
 from nbhelpers.records import LabError
-from nbhelpers.stats import paired
-from nbhelpers.stats.estimate import mean_sd, unusable
+from nbhelpers.stats import paired, sequential
+from nbhelpers.stats.estimate import Array, mean_sd, unusable
 from nbhelpers.stats.paired import ALPHA
 
 Outcome = Literal["passes", "worse", "cannot tell"]
@@ -63,6 +63,18 @@ def difference(baseline: Sequence[float], candidate: Sequence[float], margin: fl
         return replace(found, outcome="worse")
     needed = paired.prompts_needed(margin, spread, 2 * ALPHA) if sd else FEWEST
     return replace(found, needed=needed and max(needed, FEWEST))
+
+
+def early(differences: Array, looks: Sequence[int], planned: int, margin: float) -> Kept:
+    """``difference`` at a look of a run that may stop early: by ``sequential``'s two-sided figures."""
+    n, mean = len(differences), float(np.mean(differences))
+    if (ends := sequential.interval(differences, looks, planned)) is None:
+        return Kept(n, mean)
+    p_worse = sequential.p_value(differences, looks, planned) if mean < 0 else 1.0
+    found = Kept(n, mean, *ends, p_worse)
+    if ends[0] > -margin:
+        return replace(found, outcome="passes")
+    return replace(found, outcome="worse") if ends[1] < 0 and p_worse < ALPHA else found
 
 
 def ratio(baseline: Sequence[float], candidate: Sequence[float], limit: float) -> Kept:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize
 
-from nbhelpers.records import RunInfo
+from nbhelpers.records import Estimate, RunInfo
 from nbhelpers.stats import paired
 from nbhelpers.stats.estimate import Array
 from nbhelpers.stats.paired import ALPHA, Comparison, Scores
@@ -91,6 +91,21 @@ def interval(differences: Array, looks: Sequence[int], planned: int) -> tuple[fl
     return optimize.brentq(refuted, ends[0], middle), optimize.brentq(refuted, middle, ends[1])
 
 
+def in_order(values: Scores, looks: Sequence[Sequence[str]]) -> tuple[Array, list[int]]:
+    """The values in the order in which their prompts were asked, and how many each look added."""
+    kept = [[values[prompt] for prompt in look if prompt in values] for look in looks]
+    return np.array([value for look in kept for value in look]), [len(look) for look in kept if look]
+
+
+def early(found: Estimate, values: Scores, looks: Sequence[Sequence[str]]) -> Estimate:
+    """The estimate of a mean over prompts with the interval that holds at every look."""
+    if found.low is None:
+        return found
+    low, high = interval(*in_order(values, looks), sum(map(len, looks))) or (None, None)
+    reason = f"n = {found.n}: too few for an early verdict" if low is None else None
+    return replace(found, low=low, high=high, method="always-valid", reason=reason)
+
+
 def compare_in_order(
     per_model: dict[str, Scores], looks: Sequence[Sequence[str]], planned: int, margin: float = 0.5
 ) -> tuple[Comparison, ...]:
@@ -99,16 +114,25 @@ def compare_in_order(
     looks: the prompts that each added, in the order in which they were asked, up to ``planned`` in all. The
     verdicts follow the same rules, from ``interval`` and ``p_value``; "cannot tell" before there are any.
     """
+    return paired.judged(measured_in_order(per_model, looks, planned, margin))
+
+
+def measured_in_order(
+    per_model: dict[str, Scores],
+    looks: Sequence[Sequence[str]],
+    planned: int,
+    margin: float,
+    tests: int | None = None,
+) -> list[Comparison]:
+    """The numbers of every pair, before the verdict: ``paired.measured``, with figures that hold early."""
 
     def early(c: Comparison) -> Comparison:
         a, b = per_model[c.a], per_model[c.b]
-        kept = [[prompt for prompt in look if prompt in a] for look in looks]
-        x = np.round([a[prompt] - b[prompt] for look in kept for prompt in look], 12)
-        sizes = [len(look) for look in kept if look]
+        x, sizes = in_order({prompt: round(a[prompt] - b[prompt], 12) for prompt in a}, looks)
         ends = interval(x, sizes, planned)
         if ends is None:
             return replace(c, p=None, low=None, high=None, reason=f"n = {c.n}: too few for an early verdict")
         low, high = (None, None) if c.low is None else ends  # all differences are equal
         return replace(c, p=p_value(x, sizes, planned), low=low, high=high)
 
-    return paired.judged([c if c.p is None else early(c) for c in paired.measured(per_model, margin)])
+    return [c if c.p is None else early(c) for c in paired.measured(per_model, margin, tests)]

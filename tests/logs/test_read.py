@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_runs import make_result, make_sample, write_model
+from made_runs import make_result, make_sample, planted, write_info, write_model
 from typer.testing import CliRunner
 
 from nbhelpers import cli, store
+from nbhelpers.comparison import compare as comparison
 from nbhelpers.logs import compare
 from nbhelpers.logs import read as reading
 from nbhelpers.options import Choice
@@ -344,8 +345,12 @@ BROKEN = {
     '{"doc_id": 1, "metrics": ["acc"], "acc": 1}\n7\n': "line 2: not an object",
     '{"doc_id": 1, "metrics": ["acc"], "acc": 1}\n{"doc_id": 1}\n': "as its tool writes it: KeyError",
     '{"evalId": "e", "results": {"version": 3, "results": [3]}}': "as its tool writes it",
-    "id,model,score\n1,a,good\n": "row 1: 'good' is not a score",
-    "id,model,score\n,a,1\n": "row 1: id is missing",
+    "id,model,score\n1,a,good\n": "line 2, column score: 'good' is not a number",
+    'id,model,score,text\n1,a,1,"two\nlines"\n2,a,one,x\n': "line 4, column score: 'one' is not a number",
+    "id,model,score\n,a,1\n": "line 2, column id: it is empty",
+    "id,modle,score\n1,a,1\n": r"line 1: the column 'model' is missing \(it has id, modle, score\)",
+    "id,model,score,score\n1,a,1,0\n": "line 1: the column 'score' stands twice",
+    '{"id": 1, "model": "a", "score": 1}\n\n{"id": 2, "model": "", "score": 1}\n': "line 3, column model",
     "id,model,score\n1,a\n": "has more or fewer cells than the header",
     "id,model,score,repeat\n1,a,1,0\n1,a,0,0\n": "repeat 0 of the item 1 of a stands twice",
     "id,model,score,text\n1,a,1,x\n1,a,0,y\n": "the item 1 of a stands there with two texts",
@@ -559,7 +564,7 @@ def test_a_score_too_large_for_a_number_is_refused(tmp_path):
     with pytest.raises(LabError, match="line 2: it has more or fewer cells"):
         read(path)
     write_lines(path, [{"id": 1, "model": "a", "score": 10**400}])
-    with pytest.raises(LabError, match="is not a score"):
+    with pytest.raises(LabError, match=r"line 1, column score: 10+ is not a number"):
         read(path)
 
 
@@ -570,5 +575,60 @@ def test_a_run_of_a_task_keeps_its_scale_its_direction_and_its_clusters(tmp_path
     rows = [(make_sample("m", name, 0), score) for name, score in result.per_prompt.items()]
     write_model(tmp_path, result, rows)
     (log,) = [log for log in reading.read(tmp_path) if log.metric == "wrong"]
-    assert (log.unit, log.higher) == ("wrong", False)
+    assert (log.unit, log.higher, log.made.margin) == ("wrong", False, 0.1)
     assert log.clusters == {"b01": "b01", "b02": "b01"}
+
+
+def task_run(folder: Path, margin: float, models=("a", "b"), **settings) -> Path:
+    """A run of a task with right and wrong answers, its margin and its settings."""
+    scale = Scale(0.0, 1.0, margin, unit="exact")
+    for place, model in enumerate(models):
+        right = [float((i + place) % 3 > 0) for i in range(12)]
+        result = make_result(model, right, primary="exact", scale=scale, settings=settings)
+        write_model(folder, result, [(make_sample(model, id, 0), s) for id, s in result.per_prompt.items()])
+    return folder
+
+
+def test_a_run_brings_its_tasks_margin_and_two_that_disagree_are_asked(tmp_path):
+    run = task_run(tmp_path / "run", 0.2)
+    (one,) = compared(run, metric="exact").comparisons
+    assert one.report.pairs[0].margin == 0.2 and "margin 0.2" in one.report.basis
+    assert compared(run, metric="exact", margin=0.3).comparisons[0].report.pairs[0].margin == 0.3
+    with pytest.raises(LabError, match="must be more than 0"):
+        compared(run, metric="exact", margin=0.0)
+    other = task_run(tmp_path / "other", 0.1)
+    with pytest.raises(LabError, match=r"own margins of exact are 0.1 and 0.2: choose one by --margin"):
+        compared(run, other, metric="exact")
+
+
+def test_runs_that_were_made_otherwise_are_told_so_in_one_sentence(tmp_path):
+    run = task_run(tmp_path / "run", 0.1)
+    same = task_run(tmp_path / "same", 0.1, seed=1, repeats=9)
+    hot = task_run(tmp_path / "hot", 0.1, temperature=0.0, max_new_tokens=9)
+    assert compared(run, same, metric="exact").notes == ()
+    (note,) = compared(run, hot, metric="exact").notes
+    said = "The runs differ in max_new_tokens (256 and 9), temperature (0.8 and 0.0):"
+    assert note == f"{said} what is compared is a model with its settings."
+
+
+def early_run(folder: Path, shift: float, prompts: int = 40) -> Path:
+    """A run of two models, b above a by ``shift``, that stopped after 40 of 60 prompts."""
+    ids = [f"b{n:02d}" for n in range(1, 61)]
+    info = dataclasses.replace(write_info(folder, ("a", "b")), prompts=dict.fromkeys(ids, ""))
+    store.write_json(folder / "run.json", dataclasses.replace(info, looks=tuple(range(6, 61, 6))))
+    for place, model in enumerate(("a", "b")):
+        result = make_result(model, planted(6 + shift * place, place, prompts), parameters=10**6 * 2**place)
+        write_model(folder, result, [(make_sample(model, id, 0), s) for id, s in result.per_prompt.items()])
+    return folder
+
+
+def test_a_run_that_stopped_early_keeps_its_always_valid_figures(tmp_path):
+    run = early_run(tmp_path / "run", 0.4)
+    whole = comparison.assemble(run)
+    (one,) = compared(run).comparisons
+    assert one.report.pairs == whole.pairs
+    assert "by an always-valid test after 40 of 60 prompts" in one.report.basis
+    # the size sentence: with twice the parameters, a doubling is the difference of the pair
+    assert whole.size_slope.method == "always-valid"
+    ends = whole.pairs[0].low, whole.pairs[0].high
+    assert (whole.size_slope.low, whole.size_slope.high) == pytest.approx(ends, rel=1e-9)
