@@ -186,6 +186,7 @@ class Sample(Record):
     reasoning: str | None = None  # what the model wrote between its marks; left out where there is none
     ids_digest: str | None = None  # of the prompt's token ids, whole; None: not recorded
     estimated: bool | None = None  # True: a server did not tell the tokens; left out where they were counted
+    logprobs: dict[str, tuple[float, ...]] | None = None  # of "choices" and "text", where a scorer wants them
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ def _writable(path: Path) -> Iterator[None]:
 
 
 def _line(record: Any) -> str:
-    optional = ("failure", "reasoning", "reason", "estimated", "target", "tags")  # seldom there
+    optional = ("failure", "reasoning", "reason", "estimated", "target", "tags", "logprobs")  # seldom there
     fields = dataclasses.asdict(record).items()
     row = {name: value for name, value in fields if value is not None or name not in optional}
     return json.dumps(row, ensure_ascii=True, allow_nan=False) + "\n"

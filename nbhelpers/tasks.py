@@ -18,6 +18,10 @@ from nbhelpers.errors import LabError, nearest
 from nbhelpers.records import LAB_SCALE, Prompt, RunInfo, Scale, Settings
 
 RIGHT = Scale(0.0, 1.0, 0.05)  # of a score that is 1 for a right answer
+LIKELIHOODS = {
+    "loglikelihood": "choices",
+    "bits_per_byte": "text",
+}  # kind -> what a model is asked of an item
 LETTERS = string.ascii_uppercase
 
 
@@ -41,6 +45,8 @@ KINDS = {
     "chrf": Kind({}, ("target",)),
     "rouge": Kind({}, ("target",)),
     "json": Kind({"schema": ""}),
+    "loglikelihood": Kind({}, ("target", "choices")),
+    "bits_per_byte": Kind(scale=Scale(0.0, 8.0, 0.05, higher_is_better=False)),  # 8: of a guess
     "python": Kind({"function": ""}),
 }
 
@@ -76,6 +82,15 @@ class Task:
 
     def kinds(self) -> set[str]:
         return {scorer.kind for scorer in self.scorers}
+
+    def likelihoods(self) -> tuple[str, ...]:
+        """Whose log-probabilities the scorers want (``Sample.logprobs``)."""
+        return tuple(name for kind, name in LIKELIHOODS.items() if kind in self.kinds())
+
+    def decides(self) -> dict[str, tuple[str, ...]]:
+        """What decides a sample, besides the items."""
+        said = {"stop": self.stop, "likelihoods": self.likelihoods()}
+        return {name: texts for name, texts in said.items() if texts}
 
 
 POSTS = Task("posts", (Scorer("lab_v2", "rubric", {}),), "lab_v2", LAB_SCALE)

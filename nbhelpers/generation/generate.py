@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nbhelpers import store, tasks
 from nbhelpers.devices import device as devices
 from nbhelpers.devices import fit, meters
+from nbhelpers.generation import likelihood
 from nbhelpers.loading import load, tokenizer
 from nbhelpers.loading.load import Loaded, LoadingReport
 from nbhelpers.records import Engine, Failure, LabError, Limits, ModelRun, Prompt, Sample, Settings
@@ -53,16 +54,16 @@ def requests(
     decides |= {"model": report.model, "revision": report.revision, "format": report.prompt_format}
     decides |= {"device": report.device.split(":")[0], "dtype": report.dtype}
     decides |= {"engine": ENGINE if report.ids_digests is not None else 2}  # 2: an older release
-    decides |= {"purpose": "latency" if latency else "sample"}
     decides |= {"maker_settings": True} if settings.maker_settings else {}
-    decides |= {"stop": stop} if (stop := tasks.load_task(settings.task).stop) and not latency else {}
-    first, repeats = (LATENCY_PROMPTS, 1) if latency else (None, settings.repeats)
-    wanted = []
-    for prompt, repeat in itertools.product(prompts[:first], range(repeats)):
+    decides |= {} if latency else tasks.load_task(settings.task).decides()
+    wanted, likely = list[Request](), "likelihoods" in decides
+    first, repeats = (prompts[:LATENCY_PROMPTS], 1) if latency else (prompts, settings.repeats)
+    for prompt, repeat in itertools.product(first, range(repeats)):
         digest = (report.ids_digests or {}).get(prompt.id)
-        own: dict[str, Any] = {"prompt_id": prompt.id, "prompt": prompt.text}
-        own |= {name: said for name, said in (("ids", digest), ("before", prompt.before)) if said}
-        key = store.row_key(**decides, **own, repeat=repeat)
+        own: dict[str, Any] = {"prompt_id": prompt.id, "prompt": prompt.text, "repeat": repeat}
+        said = (("ids", digest), ("before", prompt.before), ("choices", likely and prompt.choices))
+        own |= {name: one for name, one in said if one}
+        key = store.row_key(**decides, **own, purpose="latency" if latency else "sample")
         wanted.append(Request(key, prompt, repeat, ids_digest=digest))
     return wanted
 
@@ -131,7 +132,7 @@ def generate_samples(
     """
     wanted = requests(prompts, settings, report_of(loaded, prompts, settings), purpose)
     make = partial(_made, loaded, settings, batch_size or 0, limits.generation_s, purpose)
-    return collect(wanted, make, path, limits)
+    return collect(wanted, likelihood.with_logprobs(loaded, settings, make, purpose), path, limits)
 
 
 def collect(
@@ -233,8 +234,7 @@ def sample_of(
     from nbhelpers.generation.decode import failure_of
 
     end, tokens = (row.finish_reason, row.tokens) if row else ("error", ())
-    said = tokens[:-1] if end == "eos" else tokens
-    reasoning, text = tokenizer.read_answer(loaded.tokenizer, job.ids, said)
+    thought, text = tokenizer.read_answer(loaded.tokenizer, job.ids, tokens[:-1] if end == "eos" else tokens)
     text = tokenizer.before_stop(text, tasks.load_task(settings.task).stop) if end == "stop" else text
     text = text.encode("utf-8", "replace").decode()  # a vocabulary may hold halves of surrogate pairs
     return Sample(
@@ -262,7 +262,7 @@ def sample_of(
         engine=engine,
         share_s=share.seconds if share else None,
         failure=failure_of(error) if error else None,
-        reasoning=reasoning,
+        reasoning=thought,
         ids_digest=job.ids_digest,
     )
 

@@ -79,24 +79,33 @@ def with_padding(tokenizer: Any) -> Any:
 
 
 def encode(loaded: Any, prompt: Prompt) -> list[int]:
-    """The input ids of a prompt as written, or in the chat template of a loaded chat model; never empty.
+    """The input ids of ``written``; never empty. LabError for a prompt that gives none, and as that."""
+    ids = ids_of(loaded, written(loaded, prompt))
+    if not ids and loaded.tokenizer.bos_token_id is None:
+        raise LabError(f"The prompt {prompt.id!r} has no token that the model's tokenizer knows: reword it.")
+    return ids or [loaded.tokenizer.bos_token_id]
 
-    Nothing stands after the text, whatever a post-processor appends: an end there would close it. Raises
-    LabError for a prompt that gives no tokens and for a chat model without a template.
-    """
-    tokenizer, chat = loaded.tokenizer, loaded.spec.prompt_format == "chat"
-    if chat and not getattr(tokenizer, "chat_template", None):
+
+def written(loaded: Any, prompt: Prompt) -> str:
+    """A prompt as written, or in the chat template of a loaded chat model. LabError for one without."""
+    if loaded.spec.prompt_format != "chat":
+        return plain(prompt.text, prompt.before)
+    if not getattr(loaded.tokenizer, "chat_template", None):
         raise folders.refusal(loaded.spec.alias, 'has no chat template: register it with prompt = "plain".')
-    # A template brings its own special tokens.
-    text = render(tokenizer, prompt.text, prompt.before) if chat else plain(prompt.text, prompt.before)
-    # verbose warns of a long prompt, which is cut afterwards.
-    found = tokenizer(text, add_special_tokens=not chat, return_special_tokens_mask=True, verbose=False)
+    return render(loaded.tokenizer, prompt.text, prompt.before)
+
+
+def ids_of(loaded: Any, text: str) -> list[int]:
+    """The ids of what ``written`` gives; a template brings its own special tokens.
+
+    Nothing stands after the text, whatever a post-processor appends: an end there would close it.
+    """
+    special = {"add_special_tokens": loaded.spec.prompt_format != "chat", "return_special_tokens_mask": True}
+    found = loaded.tokenizer(text, **special, verbose=False)  # it warns of a long prompt, which is cut later
     ids = list(found["input_ids"])
     while ids and found["special_tokens_mask"][len(ids) - 1]:
         ids.pop()
-    if not ids and tokenizer.bos_token_id is None:
-        raise LabError(f"The prompt {prompt.id!r} has no token that the model's tokenizer knows: reword it.")
-    return ids or [tokenizer.bos_token_id]
+    return ids
 
 
 def plain(text: str, before: Turns = ()) -> str:

@@ -47,6 +47,9 @@ def plan_run(models: Sequence[str], settings: Settings, out: str = "", until_dec
     specs = tuple(registry.tell_apart(inspect(registry.resolve(name)) for name in names))
     if settings.top_k and any(spec.kind == "server" for spec in specs):
         raise LabError("A server's model takes no --top-k: leave it out, or use --top-p.")
+    if task.likelihoods() and any(spec.kind == "server" for spec in specs):
+        instead = "take the scorer letter, or load the model here"
+        raise LabError(f"A server's model gives no log-likelihood of a text: not available; {instead}.")
     slugs = [spec.slug for spec in specs]
     if twice := {slug for slug in slugs if slugs.count(slug) > 1}:
         raise LabError(f"Two models would write to the same folder {twice.pop()!r}: name each model once.")

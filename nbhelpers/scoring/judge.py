@@ -6,11 +6,11 @@ al. 2023), from one forward pass: nothing is sampled or parsed.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from nbhelpers.generation import likelihood
 from nbhelpers.loading import tokenizer as chat
 from nbhelpers.records import LabError
 
@@ -52,20 +52,13 @@ def chances(loaded: Loaded, asked: str, known: Sequence[str]) -> list[float]:
     That of an answer is the product over all its tokens, as the tokenizer writes it after the question; that
     of "10" is taken off that of "1" where it begins so.
     """
-    import torch
-
     question, answers = _tokens(loaded, asked, known)
     starts = {answer[:-1] for answer in answers}  # what has to be read to know the next token
     rows = [row for row in starts if not any(row == other[: len(row)] for other in starts - {row})]
     width = max(map(len, rows))
     if len(question) + width >= (loaded.report.context or math.inf):
         return []
-    ids = [[*question, *row, *[0] * (width - len(row))] for row in rows]  # padding on the right is never seen
-    keeps = "logits_to_keep" in inspect.signature(loaded.model.forward).parameters
-    extra = {"logits_to_keep": width + 1} if keeps else {}
-    with torch.inference_mode():
-        logits = loaded.model(input_ids=torch.tensor(ids, device=loaded.device), **extra).logits
-    steps = logits[:, -width - 1 :].float().softmax(-1).cpu()
+    steps = likelihood.next_tokens(loaded, [[*question, *row] for row in rows], width + 1).exp().cpu()
     found = list[float]()
     for answer in answers:
         read = next(i for i, row in enumerate(rows) if row[: len(answer) - 1] == answer[:-1])

@@ -13,6 +13,7 @@ import string
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -189,12 +190,38 @@ SCORERS: dict[str, Callable[[str, Prompt, Options], float]] = {
 }
 
 
-def score_text(task: Task, item: Prompt, text: str) -> dict[str, float]:
-    """Every score of an answer, without its reasoning, by name. Raises NoScore."""
+def likely(name: str, item: Prompt, sums: tuple[float, ...]) -> dict[str, float]:
+    """1 where the choice of the largest log-likelihood is right, as it is and ``per_byte`` of the choice."""
+    right, sizes = tasks.right_choice(item), [len(choice.encode()) for choice in item.choices]
+    each = [total / size for total, size in zip(sums, sizes, strict=True)]
+    picks = {name: sums.index(max(sums)), f"{name}/per_byte": each.index(max(each))}
+    return {name: float(pick == right) for name, pick in picks.items()}
+
+
+def bits_per_byte(name: str, item: Prompt, sums: tuple[float, ...]) -> dict[str, float]:
+    """Bits that the model needs for a byte of the item's text: the smaller, the better it is foretold."""
+    return {name: -sum(sums) / math.log(2) / len(item.text.encode())}
+
+
+def score_text(
+    task: Task, item: Prompt, text: str, logprobs: Mapping[str, tuple[float, ...]] | None = None
+) -> dict[str, float]:
+    """Every score of an answer, without its reasoning, by name. Raises NoScore.
+
+    logprobs: the sample's. None: of a text alone, which stands for the choice that it is.
+    """
     text, found = split_reasoning(text)[1], dict[str, float]()
     for scorer in task.scorers:
         if scorer.kind in SCORERS:
             found[scorer.name] = SCORERS[scorer.kind](text, item, scorer.options)
+        elif scorer.kind == "loglikelihood" and logprobs is None:
+            right = replace(item, target=(item.choices[tasks.right_choice(item)],))
+            names = (scorer.name, f"{scorer.name}/per_byte")
+            found |= dict.fromkeys(names, exact(text, right, {"strict": False}))
+        elif wanted := tasks.LIKELIHOODS.get(scorer.kind):
+            if not (sums := (logprobs or {}).get(wanted)):
+                raise NoScore(f"the log-likelihood of its {wanted} is not available")
+            found |= (likely if wanted == "choices" else bits_per_byte)(scorer.name, item, sums)
         else:
             values = rubric.score_text(text, item.text, item.content_type)
             if not values:
@@ -214,6 +241,7 @@ def worst(task: Task) -> dict[str, float]:
         scale = tasks.KINDS[scorer.kind].scale
         found[scorer.name] = scale.low if scale.higher_is_better else scale.high
         found |= _renamed(rubric.LOWEST, scorer) if scorer.kind == "rubric" else {}
+        found |= {f"{scorer.name}/per_byte": scale.low} if scorer.kind == "loglikelihood" else {}
     return found
 
 
@@ -232,7 +260,7 @@ def scored(settings: Settings, samples: Iterable[Sample]) -> Iterator[Score]:
         values, reason = worst(task), None
         if not (failed := sample.error is not None):
             try:
-                values = score_text(task, item, sample.text)
+                values = score_text(task, item, sample.text, sample.logprobs or {})
             except NoScore as why:
                 values, reason = {}, str(why)
         words, about = len(sample.text.split()), (item.target or None, item.tags or None)

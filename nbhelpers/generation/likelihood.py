@@ -1,0 +1,113 @@
+"""How likely a model finds given texts: multiple choice by log-likelihood, and bits per byte.
+
+Tokens, what stands between a question and a choice, and the windows of a long text are those of
+lm-evaluation-harness (``loglikelihood`` and ``loglikelihood_rolling``).
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from nbhelpers import tasks
+from nbhelpers.loading import tokenizer
+from nbhelpers.records import LabError, Prompt, Sample, Settings
+
+if TYPE_CHECKING:
+    from nbhelpers.loading.load import Loaded
+
+LOGITS_BYTES = 2**28  # of a batch
+Pair = tuple[list[int], list[int]]  # ids, and those that follow
+
+
+def next_tokens(loaded: Loaded, rows: Sequence[Sequence[int]], keep: int) -> Any:
+    """Log-probabilities of the token after each of the last ``keep`` places: [rows, keep, vocabulary].
+
+    Shorter rows are padded on the right, which no place before it sees.
+    """
+    import torch
+
+    width, known = max(map(len, rows)), inspect.signature(loaded.model.forward).parameters
+    read = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
+    ids = [[*row, *[0] * (width - len(row))] for row in rows]
+    given = {"attention_mask": torch.tensor(read, device=loaded.device), "logits_to_keep": keep}
+    given = {name: value for name, value in given.items() if name in known}
+    with torch.inference_mode():
+        logits = loaded.model(input_ids=torch.tensor(ids, device=loaded.device), **given).logits
+        return logits[:, -keep:].float().log_softmax(-1)
+
+
+def log_likelihoods(loaded: Loaded, pairs: Sequence[Pair]) -> list[float]:
+    """Log-probability of what follows, for each pair; one that is too long loses its beginning."""
+    import torch
+
+    most, found = (loaded.report.context or sys.maxsize) + 1, [0.0] * len(pairs)
+    rows = [([*before, *after][-most:], min(len(after), most - 1)) for before, after in pairs]
+    order = sorted(range(len(rows)), key=lambda n: len(rows[n][0]))  # those of a batch are about as long
+    while order:
+        width = len(rows[order[-1]][0]) - 1  # the last token is not read
+        size = max(1, LOGITS_BYTES // (4 * width * (loaded.report.vocabulary or 1)))
+        order, batch = order[:-size], order[-size:]
+        ends = [width + 1 - len(rows[n][0]) for n in batch]  # places of padding
+        keep = max(end + rows[n][1] for end, n in zip(ends, batch, strict=True))
+        steps = next_tokens(loaded, [rows[n][0][:-1] for n in batch], keep)
+        for step, end, n in zip(steps, ends, batch, strict=True):
+            ids, count = rows[n]
+            said = torch.tensor(ids[-count:], device=step.device)
+            found[n] = float(step[keep - end - count : keep - end].gather(1, said[:, None]).sum())
+    return found
+
+
+def choices(loaded: Loaded, prompt: Prompt) -> list[Pair]:
+    """A pair for each choice: after a blank, unless the prompt ends in one or is a chat template's."""
+    whole = tokenizer.written(loaded, prompt)
+    lead = whole.rstrip()
+    gap = whole[len(lead) :] or ("" if loaded.spec.prompt_format == "chat" else " ")
+    before, found = tokenizer.ids_of(loaded, lead), list[Pair]()
+    for choice in prompt.choices:
+        found.append((before, tokenizer.ids_of(loaded, f"{lead}{gap}{choice}")[len(before) :]))
+        if not found[-1][1]:
+            raise LabError(f"The choice {choice!r} of {prompt.id!r} has no token of its own: reword it.")
+    return found
+
+
+def windows(loaded: Loaded, prompt: Prompt) -> list[Pair]:
+    """The prompt's text after the beginning token, as pairs that each fill the context and tell new ids."""
+    words, most = loaded.tokenizer, loaded.report.context or sys.maxsize
+    ids = words(prompt.text, add_special_tokens=False, verbose=False)["input_ids"]
+    first = words.eos_token_id if words.bos_token_id is None else words.bos_token_id
+    whole, starts = [first or 0, *ids], range(0, len(ids), most)
+    ends = [min(start + most, len(ids)) for start in starts]
+    return [
+        (whole[max(0, e - most) : s + 1], whole[s + 1 : e + 1]) for s, e in zip(starts, ends, strict=True)
+    ]
+
+
+MAKERS = {"choices": choices, "text": windows}
+
+
+def with_logprobs(
+    loaded: Loaded, settings: Settings, make: Callable[..., Iterator[Sample]], purpose: str = "samples"
+) -> Callable[..., Iterator[Sample]]:
+    """``make`` with ``Sample.logprobs`` as the task's scorers want them, once a prompt."""
+    wanted = tasks.load_task(settings.task).likelihoods()
+
+    def made(requests: Sequence[Any]) -> Iterator[Sample]:
+        prompts = {request.prompt.id: request.prompt for request in requests}
+        table: dict[str, dict[str, tuple[float, ...]]] = {id: {} for id in prompts}
+        for name in wanted:
+            pairs = dict[str, list[Pair]]()
+            for id, prompt in prompts.items():
+                with suppress(LabError):  # the row, or its score, will say so
+                    pairs[id] = MAKERS[name](loaded, prompt)
+            sums = iter(log_likelihoods(loaded, [pair for own in pairs.values() for pair in own]))
+            for id, own in pairs.items():
+                table[id][name] = tuple(next(sums) for _ in own)
+        for sample in make(requests):
+            yield replace(sample, logprobs=table[sample.prompt_id])
+
+    return made if wanted and purpose == "samples" else make
