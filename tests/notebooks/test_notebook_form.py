@@ -17,7 +17,6 @@ OF_A_RUN = sorted({*PIPELINE, *SERVED, OWN_TASK})
 # Rebuilt notebooks keep stricter rules; these wait for it.
 WAITING = {
     "01_device_detection",
-    "02_loading",
     "03_server",
     "04_own_task",
     "04_scoring",
