@@ -28,7 +28,6 @@ WAITING = {
     "13_memory",
     "14_precision_and_formats",
     "15_finetuning_and_merging",
-    "17_distributed",
 }
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("[0-9]*.ipynb"))
 
