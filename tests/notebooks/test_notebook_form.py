@@ -20,7 +20,6 @@ WAITING = {
     "03_server",
     "04_own_task",
     "04_scoring",
-    "07_comparison",
     "08_routing",
     "10_how_a_model_learns",
     "11_tokenizers",
