@@ -19,8 +19,6 @@ WAITING = {
     "01_device_detection",
     "03_server",
     "04_own_task",
-    "04_scoring",
-    "08_routing",
     "10_how_a_model_learns",
     "11_tokenizers",
     "12_data_and_training",

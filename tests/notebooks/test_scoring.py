@@ -1,4 +1,4 @@
-"""What notebook 04 defines: known answers, agreement, habits of a judge."""
+"""What notebooks 04 and 18 define: known answers and agreement; habits of a judge."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from nbhelpers.scoring import judge, texts
 from tools import lab_v1
 
 BOOK = definitions("04_scoring", "definitions")
+JUDGES = definitions("18_judges_and_people", "definitions")
 
 
 def test_the_ceiling_is_the_root_of_the_share_of_pairs_with_an_expected_order() -> None:
@@ -116,7 +117,7 @@ def planted_judge(first: float = 0.0, twice: float = 0.0, own: float = 0.0) -> t
 def case(prompt: int, place: int) -> Any:
     level = 2 + (prompt + 3 * place) % 5
     text = f"{level} {'mine' if place == 0 else 'yours'} end"
-    return BOOK.Case(f"prompt {prompt}", text, place == 0, level + 0.5)
+    return JUDGES.Case(f"prompt {prompt}", text, place == 0, level + 0.5)
 
 
 PROBES = [case(prompt, place) for prompt in range(8) for place in range(3)]
@@ -125,7 +126,7 @@ PROBES = [case(prompt, place) for prompt in range(8) for place in range(3)]
 @pytest.mark.parametrize("planted", [(0.0, 0.0, 0.0), (0.3, 1.5, 0.8)])
 def test_planted_habits_of_a_judge_are_recovered(planted: tuple[float, float, float]) -> None:
     rate, prefer = planted_judge(*planted)
-    found = BOOK.position(prefer, PROBES), BOOK.length(rate, PROBES), BOOK.own_texts(rate, PROBES)
+    found = JUDGES.position(prefer, PROBES), JUDGES.length(rate, PROBES), JUDGES.own_texts(rate, PROBES)
     assert [habit.n for habit in found] == [8, 8, 8]
     assert [habit.mean for habit in found] == pytest.approx(planted)
 
@@ -134,14 +135,14 @@ def test_a_judge_that_refuses_leaves_nothing_to_measure() -> None:
     def silent(*_: str) -> None:
         return None
 
-    for habit in (BOOK.position, BOOK.length, BOOK.own_texts):
+    for habit in (JUDGES.position, JUDGES.length, JUDGES.own_texts):
         assert habit(silent, PROBES).reason == "no data"
 
 
 def test_a_model_can_be_probed() -> None:
     loaded, case = fixed_judge({"A": 0.3, "B": 0.1}, context=1024), PROBES[0]
-    assert BOOK.prefer(loaded, case.prompt, case.text, "Another.") == pytest.approx(0.75, abs=1e-5)
-    assert BOOK.prefer(fixed_judge({"A": 0.05}), case.prompt, case.text, "Another.") is None
+    assert JUDGES.prefer(loaded, case.prompt, case.text, "Another.") == pytest.approx(0.75, abs=1e-5)
+    assert JUDGES.prefer(fixed_judge({"A": 0.05}), case.prompt, case.text, "Another.") is None
 
 
 def test_a_judge_that_never_rates_orders_nothing_whatever_its_expected_values_say(
