@@ -18,7 +18,6 @@ OF_A_RUN = sorted({*PIPELINE, *SERVED, OWN_TASK})
 WAITING = {
     "01_device_detection",
     "03_server",
-    "04_own_task",
     "10_how_a_model_learns",
     "11_tokenizers",
     "12_data_and_training",
