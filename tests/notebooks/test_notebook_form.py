@@ -20,7 +20,6 @@ WAITING = {
     "03_server",
     "10_how_a_model_learns",
     "11_tokenizers",
-    "12_data_and_training",
     "13_memory",
     "14_precision_and_formats",
     "15_finetuning_and_merging",
