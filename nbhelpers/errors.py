@@ -37,6 +37,10 @@ class LabError(Exception):
         return [f"LabError: {self}", self.kind.value]
 
 
+class NoScore(Exception):
+    """Why an answer has no score: it is counted, and stands in for none."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known name that is most like one that is not, or all of them."""
     close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)

@@ -47,6 +47,7 @@ KINDS = {
     "json": Kind({"schema": ""}),
     "loglikelihood": Kind({}, ("target", "choices")),
     "bits_per_byte": Kind(scale=Scale(0.0, 8.0, 0.05, higher_is_better=False)),  # 8: of a guess
+    "judge": Kind({"model": "", "rubric": "", "scale": [1, 10]}),
     "python": Kind({"function": ""}),
 }
 
@@ -56,6 +57,13 @@ class Scorer:
     name: str  # of its score
     kind: str  # one of KINDS
     options: dict[str, Any]
+
+    @property
+    def scale(self) -> Scale:
+        if self.kind != "judge":
+            return KINDS[self.kind].scale
+        low, high = self.options["scale"]
+        return Scale(low, high, (high - low) / 18)  # half a point from 1 to 10
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,7 @@ class Task:
     system: str = ""
     stop: tuple[str, ...] = ()  # strings that end an answer
     examples: Examples | None = None
+    pass_at: int = 0  # k of pass@k, of the scores that are right or wrong; 0: none
     folder: Path = Path()  # of its file: other names in it are relative to that
     digest: str = ""  # of its file
 
@@ -86,6 +95,11 @@ class Task:
     def likelihoods(self) -> tuple[str, ...]:
         """Whose log-probabilities the scorers want (``Sample.logprobs``)."""
         return tuple(name for kind, name in LIKELIHOODS.items() if kind in self.kinds())
+
+    def passes(self) -> dict[str, str]:
+        """The scores that are right or wrong -> the names of their pass@k."""
+        right = (scorer.name for scorer in self.scorers if self.pass_at and scorer.scale == RIGHT)
+        return {name: f"{name}/pass_at_{self.pass_at}" for name in right}
 
     def decides(self) -> dict[str, tuple[str, ...]]:
         """What decides a sample, besides the items."""
@@ -120,7 +134,7 @@ def load_task(name: str = "") -> Task:
 def _task(data: dict[str, Any], path: Path, digest: str) -> Task:
     where, levels = path.name, {"low": float, "high": float, "margin": float, "higher_is_better": bool}
     texts = dict.fromkeys(("prompts", "system", "primary"), str)
-    _check(data, texts | {"stop": list, "examples": dict, "scorers": dict} | levels, where)
+    _check(data, texts | {"stop": list, "examples": dict, "scorers": dict, "pass_at": int} | levels, where)
     tables = data.get("scorers") or {}
     if not tables:
         raise LabError(f"{where}: there is no scorer: add a table, as [scorers.exact].")
@@ -130,7 +144,7 @@ def _task(data: dict[str, Any], path: Path, digest: str) -> Task:
     if scored is None:
         raise LabError(f"{where}: the primary score {primary!r} has no scorer: {nearest(primary, tables)}.")
     given: dict[str, Any] = {name: levels[name](data[name]) for name in levels if name in data}
-    scale = replace(KINDS[scored.kind].scale, unit=primary, **given)
+    scale = replace(scored.scale, unit=primary, **given)
     if not (math.isfinite(scale.margin) and scale.low < scale.high and scale.margin > 0):
         raise LabError(f"{where}: low must lie below high, and the margin above 0.")
     examples = None
@@ -145,7 +159,9 @@ def _task(data: dict[str, Any], path: Path, digest: str) -> Task:
     if not all(isinstance(text, str) and text for text in stop):
         raise LabError(f"{where}: stop is a list of texts, none of them empty.")
     file, system = str(path.parent / data["prompts"]), data.get("system", "")
-    return Task(path.stem, scorers, primary, scale, file, system, stop, examples, path.parent, digest)
+    if (tries := data.get("pass_at", 0)) < 0:
+        raise LabError(f"{where}: pass_at is {tries}: give the k of pass@k, at least 1.")
+    return Task(path.stem, scorers, primary, scale, file, system, stop, examples, tries, path.parent, digest)
 
 
 def _scorer(name: str, table: Any, where: str, folder: Path) -> Scorer:
@@ -163,6 +179,9 @@ def _scorer(name: str, table: Any, where: str, folder: Path) -> Scorer:
             raise LabError(f"{where}, [scorers.{name}]: the field {option!r} is missing.")
     if kind == "regex":
         _check_pattern(options["pattern"], f"{where}, [scorers.{name}]")
+    ends = options.get("scale", [1, 2])
+    if len(ends) != 2 or not all(type(end) is int for end in ends) or not 0 <= ends[0] < ends[1] <= 100:
+        raise LabError(f"{where}, [scorers.{name}]: scale is {ends}: give two whole numbers, as [1, 5].")
     return Scorer(name, kind, options | {"folder": folder})
 
 
@@ -191,6 +210,8 @@ def items(settings: Settings) -> list[Prompt]:
     Raises LabError, with the line, for one that lacks what a scorer needs; and as ``load_prompts``.
     """
     task = load_task(settings.task)
+    if settings.repeats < task.pass_at:
+        raise LabError(f"The task {task.name} asks for pass@{task.pass_at}: give --repeats {task.pass_at}.")
     return _items(task, settings.prompts or task.prompts, settings.limit)
 
 
@@ -231,11 +252,8 @@ def number(text: str) -> float:
 
 def clusters(settings: Settings) -> dict[str, str]:
     """Item -> the first item of its cluster, of those that have one: what counts once."""
-    first, found = dict[str, str](), dict[str, str]()
-    for item in items(settings):
-        if item.cluster:
-            found[item.id] = first.setdefault(item.cluster, item.id)
-    return found
+    first = dict[str, str]()
+    return {item.id: first.setdefault(item.cluster, item.id) for item in items(settings) if item.cluster}
 
 
 def prompts_of(settings: Settings) -> list[Prompt]:
@@ -248,7 +266,8 @@ def prompts_of(settings: Settings) -> list[Prompt]:
         return asked
     shots, count, first = list[Prompt](), 0, [("system", task.system)] if task.system else []
     if task.examples:
-        known = sorted(_items(task, _examples_file(task, settings)), key=lambda item: item.id)
+        shown = task.folder / task.examples.file if task.examples.file else settings.prompts or task.prompts
+        known = sorted(_items(task, str(shown)), key=lambda item: item.id)
         if lacking := next((item.id for item in known if not item.target), None):
             raise LabError(f"The example {lacking!r} has no target, which is what an example shows.")
         count = task.examples.count
@@ -260,12 +279,6 @@ def prompts_of(settings: Settings) -> list[Prompt]:
             before += [*shot.before, ("user", _listed(task, shot)), ("assistant", _shown(task, shot))]
         found.append(replace(item, text=_listed(task, item), before=(*before, *item.before)))
     return found
-
-
-def _examples_file(task: Task, settings: Settings) -> str:
-    if task.examples and task.examples.file:
-        return str(task.folder / task.examples.file)
-    return settings.prompts or task.prompts
 
 
 def _listed(task: Task, item: Prompt) -> str:

@@ -25,6 +25,7 @@ def write(folder, toml: str, items=ITEMS, name: str = "items.jsonl") -> Settings
 
 
 NUMBER = 'prompts = "items.jsonl"\n[scorers.number]\n'
+JUDGE = 'prompts = "items.jsonl"\n[scorers.judge]\nmodel = "m"\nrubric = "Is it true?"\n'
 
 
 def test_the_posts_are_the_default_and_are_asked_as_ever():
@@ -118,6 +119,13 @@ def test_a_letter_is_chosen_from_choices_that_the_prompt_lists(tmp_path):
         ('prompts = "items.jsonl"\n[scorers.regex]\npattern = "(a"\n', r"'\(a' does not compile"),
         ('prompts = "items.jsonl"\n[scorers.regex]\n', "the field 'pattern' is missing"),
         ('prompts = "items.jsonl"\n[examples]\ncount = 0\n[scorers.number]\n', "count of at least 1"),
+        ("pass_at = -1\n" + NUMBER, "pass_at is -1: give the k"),
+        ("pass_at = true\n" + NUMBER, "must be a int"),
+        ('prompts = "items.jsonl"\n[scorers.judge]\nmodel = "m"\n', "the field 'rubric' is missing"),
+        ('prompts = "items.jsonl"\n[scorers.judge]\nrubric = "Is it true?"\n', "field 'model' is missing"),
+        (JUDGE + "scale = [5, 1]\n", r"scale is \[5, 1\]: give two whole numbers, as \[1, 5\]"),
+        (JUDGE + "scale = [1, 2.5]\n", "give two whole numbers"),
+        (JUDGE + "scale = [1]\n", "give two whole numbers"),
         ("prompts = \n", "cannot be read as TOML .*line 1"),
         ('prompts = "none.jsonl"\n[scorers.number]\n', "none.jsonl cannot be read"),
     ],

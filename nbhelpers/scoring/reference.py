@@ -18,12 +18,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from nbhelpers import store, tasks
-from nbhelpers.errors import LabError
+from nbhelpers import registry, store, tasks
+from nbhelpers.errors import LabError, NoScore, nearest
 from nbhelpers.generation import generate
 from nbhelpers.loading.tokenizer import split_reasoning
 from nbhelpers.records import ModelRun, Prompt, Sample, Score, Settings
-from nbhelpers.scoring import rubric
+from nbhelpers.scoring import judge, rubric
+from nbhelpers.stats.estimate import grouped, pass_at
 from nbhelpers.tasks import LETTERS, Scorer, Task
 
 LIBRARIES = {"chrf": "sacrebleu", "rouge": "rouge_score.rouge_scorer"}
@@ -31,10 +32,6 @@ PATTERN_S = 1.0  # longest that a user's pattern may search one answer
 _NUMBER = re.compile(r"(?<![\w.])[-−]?[$€£]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?%?", re.IGNORECASE)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 Options = Mapping[str, Any]
-
-
-class NoScore(Exception):
-    """Why an answer has no score: it is counted, and stands in for none."""
 
 
 def normalised(text: str) -> str:
@@ -166,8 +163,14 @@ def own_function(folder: Path, name: str) -> Callable[[str, Prompt], Any]:
 
 
 def check(task: Task) -> None:
-    """LabError for a schema or a function of the task's that cannot be used, before anything is made."""
+    """LabError for a schema, a function, a judge or a primary score of the task's that cannot be used."""
+    if task.primary not in (known := worst(task)):
+        raise LabError(f"The task {task.name} has no score {task.primary!r}: {nearest(task.primary, known)}.")
     for scorer in task.scorers:
+        if scorer.kind == "judge" and registry.resolve(scorer.options["model"]).kind == "server":
+            raise LabError(
+                f"The scorer {scorer.name} wants a judge that is loaded here, not behind a server."
+            )
         if scorer.kind == "json":
             validator(scorer.options["folder"] / scorer.options["schema"])
         if scorer.kind in LIBRARIES:
@@ -186,21 +189,28 @@ SCORERS: dict[str, Callable[[str, Prompt, Options], float]] = {
     "chrf": chrf,
     "rouge": rouge,
     "json": json_schema,
+    "judge": judge.by_rubric,
     "python": own,
 }
 
 
-def likely(name: str, item: Prompt, sums: tuple[float, ...]) -> dict[str, float]:
-    """1 where the choice of the largest log-likelihood is right, as it is and ``per_byte`` of the choice."""
-    right, sizes = tasks.right_choice(item), [len(choice.encode()) for choice in item.choices]
-    each = [total / size for total, size in zip(sums, sizes, strict=True)]
-    picks = {name: sums.index(max(sums)), f"{name}/per_byte": each.index(max(each))}
-    return {name: float(pick == right) for name, pick in picks.items()}
-
-
-def bits_per_byte(name: str, item: Prompt, sums: tuple[float, ...]) -> dict[str, float]:
-    """Bits that the model needs for a byte of the item's text: the smaller, the better it is foretold."""
-    return {name: -sum(sums) / math.log(2) / len(item.text.encode())}
+def likely(
+    scorer: Scorer, item: Prompt, text: str, logprobs: Mapping[str, tuple[float, ...]] | None
+) -> dict[str, float]:
+    """1 where the choice of the largest log-likelihood is right, as it is and ``per_byte`` of the choice; or
+    the bits that the model needs for a byte of the item's text: the smaller, the better it is foretold.
+    """
+    wanted, names = tasks.LIKELIHOODS[scorer.kind], (scorer.name, f"{scorer.name}/per_byte")
+    if logprobs is None and wanted == "choices":
+        right = replace(item, target=(item.choices[tasks.right_choice(item)],))
+        return dict.fromkeys(names, exact(text, right, {"strict": False}))
+    if not (sums := (logprobs or {}).get(wanted)):
+        raise NoScore(f"the log-likelihood of its {wanted} is not available")
+    if wanted == "text":
+        return {scorer.name: -sum(sums) / math.log(2) / len(item.text.encode())}
+    each = tuple(total / len(choice.encode()) for total, choice in zip(sums, item.choices, strict=True))
+    right_one = tasks.right_choice(item)
+    return {n: float(x.index(max(x)) == right_one) for n, x in zip(names, (sums, each), strict=True)}
 
 
 def score_text(
@@ -214,20 +224,14 @@ def score_text(
     for scorer in task.scorers:
         if scorer.kind in SCORERS:
             found[scorer.name] = SCORERS[scorer.kind](text, item, scorer.options)
-        elif scorer.kind == "loglikelihood" and logprobs is None:
-            right = replace(item, target=(item.choices[tasks.right_choice(item)],))
-            names = (scorer.name, f"{scorer.name}/per_byte")
-            found |= dict.fromkeys(names, exact(text, right, {"strict": False}))
-        elif wanted := tasks.LIKELIHOODS.get(scorer.kind):
-            if not (sums := (logprobs or {}).get(wanted)):
-                raise NoScore(f"the log-likelihood of its {wanted} is not available")
-            found |= (likely if wanted == "choices" else bits_per_byte)(scorer.name, item, sums)
+        elif scorer.kind in tasks.LIKELIHOODS:
+            found |= likely(scorer, item, text, logprobs)
         else:
             values = rubric.score_text(text, item.text, item.content_type)
             if not values:
                 raise NoScore(rubric.inapplicable(text, item.text))
             found |= _renamed(values, scorer)
-    return found
+    return found | {passed: found[name] for name, passed in task.passes().items()}
 
 
 def _renamed(values: Mapping[str, float], scorer: Scorer) -> dict[str, float]:
@@ -238,19 +242,36 @@ def worst(task: Task) -> dict[str, float]:
     """What a failed generation gets."""
     found = dict[str, float]()
     for scorer in task.scorers:
-        scale = tasks.KINDS[scorer.kind].scale
+        scale = scorer.scale
         found[scorer.name] = scale.low if scale.higher_is_better else scale.high
         found |= _renamed(rubric.LOWEST, scorer) if scorer.kind == "rubric" else {}
         found |= {f"{scorer.name}/per_byte": scale.low} if scorer.kind == "loglikelihood" else {}
-    return found
+    return found | dict.fromkeys(task.passes().values(), 0.0)
 
 
-def scored(settings: Settings, samples: Iterable[Sample]) -> Iterator[Score]:
+def with_passes(task: Task, scores: list[Score]) -> list[Score]:
+    """The scores with pass@k of their prompts: of what ends in right or wrong, a score of 1 is right."""
+    few = f"fewer than {task.pass_at} answers to its prompt have a score"
+    for name, passed in task.passes().items():
+        chances = {id: pass_at(tries, task.pass_at) for id, tries in grouped(scores, name).items()}
+        for place, score in enumerate(scores):
+            if score.reason is None:
+                chance = chances[score.prompt_id]
+                enough = {} if chance is None else score.values | {passed: chance}
+                scores[place] = replace(score, values=enough, reason=None if enough else few)
+    return scores
+
+
+def scored(settings: Settings, samples: Iterable[Sample]) -> Iterable[Score]:
     """One Score a sample, in order, by the task of a run. LabError for a sample of no item."""
     task = tasks.load_task(settings.task)
     if task is tasks.POSTS:
-        yield from rubric.scored([*samples])
-        return
+        return rubric.scored([*samples])
+    found = _scored(task, settings, samples)
+    return with_passes(task, [*found]) if task.pass_at else found
+
+
+def _scored(task: Task, settings: Settings, samples: Iterable[Sample]) -> Iterator[Score]:
     items = {item.id: item for item in tasks.items(settings)}
     for sample in samples:
         if (item := items.get(sample.prompt_id)) is None:
@@ -270,4 +291,7 @@ def scored(settings: Settings, samples: Iterable[Sample]) -> Iterator[Score]:
 
 def make_scores(run: ModelRun) -> None:
     """Score the run's samples by its task into scores.jsonl, always anew: an old one may be by another."""
-    store.write_rows(run.folder / "scores.jsonl", scored(run.settings, generate.read_samples(run)))
+    try:
+        store.write_rows(run.folder / "scores.jsonl", scored(run.settings, generate.read_samples(run)))
+    finally:
+        judge.unload()

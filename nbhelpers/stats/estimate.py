@@ -173,6 +173,15 @@ def by_unit(scores: Mapping[str, float], units: Mapping[str, str]) -> dict[str, 
     return {unit: float(np.mean(sorted(values))) for unit, values in groups.items()}
 
 
+def pass_at(right: Sequence[float], k: int) -> float | None:
+    """pass@k of a prompt: the chance that k of its n answers hold a right one (1.0), as c of them are.
+
+    1 - C(n - c, k) / C(n, k) is unbiased (Chen et al. 2021). None for fewer than k answers.
+    """
+    n, wrong = len(right), sum(value != 1 for value in right)
+    return 1 - math.comb(wrong, k) / math.comb(n, k) if n >= k else None
+
+
 def sorted_array(values: Iterable[float]) -> Array:
     """The values as floats in ascending order, NaN last."""
     return np.sort(np.fromiter(values, dtype=float))

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from made_runs import make_sample
 from saved_models import make_tokenizer
 from tiny_models import byte_tokenizer, fixed_judge, tiny
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from nbhelpers import tasks
 from nbhelpers.loading.load import Loaded
-from nbhelpers.records import LabError
-from nbhelpers.scoring import judge
+from nbhelpers.records import LabError, Scale, Settings
+from nbhelpers.scoring import judge, reference
 
 PROMPT, TEXT = "Write a short post about rain:", "It rained for a week, and nobody measured it."
 
@@ -131,3 +135,56 @@ def test_a_tokenizer_without_numbers_is_refused(tmp_path: Any) -> None:
     loaded = tiny("gpt2", context=512, tokenizer=AutoTokenizer.from_pretrained(tmp_path))
     with pytest.raises(LabError, match="cannot tell 1 to 10 apart"):
         judge.judge(loaded, PROMPT, TEXT)
+
+
+def test_ratings_of_any_scale_lose_what_longer_ones_begin_with() -> None:
+    """p("1") = 0.3 and p("0") = 0.3 anywhere: from 0 to 100, "1" is not "10", and "10" not "100"."""
+    loaded = fixed_judge({"1": 0.3, "0": 0.3})
+    found = judge.chances(loaded, "How many?", [str(n) for n in range(101)])
+    assert [found[n] for n in (0, 100, 10)] == pytest.approx([0.3, 0.027, 0.09 - 0.027], abs=1e-6)
+    assert found[1] == pytest.approx(0.3 - 0.09 - 0.09, abs=1e-6)  # 11 and all that begins with 10
+
+
+RUBRIC = "5 where every {figure} is right, 1 where none is."
+
+
+def rubric_task(folder: Path) -> Settings:
+    items = [{"id": "b01", "text": "Count to two.", "target": "one two"}]
+    (folder / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    given = f'prompts = "items.jsonl"\n[scorers.judge]\nmodel = "lab-gpt2"\nrubric = "{RUBRIC}"\n'
+    (folder / "task.toml").write_text(f"{given}scale = [1, 5]\n")
+    return Settings(task=str(folder / "task.toml"))
+
+
+def test_a_judge_scores_a_task_by_the_users_rubric(tmp_path: Path, monkeypatch: Any) -> None:
+    loads, asked, freed = [], [], []
+    wishes, rate = {"4": 0.6, "5": 0.2}, judge.rate
+    monkeypatch.setattr(judge.load, "load", lambda name: loads.append(name) or fixed_judge(wishes, 1024))
+    monkeypatch.setattr(judge.load, "unload", freed.append)
+    monkeypatch.setattr(judge, "rate", lambda *given: asked.append(given[1]) or rate(*given))
+    settings = rubric_task(tmp_path)
+    samples = [make_sample("m", "b01", repeat, text=f"one {repeat}") for repeat in range(2)]
+    samples.append(make_sample("m", "b01", 2, error="failed"))
+    scores = list(reference.scored(settings, samples))
+    assert [score.values["judge"] for score in scores] == pytest.approx([4.25, 4.25, 1.0])
+    assert loads == ["lab-gpt2"] and len(asked) == 2  # once loaded; what failed is not asked
+    assert RUBRIC in asked[1] and "from 1 (worst) to 5 (best)" in asked[1]
+    assert "Count to two.\n\nA right answer: one two\n\nAnswer:\none 1\n\n" in asked[1]
+    assert tasks.load_task(settings.task).scale == Scale(1, 5, 4 / 18, unit="judge")
+    # nonsense has no score, and says why
+    wishes.update({"4": 0.01, "5": 0.01})
+    judge.unload()
+    (score,) = reference.scored(settings, samples[:1])
+    assert (score.values, len(freed)) == ({}, 1)
+    assert score.reason == "the judge lab-gpt2 gave no rating (2.0% of what it would say is one)"
+    judge.unload()
+
+
+def test_a_judge_that_cannot_judge_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    settings = rubric_task(tmp_path)
+    reference.check(tasks.load_task(settings.task))
+    text = (tmp_path / "task.toml").read_text()
+    for model, said in (("lab-gpt", "did you mean lab-gpt2"), ("server:http://h/v1#m", "loaded here")):
+        (tmp_path / "task.toml").write_text(text.replace("lab-gpt2", model))
+        with pytest.raises(LabError, match=said):
+            reference.check(tasks.load_task(settings.task))

@@ -5,6 +5,8 @@ import json
 import random
 import re
 import time
+from dataclasses import replace
+from itertools import combinations, product
 
 import pytest
 from made_runs import make_sample
@@ -12,7 +14,8 @@ from made_runs import make_sample
 from nbhelpers import tasks
 from nbhelpers.records import LabError, Prompt, Settings
 from nbhelpers.scoring import reference
-from nbhelpers.stats.estimate import by_prompt, mean_score
+from nbhelpers.stats.estimate import by_prompt, estimate, mean_score, pass_at
+from nbhelpers.tracking import result as tracking
 
 ITEM = Prompt("i", "Which city?", target=("The Hague", "Den Haag"))
 LOOSE, STRICT = {"strict": False}, {"strict": True}
@@ -201,3 +204,55 @@ def test_the_reasoning_of_an_answer_is_not_scored():
     task = tasks.Task("t", (tasks.Scorer("exact", "exact", LOOSE),), "exact", tasks.RIGHT)
     text = "<think>Amsterdam? No.</think>\n\nThe Hague"
     assert reference.score_text(task, ITEM, text) == {"exact": 1.0}
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_pass_at_k_is_the_share_of_all_choices_of_k_answers(k):
+    for right in product((0.0, 1.0), repeat=5):
+        drawn = [max(chosen) for chosen in combinations(right, k)]
+        assert pass_at(right, k) == pytest.approx(sum(drawn) / len(drawn))
+    assert pass_at([1.0] * (k - 1), k) is None
+
+
+def test_repeats_of_a_task_can_mean_pass_at_k(tmp_path, monkeypatch):
+    texts = iter(("no",))
+
+    def only_first(text, item, options):
+        if next(texts, None) is None:
+            raise reference.NoScore("only the first")
+        return 0.0
+
+    rows = [{"id": f"i{n}", "text": f"Say {n}.", "target": f"{n}", "cluster": f"c{n // 2}"} for n in range(8)]
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    toml = 'prompts = "items.jsonl"\nprimary = "exact/pass_at_2"\npass_at = 2\n[scorers.exact]\n'
+    (tmp_path / "task.toml").write_text(toml)
+    settings = Settings(task=str(tmp_path / "task.toml"), repeats=4)
+    made = [(row, repeat) for row in rows for repeat in range(4)]
+    samples = [
+        make_sample("m", row["id"], r, text=row["target"] if r < int(row["target"]) % 3 else "no")
+        for row, r in made
+    ]
+    samples[0] = replace(samples[0], error="failed")
+    scores = list(reference.scored(settings, samples))
+    found = by_prompt(scores, "exact/pass_at_2")
+    for n in range(8):
+        assert found[f"i{n}"] == pytest.approx(pass_at([1.0] * (n % 3) + [0.0] * (4 - n % 3), 2))
+    # its interval counts clusters, and it is what verdicts rest on
+    _, quality = tracking.quality_estimates(scores, tasks.RIGHT, tasks.clusters(settings))
+    halves = [(found[f"i{n}"] + found[f"i{n + 1}"]) / 2 for n in range(0, 8, 2)]
+    want, got = estimate(halves, "exact/pass_at_2"), quality["exact/pass_at_2"]
+    assert (got.n, got.mean, got.low, got.high) == pytest.approx((4, want.mean, want.low, want.high))
+    # an answer without a score is no try, and with one try there is no pass@2
+    monkeypatch.setitem(reference.SCORERS, "exact", only_first)
+    few = reference.scored(settings, samples[1:4])
+    assert {score.reason for score in few} == {
+        "only the first",
+        "fewer than 2 answers to its prompt have a score",
+    }
+    assert all(score.values == {} for score in few)
+    reference.check(tasks.load_task(settings.task))
+    with pytest.raises(LabError, match="asks for pass@2: give --repeats 2"):
+        tasks.items(replace(settings, repeats=1))
+    (tmp_path / "task.toml").write_text(toml.replace("exact/pass_at_2", "exact/pass_at_3"))
+    with pytest.raises(LabError, match="has no score 'exact/pass_at_3': did you mean 'exact/pass_at_2'"):
+        reference.check(tasks.load_task(settings.task))
