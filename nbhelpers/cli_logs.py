@@ -21,6 +21,9 @@ def compare(
     files: Annotated[list[str], typer.Argument(metavar="LOG...", help=LOG)],
     out: Annotated[Path | None, typer.Option(help="Write comparison.json and index.html here.")] = None,
     export: Annotated[Path | None, typer.Option(help="Write a run's samples here, as lm-eval does.")] = None,
+    dataset: Annotated[
+        Path | None, typer.Option(help="Write a run's samples here, as a Hugging Face dataset.")
+    ] = None,
     as_json: Json = False,
     **options: Any,
 ) -> None:
@@ -28,10 +31,15 @@ def compare(
     from nbhelpers import store
     from nbhelpers.logs import compare, read
 
-    if export:
+    if dataset and len(files) > 1:
+        raise LabError("The option --dataset writes one run at a time: name one.")
+    if export or dataset:
         from nbhelpers.tracking import result
 
-        print(*(result.export_samples(_log(file)[0], export) for file in files), sep="\n")
+        for file in files:
+            for out, write in ((export, result.export_samples), (dataset, result.export_dataset)):
+                if out:
+                    print(write(_log(file)[0], out))
         return
     choice = Choice(**options)
     logs = [log for file in files for log in read.read(*_log(file), choice)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +35,7 @@ from nbhelpers.scoring import costs, rubric
 from nbhelpers.stats import estimate as stats
 
 MEMORY = ("rss_before", "rss_after_load", "rss_after_forward", "device_peak")  # of loading.json
+SHOWN = ("repeats", "max_new_tokens", "temperature", "top_k", "top_p", "seed")  # on the card of a dataset
 AMOUNTS: dict[str, Callable[[Sample], int]] = {  # what a sample counts for
     "tokens": lambda row: row.new_tokens,
     "bytes": lambda row: row.bytes,
@@ -204,30 +205,69 @@ def count_failures(run_dir: Path, info: RunInfo | None) -> dict[str, int]:
     return dict(Counter(str(kind or "other") for kind in kinds).most_common())
 
 
+Rows = list[tuple[Sample, Score]]
+
+
 def export_samples(run_dir: Path, out: Path) -> Path:
     """A run's samples as lm-evaluation-harness writes them (``SampleResult`` of 0.4.13): a folder a model, a
     line a prompt, its repeats in ``resps``, scores averaged over them. Returns ``out``. LabError without any.
     """
-    folders = [path.parent for path in sorted(run_dir.glob("*/result.json"))]
-    if not folders:
-        raise LabError(f"{run_dir} has no result.json: there is nothing to export.")
-    for folder in folders:
-        result, prompts = store.read_json(folder / "result.json", Result), dict[str, list[Sample]]()
-        scores = {row.key: row.values for row in store.read_rows(folder / "scores.jsonl", Score)}
-        for row in store.read_rows(folder / "samples.jsonl", Sample):
-            prompts.setdefault(row.prompt_id, []).append(row)
-        lines = [_harness_line(rows, [scores.get(row.key, {}) for row in rows]) for rows in prompts.values()]
-        about = {"model_name": result.model, "higher_is_better": {}}
-        store.write_text(out / result.slug / "results_run.json", [json.dumps(about) + "\n"])
-        store.write_text(
-            out / result.slug / "samples_prompts_run.jsonl", [json.dumps(x) + "\n" for x in lines]
-        )
+    for result, found in _made(run_dir):
+        prompts = dict[str, Rows]()
+        for row in found:
+            prompts.setdefault(row[0].prompt_id, []).append(row)
+        about = json.dumps({"model_name": result.model, "higher_is_better": {}})
+        store.write_text(out / result.slug / "results_run.json", [about + "\n"])
+        lines = (json.dumps(_harness_line(rows)) + "\n" for rows in prompts.values())
+        store.write_text(out / result.slug / "samples_prompts_run.jsonl", lines)
     return out
 
 
-def _harness_line(rows: Sequence[Sample], scores: Sequence[dict[str, float]]) -> dict[str, Any]:
+def export_dataset(run_dir: Path, out: Path) -> Path:
+    """A run's samples and scores as a dataset of the Hugging Face Hub: JSON lines, and a card whose head
+    declares the columns, so that no reader guesses them. Returns ``out``. LabError without any.
+    """
+    kinds = {"str": "string", "int": "int64", "float": "float64", "FinishReason": "string"}
+    columns = {f.name: kinds.get(str(f.type).partition(" ")[0]) for f in dataclasses.fields(Sample)}
+    features: list[dict[str, Any]] = [{"name": n, "dtype": kind} for n, kind in columns.items() if kind]
+    made, names = list(_made(run_dir)), dict[str, None]()
+    for score in (score for _, rows in made for _, score in rows):
+        names |= dict.fromkeys(score.values)
+    features += [{"name": "target", "list": "string"}]
+    features += [{"name": "scores", "struct": [{"name": name, "dtype": "float64"} for name in names]}]
+    lines = list[str]()
+    for row, score in (pair for _, rows in made for pair in rows):
+        said = {name: vars(row)[name] for name, kind in columns.items() if kind}
+        said |= {"target": score.target or (), "scores": dict.fromkeys(names) | score.values}
+        lines.append(json.dumps(said) + "\n")
+    files = [{"split": "test", "path": "samples.jsonl"}]
+    head: dict[str, Any] = {"pretty_name": run_dir.name, "task_categories": ["text-generation"]}
+    head["configs"] = [{"config_name": "default", "data_files": files}]
+    head["dataset_info"] = {"features": features}
+    store.write_text(out / "samples.jsonl", lines)
+    settings = {name: value for name, value in vars(made[0][0].settings).items() if name in SHOWN}
+    of = ", ".join(f"`{spec_of(result.model).alias}` ({result.revision})" for result, _ in made)
+    text = f"# {run_dir.name}\n\n{len(lines)} answers of {of}, each with its scores and what it took.\n"
+    text += f"\nSettings: {json.dumps(settings)}. Verdicts rest on `{made[0][0].primary}`.\n"
+    store.write_text(
+        out / "README.md", ["---\n", json.dumps(head, indent=1), "\n---\n", text]
+    )  # JSON is YAML
+    return out
+
+
+def _made(run_dir: Path) -> Iterator[tuple[Result, Rows]]:
+    """Every model of a run with its scored samples. LabError without any."""
+    if not (paths := sorted(run_dir.glob("*/result.json"))):
+        raise LabError(f"{run_dir} has no result.json: there is nothing to export.")
+    for path in paths:
+        samples = {row.key: row for row in store.read_rows(path.with_name("samples.jsonl"), Sample)}
+        scores = [*store.read_rows(path.with_name("scores.jsonl"), Score)]
+        yield store.read_json(path, Result), [(samples[s.key], s) for s in scores if s.key in samples]
+
+
+def _harness_line(found: Rows) -> dict[str, Any]:
+    rows, scored = [row for row, _ in found], [score.values for _, score in found if score.values]
     prompt, texts = rows[0].prompt, [row.text for row in rows]
-    scored = [one for one in scores if one]
     means = {name: fmean(sorted(one[name] for one in scored)) for name in (scored[0] if scored else {})}
     doc = {"id": rows[0].prompt_id, "text": prompt, "content_type": rows[0].content_type}
     line: dict[str, Any] = {"doc_id": rows[0].prompt_id, "doc": doc, "target": ""}

@@ -7,8 +7,10 @@ import math
 import time
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
+import yaml
 from made_runs import make_result, make_sample, planted, write_info, write_model
 from typer.testing import CliRunner
 
@@ -19,6 +21,7 @@ from nbhelpers.logs import read as reading
 from nbhelpers.options import Choice
 from nbhelpers.records import LabError, Result, Sample, Scale, Score, Settings
 from nbhelpers.stats import paired
+from tools import make_schema
 
 LOGS = Path(__file__).parent / "data"
 HARNESS = [LOGS / "lm_eval" / model for model in ("lab-gpt2", "lab-llama")]
@@ -506,6 +509,31 @@ def test_an_exported_run_says_the_same_as_the_run(tmp_path):
     assert real.keys() - line.keys() == {"acc", "acc_norm"} and len(line["resps"][0]) == 4
 
 
+def test_a_run_is_a_dataset_that_the_hubs_library_reads(tmp_path, monkeypatch):
+    run, out = make_run(tmp_path / "run"), tmp_path / "out"
+    failed = next(iter(store.read_rows(run / "a" / "samples.jsonl", Sample)))
+    again = dataclasses.replace(failed, error=None)
+    store.write_rows(run / "a" / "samples.jsonl", [dataclasses.replace(failed, error="lost"), again])
+    for sample in [*store.read_rows(make_run(tmp_path / "same") / "a" / "samples.jsonl", Sample)][1:]:
+        store.append_row(run / "a" / "samples.jsonl", sample)
+    done = CliRunner().invoke(cli.app, ["compare", str(run), "--dataset", str(out)])
+    assert done.exit_code == 0 and done.stdout.strip() == str(out)
+    lines = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 * 15 * 4  # what was tried again stands there once
+    first = next(store.read_rows(run / "a" / "scores.jsonl", Score))
+    assert lines[0]["scores"] == first.values and lines[0]["text"] == "Answer 0 of a."
+    head, body = (out / "README.md").read_text().split("---\n")[1:]
+    declared = yaml.safe_load(head)["dataset_info"]["features"]
+    assert {feature["name"] for feature in declared} == lines[0].keys() and "120 answers of `a` (r)" in body
+    assert str(tmp_path) not in body
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    found = datasets.load_dataset(str(out), split="test", cache_dir=str(tmp_path / "cache"))
+    assert found.to_list() == lines
+    assert found.features["error"].dtype == "string" and found.features["latency_s"].dtype == "float64"
+    both = CliRunner().invoke(cli.app, ["compare", str(run), str(run), "--dataset", str(out)])
+    assert "one run at a time" in str(both.exception)
+
+
 def test_the_command_prints_and_writes(tmp_path):
     files = [str(folder) for folder in HARNESS]
     done = CliRunner().invoke(cli.app, ["compare", *files, "--out", str(tmp_path), "--task", "lab_endings"])
@@ -632,3 +660,13 @@ def test_a_run_that_stopped_early_keeps_its_always_valid_figures(tmp_path):
     assert whole.size_slope.method == "always-valid"
     ends = whole.pairs[0].low, whole.pairs[0].high
     assert (whole.size_slope.low, whole.size_slope.high) == pytest.approx(ends, rel=1e-9)
+
+
+def test_the_published_schema_is_that_of_the_record_and_accepts_it():
+    text = make_schema.FILE.read_text()
+    assert text == make_schema.schema(), "python tools/make_schema.py writes it again"
+    schema, written = json.loads(text), json.loads(store.as_json(make_result("lab-gpt2", [1.0, 2.0, 3.0])))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(written, schema)
+    with pytest.raises(jsonschema.ValidationError, match="colour"):
+        jsonschema.validate(written | {"colour": "red"}, schema)
