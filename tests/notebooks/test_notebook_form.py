@@ -19,7 +19,6 @@ WAITING = {
     "03_server",
     "10_how_a_model_learns",
     "11_tokenizers",
-    "14_precision_and_formats",
     "15_finetuning_and_merging",
 }
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("[0-9]*.ipynb"))
