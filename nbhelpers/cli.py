@@ -1,6 +1,6 @@
-"""The commands ``nbhelpers run | config | models | doctor | report | route | label | compare | gate``.
+"""The commands ``nbhelpers run | config | models | lab | doctor | report | route | label | compare | gate``.
 
-Exit codes: 0 all is well, 1 a model failed (the others are reported) or the run was stopped, 2 wrong usage.
+Exit codes: 0 all is well, 1 a model failed (the others are reported), 2 wrong usage, 130 the run was stopped.
 Of the gate: 0 passes, 1 worse, 3 cannot tell, 2 wrong usage.
 """
 
@@ -16,19 +16,34 @@ from typing import Annotated, Any
 
 import typer
 
-from nbhelpers import cli_logs, registry
+from nbhelpers import __version__, cli_logs, registry
 from nbhelpers.options import config_text, options_of, read_config, with_options
-from nbhelpers.records import FailOnError, Failure, LabError, Limits, RunInfo, Settings
+from nbhelpers.records import FailOnError, Failure, LabError, Limits, Settings
 from nbhelpers.scoring.texts import printable
 
 app = typer.Typer(
-    help="Judge local language models: quality with error bars, speed, memory and cost.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich takes a quarter of the time of --help
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None:
+    """Judge local language models: quality with error bars, speed, memory and cost."""
+
+
 Run = Annotated[str, typer.Argument(help="A run's folder or name, or 'latest'.")]
+INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
 SETTINGS, LIMITS = options_of(Settings), options_of(Limits)
 
 
@@ -56,6 +71,7 @@ def run(
 ) -> None:
     """Evaluate models (default: the embedded ones) and write the report."""
     from nbhelpers import store
+    from nbhelpers.report import terminal
     from nbhelpers.runner import plan as plans
     from nbhelpers.runner import run as runner
 
@@ -84,7 +100,11 @@ def run(
     except KeyboardInterrupt:
         kept = "The run was stopped; what was finished is kept. Continue with: nbhelpers run --resume"
         raise LabError(f"{kept} {plan.run_dir}", Failure.STOPPED) from None
-    _print_outcome(plan.run_dir, info, as_json)
+    path = plan.run_dir / "comparison.json"
+    if as_json:
+        print(path.read_text(encoding="utf-8") if path.exists() else "null\n", end="")
+    else:
+        print(terminal.outcome(plan.run_dir, info))
     raise typer.Exit(any(status.status == "failed" for status in info.notebooks))
 
 
@@ -110,42 +130,6 @@ def _tolerated(text: str) -> FailOnError:
     return FailOnError(count=math.ceil(value)) if value >= 1 else FailOnError(share=value or None)
 
 
-def _print_outcome(run_dir: Path, info: RunInfo, as_json: bool = False) -> None:
-    """The comparison with its verdicts, what failed, and where the report is."""
-    from nbhelpers import store
-    from nbhelpers.comparison import compare
-    from nbhelpers.tracking import result as tracking
-
-    path, lines = run_dir / "comparison.json", list[str]()
-    comparison = store.read_json(path, compare.ComparisonReport) if path.exists() else None
-    if as_json:
-        print(path.read_text(encoding="utf-8") if comparison else "null\n", end="")
-        return
-    if comparison:
-        items = comparison.pairs[0].items if comparison.pairs else "prompts"
-        lines.append(f"{comparison.primary} over {len(comparison.prompts)} {items}")
-        lines.append(f"{'model':24} quality  95% interval  tokens/s  finished  timing")
-        by_model = {result.model: result for result in compare.read_results(run_dir)[0]}
-        for model, e in comparison.ranking.items():
-            r, interval = by_model[model], e.reason if e.low is None else f"[{e.low:.2f}, {e.high:.2f}]"
-            speed, finished = (
-                r.metrics.get("latency/tokens_per_s/mean", math.nan),
-                f"{r.finished}/{r.attempted}",
-            )
-            lines.append(f"{model:24} {e.mean:7.2f}  {interval:>12}  {speed:8,.0f}  {finished:>8}  {r.noise}")
-        lines.append(f"verdicts {comparison.basis}:")
-        lines += [f"  {compare.verdict_sentence(pair)}" for pair in comparison.verdicts]
-        lines += ["", comparison.pick_reason, comparison.size_hypothesis]
-        lines += [f"not compared: {model}: {reason}" for model, reason in comparison.excluded.items()]
-        lines += comparison.notes
-    failed = [status for status in info.notebooks if status.status == "failed"]
-    lines += [f"failed: {s.model or 'comparison'}, {s.notebook}: {s.error}" for s in failed]
-    kinds = tracking.count_failures(run_dir, info)
-    lines += [f"failures: {count} {kind}" for kind, count in kinds.items()]
-    lines += ["", f"report  {run_dir / 'index.html'}", f"runs    {run_dir.parent / 'index.html'}"]
-    print(printable("\n".join(lines)))
-
-
 @app.command()
 def models(
     server: Annotated[str, typer.Option(help="List those of this OpenAI-compatible server.")] = "",
@@ -168,6 +152,15 @@ def models(
     print(
         "Any other Hub repository (org/name), local folder, shape:<alias> or server:ADDRESS#MODEL works too."
     )
+
+
+@app.command()
+def lab(folder: Annotated[Path, typer.Argument(help="A folder that is not there yet.")]) -> None:
+    """Copy notebooks, data and tools into a folder, to work through or to change."""
+    from nbhelpers import store
+
+    store.copy_lab(folder)
+    print(f"cd {folder} && PYTHONPATH=$PWD jupyter lab notebooks/00_start_here.ipynb")
 
 
 @app.command()
@@ -276,7 +269,7 @@ def main() -> None:
             hint = "free space or choose another folder (--out or NBHELPERS_OUTPUTS)"
             error = LabError(f"{where} cannot be used ({error.strerror or error}): {hint}.")
         print(f"nbhelpers: {printable(str(error))}", file=sys.stderr)
-        sys.exit(1 if error.kind is Failure.STOPPED else 2)
+        sys.exit(INTERRUPTED if error.kind is Failure.STOPPED else 2)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import shutil
 import sys
 import tomllib
 import uuid
@@ -21,15 +22,27 @@ from nbhelpers import redact
 from nbhelpers.records import SCHEMA_VERSION, Failure, LabError, Settings
 
 T = TypeVar("T")
+WHEEL = Path(__file__).parent / "lab"  # of a package that was installed: its own notebooks and data
 LOCK_S = 60.0  # wait for another writer: what a killed run left behind ends within seconds
 
 
 def project_root() -> Path:
-    """The checkout: the nearest folder with data/models.toml, from here or the working directory up."""
-    for folder in (*Path(__file__).resolve().parents, Path.cwd(), *Path.cwd().parents):
+    """The nearest folder with data/models.toml: a checkout, a copy by `nbhelpers lab`, or the wheel's own."""
+    for folder in (*Path(__file__).resolve().parents, Path.cwd(), *Path.cwd().parents, WHEEL):
         if (folder / "data" / "models.toml").is_file():
             return folder
     raise LabError("The file data/models.toml was not found: run from a checkout of the laboratory.")
+
+
+def copy_lab(target: Path) -> Path:
+    """A copy of notebooks, data and tools to work on. Raises LabError for a folder that is there already."""
+    if target.exists():
+        raise LabError(f"The folder {target} is there already: name another one.")
+    for name in ("notebooks", "data", "tools"):
+        shutil.copytree(
+            project_root() / name, target / name, ignore=shutil.ignore_patterns("cache", "__pycache__")
+        )
+    return target
 
 
 def data_dir() -> Path:
@@ -45,9 +58,10 @@ def read_table(name: str, build: Callable[[Any], T]) -> T:
 
 
 def outputs_dir() -> Path:
-    """The outputs folder; the environment variable NBHELPERS_OUTPUTS moves it."""
-    moved = os.environ.get("NBHELPERS_OUTPUTS")
-    return Path(moved).expanduser().resolve() if moved else project_root() / "outputs"
+    """The outputs folder, of an installed package in the working directory; NBHELPERS_OUTPUTS moves it."""
+    if moved := os.environ.get("NBHELPERS_OUTPUTS"):
+        return Path(moved).expanduser().resolve()
+    return (Path.cwd() if project_root() == WHEEL else project_root()) / "outputs"
 
 
 def address(whose: str, variable: str, kind: Failure = Failure.USAGE) -> str:

@@ -135,13 +135,13 @@ def test_the_command_line_hands_settings_and_limits_to_the_run(call, tmp_path, m
     assert seen == [(settings, Limits(1, 3, FailOnError(share=0.5)))]
 
 
-def test_a_stopped_run_says_how_to_go_on_and_exits_1(call, tmp_path, monkeypatch):
+def test_a_stopped_run_says_how_to_go_on_and_exits_130(call, tmp_path, monkeypatch):
     def run(plan, jobs, limits, watch) -> RunInfo:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(runner, "run", run)
     code, _, shown = call("run", "lab-gpt2", "--out", str(tmp_path))
-    assert code == 1 and shown.endswith(f"Continue with: nbhelpers run --resume {tmp_path}\n")
+    assert code == 130 and shown.endswith(f"Continue with: nbhelpers run --resume {tmp_path}\n")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "shift_jis"])
@@ -287,3 +287,18 @@ def test_a_file_does_not_change_what_a_resumed_run_asks(call, tmp_path):
     (tmp_path / "run.toml").write_text("temperature = 0.8")
     done = call("run", "--config", str(tmp_path / "run.toml"), "--resume", "latest")
     assert "temperature" in sentence(done)
+
+
+def test_the_version_is_that_of_the_package(call):
+    from importlib.metadata import version
+
+    assert call("--version")[:2] == (0, f"{version('nbhelpers')}\n")
+
+
+def test_a_copy_of_the_laboratory_holds_what_notebooks_use_and_overwrites_nothing(call, tmp_path):
+    code, said, _ = call("lab", str(tmp_path / "mine"))
+    assert code == 0 and "jupyter lab notebooks/00_start_here.ipynb" in said
+    for held in ("notebooks/00_start_here.ipynb", "data/models.toml", "tools/memory.py"):
+        assert (tmp_path / "mine" / held).is_file()
+    code, _, said = call("lab", str(tmp_path / "mine"))
+    assert code == 2 and "is there already: name another one." in said

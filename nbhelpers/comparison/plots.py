@@ -83,6 +83,26 @@ def quality_speed_memory(results: Sequence[Result], report: ComparisonReport) ->
     return figure
 
 
+def history(primary: str, runs: Sequence[str], means: Mapping[str, Mapping[str, Estimate]]) -> Figure:
+    """Has a model become better or worse? runs: oldest first; means: model -> run -> mean of this score."""
+    figure, axes = _axes(f"How did {_plain(primary)} change from run to run?", 8, 3.6)
+    runs = [run for run in runs if any(run in own for own in means.values())]
+    short = _short_names(means)
+    for (model, own), colour, marker in zip(
+        means.items(), cycle(MODEL_COLOURS), cycle(MARKERS), strict=False
+    ):
+        places = [runs.index(run) for run in own]
+        axes.plot(
+            places, [e.mean for e in own.values()], f"{marker}-", color=colour, ms=5, label=short[model]
+        )
+        for place, e in zip(places, own.values(), strict=True):
+            axes.vlines(place, *_ends(e), color=colour, lw=1, alpha=0.6)
+    axes.set_xticks(range(len(runs)), [_plain(run) for run in runs], rotation=30, ha="right", fontsize=8)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
+    axes.set_ylabel(f"{_plain(primary)}, mean and 95% interval")
+    return figure
+
+
 def _axes(title: str, width: float, height: float) -> tuple[Figure, Any]:
     from matplotlib import pyplot
 

@@ -134,21 +134,38 @@ def write_logs(folder: Path, found: LogsReport) -> Path:
 
 
 def write_runs_index(outputs: Path) -> Path:
-    """Write <outputs>/index.html: every folder with a run.json, newest first; unreadable ones are named."""
-    runs, unreadable = [], {}
+    """Write <outputs>/index.html: every folder with a run.json, newest first; unreadable ones are named.
+
+    A picture follows each model over the runs that compare by one score; a run whose pick is another than
+    that of the run before it, of the same models, says so.
+    """
+    runs, known, unreadable = list[tuple[Any, ...]](), list[tuple[Path, RunInfo]](), dict[str, str]()
+    means = dict[str, dict[str, dict[str, Estimate]]]()  # score -> model -> run
     for path in sorted(outputs.glob("*/run.json")):
-        folder, verdict = path.parent, "No comparison."
         try:
-            info = store.read_json(path, RunInfo)
+            known.append((path.parent, store.read_json(path, RunInfo)))
         except LabError as error:
-            unreadable[folder.name] = str(error).replace(f"{path}", path.name)
-            continue
+            unreadable[path.parent.name] = str(error).replace(f"{path}", path.name)
+    picks = dict[frozenset[str], str | None]()
+    known.sort(key=lambda run: run[1].started)
+    for folder, info in known:
+        verdict, changed = "No comparison.", ""
         with suppress(LabError):
-            verdict = store.read_json(folder / "comparison.json", ComparisonReport).pick_reason
+            report = store.read_json(folder / "comparison.json", ComparisonReport)
+            models, verdict = frozenset(report.ranking), report.pick_reason
+            if picks.setdefault(models, report.pick) != report.pick:
+                changed = f"Changed: the run before it picked {picks[models] or 'no model'}."
+            picks[models] = report.pick
+            for model, mean in report.ranking.items():
+                by_run = means.setdefault(report.primary, {}).setdefault(model, {})
+                by_run[folder.name] = on_scale(mean, report.scale)
         href = f"{quote(folder.name)}/index.html" if (folder / "index.html").exists() else None
-        runs.append((folder.name, info, verdict, href))
-    runs.sort(key=lambda run: run[1].started, reverse=True)
-    return _write(outputs / "index.html", "runs.html", runs=runs, unreadable=unreadable)
+        runs.insert(0, (folder.name, info, verdict, changed, href))
+    names = [folder.name for folder, _ in known]
+    followed = {name: of for name, of in means.items() if max(map(len, of.values())) > 1}
+    figures = {name: plots.history(name, names, of) for name, of in followed.items()}
+    values = {"runs": runs, "unreadable": unreadable, "pictures": _addresses(figures)}
+    return _write(outputs / "index.html", "runs.html", **values)
 
 
 def _failed_samples(model: str, folder: Path) -> list[tuple[str, str, int]]:
@@ -162,13 +179,19 @@ def _failed_samples(model: str, folder: Path) -> list[tuple[str, str, int]]:
 
 def _pictures(results: Sequence[Result], report: ComparisonReport) -> dict[str, str]:
     """The figures that this comparison has, as data: addresses of SVGs."""
-    from matplotlib import pyplot
-
-    figures, addresses = dict[str, Any](), {}
+    figures = dict[str, Any]()
     if results and report.ranking:
         figures = {"ranking": plots.ranking(report), "speed": plots.quality_speed_memory(results, report)}
     if any(pair.difference is not None for pair in report.verdicts):
         figures["pairs"] = plots.pair_differences(report)
+    return _addresses(figures)
+
+
+def _addresses(figures: dict[str, Any]) -> dict[str, str]:
+    """The figures as addresses of SVGs that hold them; they are closed."""
+    from matplotlib import pyplot
+
+    addresses = {}
     for name, figure in figures.items():
         data = io.BytesIO()
         figure.savefig(data, format="svg", metadata={"Date": None})

@@ -34,6 +34,8 @@ from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvision
 from traitlets import Unicode
 from traitlets.config import Config
 
+from nbhelpers import store
+
 FORKS = sys.platform == "linux"  # elsewhere forking after imports is not safe
 PRELOAD = [
     *("ipykernel.kernelapp", "matplotlib.pyplot", "scipy.stats", "pandas", "mlflow.tracking", "torch"),
@@ -171,6 +173,7 @@ class Provisioner(LocalProvisioner):
 def _kernel(connection_file: str) -> None:
     from ipykernel import kernelapp
 
+    sys.path.append(str(store.project_root()))  # notebooks use tools/, which no installed package has
     kernelapp.launch_new_instance(["-f", connection_file])
 
 

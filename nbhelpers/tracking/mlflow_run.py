@@ -1,4 +1,7 @@
-"""One MLflow run per model, holding all of it: settings, metrics, samples, dataset, figures and notebooks."""
+"""One MLflow run per model, holding all of it: settings, metrics, samples, dataset, figures and notebooks.
+
+The models of one run of the laboratory are the children of one MLflow run.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -22,19 +26,22 @@ from nbhelpers.devices import device
 from nbhelpers.generation import generate
 from nbhelpers.records import SCHEMA_VERSION, Failure, LabError, ModelRun, Prompt, Record, Result
 from nbhelpers.scoring import rubric
+from nbhelpers.tracking.result import read_info
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "local-model-evaluation"
-FOLDERS = {".json": "files", ".jsonl": "files", ".ipynb": "notebooks", ".png": "plots"}  # in an MLflow run
-LATE = "06_tracking.ipynb"  # still being executed while a run is logged
+FOLDERS = {".json": "files", ".jsonl": "files", ".png": "plots"}  # in an MLflow run
+FOLDERS |= {".ipynb": "notebooks", ".html": "notebooks"}
+LATE = ("06_tracking.ipynb", "06_tracking.html")  # still being executed while a run is logged
 PARAMETERS = ("revision", "family", "parameters", "device", "dtype", "primary", "quality_applies")
 # Read once, while mlflow is imported. A server that is down is given up within 20 s: 9 s, a pause, 9 s.
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
 QUIET |= {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false"}
 QUIET |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 QUIET |= dict.fromkeys(("MLFLOW_HTTP_REQUEST_TIMEOUT", "PGCONNECT_TIMEOUT"), "9")
+CHILD_OF, COMPARISON = "mlflow.parentRunId", "07_comparison"
 COLUMNS = ("prompt_id", "content_type", "repeat", "prompt", "text", "new_tokens", "finish_reason", "error")
 
 
@@ -142,9 +149,7 @@ def log_run(run: ModelRun) -> TrackingReport:
     from mlflow.entities import Dataset, DatasetInput, Metric, Param
 
     result = store.read_json(run.folder / "result.json", Result)
-    # Names the folder a run came from, without telling a shared server where that is.
-    folder = hashlib.sha256(str(run.folder).encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    tags = {"run": run.folder.parent.name, "folder": folder}
+    tags = {"run": run.folder.parent.name, "folder": (folder := _digest(run.folder))}
     tags |= {f"version.{name}": version for name, version in device.versions().items()}
     values = dataclasses.asdict(result.settings) | {name: getattr(result, name) for name in PARAMETERS}
     params = [Param(name, str(value)) for name, value in (values | {"model": run.spec.alias}).items()]
@@ -156,7 +161,10 @@ def log_run(run: ModelRun) -> TrackingReport:
     dataset = Dataset(file.stem, prompts_digest(prompts), "local", source)
     with _one_sentence():
         client, name = open_client(), f"{run.folder.parent.name}/{result.slug}"
-        run_id, status = client.create_run(experiment, tags=tags, run_name=name).info.run_id, "FAILED"
+        tags |= _parent(client, experiment, run.folder.parent)
+        began = int((run.folder / "loading.json").stat().st_mtime * 1000)  # of its work, not of the logging
+        run_id = client.create_run(experiment, began, tags, name).info.run_id
+        status = "FAILED"
         try:
             client.log_batch(run_id, metrics, params)  # a loop of log_metric is far slower
             client.log_inputs(run_id, [DatasetInput(dataset)])
@@ -165,7 +173,7 @@ def log_run(run: ModelRun) -> TrackingReport:
             table = {name: [getattr(sample, name) for sample in samples] for name in COLUMNS}
             table[result.primary] = [scores.get(sample.key) for sample in samples]
             client.log_table(run_id, table, "samples.json")
-            done = [path for path in run.folder.iterdir() if path.name not in ("tracking.json", LATE)]
+            done = [path for path in run.folder.iterdir() if path.name not in ("tracking.json", *LATE)]
             files, status = _log_files(client, run_id, done), "FINISHED"
         finally:
             client.set_terminated(run_id, status)
@@ -177,12 +185,48 @@ def log_run(run: ModelRun) -> TrackingReport:
     return report
 
 
+def _digest(folder: Path) -> str:
+    """Names the folder a run came from, without telling a shared server where that is."""
+    return hashlib.sha256(str(folder).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _parent(client: MlflowClient, experiment: str, run_dir: Path) -> dict[str, str]:
+    """The tags of a child of this run's MLflow run, which the first model makes; {} for a notebook alone."""
+    from filelock import FileLock
+
+    if not (info := read_info(run_dir)):
+        return {}
+    with FileLock(store.outputs_dir() / ".mlflow.lock", timeout=store.LOCK_S):
+        found = client.search_runs([experiment], f"tags.whole = '{_digest(run_dir)}'")
+        if found:
+            return {CHILD_OF: found[0].info.run_id}
+        asked = ", ".join(info.models)
+        about = f"{asked} on {len(info.prompts)} prompts, {info.settings.repeats} texts each"
+        tags = {
+            "whole": _digest(run_dir),
+            "mlflow.note.content": about,
+            "mlflow.source.name": "nbhelpers run",
+        }
+        tags |= {"mlflow.source.git.commit": info.git_commit} if info.git_commit else {}
+        began = int(datetime.fromisoformat(info.started).timestamp() * 1000)
+        return {CHILD_OF: client.create_run(experiment, began, tags, run_dir.name).info.run_id}
+
+
 def attach(run_dir: Path) -> None:
-    """Add what was finished after the runs were logged: each 06 notebook, and the comparison."""
-    for path in sorted(run_dir.glob("*/tracking.json")):
-        late = path.with_name(LATE), run_dir / "07_comparison.ipynb", run_dir / "comparison.json"
-        with _one_sentence():
-            _log_files(open_client(), store.read_json(path, TrackingReport).run_id, late)
+    """Add what was finished after the models were logged: each 06 notebook, the whole run's comparison."""
+    whole = [run_dir / f"{COMPARISON}.{kind}" for kind in ("ipynb", "html")]
+    whole += [run_dir / "comparison.json", run_dir / "index.html"]
+    with _one_sentence():
+        client, holders = open_client(), set[str]()
+        for path in sorted(run_dir.glob("*/tracking.json")):
+            run_id = store.read_json(path, TrackingReport).run_id
+            _log_files(client, run_id, [path.with_name(name) for name in LATE])
+            holders.add(client.get_run(run_id).data.tags.get(CHILD_OF, run_id))
+        for run_id in holders:
+            _log_files(client, run_id, whole)
+            if whole[2].exists() and (verdict := json.loads(whole[2].read_text()).get("pick_reason")):
+                client.set_tag(run_id, "verdict", verdict)
+            client.set_terminated(run_id)
 
 
 def prompts_digest(prompts: Iterable[Prompt]) -> str:

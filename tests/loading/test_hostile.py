@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from saved_models import edit_json
 
-from nbhelpers import cli, registry, store
+from nbhelpers import registry, store
 from nbhelpers.comparison import compare as comparison
 from nbhelpers.comparison import labels
 from nbhelpers.loading import folder as checkpoints
@@ -29,6 +29,7 @@ from nbhelpers.loading import load as loading
 from nbhelpers.loading import tokenizer as chat
 from nbhelpers.records import LabError, ModelSpec, NotebookStatus, RunInfo
 from nbhelpers.report import html as report
+from nbhelpers.report import terminal
 from nbhelpers.runner import notebook as execute
 from nbhelpers.runner import run
 from nbhelpers.runner.plan import Plan
@@ -264,7 +265,7 @@ def test_no_terminal_code_reaches_the_terminal(tmp_path, capsys):
     run_dir = hostile_run(tmp_path / "run")
     comparison.compare_run(run_dir)
     info = store.read_json(run_dir / "run.json", RunInfo)
-    cli._print_outcome(run_dir, info)
+    print(terminal.outcome(run_dir, info))
     spec = ModelSpec("evil", "evil", "hub")
     plan = Plan(run_dir, replace(info, models=("evil",), specs=(spec,)))
     with run.watching(plan) as watch:

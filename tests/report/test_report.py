@@ -475,3 +475,17 @@ def test_a_task_s_page_shows_what_is_right_its_slices_and_the_items_that_decide(
     slices = text.split("<h2>Slices</h2>")[1].split("</section>")[0]
     assert "even" in slices and "odd" in slices and "6 items" in slices
     assert "<dd>sums.toml</dd>" in text
+
+
+def test_the_index_follows_models_over_runs_and_marks_another_pick(tmp_path: Path):
+    for name, levels, day in (("one", (7, 4), "01"), ("two", (7, 4), "02"), ("three", (4, 7), "03")):
+        for model, level in zip(("a", "b"), levels, strict=True):
+            write_model(tmp_path / name, make_result(model, planted(level, 1)))
+        write_info(tmp_path / name, ["a", "b"], started=f"2026-07-{day}T00:00:00+00:00")
+        comparison.compare_run(tmp_path / name)
+    page = Page(report.write_runs_index(tmp_path))
+    assert [image["alt"] for image in page.all("img")] == [
+        "lab_v2 of every model from run to run, with 95% intervals"
+    ]
+    assert page.text.count("Changed: the run before it picked a.") == 1
+    assert page.text.index("three") < page.text.index("Changed:") < page.text.index("two")

@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
+from made_runs import write_info
 from matplotlib import pyplot
 
 from nbhelpers import pipeline, registry, store
@@ -204,6 +205,29 @@ def test_logging_again_leaves_one_run_and_the_earlier_one_in_the_trash(lab):
         tracking.log_run(shorter)
     assert sorted(runs(lab).values()) == ["FAILED", "FINISHED"]
     assert runs(lab)[second.run_id] == "FINISHED"
+
+
+def test_the_models_of_one_run_are_the_children_of_one(lab):
+    outputs = lab[0]
+    run_dir = outputs / "family"
+    for slug in ("lab-gpt2", "lab-opt"):
+        shutil.copytree(outputs / "standalone" / "lab-gpt2", run_dir / slug)
+    info = write_info(run_dir, ["lab-gpt2", "lab-opt"])
+    ids = []
+    for spec in map(registry.resolve, info.models):
+        settings = dataclasses.replace(SETTINGS, model=spec.alias, run_dir=str(run_dir))
+        ids.append(tracking.log_run(ModelRun(settings, spec, run_dir / spec.slug)).run_id)
+    (run_dir / "comparison.json").write_text('{"pick_reason": "lab-opt writes better."}')
+    tracking.attach(run_dir)
+    client = tracking.open_client()
+    children = [client.get_run(id) for id in ids]
+    [parent] = {child.data.tags["mlflow.parentRunId"] for child in children}
+    whole = client.get_run(parent)
+    assert whole.info.run_name == "family" and whole.info.status == "FINISHED"
+    assert whole.data.tags["verdict"] == "lab-opt writes better."
+    assert whole.data.tags["mlflow.source.git.commit"] == info.git_commit
+    assert whole.data.tags["mlflow.note.content"].startswith("lab-gpt2, lab-opt on ")
+    assert all(child.info.start_time < child.info.end_time for child in children)
 
 
 def test_the_user_s_tracking_address_is_honoured(lab, tmp_path, monkeypatch):
