@@ -32,6 +32,7 @@ PATTERN_S = 1.0  # longest that a user's pattern may search one answer
 _NUMBER = re.compile(r"(?<![\w.])[-−]?[$€£]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?%?", re.IGNORECASE)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 Options = Mapping[str, Any]
+Logprobs = Mapping[str, tuple[float, ...]] | None  # of a sample
 
 
 def normalised(text: str) -> str:
@@ -194,9 +195,7 @@ SCORERS: dict[str, Callable[[str, Prompt, Options], float]] = {
 }
 
 
-def likely(
-    scorer: Scorer, item: Prompt, text: str, logprobs: Mapping[str, tuple[float, ...]] | None
-) -> dict[str, float]:
+def likely(scorer: Scorer, item: Prompt, text: str, logprobs: Logprobs) -> dict[str, float]:
     """1 where the choice of the largest log-likelihood is right, as it is and ``per_byte`` of the choice; or
     the bits that the model needs for a byte of the item's text: the smaller, the better it is foretold.
     """
@@ -213,25 +212,33 @@ def likely(
     return {n: float(x.index(max(x)) == right_one) for n, x in zip(names, (sums, each), strict=True)}
 
 
-def score_text(
-    task: Task, item: Prompt, text: str, logprobs: Mapping[str, tuple[float, ...]] | None = None
-) -> dict[str, float]:
-    """Every score of an answer, without its reasoning, by name. Raises NoScore.
+def score_text(task: Task, item: Prompt, text: str, logprobs: Logprobs = None) -> dict[str, float]:
+    """Every score that an answer, without its reasoning, has, by name. Raises NoScore where it has none.
 
     logprobs: the sample's. None: of a text alone, which stands for the choice that it is.
     """
-    text, found = split_reasoning(text)[1], dict[str, float]()
+    found, why = scores_of(task, item, text, logprobs)
+    if not found:
+        raise NoScore(why)
+    return found
+
+
+def scores_of(task: Task, item: Prompt, text: str, logprobs: Logprobs) -> tuple[dict[str, float], str | None]:
+    """The scores of ``score_text``, and why one is missing: that takes no other one away."""
+    text, found, why = split_reasoning(text)[1], dict[str, float](), None
     for scorer in task.scorers:
-        if scorer.kind in SCORERS:
-            found[scorer.name] = SCORERS[scorer.kind](text, item, scorer.options)
-        elif scorer.kind in tasks.LIKELIHOODS:
-            found |= likely(scorer, item, text, logprobs)
-        else:
-            values = rubric.score_text(text, item.text, item.content_type)
-            if not values:
-                raise NoScore(rubric.inapplicable(text, item.text))
-            found |= _renamed(values, scorer)
-    return found | {passed: found[name] for name, passed in task.passes().items()}
+        try:
+            if scorer.kind in SCORERS:
+                found[scorer.name] = SCORERS[scorer.kind](text, item, scorer.options)
+            elif scorer.kind in tasks.LIKELIHOODS:
+                found |= likely(scorer, item, text, logprobs)
+            elif values := rubric.score_text(text, item.text, item.content_type):
+                found |= _renamed(values, scorer)
+            else:
+                why = rubric.inapplicable(text, item.text)
+        except NoScore as problem:
+            why = str(problem)
+    return found | {passed: found[name] for name, passed in task.passes().items() if name in found}, why
 
 
 def _renamed(values: Mapping[str, float], scorer: Scorer) -> dict[str, float]:
@@ -255,10 +262,11 @@ def with_passes(task: Task, scores: list[Score]) -> list[Score]:
     for name, passed in task.passes().items():
         chances = {id: pass_at(tries, task.pass_at) for id, tries in grouped(scores, name).items()}
         for place, score in enumerate(scores):
-            if score.reason is None:
+            if name in score.values:
                 chance = chances[score.prompt_id]
-                enough = {} if chance is None else score.values | {passed: chance}
-                scores[place] = replace(score, values=enough, reason=None if enough else few)
+                rest = {one: value for one, value in score.values.items() if one != passed}
+                rest |= {} if chance is None else {passed: chance}
+                scores[place] = replace(score, values=rest, reason=few if chance is None else score.reason)
     return scores
 
 
@@ -275,15 +283,10 @@ def _scored(task: Task, settings: Settings, samples: Iterable[Sample]) -> Iterat
     items = {item.id: item for item in tasks.items(settings)}
     for sample in samples:
         if (item := items.get(sample.prompt_id)) is None:
-            raise LabError(
-                f"The task {task.name} has no item {sample.prompt_id!r}: score it by its own task."
-            )
-        values, reason = worst(task), None
-        if not (failed := sample.error is not None):
-            try:
-                values = score_text(task, item, sample.text, sample.logprobs or {})
-            except NoScore as why:
-                values, reason = {}, str(why)
+            raise LabError(f"The task {task.name} has no item {sample.prompt_id!r}: score it by its own.")
+        failed, values, reason = sample.error is not None, worst(task), None
+        if not failed:
+            values, reason = scores_of(task, item, sample.text, sample.logprobs or {})
         words, about = len(sample.text.split()), (item.target or None, item.tags or None)
         key = sample.key, sample.prompt_id, sample.repeat, sample.content_type
         yield Score(*key, failed, words, values, reason=reason, target=about[0], tags=about[1])

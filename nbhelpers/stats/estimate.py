@@ -145,13 +145,13 @@ def _alpha(m: Array, within: Array, total: Array, square: Array, axis: int = -1)
 
 
 def grouped(scores: Iterable[Score], name: str) -> dict[str, list[float]]:
-    """Prompt id -> the scores ``name`` of its repeats, without rows to which no rubric applies.
+    """Prompt id -> the scores ``name`` of its repeats, without rows that lack it and say why.
 
     LabError for any other row without that score.
     """
     groups: dict[str, list[float]] = {}
     for score in scores:
-        if score.reason is not None:
+        if name not in score.values and score.reason is not None:
             continue
         if name not in score.values:
             known = ", ".join(sorted(score.values)) or "none"

@@ -249,10 +249,21 @@ def test_repeats_of_a_task_can_mean_pass_at_k(tmp_path, monkeypatch):
         "only the first",
         "fewer than 2 answers to its prompt have a score",
     }
-    assert all(score.values == {} for score in few)
+    assert all("exact/pass_at_2" not in score.values for score in few)
     reference.check(tasks.load_task(settings.task))
     with pytest.raises(LabError, match="asks for pass@2: give --repeats 2"):
         tasks.items(replace(settings, repeats=1))
     (tmp_path / "task.toml").write_text(toml.replace("exact/pass_at_2", "exact/pass_at_3"))
     with pytest.raises(LabError, match="has no score 'exact/pass_at_3': did you mean 'exact/pass_at_2'"):
         reference.check(tasks.load_task(settings.task))
+
+
+def test_a_scorer_that_gives_no_score_takes_no_other_ones_away(tmp_path):
+    (tmp_path / "items.jsonl").write_text('{"id": "a", "text": "Say a.", "target": "a"}\n')
+    (tmp_path / "mine.py").write_text("def score(text, item):\n    return None\n")
+    toml = 'prompts = "items.jsonl"\n[scorers.exact]\n[scorers.python]\nfunction = "mine.score"\n'
+    (tmp_path / "task.toml").write_text(toml)
+    settings = Settings(task=str(tmp_path / "task.toml"))
+    (score,) = reference.scored(settings, [make_sample("m", "a", 0, text="a")])
+    assert score.values == {"exact": 1.0} and "returned None, which is no number" in score.reason
+    assert (by_prompt([score], "exact"), by_prompt([score], "python")) == ({"a": 1.0}, {})
