@@ -4,7 +4,7 @@
     stats        (05)          estimates of one model, comparisons of two, early looks, corrections by ratings
     devices      (01)          this machine: device, what fits and how fast, meters
     loading      (02)          the Hub, folders, models, tokenizers, what a server has
-    generation   (03)          sampling, the decode loop, samples, latency, models behind a server
+    generation   (03)          sampling, the decode loop, samples, latency, likelihoods, servers
     scoring      (04)          texts, coherence, rubrics, costs, a judge
     tracking     (06)          result.json, MLflow
     pipeline                   makes what is missing of a model's files

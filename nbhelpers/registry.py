@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import functools
-import io
 import json
 import re
 import unicodedata
@@ -216,23 +214,12 @@ def one_text(text: str) -> str:
 
 def _rows(body: str, source: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows of a file of prompts and their line numbers, as JSON has them."""
-    if source.suffix.lower() == ".csv":
-        table = csv.DictReader(io.StringIO(body, newline=""))
-        for cells in table:
-            if None in cells:  # what an unquoted comma does to a text
-                raise LabError(f"{source.name}, line {table.line_num}: it has more cells than the header.")
-            several = {name: (cells.get(name) or "").split("|") for name in _SEVERAL if cells.get(name)}
-            yield table.line_num, {name: value for name, value in cells.items() if value} | several
+    if source.suffix.lower() != ".csv":
+        yield from store.objects(body, source.name, f"object with {_FIELDS}")
         return
-    for number, line in enumerate(body.split("\n"), 1):  # splitlines also splits at U+2028
-        if line.strip():
-            try:
-                row = json.loads(line)
-                row.keys()
-            except (ValueError, RecursionError, AttributeError) as error:
-                wrong = f"not a JSON object with {_FIELDS} ({error})."
-                raise LabError(f"{source.name}, line {number}: {wrong}") from None
-            yield number, row
+    for number, cells in store.table(body, source.name):
+        several = {name: cells[name].split("|") for name in _SEVERAL if cells.get(name)}
+        yield number, {name: value for name, value in cells.items() if value} | several
 
 
 def _prompt(row: dict[str, Any]) -> Prompt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import functools
 import hashlib
@@ -183,6 +184,38 @@ def read_rows(path: Path, cls: type[T]) -> Iterator[T]:
         for number, line in enumerate(lines, 1):
             if line.strip() and line.endswith(b"\n"):
                 yield _record(line, cls, f"{path}, line {number}")
+
+
+def objects(text: str, where: str, wanted: str = "object") -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of JSON lines, and their lines. LabError for what is none."""
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines also splits at U+2028
+        if line.strip():
+            try:
+                row = json.loads(line)
+                row.keys()
+            except (ValueError, RecursionError, AttributeError) as error:
+                raise LabError(f"{where}, line {number}: not a JSON {wanted} ({error}).") from None
+            yield number, row
+
+
+def table(text: str, where: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a table under the names of its header, and the lines on which they begin; semicolons may
+    part its cells, as spreadsheets write them. LabError for a row of other cells, and a name given twice.
+    """
+    heading = text.partition("\n")[0]
+    mark = ";" if heading.count(";") > heading.count(",") else ","
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=mark)
+    header, line = [name.strip().lower() for name in next(lines, [])], lines.line_num + 1
+    if twice := next((name for name in header if name and header.count(name) > 1), ""):
+        raise LabError(f"{where}, line 1: the column {twice!r} stands twice (it has {', '.join(header)}).")
+    try:
+        for cells in lines:
+            if any(cells):
+                yield line, dict(zip(header, cells, strict=True))
+            line = lines.line_num + 1
+    except (csv.Error, ValueError):
+        problem = "has more or fewer cells than the header, or one that is too long"
+        raise LabError(f"{where}, line {line}: it {problem}.") from None
 
 
 def row_key(**parts: Any) -> str:

@@ -272,5 +272,5 @@ def test_unreadable_prompts(tmp_path):
 
 def test_a_row_with_more_cells_than_the_header_is_refused(tmp_path):
     (tmp_path / "p.csv").write_text("id,text,content_type\na,Ask\tme,short_post\nb,Ask, again,short_post\n")
-    with pytest.raises(LabError, match=r"p\.csv, line 3: it has more cells than the header"):
+    with pytest.raises(LabError, match=r"p\.csv, line 3: it has more or fewer cells than the header"):
         registry.load_prompts(tmp_path / "p.csv")

@@ -188,11 +188,8 @@ def compare(
     prompts, planned = tuple(sorted(ranked[0].per_prompt)) if ranked else (), sum(map(len, looks))
     per_model = {r.model: r.per_prompt for r in ranked}
     basis = f"by the {by or 'rubric'}" if by or not own else f"by {ranked[0].primary}"
-    if planned:
-        pairs = sequential.compare_in_order(per_model, looks, planned, margin)
-        basis += f", by an always-valid test after {len(prompts)} of {planned} prompts"
-    else:
-        pairs = paired.compare_all(per_model, margin)
+    basis += f", by an always-valid test after {len(prompts)} of {planned} prompts" if planned else ""
+    pairs = paired.judged(sequential.measured(per_model, margin, looks))
     pairs = tuple(replace(p, unit=scale.unit, items="items" if own else "prompts") for p in pairs)
     if not scale.higher_is_better:
         pairs = tuple(replace(pair, verdict=OPPOSITE.get(pair.verdict, pair.verdict)) for pair in pairs)

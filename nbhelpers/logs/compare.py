@@ -64,10 +64,8 @@ def compare_logs(logs: Sequence[Log], choice: Choice) -> LogsReport:
         means = {model: estimate.estimate(own.values(), model) for model, own in group.scores.items()}
         best_first = sorted(means, key=lambda model: means[model].mean or 0.0, reverse=group.logs[0].higher)
         rankings.append({model: means[model] for model in best_first})
-        scores, planned = {model: group.scores[model] for model in best_first}, sum(map(len, group.looks))
-        pairs = paired.measured(scores, group.margin, tests)
-        if planned:
-            pairs = sequential.measured_in_order(scores, group.looks, planned, group.margin, tests)
+        scores = {model: group.scores[model] for model in best_first}
+        pairs = sequential.measured(scores, group.margin, group.looks, tests=tests)
         numbers += [replace(pair, unit=group.logs[0].unit, items=group.items) for pair in pairs]
     judged, comparisons = iter(paired.judged(numbers)), []
     for group, ranking in zip(found, rankings, strict=True):

@@ -7,9 +7,7 @@ What a file is, its content says. The formats, as their makers write them: lm-ev
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,38 +83,18 @@ def _parsed(body: bytes, path: Path) -> Rows:
         document = json.loads(text)
         return document if isinstance(document, list) else [document]
     except (ValueError, RecursionError):
-        lines = enumerate(text.split("\n"), 1)  # a text may hold what splitlines takes for an end
-    rows: Rows = []
-    for number, line in lines:
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except (ValueError, RecursionError) as error:
-                raise LabError(f"{path}, line {number}: not JSON ({error}).") from None
-            if not isinstance(rows[-1], dict):
-                raise LabError(f"{path}, line {number}: not an object.")
-            rows[-1][LINE] = number
-    return rows
+        return [row | {LINE: number} for number, row in store.objects(text, str(path))]
 
 
 def _csv(text: str, path: Path) -> Rows:
-    """Rows under the header's names; where semicolons part the cells, as spreadsheets do, 0,5 is 0.5."""
-    semicolons = ";" in text.partition("\n")[0]
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=";" if semicolons else ",")
-    rows, header = Rows(), [name.strip().lower() for name in next(lines, [])]
-    lacking, twice = set(COLUMNS) - {*header}, [name for name in header if name and header.count(name) > 1]
-    if twice or 0 < len(lacking) < 2:
-        what = f"{twice[0]!r} stands twice" if twice else f"{lacking.pop()!r} is missing"
-        raise LabError(f"{path}, line 1: the column {what} (it has {', '.join(header)}).")
-    try:
-        for cells in filter(any, lines):
-            row: dict[str, Any] = dict(zip(header, cells, strict=True)) | {LINE: lines.line_num}
-            if semicolons and "score" in row:
-                row["score"] = row["score"].replace(",", ".")
-            rows.append(row)
-    except (csv.Error, ValueError):
-        problem = "has more or fewer cells than the header, or one that is too long"
-        raise LabError(f"{path}, line {lines.line_num}: it {problem}.") from None
+    """Where semicolons part the cells, as spreadsheets do, 0,5 is 0.5."""
+    rows: Rows = [row | {LINE: number} for number, row in store.table(text, str(path))]
+    header = [name for name in (rows[0] if rows else ()) if name != LINE]
+    if len(lacking := {*COLUMNS} - {*header}) == 1:
+        has = f"(it has {', '.join(header)})"
+        raise LabError(f"{path}, line 1: the column {lacking.pop()!r} is missing {has}.")
+    for row in rows if ";" in text.partition("\n")[0] and "score" in header else ():
+        row["score"] = row["score"].replace(",", ".")
     return rows
 
 

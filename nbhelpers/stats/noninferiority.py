@@ -71,10 +71,8 @@ def early(differences: Array, looks: Sequence[int], planned: int, margin: float)
     if (ends := sequential.interval(differences, looks, planned)) is None:
         return Kept(n, mean)
     p_worse = sequential.p_value(differences, looks, planned) if mean < 0 else 1.0
-    found = Kept(n, mean, *ends, p_worse)
-    if ends[0] > -margin:
-        return replace(found, outcome="passes")
-    return replace(found, outcome="worse") if ends[1] < 0 and p_worse < ALPHA else found
+    outcome: Outcome = "worse" if ends[1] < 0 and p_worse < ALPHA else "cannot tell"
+    return Kept(n, mean, *ends, p_worse, "passes" if ends[0] > -margin else outcome)
 
 
 def ratio(baseline: Sequence[float], candidate: Sequence[float], limit: float) -> Kept:

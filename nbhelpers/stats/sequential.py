@@ -28,6 +28,7 @@ from nbhelpers.stats import paired
 from nbhelpers.stats.estimate import Array
 from nbhelpers.stats.paired import ALPHA, Comparison, Scores
 
+Looks = Sequence[Sequence[str]]  # the prompts that each look added
 LOOKS = 10
 AIM = 4.0  # bets win most where the mean difference is AIM standard errors after all planned prompts
 
@@ -91,13 +92,13 @@ def interval(differences: Array, looks: Sequence[int], planned: int) -> tuple[fl
     return optimize.brentq(refuted, ends[0], middle), optimize.brentq(refuted, middle, ends[1])
 
 
-def in_order(values: Scores, looks: Sequence[Sequence[str]]) -> tuple[Array, list[int]]:
+def in_order(values: Scores, looks: Looks) -> tuple[Array, list[int]]:
     """The values in the order in which their prompts were asked, and how many each look added."""
     kept = [[values[prompt] for prompt in look if prompt in values] for look in looks]
     return np.array([value for look in kept for value in look]), [len(look) for look in kept if look]
 
 
-def early(found: Estimate, values: Scores, looks: Sequence[Sequence[str]]) -> Estimate:
+def early(found: Estimate, values: Scores, looks: Looks) -> Estimate:
     """The estimate of a mean over prompts with the interval that holds at every look."""
     if found.low is None:
         return found
@@ -107,32 +108,28 @@ def early(found: Estimate, values: Scores, looks: Sequence[Sequence[str]]) -> Es
 
 
 def compare_in_order(
-    per_model: dict[str, Scores], looks: Sequence[Sequence[str]], planned: int, margin: float = 0.5
+    per_model: dict[str, Scores], looks: Looks, planned: int, margin: float = 0.5
 ) -> tuple[Comparison, ...]:
     """``paired.compare_all`` for models that are compared after every look, up to this one.
 
     looks: the prompts that each added, in the order in which they were asked, up to ``planned`` in all. The
     verdicts follow the same rules, from ``interval`` and ``p_value``; "cannot tell" before there are any.
     """
-    return paired.judged(measured_in_order(per_model, looks, planned, margin))
+    return paired.judged(measured(per_model, margin, looks, planned))
 
 
-def measured_in_order(
-    per_model: dict[str, Scores],
-    looks: Sequence[Sequence[str]],
-    planned: int,
-    margin: float,
-    tests: int | None = None,
+def measured(
+    per_model: dict[str, Scores], margin: float, looks: Looks, planned: int = 0, tests: int | None = None
 ) -> list[Comparison]:
-    """The numbers of every pair, before the verdict: ``paired.measured``, with figures that hold early."""
+    """``paired.measured``; where there are looks, with figures that hold at every one of them."""
 
     def early(c: Comparison) -> Comparison:
         a, b = per_model[c.a], per_model[c.b]
         x, sizes = in_order({prompt: round(a[prompt] - b[prompt], 12) for prompt in a}, looks)
-        ends = interval(x, sizes, planned)
+        ends = interval(x, sizes, planned or sum(map(len, looks)))
         if ends is None:
             return replace(c, p=None, low=None, high=None, reason=f"n = {c.n}: too few for an early verdict")
         low, high = (None, None) if c.low is None else ends  # all differences are equal
-        return replace(c, p=p_value(x, sizes, planned), low=low, high=high)
+        return replace(c, p=p_value(x, sizes, planned or sum(map(len, looks))), low=low, high=high)
 
-    return [c if c.p is None else early(c) for c in paired.measured(per_model, margin, tests)]
+    return [early(c) if looks and c.p is not None else c for c in paired.measured(per_model, margin, tests)]

@@ -35,7 +35,6 @@ from nbhelpers.scoring import costs, rubric
 from nbhelpers.stats import estimate as stats
 
 MEMORY = ("rss_before", "rss_after_load", "rss_after_forward", "device_peak")  # of loading.json
-SHOWN = ("repeats", "max_new_tokens", "temperature", "top_k", "top_p", "seed")  # on the card of a dataset
 AMOUNTS: dict[str, Callable[[Sample], int]] = {  # what a sample counts for
     "tokens": lambda row: row.new_tokens,
     "bytes": lambda row: row.bytes,
@@ -230,25 +229,22 @@ def export_dataset(run_dir: Path, out: Path) -> Path:
     kinds = {"str": "string", "int": "int64", "float": "float64", "FinishReason": "string"}
     columns = {f.name: kinds.get(str(f.type).partition(" ")[0]) for f in dataclasses.fields(Sample)}
     features: list[dict[str, Any]] = [{"name": n, "dtype": kind} for n, kind in columns.items() if kind]
-    made, names = list(_made(run_dir)), dict[str, None]()
-    for score in (score for _, rows in made for _, score in rows):
-        names |= dict.fromkeys(score.values)
+    made = list(_made(run_dir))
+    pairs = [pair for _, rows in made for pair in rows]
+    names = dict.fromkeys(name for _, score in pairs for name in score.values)
     features += [{"name": "target", "list": "string"}]
     features += [{"name": "scores", "struct": [{"name": name, "dtype": "float64"} for name in names]}]
     lines = list[str]()
-    for row, score in (pair for _, rows in made for pair in rows):
+    for row, score in pairs:
         said = {name: vars(row)[name] for name, kind in columns.items() if kind}
         said |= {"target": score.target or (), "scores": dict.fromkeys(names) | score.values}
         lines.append(json.dumps(said) + "\n")
-    files = [{"split": "test", "path": "samples.jsonl"}]
-    head: dict[str, Any] = {"pretty_name": run_dir.name, "task_categories": ["text-generation"]}
-    head["configs"] = [{"config_name": "default", "data_files": files}]
-    head["dataset_info"] = {"features": features}
+    files = {"config_name": "default", "data_files": [{"split": "test", "path": "samples.jsonl"}]}
+    head = {"pretty_name": run_dir.name, "configs": [files], "dataset_info": {"features": features}}
     store.write_text(out / "samples.jsonl", lines)
-    settings = {name: value for name, value in vars(made[0][0].settings).items() if name in SHOWN}
     of = ", ".join(f"`{spec_of(result.model).alias}` ({result.revision})" for result, _ in made)
     text = f"# {run_dir.name}\n\n{len(lines)} answers of {of}, each with its scores and what it took.\n"
-    text += f"\nSettings: {json.dumps(settings)}. Verdicts rest on `{made[0][0].primary}`.\n"
+    text += f"\nVerdicts rest on `{made[0][0].primary}`.\n"
     store.write_text(
         out / "README.md", ["---\n", json.dumps(head, indent=1), "\n---\n", text]
     )  # JSON is YAML

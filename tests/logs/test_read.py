@@ -344,8 +344,8 @@ BROKEN = {
     '{"a": 1}': "is not a log of",
     '{"results": {"t": {"acc,none": 1}}, "configs": {}}': "is not a log of",
     "[1, 2]": "is not a log of",
-    '{"doc_id": 1, "metrics": ["acc"], "acc": 1}\n{"doc_id": 2,': "line 2: not JSON",
-    '{"doc_id": 1, "metrics": ["acc"], "acc": 1}\n7\n': "line 2: not an object",
+    '{"doc_id": 1, "metrics": ["acc"], "acc": 1}\n{"doc_id": 2,': "line 2: not a JSON object",
+    '{"doc_id": 1, "metrics": ["acc"], "acc": 1}\n7\n': "line 2: not a JSON object",
     '{"doc_id": 1, "metrics": ["acc"], "acc": 1}\n{"doc_id": 1}\n': "as its tool writes it: KeyError",
     '{"evalId": "e", "results": {"version": 3, "results": [3]}}': "as its tool writes it",
     "id,model,score\n1,a,good\n": "line 2, column score: 'good' is not a number",
@@ -563,7 +563,7 @@ def test_a_text_may_hold_what_ends_a_line_elsewhere(tmp_path):
 def test_a_broken_log_in_a_folder_is_refused_and_never_passed_over(tmp_path):
     harness(tmp_path / "samples_t_1.jsonl", {"0": 1})
     (tmp_path / "samples_u_1.jsonl").write_text('{"doc_id": 1, "metrics": []}\n{"doc_id"')
-    with pytest.raises(LabError, match="line 2: not JSON"):
+    with pytest.raises(LabError, match="line 2: not a JSON object"):
         read(tmp_path)
 
 
