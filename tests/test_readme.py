@@ -1,4 +1,4 @@
-"""Every command in the README works: run here, or shown to be what make itself runs."""
+"""Every command of the README and the pages beside it works: run here, or shown to be what make runs."""
 
 import os
 import re
@@ -13,11 +13,17 @@ from tools import bench
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = [
-    line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines() if line
+    line
+    for page in PAGES
+    for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    for line in block.splitlines()
+    if line
 ]
 # These install, or run this very test; make runs them, and CI runs make.
 BY_MAKE = {
+    "make lint": "lint: install",
     "make test": "pytest --nbval tests notebooks",
     "python3 -m venv .venv && . .venv/bin/activate": "-m venv .venv",
     'pip install -c constraints.txt -e ".[dev,concepts]"': '-c constraints.txt -e ".[dev,concepts]"',
@@ -48,6 +54,8 @@ def test_every_other_command_works_in_the_order_given():
         if command == "make run":  # what it runs is the next command; -n says so without installing
             done = shell("make -n run")
             assert "nbhelpers run" in done.stdout
+        elif "execute_notebooks.py" in command:  # it writes into the checkout: nbval has executed it
+            assert (ROOT / command.split()[-1]).exists()
         elif command == "nbhelpers run":  # the full run takes minutes; the same on two prompts
             done = shell(f"nbhelpers run lab-gpt2 {SMALL}")
         else:
@@ -62,14 +70,20 @@ def test_the_python_example_works():
     assert re.fullmatch(r"\[\d+\.\d(, \d+\.\d){3}\]", done.stdout.strip())
 
 
-def test_links_and_picture_exist():
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_exist(page):
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 200
 
 
 def test_the_table_of_speeds_is_that_of_the_bench():
     report = store.read_json(ROOT / "docs" / "bench.json", bench.BenchReport)
-    table = README[README.index("| times as fast as |") :].split("\n\n")[0].splitlines()
+    speed = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    table = speed[speed.index("| times as fast as |") :].split("\n\n")[0].splitlines()
     models = [cell.strip() for cell in table[0].split("|")[2:-1]]
     found = {(r.model, r.name): f"{r.median:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in report.ratios}
     for line in table[2:]:
