@@ -14,23 +14,11 @@ from nbhelpers.runner.notebook import COMPARISON, OWN_TASK, PIPELINE, SERVED
 
 OF_A_RUN = sorted({*PIPELINE, *SERVED, OWN_TASK})
 
-# Rebuilt notebooks keep stricter rules; these wait for it.
-WAITING: set[str] = set()
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("[0-9]*.ipynb"))
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
 def cells(request):
-    return json.loads(request.param.read_text(encoding="utf-8"))["cells"]
-
-
-@pytest.fixture(params=[path for path in NOTEBOOKS if path.stem not in WAITING], ids=lambda path: path.stem)
-def rebuilt(request):
-    return json.loads(request.param.read_text(encoding="utf-8"))["cells"]
-
-
-@pytest.fixture(params=[path for path in NOTEBOOKS if path.stem in WAITING], ids=lambda path: path.stem)
-def waiting(request):
     return json.loads(request.param.read_text(encoding="utf-8"))["cells"]
 
 
@@ -74,26 +62,6 @@ def test_opens_with_goal_prerequisites_run_time_and_versions(cells):
     assert "print_versions" in source(code(cells)[0])
 
 
-def test_ends_with_what_to_remember_interview_corner_and_exercises(waiting):
-    text = prose(waiting)
-    positions = [text.index(title) for title in ("What to remember", "Interview corner", "Exercises")]
-    assert positions == sorted(positions)
-    assert text[positions[2] :].count("<summary>Solution") == 2
-
-
-def test_cells_are_short_and_prose_carries_the_argument(waiting):
-    """Definitions, which a package would hide, are read like those of a package: short, but apart."""
-    cells = waiting
-    definitions = [cell for cell in code(cells) if "definitions" in cell["metadata"].get("tags", ())]
-    lengths = [len(source(cell).splitlines()) for cell in code(cells) if cell not in definitions]
-    crowded = source(cells[0]).startswith("# 05")  # tests, plans and early looks: to be divided
-    assert 12 <= len(lengths) <= (31 if crowded else 27)
-    tables = source(cells[0]).startswith("# 00")  # the map makes tables of all notebooks and questions
-    assert median(lengths) <= (10 if tables else 7)
-    assert all(len(source(cell).splitlines()) <= 25 for cell in code(cells)[1:])  # the first has the imports
-    assert len(prose(cells).split()) > sum(len(source(cell).split()) for cell in code(cells)) * 0.6
-
-
 def test_shows_a_plot(cells):
     outputs = [output for cell in code(cells) for output in cell["outputs"]]
     assert any("image/png" in output.get("data", {}) for output in outputs)
@@ -130,24 +98,16 @@ def test_every_parameter_reaches_the_settings_as_it_was_given(name):
     assert passed == {name: name for name in names}
 
 
-def test_solutions_of_exercises_run(waiting):
-    """Each folded solution parses; the notebooks' own variables make it run (see the notebook)."""
-    blocks = re.findall(r"```python\n(.*?)```", prose(waiting)[prose(waiting).index("Exercises") :], re.S)
-    assert len(blocks) >= 2
-    for block in blocks:
-        ast.parse(block)
-
-
-def test_text_cells_are_short(rebuilt):
-    texts = [cell for cell in rebuilt if cell["cell_type"] == "markdown"]
+def test_text_cells_are_short(cells):
+    texts = [cell for cell in cells if cell["cell_type"] == "markdown"]
     end = next(n for n, cell in enumerate(texts) if "## What to remember" in source(cell))
     assert median(map(words, texts)) <= 45
     assert max(map(words, texts[1:end])) <= 80
 
 
-def test_code_cells_hold_one_idea_and_outputs_fit_a_screen(rebuilt):
+def test_code_cells_hold_one_idea_and_outputs_fit_a_screen(cells):
     """Folded cells (plumbing, drawings, assertions) are not read; exercises are counted by themselves."""
-    read = [cell for cell in code(rebuilt) if not tags(cell) & {"folded", "exercise", "solution"}]
+    read = [cell for cell in code(cells) if not tags(cell) & {"folded", "exercise", "solution"}]
     lengths = [lines(source(cell)) for cell in read[1:]]  # the first has the imports
     assert len(read) <= 30
     assert median(lengths) <= 6
@@ -157,21 +117,21 @@ def test_code_cells_hold_one_idea_and_outputs_fit_a_screen(rebuilt):
         assert lines(printed) <= 25
 
 
-def test_shows_formulas_and_links_its_sources(rebuilt):
-    assert "$$" in prose(rebuilt)
-    assert len(re.findall(r"\]\(https?://", prose(rebuilt))) >= 2
+def test_shows_formulas_and_links_its_sources(cells):
+    assert "$$" in prose(cells)
+    assert len(re.findall(r"\]\(https?://", prose(cells))) >= 2
 
 
-def test_ends_in_the_agreed_order(rebuilt):
-    text = prose(rebuilt)
+def test_ends_in_the_agreed_order(cells):
+    text = prose(cells)
     titles = ("## What to remember", "## Interview corner", "## Exercises", "## Questionnaire")
     positions = [text.index(title) for title in titles]
     assert positions == sorted(positions)
     assert text[positions[3] :].count("?") >= 5
 
 
-def test_interview_answers_have_a_headline_follow_ups_and_a_weak_answer(rebuilt):
-    text = prose(rebuilt)
+def test_interview_answers_have_a_headline_follow_ups_and_a_weak_answer(cells):
+    text = prose(cells)
     corner = text[text.index("## Interview corner") : text.index("## Exercises")]
     answers = re.findall(r"<details><summary>(.*?)</details>", corner, re.S)
     assert len(answers) >= 3
@@ -184,14 +144,14 @@ def test_interview_answers_have_a_headline_follow_ups_and_a_weak_answer(rebuilt)
         assert asked.count("?") >= 2
 
 
-def test_exercises_check_themselves_and_have_a_hint_and_a_solution(rebuilt):
+def test_exercises_check_themselves_and_have_a_hint_and_a_solution(cells):
     """An open exercise (``answer = ...``) and its folded solution go through the same check."""
-    exercises = [n for n, cell in enumerate(rebuilt) if "exercise" in tags(cell)]
+    exercises = [n for n, cell in enumerate(cells) if "exercise" in tags(cell)]
     assert len(exercises) >= 3
     for n in exercises:
-        assert "<summary>Hint" in source(rebuilt[n - 1])
-        solution = next(cell for cell in rebuilt[n + 1 :] if cell["cell_type"] == "code")
+        assert "<summary>Hint" in source(cells[n - 1])
+        solution = next(cell for cell in cells[n + 1 :] if cell["cell_type"] == "code")
         assert "solution" in tags(solution)
-        for cell, said in ((rebuilt[n], "not answered yet"), (solution, "right: ")):
+        for cell, said in ((cells[n], "not answered yet"), (solution, "right: ")):
             assert "check(" in source(cell)
             assert said in "".join(cell["outputs"][0]["text"])
