@@ -1,7 +1,7 @@
 """What a text costs, in US dollars: electricity while generating, and the same text from an API.
 
 Arithmetic on what the samples measured and on data/prices.toml, which says which figures are assumed.
-Notebook 04 adds the hardware and the review.
+Notebook 08 adds the hardware and the review.
 """
 
 from __future__ import annotations

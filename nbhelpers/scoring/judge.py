@@ -1,4 +1,4 @@
-"""A model as judge: it rates a text from 1 to 10. Notebook 04 asks whether to listen; off by default.
+"""A model as judge: it rates a text from 1 to 10. Notebook 18 asks whether to listen; off by default.
 
 The rating is the expected value over the probabilities of the ten answers (the weighting of G-Eval, Liu et
 al. 2023), from one forward pass: nothing is sampled or parsed.
