@@ -31,8 +31,8 @@ def compare(
     from nbhelpers import store
     from nbhelpers.logs import compare, read
 
-    if dataset and len(files) > 1:
-        raise LabError("The option --dataset writes one run at a time: name one.")
+    if (export or dataset) and len(files) > 1:
+        raise LabError("The options --export and --dataset write one run at a time: name one.")
     if export or dataset:
         from nbhelpers.tracking import result
 
@@ -73,7 +73,7 @@ def gate(
     old, new = (read.read(*_log(file), choice) for file in (baseline, candidate))
     found = gate.gate(old, new, choice, dict(map(_budget, budget or [])))
     if junit:
-        store.write_text(junit, [gate.junit(found)])
+        store.write_text(junit, [printable(gate.junit(found))])
     if markdown:
         store.write_text(markdown, [gate.markdown(found)])
     print(store.as_json(found) if as_json else printable(gate.text(found)), end="")

@@ -181,7 +181,7 @@ def load_prompts(
     in CSV a bar stands between several. check: what a task asks of each, as a LabError without the place.
     Raises LabError for a missing, empty or malformed file (with the line number) and for a text asked twice.
     """
-    source = Path(path).expanduser() if str(path) else store.data_dir() / "prompts.jsonl"
+    source = store.user_path(str(path)) if str(path) else store.data_dir() / "prompts.jsonl"
     try:
         body = source.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -229,7 +229,9 @@ def _prompt(row: dict[str, Any]) -> Prompt:
         close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.8)
         if name not in known and close and close[0] not in row:
             raise LabError(f"the field {name!r} is not known: did you mean {close[0]!r}?")
-    turns = list(row.get("before") or ())
+    turns = row.get("before") or []
+    if not isinstance(turns, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in turns):
+        raise LabError("the field 'before' is no list of pairs of a role and a text: use 'messages'.")
     if "messages" in row:
         try:
             turns = [(turn["role"], turn["content"]) for turn in row["messages"]]

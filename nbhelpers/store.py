@@ -15,7 +15,7 @@ import sys
 import tomllib
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,6 +75,13 @@ def address(whose: str, variable: str, kind: Failure = Failure.USAGE) -> str:
         why = "write / ? # @ [ ] and blanks in its user name and password as %2F %3F %23 %40 %5B %5D %20"
         raise LabError(f"{whose} at {variable} is refused: {why}.", kind)
     return given
+
+
+def user_path(name: str) -> Path:
+    """A path as a user writes it; the home of nobody stays as it is, and is not there."""
+    with suppress(RuntimeError):
+        return Path(name).expanduser()
+    return Path(name)
 
 
 def run_dir(settings: Settings) -> Path:

@@ -18,10 +18,7 @@ from nbhelpers.errors import LabError, nearest
 from nbhelpers.records import LAB_SCALE, Prompt, RunInfo, Scale, Settings
 
 RIGHT = Scale(0.0, 1.0, 0.05)  # of a score that is 1 for a right answer
-LIKELIHOODS = {
-    "loglikelihood": "choices",
-    "bits_per_byte": "text",
-}  # kind -> what a model is asked of an item
+LIKELIHOODS = {"loglikelihood": "choices", "bits_per_byte": "text"}  # kind -> what is asked of an item
 LETTERS = string.ascii_uppercase
 
 
@@ -119,7 +116,7 @@ def load_task(name: str = "") -> Task:
     """The task of a TOML file or of a shipped name; "" is the posts. LabError with the nearest known name."""
     if name in ("", POSTS.name):
         return POSTS
-    path = shipped().get(name) or Path(name).expanduser()
+    path = shipped().get(name) or store.user_path(name)
     if not path.is_file():
         hint = nearest(name, [POSTS.name, *shipped()])
         raise LabError(f"There is no task {name!r}: {hint}, or give the path of a TOML file.")
@@ -140,13 +137,14 @@ def _task(data: dict[str, Any], path: Path, digest: str) -> Task:
         raise LabError(f"{where}: there is no scorer: add a table, as [scorers.exact].")
     scorers = tuple(_scorer(name, table, where, path.parent) for name, table in tables.items())
     primary = data.get("primary", scorers[0].name)
-    scored = next((s for s in scorers if s.name == primary.partition("/")[0]), None)
+    scored = next((s for s in scorers if s.name in (primary, primary.partition("/")[0])), None)
     if scored is None:
         raise LabError(f"{where}: the primary score {primary!r} has no scorer: {nearest(primary, tables)}.")
     given: dict[str, Any] = {name: levels[name](data[name]) for name in levels if name in data}
     scale = replace(scored.scale, unit=primary, **given)
-    if not (math.isfinite(scale.margin) and scale.low < scale.high and scale.margin > 0):
-        raise LabError(f"{where}: low must lie below high, and the margin above 0.")
+    finite = all(map(math.isfinite, (scale.low, scale.high, scale.margin)))
+    if not (finite and scale.low < scale.high and scale.margin > 0):
+        raise LabError(f"{where}: low must lie below high, the margin above 0, and all be finite.")
     examples = None
     if shots := data.get("examples"):
         _check(shots, {"count": int, "file": str, "seed": int}, f"{where}, [examples]")
@@ -177,6 +175,8 @@ def _scorer(name: str, table: Any, where: str, folder: Path) -> Scorer:
     for option, default in defaults.items():
         if default == "" and not options[option]:
             raise LabError(f"{where}, [scorers.{name}]: the field {option!r} is missing.")
+    if kind == "number" and not all(0 <= options[name] < math.inf for name in defaults):
+        raise LabError(f"{where}, [scorers.{name}]: tolerance and relative are numbers from 0 on.")
     if kind == "regex":
         _check_pattern(options["pattern"], f"{where}, [scorers.{name}]")
     ends = options.get("scale", [1, 2])
@@ -228,16 +228,15 @@ def _check_item(task: Task, item: Prompt) -> None:
                 raise LabError(f"the field {name!r} is missing, which the scorer {scorer.name} needs.")
         if "choices" in KINDS[scorer.kind].needs:
             right_choice(item)
-        if scorer.kind == "number":
-            for target in item.target:
-                number(target)
+        if scorer.kind == "number" and not all(math.isfinite(number(one)) for one in item.target):
+            raise LabError(f"a target of {', '.join(item.target)} is no finite number.")
 
 
 def right_choice(item: Prompt) -> int:
     """The place of the right choice, which the target names by its text or its letter. LabError for none."""
     (target, *_), known = item.target, len(item.choices)
-    place = item.choices.index(target) if target in item.choices else LETTERS.find(target)
-    if known < 2 or known > len(LETTERS) or len(target) == 0 or not 0 <= place < known:
+    place = item.choices.index(target) if target in item.choices else " ".join(LETTERS).find(target) // 2
+    if known < 2 or known > len(LETTERS) or not 0 <= place < known:
         raise LabError(f"the target {target!r} is none of the choices, nor the letter of one.")
     return place
 
@@ -245,7 +244,7 @@ def right_choice(item: Prompt) -> int:
 def number(text: str) -> float:
     """A number as people write it, 1,234.5 and 5% included. LabError for what is none."""
     try:
-        return float(text.replace(",", "").replace("−", "-").strip(" $€£%"))
+        return float(text.translate(str.maketrans("−", "-", ",$€£%")))
     except ValueError:
         raise LabError(f"the target {text!r} is no number.") from None
 

@@ -114,6 +114,10 @@ def test_a_letter_is_chosen_from_choices_that_the_prompt_lists(tmp_path):
         (NUMBER + 'tolerance = "1"\n', "it must be a float"),
         ("margin = 0\n" + NUMBER, "the margin above 0"),
         ("margin = true\n" + NUMBER, "must be a float"),
+        ("low = -inf\n" + NUMBER, "all be finite"),
+        ("high = inf\n" + NUMBER, "all be finite"),
+        (NUMBER + "tolerance = nan\n", "numbers from 0 on"),
+        (NUMBER + "relative = -1\n", "numbers from 0 on"),
         ('primary = "exact"\n' + NUMBER, "the primary score 'exact' has no scorer"),
         ('stop = [""]\n' + NUMBER, "none of them empty"),
         ('prompts = "items.jsonl"\n[scorers.regex]\npattern = "(a"\n', r"'\(a' does not compile"),
@@ -149,6 +153,14 @@ def test_a_task_that_cannot_be_used_is_refused_with_the_place(tmp_path, toml, sa
             "'C' is none of the choices",
         ),
         ("letter", {"id": "x", "text": "?", "target": "p", "choices": ["p"]}, "none of the choices"),
+        ("letter", {"id": "x", "text": "?", "target": "AB", "choices": ["p", "q"]}, "none of the choices"),
+        ("number", {"id": "x", "text": "?", "target": float("nan")}, "no finite number"),
+        (
+            "exact",
+            {"id": "x", "text": "?", "target": "a", "before": ["abc"]},
+            "field 'before' is no list",
+        ),
+        ("exact", {"id": "x", "text": "?", "target": "a", "before": 5}, "field 'before' is no list"),
         ("exact", {"id": "x", "target": "a"}, "line 2: the field 'text' is missing"),
         ("exact", {"id": "x", "messages": "hello", "target": "a"}, "line 2: messages are no list"),
         ("exact", {"id": "first", "text": "?", "target": "a"}, "line 2: the id 'first' was used before"),
@@ -159,6 +171,12 @@ def test_an_item_that_a_scorer_cannot_use_is_refused_with_its_line(tmp_path, sco
     settings = write(tmp_path, f'prompts = "items.jsonl"\n[scorers.{scorer}]\n', [first, item])
     with pytest.raises(LabError, match=said):
         tasks.prompts_of(settings)
+
+
+def test_the_home_of_an_unknown_user_is_a_file_that_is_not_there():
+    for read in (tasks.load_task, registry.load_prompts):
+        with pytest.raises(LabError, match="~nobody-of-this-name"):
+            read("~nobody-of-this-name/x.toml")
 
 
 def test_a_name_that_is_no_task_is_answered_with_the_nearest():

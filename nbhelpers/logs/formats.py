@@ -18,6 +18,7 @@ from nbhelpers.comparison import compare
 from nbhelpers.options import Choice
 from nbhelpers.records import LAB_SCALE, LabError, Result, Sample, Score
 from nbhelpers.stats import sequential
+from nbhelpers.tracking.result import lower_is_better
 
 KNOWN = "lm-evaluation-harness (samples_….jsonl), Inspect, promptfoo, or a table with id, model, score"
 LINE = "\nline"  # of a row in its file: no column is named so
@@ -245,11 +246,11 @@ def run_rows(folder: Path) -> Iterator[Row]:
         others = [name for name in score.values if name != result.primary]
         scored += [(name, score.prompt_id, score.values[name]) for name in others]
     unit = result.scale.unit if result.scale == LAB_SCALE else ""  # a task's scores are their own
+    lower = lower_is_better(result)
     for metric, item, value in scored:
-        higher = metric != result.primary or result.scale.higher_is_better
         of_item: Any = {"text": texts.get(item, ""), "cluster": result.clusters.get(item, "")}
         own = made._replace(margin=result.scale.margin) if metric == result.primary else made
-        yield Row(model, "", metric, item, value, **of_item, higher=higher, unit=unit, made=own)
+        yield Row(model, "", metric, item, value, **of_item, higher=metric not in lower, unit=unit, made=own)
     timed = list(store.read_rows(folder / "latency.jsonl", Sample))
     note = "" if result.noise in ("quiet", "not recorded") else f"The timings of {model} are {result.noise}."
     energy = all(row.energy_j is not None for row in samples)  # cost is in proportion to it, or to time

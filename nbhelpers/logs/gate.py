@@ -143,7 +143,8 @@ def text(report: GateReport) -> str:
 def markdown(report: GateReport) -> str:
     """The answer as a comment of a pull request."""
     head = [f"**The gate: {report.outcome}**", "", "| baseline | candidate | outcome | figures |"]
-    rows = [f"| {c.baseline} | {c.candidate} | {c.outcome} | {sentence(c)} |" for c in report.checks]
+    cells = [(c.baseline, c.candidate, c.outcome, sentence(c)) for c in report.checks]
+    rows = [f"| {' | '.join(one.replace('|', '&#124;') for one in row)} |" for row in cells]
     notes = [f"- {note}" for note in report.notes]
     return "\n".join([*head, "|---|---|---|---|", *rows, "", *notes]) + "\n"
 

@@ -9,7 +9,6 @@ import importlib
 import json
 import math
 import re
-import string
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,34 +23,29 @@ from nbhelpers.generation import generate
 from nbhelpers.loading.tokenizer import split_reasoning
 from nbhelpers.records import ModelRun, Prompt, Sample, Score, Settings
 from nbhelpers.scoring import judge, rubric
+from nbhelpers.scoring.texts import compared, normalised
 from nbhelpers.stats.estimate import grouped, pass_at
 from nbhelpers.tasks import LETTERS, Scorer, Task
 
 LIBRARIES = {"chrf": "sacrebleu", "rouge": "rouge_score.rouge_scorer"}
 PATTERN_S = 1.0  # longest that a user's pattern may search one answer
 _NUMBER = re.compile(r"(?<![\w.])[-−]?[$€£]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?%?", re.IGNORECASE)
-_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 Options = Mapping[str, Any]
 Logprobs = Mapping[str, tuple[float, ...]] | None  # of a sample
 
 
-def normalised(text: str) -> str:
-    """Without case, punctuation, articles and extra blanks (SQuAD's rules, Rajpurkar et al. 2016)."""
-    bare = "".join(letter for letter in text.lower() if letter not in string.punctuation)
-    return " ".join(_ARTICLES.sub(" ", bare).split())
-
-
 def exact(text: str, item: Prompt, options: Options) -> float:
     """The answer is the target: after the usual normalisation or, ``strict``, but for blanks around it."""
-    form = str.strip if options["strict"] else normalised
-    return float(any(form(text) == form(target) for target in item.target))
+    forms = ((target, compared(target, options["strict"])) for target in item.target)
+    return float(any(form(text) == form(target) for target, form in forms))
 
 
 def contains(text: str, item: Prompt, options: Options) -> float:
     """The target stands in the answer, as whole words or, ``strict``, letter by letter."""
     if options["strict"]:
         return float(any(target in text for target in item.target))
-    return float(any(f" {normalised(target)} " in f" {normalised(text)} " for target in item.target))
+    forms = ((target, compared(target)) for target in item.target)
+    return float(any(f" {form(target)} " in f" {form(text)} " for target, form in forms))
 
 
 def pattern(text: str, item: Prompt, options: Options) -> float:
@@ -91,9 +85,9 @@ def f1(text: str, item: Prompt, options: Options) -> float:
     def with_one(target: str) -> float:
         said, right = normalised(text).split(), normalised(target).split()
         common = sum((Counter(said) & Counter(right)).values())
-        return 2 * common / (len(said) + len(right)) if common else float(said == right)
+        return 2 * common / (len(said) + len(right)) if common else 0.0
 
-    return max(with_one(target) for target in item.target)
+    return max(exact(text, item, {"strict": False}), *(with_one(target) for target in item.target))
 
 
 def chrf(text: str, item: Prompt, options: Options) -> float:
@@ -119,11 +113,15 @@ def library(name: str) -> Any:
 def json_schema(text: str, item: Prompt, options: Options) -> float:
     """The answer, or the block of code in it, is JSON that the schema accepts."""
     block = re.search(r"```(?:json)?\s*(.*?)```", text, re.DOTALL)
+    schema = validator(options["folder"] / options["schema"])
     try:
         found = json.loads(block[1] if block else text)
     except (ValueError, RecursionError):
         return 0.0
-    return float(validator(options["folder"] / options["schema"]).is_valid(found))
+    try:
+        return float(schema.is_valid(found))
+    except Exception as error:  # a reference that leads nowhere, or round in a circle
+        raise NoScore(f"{options['schema']} cannot be applied: {type(error).__name__}") from None
 
 
 @cache
@@ -132,20 +130,23 @@ def validator(path: Path) -> Any:
     import jsonschema
 
     try:
-        schema = json.loads(path.read_text(encoding="utf-8"))
+        schema = json.loads(path.read_text(encoding="utf-8-sig"))
         kind = jsonschema.validators.validator_for(schema)
         kind.check_schema(schema)
-    except (OSError, ValueError, jsonschema.SchemaError) as error:
-        why = str(error).splitlines()[0]
-        raise LabError(f"The schema {path.name} cannot be used ({why}).") from None
+    except (OSError, ValueError, TypeError, AttributeError, jsonschema.SchemaError) as error:
+        raise LabError(f"The schema {path.name} cannot be used ({str(error).splitlines()[0]}).") from None
     return kind(schema)
 
 
 def own(text: str, item: Prompt, options: Options) -> float:
     """What a function of the user's returns for the answer and the item."""
-    score = own_function(options["folder"], options["function"])(text, item)
-    if not isinstance(score, int | float) or not math.isfinite(score):
-        raise NoScore(f"{options['function']} returned {score!r}, which is no number")
+    function, name = own_function(options["folder"], options["function"]), options["function"]
+    try:
+        score = function(text, item)
+    except Exception as error:  # whatever a user's function raises
+        raise NoScore(f"{name} raised {type(error).__name__}: {error}") from None
+    if not isinstance(score, int | float) or not abs(score) <= sys.float_info.max:
+        raise NoScore(f"{name} returned {score!r}, which is no number")
     return float(score)
 
 
@@ -169,9 +170,7 @@ def check(task: Task) -> None:
         raise LabError(f"The task {task.name} has no score {task.primary!r}: {nearest(task.primary, known)}.")
     for scorer in task.scorers:
         if scorer.kind == "judge" and registry.resolve(scorer.options["model"]).kind == "server":
-            raise LabError(
-                f"The scorer {scorer.name} wants a judge that is loaded here, not behind a server."
-            )
+            raise LabError(f"The scorer {scorer.name} wants a judge that is loaded here, not on a server.")
         if scorer.kind == "json":
             validator(scorer.options["folder"] / scorer.options["schema"])
         if scorer.kind in LIBRARIES:
@@ -237,7 +236,7 @@ def scores_of(task: Task, item: Prompt, text: str, logprobs: Logprobs) -> tuple[
             else:
                 why = rubric.inapplicable(text, item.text)
         except NoScore as problem:
-            why = str(problem)
+            why = f"{why}; {problem}" if why else str(problem)
     return found | {passed: found[name] for name, passed in task.passes().items() if name in found}, why
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import string
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cache, lru_cache
 from typing import Any, Literal
@@ -32,6 +34,18 @@ def word_list(name: str) -> frozenset[str]:
 def _ending() -> re.Pattern[str]:
     """At least four letters, as few as possible, before one of the endings."""
     return re.compile(rf"^(.{{4,}}?)(?:{'|'.join(word_list('endings'))})$")
+
+
+def normalised(text: str) -> str:
+    """Without case, punctuation, articles and extra blanks (SQuAD's rules, Rajpurkar et al. 2016)."""
+    bare = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return " ".join(re.sub(r"\b(?:a|an|the)\b", " ", bare).split())
+
+
+def compared(target: str, strict: bool = False) -> Callable[[str], str]:
+    """The form in which a text is compared with a target: normalised, unless nothing is left of it (A, +)."""
+    bare = normalised if normalised(target) else lambda text: text.strip(" \n.'\"()*").lower()
+    return str.strip if strict else bare
 
 
 def printable(text: str) -> str:

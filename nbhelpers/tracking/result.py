@@ -204,6 +204,15 @@ def count_failures(run_dir: Path, info: RunInfo | None) -> dict[str, int]:
     return dict(Counter(str(kind or "other") for kind in kinds).most_common())
 
 
+def lower_is_better(result: Result) -> set[str]:
+    """The scores of which less is better; by their kinds where the task is gone."""
+    scales = {kind: known.scale for kind, known in tasks.KINDS.items()}
+    with suppress(LabError):
+        scales |= {scorer.name: scorer.scale for scorer in tasks.load_task(result.settings.task).scorers}
+    scales |= {result.primary: result.scale}
+    return {name for name, scale in scales.items() if not scale.higher_is_better}
+
+
 Rows = list[tuple[Sample, Score]]
 
 
@@ -215,7 +224,9 @@ def export_samples(run_dir: Path, out: Path) -> Path:
         prompts = dict[str, Rows]()
         for row in found:
             prompts.setdefault(row[0].prompt_id, []).append(row)
-        about = json.dumps({"model_name": result.model, "higher_is_better": {}})
+        lower = lower_is_better(result)
+        higher = {name: name not in lower for _, score in found for name in score.values}
+        about = json.dumps({"model_name": result.model, "higher_is_better": {"prompts": higher}})
         store.write_text(out / result.slug / "results_run.json", [about + "\n"])
         lines = (json.dumps(_harness_line(rows)) + "\n" for rows in prompts.values())
         store.write_text(out / result.slug / "samples_prompts_run.jsonl", lines)
@@ -229,7 +240,9 @@ def export_dataset(run_dir: Path, out: Path) -> Path:
     kinds = {"str": "string", "int": "int64", "float": "float64", "FinishReason": "string"}
     columns = {f.name: kinds.get(str(f.type).partition(" ")[0]) for f in dataclasses.fields(Sample)}
     features: list[dict[str, Any]] = [{"name": n, "dtype": kind} for n, kind in columns.items() if kind]
-    made = list(_made(run_dir))
+    made, card = list(_made(run_dir)), out / "README.md"
+    if card.exists() and "dataset_info" not in card.read_text(encoding="utf-8", errors="replace"):
+        raise LabError(f"The file {card} is no card of ours: move it away, or name another folder.")
     pairs = [pair for _, rows in made for pair in rows]
     names = dict.fromkeys(name for _, score in pairs for name in score.values)
     features += [{"name": "target", "list": "string"}]
@@ -245,9 +258,7 @@ def export_dataset(run_dir: Path, out: Path) -> Path:
     of = ", ".join(f"`{spec_of(result.model).alias}` ({result.revision})" for result, _ in made)
     text = f"# {run_dir.name}\n\n{len(lines)} answers of {of}, each with its scores and what it took.\n"
     text += f"\nVerdicts rest on `{made[0][0].primary}`.\n"
-    store.write_text(
-        out / "README.md", ["---\n", json.dumps(head, indent=1), "\n---\n", text]
-    )  # JSON is YAML
+    store.write_text(card, ["---\n", json.dumps(head, indent=1), "\n---\n", text])  # JSON is YAML
     return out
 
 

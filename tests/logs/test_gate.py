@@ -193,6 +193,18 @@ def test_junit_markdown_and_json_say_the_same(tmp_path):
     )
 
 
+def test_names_with_bars_and_controls_leave_a_table_and_xml_whole(tmp_path):
+    names, rows = ("old|\x1b[31m", "new|\x1b[31m"), ["id,model,score"]
+    rows += [f"{n},{name},{n % 2}" for n in range(20) for name in names]
+    (tmp_path / "log.csv").write_text("\n".join(rows))
+    files = {name: tmp_path / name for name in ("junit", "markdown")}
+    options = [option for name, path in files.items() for option in (f"--{name}", path)]
+    done = invoke("gate", *(f"{tmp_path / 'log.csv'}#{name}" for name in names), *options)
+    assert done.exit_code == 0, done.output
+    ElementTree.fromstring(files["junit"].read_text())
+    assert files["markdown"].read_text().splitlines()[4].count("|") == 5
+
+
 def test_the_gate_and_the_comparison_count_the_same(tmp_path):
     (check, _) = gated(*HARNESS, cluster="passage").checks
     pair = compared(*HARNESS, cluster="passage").comparisons[0].report.pairs[0]

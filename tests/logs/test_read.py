@@ -509,6 +509,38 @@ def test_an_exported_run_says_the_same_as_the_run(tmp_path):
     assert real.keys() - line.keys() == {"acc", "acc_norm"} and len(line["resps"][0]) == 4
 
 
+def test_less_is_better_of_a_score_in_a_run_beside_its_primary_one_and_in_its_export(tmp_path):
+    scales = {"exact": Scale(0, 1, 0.05), "bits_per_byte": Scale(0, 8, 0.05, higher_is_better=False)}
+    for primary, scale in scales.items():
+        for model, level in (("good", 2.0), ("bad", 4.0)):
+            run, values = tmp_path / primary / model, {"exact": 1.0}
+            every = {f"b{n:02d}": values | {"bits_per_byte": level + n % 3 / 10} for n in range(1, 16)}
+            made = make_result(model, [own[primary] for own in every.values()], primary=primary, scale=scale)
+            folder = write_model(run, made, [(make_sample(model, id, 0), 0.0) for id in every])
+            rows = list(store.read_rows(folder / "scores.jsonl", Score))
+            rows = [dataclasses.replace(row, values=every[row.prompt_id]) for row in rows]
+            store.write_rows(folder / "scores.jsonl", rows)
+            write_info(run, [model])
+            out = tmp_path / f"{primary}, exported" / model
+            assert CliRunner().invoke(cli.app, ["compare", str(run), "--export", str(out)]).exit_code == 0
+        for place in (tmp_path / primary, tmp_path / f"{primary}, exported"):
+            choice = ["--metric", "bits_per_byte", "--margin", "0.1", "--json"]
+            asked = ["compare", str(place / "good"), str(place / "bad"), *choice]
+            (found,) = json.loads(CliRunner().invoke(cli.app, asked).stdout)["comparisons"]
+            pair = found["report"]["pairs"][0]
+            assert (pair["a"], pair["verdict"]) == ("good", "better"), place
+
+
+def test_an_export_takes_the_place_of_no_file_of_the_users_and_of_no_other_run(tmp_path):
+    run, out = make_run(tmp_path / "run"), tmp_path / "mine"
+    out.mkdir()
+    (out / "README.md").write_text("My own.")
+    done = CliRunner().invoke(cli.app, ["compare", str(run), "--dataset", str(out)])
+    assert "no card of ours" in str(done.exception) and [*out.iterdir()] == [out / "README.md"]
+    done = CliRunner().invoke(cli.app, ["compare", str(run), str(run), "--export", str(out)])
+    assert "one run at a time" in str(done.exception) and [*out.iterdir()] == [out / "README.md"]
+
+
 def test_a_run_is_a_dataset_that_the_hubs_library_reads(tmp_path, monkeypatch):
     run, out = make_run(tmp_path / "run"), tmp_path / "out"
     failed = next(iter(store.read_rows(run / "a" / "samples.jsonl", Sample)))

@@ -54,6 +54,7 @@ def test_contains_counts_whole_words():
         ("−5", -5),
         ("between 10-12", 12),
         ("$1.50 each", 1.5),
+        ("a loss of -$5", -5),
         ("5%", 5),
         ("room B12", None),
         ("none", None),
@@ -143,12 +144,38 @@ def test_json_is_right_where_its_schema_accepts_it(tmp_path):
     options, item = {"folder": tmp_path, "schema": "s.json"}, Prompt("i", "?")
     answers = {'{"n": 1}': 1, '{"n": "1"}': 0, "{}": 0, "n = 1": 0, '```json\n{"n": 2}\n```': 1}
     assert {text: reference.json_schema(text, item, options) for text in answers} == answers
-    for body in ('{"type": "none"}', "{", None):
+    for body in ('{"type": "none"}', "{", "5", '{"$schema": 5}', None):
         bad = tmp_path / f"{len(body or '')}.json"
         if body is not None:
             bad.write_text(body)
         with pytest.raises(LabError, match=r"The schema \d+\.json cannot be used"):
             reference.validator(bad)
+
+
+def test_a_target_of_which_the_rules_leave_nothing_is_not_met_by_an_empty_answer():
+    for target, right in (("A", "a."), ("+", " +"), ("The", "the")):
+        item = Prompt("i", "?", target=(target,))
+        for scorer in (reference.exact, reference.contains, reference.f1):
+            assert scorer(right, item, LOOSE) == 1, (scorer, target)
+            assert [scorer(text, item, LOOSE) for text in ("", "-", "an")] == [0, 0, 0], (scorer, target)
+    assert reference.contains("1 + 1", Prompt("i", "?", target=("+",)), LOOSE) == 1
+
+
+def test_a_schema_that_leads_nowhere_or_round_gives_no_score(tmp_path):
+    for body in ('{"$ref": "http://127.0.0.1:9/none.json"}', '{"$ref": "#"}'):
+        name = f"{len(body)}.json"
+        (tmp_path / name).write_text(body)
+        with pytest.raises(reference.NoScore, match=f"{name} cannot be applied"):
+            reference.json_schema("{}", Prompt("i", "?"), {"folder": tmp_path, "schema": name})
+
+
+def test_a_function_of_the_users_that_fails_costs_its_own_score_alone(tmp_path):
+    code = "def fails(text, item):\n    return {}[text]\ndef far(text, item):\n    return 10**400\n"
+    (tmp_path / "fails_for_tests.py").write_text(code)
+    for name, said in (("fails", "raised KeyError: 'x'"), ("far", "which is no number")):
+        options = {"folder": tmp_path, "function": f"fails_for_tests.{name}"}
+        with pytest.raises(reference.NoScore, match=said):
+            reference.own("x", Prompt("i", "?"), options)
 
 
 def test_a_function_beside_the_task_scores_an_answer(tmp_path):
@@ -183,13 +210,13 @@ def test_an_answerer_that_is_right_on_a_share_of_the_shipped_items_scores_that_s
 
 
 def squad_exact(text: str, target: str) -> bool:
-    """The rules of SQuAD's evaluation script, in its order."""
+    """The rules of SQuAD's evaluation script, in its order; a target that they leave nothing of as it is."""
 
     def form(s):
         s = "".join(c for c in s.lower() if c not in set("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"))
         return " ".join(re.sub(r"\b(a|an|the)\b", " ", s).split())
 
-    return form(text) == form(target)
+    return form(text) == form(target) if form(target) else text.strip(" .").lower() == target.strip().lower()
 
 
 def test_exact_match_is_that_of_squad_on_random_answers():

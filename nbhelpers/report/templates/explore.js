@@ -52,6 +52,7 @@
     low: (a, b) => a.dataset.low - b.dataset.low,
     off: (a, b) => b.dataset.off - a.dataset.off,
   };
+  let order;  // that the page has
   const apply = () => {
     const wanted = Object.fromEntries(new FormData(form));
     const words = wanted.find.toLowerCase().split(/\s+/).filter(Boolean);
@@ -72,7 +73,7 @@
         || !words.every((word) => text.get(item).includes(word));
       count += !item.hidden;
     }
-    list?.append(...[...items].sort(orders[wanted.order]));
+    if (order !== (order = wanted.order)) list?.append(...[...items].sort(orders[order]));
     form.querySelector("output").textContent = `${count} of ${items.length} prompts`;
   };
   form.hidden = false;
