@@ -37,8 +37,8 @@ def project_root() -> Path:
 
 def copy_lab(target: Path) -> Path:
     """A copy of notebooks, data and tools to work on. Raises LabError for a folder that is there already."""
-    if target.exists():
-        raise LabError(f"The folder {target} is there already: name another one.")
+    if target.exists() or target.resolve().is_relative_to(project_root() / "data"):
+        raise LabError(f"The folder {target} is there already, or inside what is copied: name another one.")
     for name in ("notebooks", "data", "tools"):
         shutil.copytree(
             project_root() / name, target / name, ignore=shutil.ignore_patterns("cache", "__pycache__")

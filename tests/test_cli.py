@@ -301,4 +301,5 @@ def test_a_copy_of_the_laboratory_holds_what_notebooks_use_and_overwrites_nothin
     for held in ("notebooks/00_start_here.ipynb", "data/models.toml", "tools/memory.py"):
         assert (tmp_path / "mine" / held).is_file()
     code, _, said = call("lab", str(tmp_path / "mine"))
-    assert code == 2 and "is there already: name another one." in said
+    assert code == 2 and "is there already, or inside what is copied: name another one." in said
+    assert call("lab", str(store.data_dir() / "x"))[0] == 2
