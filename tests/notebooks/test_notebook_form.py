@@ -4,6 +4,7 @@ import ast
 import json
 import re
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -155,3 +156,14 @@ def test_exercises_check_themselves_and_have_a_hint_and_a_solution(cells):
         for cell, said in ((cells[n], "not answered yet"), (solution, "right: ")):
             assert "check(" in source(cell)
             assert said in "".join(cell["outputs"][0]["text"])
+
+
+def test_each_notebook_leads_to_the_one_before_and_the_one_after():
+    second = ("03_server", "04_own_task")  # beside the notebook of their number, which comes first
+    order = sorted(NOTEBOOKS, key=lambda path: (path.stem[:2], path.stem in second))
+    for before, after in pairwise(order):
+        opening, closing = (
+            json.loads(path.read_text(encoding="utf-8"))["cells"][0] for path in (before, after)
+        )
+        assert f"→]({after.name})" in source(opening)
+        assert f"]({before.name})" in source(closing)
