@@ -8,6 +8,7 @@ and no cell holds an error output.
 from __future__ import annotations
 
 import html
+import logging
 import re
 import time
 from pathlib import Path
@@ -74,6 +75,7 @@ def _execute(notebook: Path, output: Path, parameters: dict[str, Any], timeout_s
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it reports is in the status
     # papermill formats paths with the parameters: these come out unchanged.
     source, target = (str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, output))
     if unknown := parameters.keys() - papermill.inspect_notebook(source).keys():  # papermill only warns

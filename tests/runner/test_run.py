@@ -423,7 +423,7 @@ def commanded(tmp_path_factory):
     """The README's run, with a broken model beside: its folder, that model's, and how the command ended."""
     outputs = tmp_path_factory.mktemp("outputs")
     broken = str(broken_model(tmp_path_factory.mktemp("models") / "broken"))
-    [line] = [line for line in COMMANDS if line.startswith("nbhelpers run lab-")]
+    line = next(line for line in COMMANDS if line.startswith("nbhelpers run lab-"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NBHELPERS_OUTPUTS", str(outputs))
         patch.setenv("HF_TOKEN", TOKEN)

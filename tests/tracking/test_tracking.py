@@ -428,7 +428,7 @@ def test_what_prepares_the_database_ends_with_a_run_that_is_stopped(tmp_path):
         silent.settimeout(120)
         asking, _ = silent.accept()
         run.send_signal(signal.SIGINT)
-        assert run.wait(60) == 1
+        assert run.wait(60) == 130
         asking.settimeout(5)
         while asking.recv(4096):  # its question, and then the end of the connection
             pass
