@@ -490,10 +490,14 @@ def test_mlflow_holds_the_run_with_its_late_notebooks(real_run):
     assert report.metrics_logged >= 50
     folder = run_dir.parent / "mlartifacts" / report.run_id / "artifacts"
     names = sorted(path.name for path in (folder / "notebooks").iterdir())
-    assert names == sorted([*(f"{name}.ipynb" for name in PIPELINE), f"{COMPARISON}.ipynb"])
+    assert names == sorted(f"{name}.{kind}" for name in PIPELINE for kind in ("ipynb", "html"))
     late = (folder / "notebooks" / "06_tracking.ipynb").read_bytes()
     assert late == (run_dir / "lab-gpt2" / "06_tracking.ipynb").read_bytes()
-    assert (folder / "files" / "comparison.json").exists()
+    with sqlite3.connect(run_dir.parent / "mlflow.db") as database:  # the whole run, above its models
+        query = "select value from tags where run_uuid = ? and key = 'mlflow.parentRunId'"
+        [whole] = database.execute(query, [report.run_id]).fetchone()
+    held = {path.name for path in (run_dir.parent / "mlartifacts" / whole / "artifacts").rglob("*.*")}
+    assert held == {f"{COMPARISON}.ipynb", f"{COMPARISON}.html", "comparison.json", "index.html"}
     assert "Traceback" not in (run_dir / "run.log").read_text()
 
 
@@ -532,4 +536,4 @@ def test_a_resumed_run_executes_only_what_has_not_passed(real_run):
     assert statuses(again, "lab-gpt2") == statuses(info, "lab-gpt2")
     assert statuses(again, broken)[1][0] == "failed"
     assert again.started == info.started and again.seconds > info.seconds
-    assert tracking_runs(run_dir) == [("run/lab-gpt2", "FINISHED")]
+    assert sorted(tracking_runs(run_dir)) == [("run", "FINISHED"), ("run/lab-gpt2", "FINISHED")]
