@@ -34,6 +34,10 @@ READABLE = (
     "--jp-mirror-editor-comment-color:#2f6060}.jp-InputPrompt,.jp-OutputPrompt{opacity:1!important;"
     "color:#595959!important}.jp-RenderedHTMLCommon a{text-decoration:underline!important}"
 )
+# $$…$$ and $…$ in a text, as JupyterLab has them; code is left alone, and so are amounts of money.
+MATH = re.compile(
+    r"```.*?```|`[^`]*`|\$\$(.+?)\$\$|(?<![\\\w$])\$(?!\s)([^$`\n]+?)(?<!\s)\$(?!\w)", re.DOTALL
+)
 HTML_POLICY = "default-src 'none'; img-src data:; font-src data:; style-src 'unsafe-inline'"
 KINDS = {
     "CellTimeoutError": Failure.TIMEOUT,
@@ -158,10 +162,14 @@ def to_html(path: Path) -> Path:
     exporter = HTMLExporter(embed_images=True, exclude_anchor_links=True)
     hidden = TagRemovePreprocessor(remove_cell_tags=LEARNERS, remove_input_tags={"folded"}, enabled=True)
     exporter.register_preprocessor(hidden, enabled=True)
-    notebook = nbformat.read(path, as_version=4)
+    notebook, formulas = nbformat.read(path, as_version=4), list[str]()
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = MATH.sub(lambda found: _formula(found, formulas), cell.source)
     body, _ = exporter.from_notebook_node(
         notebook, {"metadata": {"name": path.stem, "path": str(path.parent)}}
     )
+    body = re.sub(r"nbmath(\d+)nbmath", lambda found: formulas[int(found[1])], body)
     titles = iter(_titles(notebook))
     body = re.sub(NO_ALT, lambda _: f"Plot: {html.escape(next(titles, ''))}", body)
     body = re.sub(r"<script\b.*?</script>", "", body, flags=re.DOTALL | re.IGNORECASE)
@@ -170,6 +178,20 @@ def to_html(path: Path) -> Path:
         "</head>", f"<style>{READABLE}</style></head>", 1
     )
     return store.write_text(path.with_suffix(".html"), [body])
+
+
+def _formula(found: re.Match[str], formulas: list[str]) -> str:
+    """A mark for a formula, whose MathML every browser shows without a script, is added to ``formulas``."""
+    from latex2mathml.converter import convert
+
+    block, inline = found.groups()
+    if not (block or inline):
+        return found[0]
+    try:
+        formulas.append(convert(block or inline, display="block" if block else "inline"))
+    except Exception:  # whatever it raises for what it cannot read: shown as it is written
+        return found[0]
+    return f"nbmath{len(formulas) - 1}nbmath"
 
 
 def _titles(notebook: Any) -> list[str]:

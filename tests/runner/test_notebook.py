@@ -226,3 +226,13 @@ def test_a_picture_is_described_by_its_plots_title(tmp_path):
         "Plot: Which is &lt;faster&gt;?",
         "Plot: see the text around it",
     ]
+
+
+def test_formulas_are_shown_without_a_script_and_money_and_code_stay(tmp_path):
+    text = "The mean $\\bar x$ costs $5 or $6, as `$PWD` says:\n\n$$\\frac{s}{\\sqrt{n}}$$\n\nand $$\\nope{$$"
+    path = tmp_path / "page.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)]), path)
+    page = execute.to_html(path).read_text()
+    body = page[page.index("<body") :]
+    assert body.count("<math") == 2 and 'display="block"' in body and "<mfrac>" in body
+    assert "costs $5 or $6" in body and "<code>$PWD</code>" in body and "nbmath" not in body
