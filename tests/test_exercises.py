@@ -12,7 +12,13 @@ def test_an_open_exercise_neither_fails_nor_passes(capsys):
 
 @pytest.mark.parametrize(
     ("answer", "right", "within"),
-    [(3, 3, 0), ("left", "left", 0), (1.02, 1.0, 0.05), ([1, 2], lambda given: sum(given) == 3, 0)],
+    [
+        (3, 3, 0),
+        ("left", "left", 0),
+        (1.02, 1.0, 0.05),
+        (1300, 1269, 50),
+        ([1, 2], lambda given: sum(given) == 3, 0),
+    ],
 )
 def test_a_right_answer_is_said_to_be_right(capsys, answer, right, within):
     check(answer, right, "count again", within)
@@ -21,7 +27,7 @@ def test_a_right_answer_is_said_to_be_right(capsys, answer, right, within):
 
 @pytest.mark.parametrize(
     ("answer", "right", "within"),
-    [(4, 3, 0), (1.06, 1.0, 0.05), (float("nan"), 1.0, 0.05), (2, lambda _: False, 0)],
+    [(4, 3, 0), (1.06, 1.0, 0.05), (float("nan"), 1.0, 0.05), (2, lambda _: False, 0), ("1", 1.0, 1)],
 )
 def test_a_wrong_answer_fails_with_the_hint(answer, right, within):
     with pytest.raises(AssertionError, match="count again"):
