@@ -26,7 +26,7 @@ from nbhelpers.devices import device
 from nbhelpers.generation import generate
 from nbhelpers.records import SCHEMA_VERSION, Failure, LabError, ModelRun, Prompt, Record, Result
 from nbhelpers.scoring import rubric
-from nbhelpers.tracking.result import read_info
+from nbhelpers.tracking.result import read_info, spec_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -200,13 +200,10 @@ def _parent(client: MlflowClient, experiment: str, run_dir: Path) -> dict[str, s
         found = client.search_runs([experiment], f"tags.whole = '{_digest(run_dir)}'")
         if found:
             return {CHILD_OF: found[0].info.run_id}
-        asked = ", ".join(info.models)
+        asked = ", ".join(spec_of(model, info).alias for model in info.models)  # without folders or hosts
         about = f"{asked} on {len(info.prompts)} prompts, {info.settings.repeats} texts each"
-        tags = {
-            "whole": _digest(run_dir),
-            "mlflow.note.content": about,
-            "mlflow.source.name": "nbhelpers run",
-        }
+        tags = {"whole": _digest(run_dir), "mlflow.note.content": about}
+        tags |= {"mlflow.source.name": "nbhelpers run"}
         tags |= {"mlflow.source.git.commit": info.git_commit} if info.git_commit else {}
         began = int(datetime.fromisoformat(info.started).timestamp() * 1000)
         return {CHILD_OF: client.create_run(experiment, began, tags, run_dir.name).info.run_id}
@@ -214,8 +211,12 @@ def _parent(client: MlflowClient, experiment: str, run_dir: Path) -> dict[str, s
 
 def attach(run_dir: Path) -> None:
     """Add what was finished after the models were logged: each 06 notebook, the whole run's comparison."""
-    whole = [run_dir / f"{COMPARISON}.{kind}" for kind in ("ipynb", "html")]
-    whole += [run_dir / "comparison.json", run_dir / "index.html"]
+    compared = run_dir / "comparison.json"
+    whole = [
+        *(run_dir / f"{COMPARISON}.{kind}" for kind in ("ipynb", "html")),
+        run_dir / "index.html",
+        compared,
+    ]
     with _one_sentence():
         client, holders = open_client(), set[str]()
         for path in sorted(run_dir.glob("*/tracking.json")):
@@ -224,7 +225,7 @@ def attach(run_dir: Path) -> None:
             holders.add(client.get_run(run_id).data.tags.get(CHILD_OF, run_id))
         for run_id in holders:
             _log_files(client, run_id, whole)
-            if whole[2].exists() and (verdict := json.loads(whole[2].read_text()).get("pick_reason")):
+            if compared.exists() and (verdict := json.loads(compared.read_text()).get("pick_reason")):
                 client.set_tag(run_id, "verdict", verdict)
             client.set_terminated(run_id)
 

@@ -212,9 +212,9 @@ def test_the_models_of_one_run_are_the_children_of_one(lab):
     run_dir = outputs / "family"
     for slug in ("lab-gpt2", "lab-opt"):
         shutil.copytree(outputs / "standalone" / "lab-gpt2", run_dir / slug)
-    info = write_info(run_dir, ["lab-gpt2", "lab-opt"])
+    info = write_info(run_dir, ["lab-gpt2", "lab-opt", "/home/me/models/mine"])
     ids = []
-    for spec in map(registry.resolve, info.models):
+    for spec in map(registry.resolve, info.models[:2]):
         settings = dataclasses.replace(SETTINGS, model=spec.alias, run_dir=str(run_dir))
         ids.append(tracking.log_run(ModelRun(settings, spec, run_dir / spec.slug)).run_id)
     (run_dir / "comparison.json").write_text('{"pick_reason": "lab-opt writes better."}')
@@ -226,7 +226,7 @@ def test_the_models_of_one_run_are_the_children_of_one(lab):
     assert whole.info.run_name == "family" and whole.info.status == "FINISHED"
     assert whole.data.tags["verdict"] == "lab-opt writes better."
     assert whole.data.tags["mlflow.source.git.commit"] == info.git_commit
-    assert whole.data.tags["mlflow.note.content"].startswith("lab-gpt2, lab-opt on ")
+    assert whole.data.tags["mlflow.note.content"].startswith("lab-gpt2, lab-opt, mine on ")
     assert all(child.info.start_time < child.info.end_time for child in children)
 
 
