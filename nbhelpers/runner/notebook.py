@@ -11,6 +11,7 @@ import html
 import logging
 import re
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ SERVED: tuple[str, ...] = (PIPELINE[0], "03_server", *PIPELINE[3:])  # of a mode
 OWN_TASK = "04_own_task"  # in place of 04_scoring where the task is not the posts
 COMPARISON = "07_comparison"
 LEARNERS = {"exercise", "solution"}  # tags of cells that a run's page leaves out
-NO_ALT = "No description has been provided for this image"  # nbconvert's
+NO_ALT = 'alt="No description has been provided for this image"'  # nbconvert's
 # Colours of the template whose contrast with their background is below 4.5 (WCAG 2.2), made darker.
 READABLE = (
     ":root{--jp-mirror-editor-operator-color:#7a1fc4;--jp-mirror-editor-number-color:#006400;"
@@ -162,16 +163,17 @@ def to_html(path: Path) -> Path:
     exporter = HTMLExporter(embed_images=True, exclude_anchor_links=True)
     hidden = TagRemovePreprocessor(remove_cell_tags=LEARNERS, remove_input_tags={"folded"}, enabled=True)
     exporter.register_preprocessor(hidden, enabled=True)
-    notebook, formulas = nbformat.read(path, as_version=4), list[str]()
+    notebook, formulas = nbformat.read(path, as_version=4), dict[str, str]()
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = MATH.sub(lambda found: _formula(found, formulas), cell.source)
     body, _ = exporter.from_notebook_node(
         notebook, {"metadata": {"name": path.stem, "path": str(path.parent)}}
     )
-    body = re.sub(r"nbmath(\d+)nbmath", lambda found: formulas[int(found[1])], body)
+    for mark, formula in formulas.items():
+        body = body.replace(mark, formula)
     titles = iter(_titles(notebook))
-    body = re.sub(NO_ALT, lambda _: f"Plot: {html.escape(next(titles, ''))}", body)
+    body = re.sub(NO_ALT, lambda _: f'alt="Plot: {html.escape(next(titles, ""))}"', body)
     body = re.sub(r"<script\b.*?</script>", "", body, flags=re.DOTALL | re.IGNORECASE)
     policy = f'<meta http-equiv="Content-Security-Policy" content="{HTML_POLICY}"/>'
     body = body.replace("<head>", f"<head>{policy}", 1).replace(
@@ -180,18 +182,19 @@ def to_html(path: Path) -> Path:
     return store.write_text(path.with_suffix(".html"), [body])
 
 
-def _formula(found: re.Match[str], formulas: list[str]) -> str:
-    """A mark for a formula, whose MathML every browser shows without a script, is added to ``formulas``."""
+def _formula(found: re.Match[str], formulas: dict[str, str]) -> str:
+    """A mark for a formula; ``formulas`` gets its MathML, which browsers show without a script."""
     from latex2mathml.converter import convert
 
     block, inline = found.groups()
     if not (block or inline):
         return found[0]
+    mark = uuid.uuid4().hex  # no text of a model holds it
     try:
-        formulas.append(convert(block or inline, display="block" if block else "inline"))
+        formulas[mark] = convert(block or inline, display="block" if block else "inline")
     except Exception:  # whatever it raises for what it cannot read: shown as it is written
         return found[0]
-    return f"nbmath{len(formulas) - 1}nbmath"
+    return mark
 
 
 def _titles(notebook: Any) -> list[str]:

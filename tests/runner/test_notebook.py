@@ -218,10 +218,13 @@ def test_the_page_of_a_notebook_leaves_out_exercises_and_folded_code(tmp_path):
 def test_a_picture_is_described_by_its_plots_title(tmp_path):
     picture = nbformat.v4.new_output("display_data", data={"image/png": PIXEL})
     sources = ('ax.set(title="Which is <faster>?")', "plots.ranking(report)")
-    cells = [nbformat.v4.new_code_cell(source, outputs=[picture]) for source in sources]
+    said = nbformat.v4.new_output("stream", text="No description has been provided for this image")
+    cells = [nbformat.v4.new_code_cell("print(text)", outputs=[said])]
+    cells += [nbformat.v4.new_code_cell(source, outputs=[picture]) for source in sources]
     path = tmp_path / "page.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
     page = execute.to_html(path).read_text()
+    assert page.count("No description has been provided for this image</pre>") == 1  # a text that says so
     assert re.findall(r'alt="(.*?)"', page) == [
         "Plot: Which is &lt;faster&gt;?",
         "Plot: see the text around it",
@@ -235,4 +238,4 @@ def test_formulas_are_shown_without_a_script_and_money_and_code_stay(tmp_path):
     page = execute.to_html(path).read_text()
     body = page[page.index("<body") :]
     assert body.count("<math") == 2 and 'display="block"' in body and "<mfrac>" in body
-    assert "costs $5 or $6" in body and "<code>$PWD</code>" in body and "nbmath" not in body
+    assert "costs $5 or $6" in body and "<code>$PWD</code>" in body
