@@ -218,7 +218,7 @@ def label(
     seed: Annotated[int, typer.Option(help="Seed of the choice and order of the texts.")] = 0,
 ) -> None:
     """Have people rate a run's texts blindly, tell how far they agree, and correct the verdicts by them."""
-    from nbhelpers.comparison import compare, labels
+    from nbhelpers.comparison import compare, labels, ratings
     from nbhelpers.runner.plan import find_run
 
     folder = find_run(run)
@@ -242,7 +242,7 @@ def label(
     print(f"Verdicts {found.basis}; `nbhelpers report {run}` writes them into the report.")
     print("\n".join(f"  {compare.verdict_sentence(pair)}" for pair in found.verdicts), *found.notes, sep="\n")
     print("Krippendorff's alpha (1 is full agreement, 0 as by chance)")
-    for alpha in labels.agreement(folder, results):
+    for alpha in labels.agreement(ratings.read_ratings(folder, results), results[0].primary):
         interval = f"[{alpha.low:.2f}, {alpha.high:.2f}]" if alpha.low is not None else f"({alpha.reason})"
         mean = "" if alpha.mean is None else f"{alpha.mean:.2f} "
         print(f"  {alpha.name}: {mean}{interval} over {alpha.n} texts")

@@ -18,7 +18,7 @@ from statistics import fmean, median, stdev
 
 from nbhelpers import registry, store
 from nbhelpers.comparison import ratings
-from nbhelpers.comparison.ratings import KEY, LABELS, PERSON, Design, LabelKey, Labels
+from nbhelpers.comparison.ratings import KEY, LABELS, PERSON, Design, LabelKey, Labels, Ratings
 from nbhelpers.loading import load as loading
 from nbhelpers.records import Estimate, LabError, Result
 from nbhelpers.scoring import judge
@@ -135,13 +135,12 @@ def add_judge(run_dir: Path, results: Sequence[Result], model: str) -> None:
         store.write_json(path, found)
 
 
-def agreement(run_dir: Path, results: Sequence[Result]) -> tuple[Estimate, ...]:
+def agreement(known: Ratings, primary: str) -> tuple[Estimate, ...]:
     """Krippendorff's alpha between people, and between their mean, the rubric and each other rater, in pairs.
 
     "readers" are those whose ratings ship with the default run's texts. ``n`` counts the texts that both have
     rated. () without ratings.
     """
-    known = ratings.read_ratings(run_dir, results)
     others = known.judges | ({"readers": known.readers} if known.readers else {})
     people = list(known.people.values())
     if not people and not others:
@@ -149,7 +148,7 @@ def agreement(run_dir: Path, results: Sequence[Result]) -> tuple[Estimate, ...]:
     keys = dict.fromkeys(key for by in (*people, *others.values()) for key in by)
     each = {key: [by[key] for by in people if key in by] for key in keys}
     sides = {"people": {key: fmean(given) for key, given in each.items() if given}} if people else {}
-    sides |= {results[0].primary: known.scores} | others
+    sides |= {primary: known.scores} | others
     found = [krippendorff(each.values(), "people")] if len(people) > 1 else []
     for (one, first), (other, second) in combinations(sides.items(), 2):
         found.append(krippendorff([(first.get(k), second.get(k)) for k in keys], f"{one} and {other}"))

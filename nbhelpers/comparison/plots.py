@@ -88,13 +88,10 @@ def history(primary: str, runs: Sequence[str], means: Mapping[str, Mapping[str, 
     figure, axes = _axes(f"How did {_plain(primary)} change from run to run?", 8, 3.6)
     runs = [run for run in runs if any(run in own for own in means.values())]
     short = _short_names(means)
-    for (model, own), colour, marker in zip(
-        means.items(), cycle(MODEL_COLOURS), cycle(MARKERS), strict=False
-    ):
-        places = [runs.index(run) for run in own]
-        axes.plot(
-            places, [e.mean for e in own.values()], f"{marker}-", color=colour, ms=5, label=short[model]
-        )
+    styles = zip(cycle(MODEL_COLOURS), cycle(MARKERS), strict=False)
+    for (model, own), (colour, marker) in zip(means.items(), styles, strict=False):
+        places, middle = [runs.index(run) for run in own], [e.mean for e in own.values()]
+        axes.plot(places, middle, f"{marker}-", color=colour, ms=5, label=short[model])
         for place, e in zip(places, own.values(), strict=True):
             axes.vlines(place, *_ends(e), color=colour, lw=1, alpha=0.6)
     axes.set_xticks(range(len(runs)), [_plain(run) for run in runs], rotation=30, ha="right", fontsize=8)

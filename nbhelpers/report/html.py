@@ -33,6 +33,7 @@ from nbhelpers.tracking import result as tracking
 
 MOST_TEXTS = 600  # in the report itself, so that it stays a page to mail; all of them lie beside it
 TEMPLATES = Path(__file__).parent / "templates"
+Asked = tuple[str, str, tuple[str, ...]]  # a task's digest, a score, prompts: runs of one can be compared
 MARK = "nbhelpers report"  # in each page's generator tag: a page without it is not ours to overwrite
 
 
@@ -48,7 +49,7 @@ def write_report(run_dir: Path) -> Path:
     except LabError as error:
         note = f"This report made the comparison itself: {error}"
         report = comparison.assemble(run_dir)
-    raters, readings = _ratings(run_dir, info)
+    raters, readings = _ratings(run_dir)
     order = {model: place for place, model in enumerate((*report.ranking, *report.excluded))}
     results.sort(key=lambda r: order.get(r.model, len(order)))
     report = replace(
@@ -62,22 +63,15 @@ def write_report(run_dir: Path) -> Path:
     values["failed_samples"] = [row for r in results for row in _failed_samples(r.model, run_dir / r.slug)]
     values["failure_kinds"] = tracking.count_failures(run_dir, info)
     real = [r for r in results if r.quality_applies or comparison.FOREIGN in r.metrics]
-    found = items(run_dir, real, readings)
+    found = items(run_dir, real, readings, list(info.prompts) if info else ())
     groups = list(dict.fromkeys(group for item in found for group in item.groups))
     values |= {"models": [r.model for r in real], "groups": groups, "slices": _slices(found, real, report)}
     values["settings"] = next((vars(made.settings) for made in (info, *results) if made), {})
     shown, every = _first(found), sum(len(own) for item in found for own in item.answers.values())
     if len(shown) < len(found):
         _write(run_dir / "texts.html", "all_texts.html", **values, items=found)
-    return _write(
-        run_dir / "index.html",
-        "report.html",
-        **values,
-        raters=raters,
-        items=shown,
-        every=every,
-        most=len(found),
-    )
+    values |= {"raters": raters, "every": every, "most": len(found)}
+    return _write(run_dir / "index.html", "report.html", **values, items=shown)
 
 
 def on_scale(mean: Estimate, scale: Scale) -> Estimate:
@@ -87,12 +81,12 @@ def on_scale(mean: Estimate, scale: Scale) -> Estimate:
     return replace(mean, low=max(mean.low, scale.low), high=min(mean.high, scale.high))
 
 
-def _ratings(run_dir: Path, info: RunInfo | None) -> tuple[Sequence[Estimate] | str, dict[str, float]]:
+def _ratings(run_dir: Path) -> tuple[Sequence[Estimate] | str, dict[str, float]]:
     """How far raters agree, or why that is not known; and what people gave: sample key -> mean rating."""
     try:
         results = comparison.comparable(run_dir)[0]
         known = ratings.read_ratings(run_dir, results)
-        agreement = labels.agreement(run_dir, results)
+        agreement = labels.agreement(known, results[0].primary) if results else ()
     except LabError as error:
         return str(error), {}
     people = list(known.people.values()) or [known.readers]
@@ -136,34 +130,35 @@ def write_logs(folder: Path, found: LogsReport) -> Path:
 def write_runs_index(outputs: Path) -> Path:
     """Write <outputs>/index.html: every folder with a run.json, newest first; unreadable ones are named.
 
-    A picture follows each model over the runs that compare by one score; a run whose pick is another than
-    that of the run before it, of the same models, says so.
+    A picture follows each model over the runs of one task, score and set of prompts; a run whose pick is
+    another than that of such a run before it, of the same models, says so.
     """
     runs, known, unreadable = list[tuple[Any, ...]](), list[tuple[Path, RunInfo]](), dict[str, str]()
-    means = dict[str, dict[str, dict[str, Estimate]]]()  # score -> model -> run
+    means = dict[Asked, dict[str, dict[str, Estimate]]]()  # -> model -> run
     for path in sorted(outputs.glob("*/run.json")):
         try:
             known.append((path.parent, store.read_json(path, RunInfo)))
         except LabError as error:
             unreadable[path.parent.name] = str(error).replace(f"{path}", path.name)
-    picks = dict[frozenset[str], str | None]()
+    picks = dict[tuple[Asked, frozenset[str]], str | None]()
     known.sort(key=lambda run: run[1].started)
     for folder, info in known:
         verdict, changed = "No comparison.", ""
         with suppress(LabError):
             report = store.read_json(folder / "comparison.json", ComparisonReport)
-            models, verdict = frozenset(report.ranking), report.pick_reason
-            if picks.setdefault(models, report.pick) != report.pick:
-                changed = f"Changed: the run before it picked {picks[models] or 'no model'}."
-            picks[models] = report.pick
+            of = f" of {Path(info.settings.task).stem}" if info.settings.task else ""
+            asked, verdict = (info.task, f"{report.primary}{of}", report.prompts), report.pick_reason
+            if picks.setdefault(same := (asked, frozenset(report.ranking)), report.pick) != report.pick:
+                changed = f"Changed: the run before it picked {picks[same] or 'no model'}."
+            picks[same] = report.pick
             for model, mean in report.ranking.items():
-                by_run = means.setdefault(report.primary, {}).setdefault(model, {})
+                by_run = means.setdefault(asked, {}).setdefault(model, {})
                 by_run[folder.name] = on_scale(mean, report.scale)
         href = f"{quote(folder.name)}/index.html" if (folder / "index.html").exists() else None
         runs.insert(0, (folder.name, info, verdict, changed, href))
     names = [folder.name for folder, _ in known]
-    followed = {name: of for name, of in means.items() if max(map(len, of.values())) > 1}
-    figures = {name: plots.history(name, names, of) for name, of in followed.items()}
+    followed = {asked: of for asked, of in means.items() if max(map(len, of.values()), default=0) > 1}
+    figures = {asked: plots.history(asked[1], names, of) for asked, of in followed.items()}
     values = {"runs": runs, "unreadable": unreadable, "pictures": _addresses(figures)}
     return _write(outputs / "index.html", "runs.html", **values)
 
@@ -187,7 +182,7 @@ def _pictures(results: Sequence[Result], report: ComparisonReport) -> dict[str, 
     return _addresses(figures)
 
 
-def _addresses(figures: dict[str, Any]) -> dict[str, str]:
+def _addresses(figures: dict[Any, Any]) -> dict[Any, str]:
     """The figures as addresses of SVGs that hold them; they are closed."""
     from matplotlib import pyplot
 

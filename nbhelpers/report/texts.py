@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 
@@ -33,7 +34,7 @@ class Item:
     target: tuple[str, ...]
     answers: dict[str, tuple[Answer, ...]]  # by model, in the report's order
 
-    @property
+    @cached_property
     def means(self) -> dict[str, float]:
         """Model -> mean score of its texts for this prompt, of those that have one."""
         scored = {model: [a.score for a in own if a.score is not None] for model, own in self.answers.items()}
@@ -45,20 +46,18 @@ class Item:
         return max(self.means.values(), default=0.0) - min(self.means.values(), default=0.0)
 
     @property
-    def failed(self) -> bool:
-        return any(a.sample.error is not None for own in self.answers.values() for a in own)
-
-    @property
     def off(self) -> float:
         """The largest difference of a score and a rating of the same text."""
         both = [(a.score, a.rating) for own in self.answers.values() for a in own]
         return max((abs(s - r) for s, r in both if s is not None and r is not None), default=0.0)
 
 
-def items(run_dir: Path, results: Sequence[Result], ratings: Mapping[str, float]) -> list[Item]:
+def items(
+    run_dir: Path, results: Sequence[Result], ratings: Mapping[str, float], asked: Sequence[str] = ()
+) -> list[Item]:
     """Every prompt of these models with its texts, largest gap first; a model without readable files lacks.
 
-    ratings: sample key -> what readers gave.
+    ratings: sample key -> what readers gave. asked: ids in the order in which they were asked.
     """
     answers, first = dict[str, dict[str, list[Answer]]](), dict[str, tuple[Sample, Score | None]]()
     for result in results:
@@ -76,10 +75,10 @@ def items(run_dir: Path, results: Sequence[Result], ratings: Mapping[str, float]
             own = answers.setdefault(sample.prompt_id, {}).setdefault(result.model, [])
             own.append(Answer(sample, value, parts, ratings.get(sample.key)))
             first.setdefault(sample.prompt_id, (sample, score))
-    found = []
-    for place, (id, (sample, score)) in enumerate(first.items()):
+    found, order = [], {id: place for place, id in enumerate(dict.fromkeys((*asked, *first)))}
+    for id, (sample, score) in first.items():
         groups = (*filter(None, [sample.content_type]), *((score.tags if score else None) or ()))
         target = (score.target if score else None) or ()
         by_model = {model: tuple(own) for model, own in answers[id].items()}
-        found.append(Item(id, place, sample.prompt, sample.content_type, groups, target, by_model))
+        found.append(Item(id, order[id], sample.prompt, sample.content_type, groups, target, by_model))
     return sorted(found, key=lambda item: -item.gap)

@@ -12,7 +12,7 @@ from made_runs import make_result, make_sample, make_score, write_info, write_mo
 from typer.testing import CliRunner
 
 from nbhelpers import cli, store
-from nbhelpers.comparison import compare, labels
+from nbhelpers.comparison import compare, labels, ratings
 from nbhelpers.records import LabError
 from nbhelpers.report import html as report
 from nbhelpers.scoring.judge import JudgeScore
@@ -44,6 +44,11 @@ def text(model: str, i: int) -> str:
 
 def compared(run: Path) -> list:
     return compare.comparable(run)[0]
+
+
+def agreement(run: Path) -> tuple:
+    found = compared(run)
+    return labels.agreement(ratings.read_ratings(run, found), found[0].primary)
 
 
 def sheet(path: Path) -> list[dict[str, str]]:
@@ -180,15 +185,15 @@ def test_reading_needs_a_sheet_of_this_run_and_a_file(run: Path) -> None:
 
 
 def test_no_labels_no_agreement(run: Path) -> None:
-    assert labels.agreement(run, compared(run)) == ()
+    assert agreement(run) == ()
     labels.write_sheet(run, compared(run))
-    assert labels.agreement(run, compared(run)) == ()
+    assert agreement(run) == ()
 
 
 def test_a_person_who_rates_as_the_rubric_agrees_with_it_fully(run: Path) -> None:
     labels.write_sheet(run, compared(run))
     labels.read_sheet(run, fill(run, "anna", {item: str(float(n)) for item, n in truth(run).items()}))
-    (found,) = labels.agreement(run, compared(run))
+    (found,) = agreement(run)
     assert (found.name, found.n) == ("people and lab_v2", 12) and found.mean == pytest.approx(1.0)
 
 
@@ -197,13 +202,13 @@ def test_agreement_between_people_and_with_the_rubric_pair_by_pair(run: Path) ->
     numbers = truth(run)
     anna = {item: n + (3.0 if int(item) % 2 else 0.0) for item, n in numbers.items()}
     bo = {item: float(n) for item, n in numbers.items() if int(item) > 4}
-    for name, ratings in (("anna", anna), ("bo", bo)):
-        labels.read_sheet(run, fill(run, name, {item: str(value) for item, value in ratings.items()}))
+    for name, given in (("anna", anna), ("bo", bo)):
+        labels.read_sheet(run, fill(run, name, {item: str(value) for item, value in given.items()}))
     judged = {item: 5.0 + (int(item) % 3) for item in list(numbers)[:8]}
     store.write_json(
         run / "labels.json", labels.Labels({**read(run).ratings, "judge m": judged, "judge n": {}})
     )
-    found = {estimate.name: estimate for estimate in labels.agreement(run, compared(run))}
+    found = {estimate.name: estimate for estimate in agreement(run)}
     assert list(found) == [
         "people",
         "people and lab_v2",
@@ -234,7 +239,7 @@ def test_the_report_shows_the_agreement_or_why_not(run: Path) -> None:
     labels.write_sheet(run, compared(run))
     rated = fill(run, "anna", {i: str(n + int(i) % 2) for i, n in truth(run).items()})
     labels.read_sheet(run, rated)
-    (found,) = labels.agreement(run, compared(run))
+    (found,) = agreement(run)
     page = " ".join(report.write_report(run).read_text().split())
     assert f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]" in page
     assert "people and lab_v2" in page and "Rubric against readers" in page

@@ -51,6 +51,11 @@ def compared(run: Path) -> list:
     return comparison.comparable(run)[0]
 
 
+def agreement(run: Path) -> tuple:
+    found = compared(run)
+    return labels.agreement(ratings.read_ratings(run, found), found[0].primary)
+
+
 def draw(run: Path, count: int = 20) -> labels.LabelKey:
     labels.write_sheet(run, compared(run), count)
     return store.read_json(run / "labels_key.json", labels.LabelKey)
@@ -216,7 +221,7 @@ def test_texts_that_ship_with_ratings_are_found_by_their_words(run: Path, data: 
     found = comparison.assemble(run)
     assert (found.basis, found.pick) == ("corrected by 16 ratings", "lab-llama")
     assert found.corrected[0].rated == 8
-    (alpha,) = labels.agreement(run, compared(run))
+    (alpha,) = agreement(run)
     assert (alpha.name, alpha.n) == ("lab_v2 and readers", 16)
     comparison.compare_run(run)
     page = " ".join(report.write_report(run).read_text().split())
@@ -239,7 +244,7 @@ def test_a_sheet_of_the_run_goes_before_what_ships(run: Path, data: Path) -> Non
     draw(run)
     rate(run, "anna", range(1, 13))
     assert comparison.assemble(run).basis == "corrected by 12 ratings"
-    names = [alpha.name for alpha in labels.agreement(run, compared(run))]
+    names = [alpha.name for alpha in agreement(run)]
     assert names == ["people and lab_v2", "people and readers", "lab_v2 and readers"]
 
 

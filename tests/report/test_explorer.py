@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -122,3 +123,15 @@ def test_without_its_script_the_page_shows_every_text(tab, page, tmp_path):
     tab.open(bare)
     assert tab.run("document.querySelectorAll('article.item').length") == 6
     assert tab.run("getComputedStyle(document.getElementById('explore')).display") == "none"
+
+
+def test_a_table_is_saved_as_a_file_that_no_spreadsheet_runs(opened):
+    names = ["=1+2", "+1+cmd|' /C calc'!A0", "@sum(1)", "-2+3+cmd", "plain", "+1.77 [+0.47, +3.07]"]
+    cells = "document.querySelectorAll('#measured table tbody th, #measured table tbody td')"
+    opened.run(f"{json.dumps(names)}.forEach((name, n) => {{ {cells}[n].textContent = name }})")
+    opened.run("{ URL.createObjectURL = (blob) => ((window.saved = blob.text()), '#') }")
+    opened.run("document.querySelector('#measured .csv').click()")
+    row = opened.run("window.saved").splitlines()[1]
+    assert row.startswith(
+        '"\'=1+2","\'+1+cmd|\' /C calc\'!A0","\'@sum(1)","\'-2+3+cmd","plain","+1.77 [+0.47, +3.07]"'
+    )

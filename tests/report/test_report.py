@@ -26,6 +26,7 @@ from nbhelpers import store
 from nbhelpers.comparison import compare as comparison
 from nbhelpers.records import LabError, Sample, Scale
 from nbhelpers.report import html as report
+from nbhelpers.report import texts
 
 VOID = {"meta", "img", "wbr", "br", "link", "input"}
 EVIL = "<script>alert(1)</script>"
@@ -485,7 +486,27 @@ def test_the_index_follows_models_over_runs_and_marks_another_pick(tmp_path: Pat
         comparison.compare_run(tmp_path / name)
     page = Page(report.write_runs_index(tmp_path))
     assert [image["alt"] for image in page.all("img")] == [
-        "lab_v2 of every model from run to run, with 95% intervals"
+        "lab_v2 of every model from run to run, with 95% intervals, on 15 prompts"
     ]
     assert page.text.count("Changed: the run before it picked a.") == 1
     assert page.text.index("three") < page.text.index("Changed:") < page.text.index("two")
+
+
+def test_runs_of_other_prompts_or_another_task_are_no_history(tmp_path: Path):
+    for day, (name, count, task) in enumerate((("few", 5, ""), ("all", 15, ""), ("own", 15, "sums.toml")), 1):
+        for model, level in zip(("a", "b"), (7, 4) if name == "few" else (4, 7), strict=True):
+            write_model(tmp_path / name, make_result(model, planted(level, 1, count)))
+        info = write_info(tmp_path / name, ["a", "b"], started=f"2026-07-0{day}T00:00:00+00:00")
+        info = replace(info, task=task and "digest", settings=replace(info.settings, task=task))
+        store.write_json(tmp_path / name / "run.json", info)
+        comparison.compare_run(tmp_path / name)
+    page = Page(report.write_runs_index(tmp_path))
+    assert page.all("img") == [] and "Changed:" not in page.text
+
+
+def test_items_have_the_place_in_which_they_were_asked(tmp_path: Path):
+    rows = samples_of("m", 3)
+    result = make_result("m", planted(5, 1))
+    write_model(tmp_path, result, rows[::-1])  # rows are written as they end
+    found = texts.items(tmp_path, [result], {}, ["b02", "b01", "b03"])
+    assert {item.id: item.place for item in found} == {"b01": 1, "b02": 0, "b03": 2}

@@ -31,7 +31,9 @@
     link.href = "#";
     link.onclick = (event) => {
       event.preventDefault();
-      const quote = (cell) => `"${cell.textContent.trim().replace(/\s+/g, " ").replace(/^([=+@-])(?!\d)/, "'$1").replace(/"/g, '""')}"`;
+      // A spreadsheet may run a cell that begins as a formula does (OWASP, CSV injection); figures are none.
+      const safe = (said) => (/^[=+\-@\t＝＋－＠]/.test(said) && !/^[+\-\d.,\s[\]]+$/.test(said) ? `'${said}` : said);
+      const quote = (cell) => `"${safe(cell.textContent.trim().replace(/\s+/g, " ")).replace(/"/g, '""')}"`;
       const lines = [...table.rows].map((row) => [...row.cells].map(quote).join(","));
       const save = document.createElement("a");
       save.href = URL.createObjectURL(new Blob(["\ufeff" + lines.join("\r\n")], { type: "text/csv" }));
