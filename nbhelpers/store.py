@@ -37,12 +37,11 @@ def project_root() -> Path:
 
 def copy_lab(target: Path) -> Path:
     """A copy of notebooks, data and tools to work on. Raises LabError for a folder that is there already."""
-    if target.exists() or target.resolve().is_relative_to(project_root() / "data"):
+    parts = [project_root() / name for name in ("notebooks", "data", "tools")]
+    if target.exists() or any(target.resolve().is_relative_to(part) for part in parts):
         raise LabError(f"The folder {target} is there already, or inside what is copied: name another one.")
-    for name in ("notebooks", "data", "tools"):
-        shutil.copytree(
-            project_root() / name, target / name, ignore=shutil.ignore_patterns("cache", "__pycache__")
-        )
+    for part in parts:
+        shutil.copytree(part, target / part.name, ignore=shutil.ignore_patterns("cache", "__pycache__"))
     return target
 
 

@@ -302,4 +302,5 @@ def test_a_copy_of_the_laboratory_holds_what_notebooks_use_and_overwrites_nothin
         assert (tmp_path / "mine" / held).is_file()
     code, _, said = call("lab", str(tmp_path / "mine"))
     assert code == 2 and "is there already, or inside what is copied: name another one." in said
-    assert call("lab", str(store.data_dir() / "x"))[0] == 2
+    for part in ("data", "tools", "notebooks"):
+        assert call("lab", str(store.project_root() / part / "x"))[0] == 2
