@@ -29,7 +29,10 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
 
 
 # The files that take longest are given out first, so that no worker is left alone with one of them.
-FIRST = ("15_", "14_", "test_run", "12_", "test_chaos", "test_hub", "test_tracking", "08_", "07_", "17_")
+FIRST = (
+    *("test_readme", "test_run", "test_chaos", "15_", "11_", "14_", "12_", "10_", "16_", "13_", "17_"),
+    *("07_", "08_", "test_secrets", "test_wheel", "test_until_decided", "test_hub", "test_tracking"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -69,7 +69,7 @@ generate.measure_latency(loaded, texts, run.settings, run.folder / "latency.json
     "06_tracking": 'pipeline.make(run, "result")',
     "07_comparison": """from pathlib import Path
 from nbhelpers.comparison import compare
-compare.assemble(Path(run_dir)).pick_reason
+compare.compare_run(Path(run_dir)).pick_reason
 """,
 }
 
@@ -101,7 +101,7 @@ class Chaos:
     def __init__(self, folder: Path, seed: int, models: tuple[str, ...]) -> None:
         self.folder, self.rng, self.models = folder, random.Random(seed), models
         self.checkout, self.outputs = folder / "checkout", folder / "outputs"
-        _checkout(self.checkout)
+        short_checkout(self.checkout)
         self.environment = {
             **os.environ,
             "PYTHONPATH": str(self.checkout),
@@ -265,7 +265,7 @@ def _quietly(act: Callable[[], object]) -> None:
         return
 
 
-def _checkout(folder: Path) -> None:
+def short_checkout(folder: Path) -> None:
     """The package and its data, with notebooks that only make the files."""
     for name in ("nbhelpers", "data"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "corpus*"))

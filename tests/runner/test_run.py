@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import made_runs
 import pytest
-from test_readme import COMMANDS
+from test_readme import COMMANDS, RUN
 
 from nbhelpers import registry, store
 from nbhelpers.comparison.compare import ComparisonReport
@@ -423,7 +423,6 @@ def commanded(tmp_path_factory):
     """The README's run, with a broken model beside: its folder, that model's, and how the command ended."""
     outputs = tmp_path_factory.mktemp("outputs")
     broken = str(broken_model(tmp_path_factory.mktemp("models") / "broken"))
-    line = next(line for line in COMMANDS if line.startswith("nbhelpers run lab-"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NBHELPERS_OUTPUTS", str(outputs))
         patch.setenv("HF_TOKEN", TOKEN)
@@ -431,7 +430,7 @@ def commanded(tmp_path_factory):
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         run_dir = outputs / PLACE
         more = (broken, "--jobs", "2", "--timeout", "300", "--out", str(run_dir))
-        yield run_dir, broken, command(line, *more)
+        yield run_dir, broken, command(RUN, *more)
 
 
 @pytest.fixture(scope="module")

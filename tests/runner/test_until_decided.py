@@ -22,6 +22,7 @@ from nbhelpers.runner import kernels
 from nbhelpers.runner import plan as plans
 from nbhelpers.runner import run as runner
 from nbhelpers.runner.notebook import PIPELINE
+from tools import chaos
 
 MODELS = ("lab-gpt2", "lab-opt")
 
@@ -119,24 +120,30 @@ def test_a_resumed_run_makes_again_what_may_show_fewer_prompts(steps, looks):  #
 
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path):
-    """The command itself, killed while it answers: the same order, each row once, and the report says it."""
+    """The command itself, killed while it answers: the same order, each row once, and the report says it.
+
+    Its notebooks are short ones: whole ones are executed in other tests.
+    """
+    chaos.short_checkout(place := tmp_path / "checkout")
     prompts = [
         {"id": f"q{i}", "text": f"Write about rain, note {i}:", "content_type": "short_post"}
         for i in range(8)
     ]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, prompts)))
-    env = {**os.environ, "NBHELPERS_OUTPUTS": str(tmp_path)}
+    env = {**os.environ, "NBHELPERS_OUTPUTS": str(tmp_path), "PYTHONPATH": str(place)}
     program, folder = [sys.executable, "-m", "nbhelpers.cli", "run"], tmp_path / "run"
     asked = ["--prompts", str(tmp_path / "p.jsonl"), "--repeats", "1", "--max-new-tokens", "8"]
     command = [*program, *MODELS, *asked, "--until-decided", "--jobs", "2", "--out", str(folder)]
-    with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, env=env, cwd=place, **silent) as first:
         rows = folder / MODELS[0] / "samples.jsonl"
         while not rows.exists() or rows.read_bytes().count(b"\n") < 2:
             assert first.poll() is None
             time.sleep(0.05)
         first.send_signal(signal.SIGKILL)
     before = store.read_json(folder / "run.json", RunInfo)
-    done = subprocess.run([*program, "--resume", str(folder)], env=env, capture_output=True, text=True)
+    resume = [*program, "--resume", str(folder)]
+    done = subprocess.run(resume, env=env, cwd=place, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     info = store.read_json(folder / "run.json", RunInfo)
     assert (info.looks, info.prompts, info.started) == (before.looks, before.prompts, before.started)
