@@ -50,10 +50,14 @@ def test_a_planted_leak_is_found_and_a_clean_model_is_not_accused() -> None:
 
 
 @given(st.lists(st.integers(0, 10**9), min_size=10, max_size=20))
-def test_the_slope_is_the_median_of_all_pairs(readings: list[int]) -> None:
+def test_the_slope_is_the_median_of_all_pairs_of_a_half(readings: list[int]) -> None:
     slope, low, high, _ = NOTEBOOK.leak(readings)
-    pairs = [(b - a) / (j - i) for (i, a), (j, b) in combinations(enumerate(readings), 2)]
-    assert slope == pytest.approx(median(pairs)) and low <= slope <= high
+    middle = len(readings) // 2
+    halves = [
+        median((b - a) / (j - i) for (i, a), (j, b) in combinations(enumerate(half), 2))
+        for half in (readings[:middle], readings[middle:])
+    ]
+    assert any(slope == pytest.approx(half) for half in halves) and low <= slope <= high
 
 
 def test_the_interval_covers_a_planted_slope() -> None:
@@ -66,5 +70,6 @@ def test_a_verdict_needs_the_whole_interval_on_one_side_of_the_floor() -> None:
     base = [1_000_000 + (4096 if i % 3 else 0) for i in range(50)]
     assert NOTEBOOK.leak(base)[3] == "no leak found"
     assert NOTEBOOK.leak([b + 100_000 * i for i, b in enumerate(base)])[3] == "leaks"
-    jump = [b + (8_000_000 if i > 40 else 0) for i, b in enumerate(base)]  # one late growth is no leak
-    assert NOTEBOOK.leak(jump)[3] == "no leak found"
+    for place in range(1, 50):  # one growth is no leak, wherever it lies
+        jump = [b + (8_000_000 if i >= place else 0) for i, b in enumerate(base)]
+        assert NOTEBOOK.leak(jump)[3] == "no leak found", place
