@@ -1,4 +1,5 @@
-"""The commands ``nbhelpers run | config | models | lab | doctor | report | route | label | compare | gate``.
+"""The commands ``nbhelpers run | config | models | lab | doctor | report | ui | route | label |
+compare | gate``.
 
 Exit codes: 0 all is well, 1 a model failed (the others are reported), 2 wrong usage, 130 the run was stopped.
 Of the gate: 0 passes, 1 worse, 3 cannot tell, 2 wrong usage.
@@ -196,6 +197,27 @@ def report(run: Run = "latest") -> None:
 
 
 @app.command()
+def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Its place here.")] = 5000) -> None:
+    """Show the runs in MLflow's page, on this machine alone, until Ctrl-C."""
+    from nbhelpers import store
+    from nbhelpers.runner import kernels
+    from nbhelpers.tracking import mlflow_pages, mlflow_run
+
+    link, uri = f"/#/experiments/{mlflow_run.init_database()}/runs", mlflow_run.tracking_uri()
+    if uri.startswith("http"):
+        print(mlflow_run.shown_uri().rstrip("/") + link)
+        return
+    server = mlflow_pages.serve(uri, store.outputs_dir(), port)
+    try:
+        print(f"http://127.0.0.1:{port}{link}", flush=True)
+        raise typer.Exit(server.wait())
+    except KeyboardInterrupt:
+        pass
+    finally:
+        kernels.kill_tree(server.pid)
+
+
+@app.command()
 def route(run: Run = "latest") -> None:
     """Choose a model for each content type of a run, and say why."""
     from nbhelpers.comparison import routing
@@ -220,6 +242,7 @@ def label(
     """Have people rate a run's texts blindly, tell how far they agree, and correct the verdicts by them."""
     from nbhelpers.comparison import compare, labels, ratings
     from nbhelpers.runner.plan import find_run
+    from nbhelpers.tracking import mlflow_run
 
     folder = find_run(run)
     results, _, _ = compare.comparable(folder)
@@ -238,14 +261,15 @@ def label(
         labels.read_sheet(folder, sheet)
     if judge:
         labels.add_judge(folder, results, judge)
-    found = compare.compare_run(folder)
+    found, known = compare.compare_run(folder), ratings.read_ratings(folder, results)
     print(f"Verdicts {found.basis}; `nbhelpers report {run}` writes them into the report.")
     print("\n".join(f"  {compare.verdict_sentence(pair)}" for pair in found.verdicts), *found.notes, sep="\n")
     print("Krippendorff's alpha (1 is full agreement, 0 as by chance)")
-    for alpha in labels.agreement(ratings.read_ratings(folder, results), results[0].primary):
+    for alpha in labels.agreement(known, results[0].primary):
         interval = f"[{alpha.low:.2f}, {alpha.high:.2f}]" if alpha.low is not None else f"({alpha.reason})"
         mean = "" if alpha.mean is None else f"{alpha.mean:.2f} "
         print(f"  {alpha.name}: {mean}{interval} over {alpha.n} texts")
+    mlflow_run.attach(folder, ratings.by_rater(known))
 
 
 app.command()(cli_logs.compare)

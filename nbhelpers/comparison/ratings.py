@@ -159,6 +159,11 @@ def read_ratings(run_dir: Path, results: Sequence[Result]) -> Ratings:
     return Ratings(texts, scores, key, people, judges, judge, readers, order)
 
 
+def by_rater(known: Ratings) -> dict[str, By]:
+    """Everybody's ratings, "readers" those of the ones that ship."""
+    return known.people | known.judges | ({"readers": known.readers} if known.readers else {})
+
+
 def judged(known: Ratings, results: Sequence[Result]) -> tuple[Ratings, list[Result], list[str]]:
     """The ratings and results with the judge's ratings as the scores, and what a reader must know of that.
 

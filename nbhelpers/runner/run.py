@@ -227,13 +227,17 @@ def with_disk(status: NotebookStatus, folder: Path) -> NotebookStatus:
 
 def write_pages(run_dir: Path) -> None:
     """The run's report, the index of runs, and MLflow's copy, whose trouble must not cost the report."""
+    from nbhelpers.comparison import compare, ratings
     from nbhelpers.report import html
     from nbhelpers.tracking import mlflow_run
 
     html.write_report(run_dir)
     html.write_runs_index(run_dir.parent)
+    given = dict[str, ratings.By]()
+    with suppress(LabError):  # the report says so
+        given = ratings.by_rater(ratings.read_ratings(run_dir, compare.comparable(run_dir)[0]))
     try:
-        mlflow_run.attach(run_dir)
+        mlflow_run.attach(run_dir, given)
     except LabError as error:
         print(f"the report was written, but: {error}", file=sys.stderr)
 

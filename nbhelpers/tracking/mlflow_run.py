@@ -13,7 +13,7 @@ import os
 import shlex
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,6 +26,7 @@ from nbhelpers.devices import device
 from nbhelpers.generation import generate
 from nbhelpers.records import SCHEMA_VERSION, Failure, LabError, ModelRun, Prompt, Record, Result
 from nbhelpers.scoring import rubric
+from nbhelpers.tracking import mlflow_pages as pages
 from nbhelpers.tracking.result import read_info, spec_of
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def log_run(run: ModelRun) -> TrackingReport:
 
     result = store.read_json(run.folder / "result.json", Result)
     tags = {"run": run.folder.parent.name, "folder": (folder := _digest(run.folder))}
-    tags |= {f"version.{name}": version for name, version in device.versions().items()}
+    tags |= pages.EVALUATION | {f"version.{name}": version for name, version in device.versions().items()}
     values = dataclasses.asdict(result.settings) | {name: getattr(result, name) for name in PARAMETERS}
     params = [Param(name, str(value)) for name, value in (values | {"model": run.spec.alias}).items()]
     now = int(time.time() * 1000)
@@ -160,7 +161,7 @@ def log_run(run: ModelRun) -> TrackingReport:
     source = json.dumps({"file": file.name})  # without the way to it
     dataset = Dataset(file.stem, prompts_digest(prompts), "local", source)
     with _one_sentence():
-        client, name = open_client(), f"{run.folder.parent.name}/{result.slug}"
+        client, uri, name = open_client(), tracking_uri(), f"{run.folder.parent.name}/{result.slug}"
         tags |= _parent(client, experiment, run.folder.parent)
         began = int((run.folder / "loading.json").stat().st_mtime * 1000)  # of its work, not of the logging
         run_id = client.create_run(experiment, began, tags, name).info.run_id
@@ -168,18 +169,22 @@ def log_run(run: ModelRun) -> TrackingReport:
         try:
             client.log_batch(run_id, metrics, params)  # a loop of log_metric is far slower
             client.log_inputs(run_id, [DatasetInput(dataset)])
-            scores = {score.key: score.values.get(result.primary) for score in rubric.read_scores(run)}
+            scores = {score.key: score for score in rubric.read_scores(run)}
             samples = generate.read_samples(run)
             table = {name: [getattr(sample, name) for sample in samples] for name in COLUMNS}
-            table[result.primary] = [scores.get(sample.key) for sample in samples]
+            found = [scores.get(sample.key) for sample in samples]
+            table[result.primary] = [score and score.values.get(result.primary) for score in found]
             client.log_table(run_id, table, "samples.json")
+            note = pages.log_traces(uri, experiment, run_id, run.spec.alias, samples, scores)
+            client.set_tag(run_id, "mlflow.note.content", note)
             done = [path for path in run.folder.iterdir() if path.name not in ("tracking.json", *LATE)]
             files, status = _log_files(client, run_id, done), "FINISHED"
         finally:
             client.set_terminated(run_id, status)
-        for found in client.search_runs([experiment], f"tags.folder = '{folder}'"):
-            if found.info.run_id != run_id:
-                client.delete_run(found.info.run_id)
+        for other in client.search_runs([experiment], f"tags.folder = '{folder}'"):
+            if other.info.run_id != run_id:
+                pages.delete_traces(uri, experiment, other.info.run_id)
+                client.delete_run(other.info.run_id)
     report = TrackingReport(shown_uri(), EXPERIMENT, run_id, len(metrics), (*files, "samples.json"))
     store.write_json(run.folder / "tracking.json", report)
     return report
@@ -209,19 +214,24 @@ def _parent(client: MlflowClient, experiment: str, run_dir: Path) -> dict[str, s
         return {CHILD_OF: client.create_run(experiment, began, tags, run_dir.name).info.run_id}
 
 
-def attach(run_dir: Path) -> None:
-    """Add what was finished after the models were logged: each 06 notebook, the whole run's comparison."""
+def attach(run_dir: Path, ratings: Mapping[str, Mapping[str, float]] | None = None) -> None:
+    """Add what was finished after the models were logged: each 06 notebook, the whole run's comparison, and
+    who rated which texts: "readers", "person NAME" or "judge MODEL" -> sample key -> rating.
+    """
     compared = run_dir / "comparison.json"
+    if not (logged := sorted(run_dir.glob("*/tracking.json"))):
+        return
     whole = [
         *(run_dir / f"{COMPARISON}.{kind}" for kind in ("ipynb", "html")),
         run_dir / "index.html",
         compared,
     ]
     with _one_sentence():
-        client, holders = open_client(), set[str]()
-        for path in sorted(run_dir.glob("*/tracking.json")):
+        client, holders, experiment = open_client(), set[str](), init_database()
+        for path in logged:
             run_id = store.read_json(path, TrackingReport).run_id
             _log_files(client, run_id, [path.with_name(name) for name in LATE])
+            pages.rate(tracking_uri(), experiment, run_id, ratings or {})
             holders.add(client.get_run(run_id).data.tags.get(CHILD_OF, run_id))
         for run_id in holders:
             _log_files(client, run_id, whole)

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
-from made_runs import write_info
+from made_runs import make_sample, make_score, write_info
 from matplotlib import pyplot
 
 from nbhelpers import pipeline, registry, store
@@ -38,6 +38,7 @@ from nbhelpers.records import (
     Settings,
 )
 from nbhelpers.scoring import rubric as scoring
+from nbhelpers.tracking import mlflow_pages as pages
 from nbhelpers.tracking import mlflow_run as tracking
 from nbhelpers.tracking import result as summary
 from nbhelpers.tracking.mlflow_run import TrackingReport
@@ -147,6 +148,69 @@ def test_the_samples_table_holds_every_generation_with_its_score(lab):
     assert [row[-1] for row in table["data"]] == pytest.approx([values[s.key] for s in samples])
 
 
+def test_the_first_text_of_each_prompt_is_a_trace_with_its_scores(lab):
+    experiment, uri = tracking.init_database(), tracking.tracking_uri()
+    found = {
+        trace.info.client_request_id: trace.info for trace in pages.traces_of(uri, experiment, lab[2].run_id)
+    }
+    run = pipeline.open_run(SETTINGS)
+    scores = {score.key: score for score in scoring.read_scores(run)}
+    first = [sample for sample in generate.read_samples(run) if sample.repeat == 0]
+    assert found.keys() == {sample.key for sample in first} and len(first) == 2
+    for sample in first:
+        info = found[sample.key]
+        assert (info.request_preview, info.tags["mlflow.traceName"]) == (sample.prompt, sample.prompt_id)
+        given = {a.name: (a.feedback.value, a.source.source_type) for a in info.assessments}
+        assert given == {name: (value, "CODE") for name, value in scores[sample.key].values.items()}
+        [span] = tracking.open_client().get_trace(info.trace_id).data.spans
+        assert (span.inputs, span.outputs) == ({"prompt": sample.prompt}, sample.text)
+        assert span.end_time_ns - span.start_time_ns == int(1e9 * sample.latency_s)
+    tags = tracking.open_client().get_run(lab[2].run_id).data.tags
+    assert tags["mlflow.runType"] == "genai_evaluate"
+    assert tags["mlflow.note.content"] == "Traces: the first text of 2 prompts. All 4 texts: samples.json."
+
+
+def test_a_trace_holds_what_cannot_be_printed_an_error_and_what_is_right(lab):
+    experiment, uri = tracking.init_database(), tracking.tracking_uri()
+    run_id = tracking.open_client().create_run(experiment, tags={"run": "odd"}).info.run_id
+    good = make_sample("m", "b01", 0, text="half \ud800 of a pair")
+    bad = dataclasses.replace(make_sample("m", "b02", 0, text=""), error="out of memory")
+    target = dataclasses.replace(make_score(good, 1.0), target=("yes",))
+    pages.log_traces(uri, experiment, run_id, "m", [good, bad], {good.key: target})
+    found = {trace.info.client_request_id: trace.info for trace in pages.traces_of(uri, experiment, run_id)}
+    assert found[good.key].response_preview == "half \ufffd of a pair"
+    expected = [a.expectation.value for a in found[good.key].assessments if a.expectation]
+    assert expected == [["yes"]]
+    assert (found[bad.key].state, found[bad.key].response_preview) == ("ERROR", "out of memory")
+    assert found[bad.key].assessments == []
+
+
+def test_ratings_are_feedback_by_whom_they_are_and_once(lab):
+    experiment, uri = tracking.init_database(), tracking.tracking_uri()
+    [first, second] = [
+        trace.info.client_request_id for trace in pages.traces_of(uri, experiment, lab[2].run_id)
+    ]
+    given = {"person ann": {first: 7.0}, "judge some/model": {first: 5.0, "no such": 1.0}}
+    for _ in range(2):
+        tracking.attach(lab[0] / "standalone", given)
+    found = {
+        trace.info.client_request_id: trace.info for trace in pages.traces_of(uri, experiment, lab[2].run_id)
+    }
+    rated = {
+        key: {
+            (a.source.source_id, a.source.source_type, a.feedback.value)
+            for a in info.assessments
+            if a.name == "rating"
+        }
+        for key, info in found.items()
+    }
+    assert rated == {
+        first: {("person ann", "HUMAN", 7.0), ("judge some/model", "LLM_JUDGE", 5.0)},
+        second: set(),
+    }
+    assert sum(a.name == "rating" for a in found[first].assessments) == 2
+
+
 def test_plots_files_and_finished_notebooks_are_artifacts_below_the_outputs_folder(lab):
     assert artifact(lab, "plots/dimensions.png").read_bytes().startswith(b"\x89PNG")
     names = set(lab[2].artifacts)
@@ -194,6 +258,9 @@ def test_logging_again_leaves_one_run_and_the_earlier_one_in_the_trash(lab):
     second = tracking.log_run(shorter)
     assert runs(lab) == {second.run_id: "FINISHED"}
     assert set(runs(lab, view=2)) == {first.run_id}
+    experiment, uri = tracking.init_database(), tracking.tracking_uri()
+    kept = [len(pages.traces_of(uri, experiment, report.run_id)) for report in (first, second)]
+    assert kept == [0, 1]
     table = outputs / "mlartifacts" / second.run_id / "artifacts" / "samples.json"
     assert len(json.loads(table.read_text())["data"]) == 2
     on_disk = store.read_json(outputs / "again" / "lab-gpt2" / "tracking.json", TrackingReport)
@@ -272,6 +339,7 @@ def test_a_store_that_cannot_be_used_is_one_sentence_without_passwords(tmp_path,
 
 FRESH = """
 import os
+from nbhelpers.tracking import mlflow_pages as pages
 from nbhelpers.tracking import mlflow_run as tracking
 experiment = tracking.init_database()
 client = tracking.open_client()
