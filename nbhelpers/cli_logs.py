@@ -49,7 +49,7 @@ def compare(
         from nbhelpers.report import html
 
         store.write_json(out / "comparison.json", found)
-        said.append(f"report  {html.write_logs(out, found)}")
+        said.append(f"report  {html.write_logs(out, found, logs)}")
     print(store.as_json(found) if as_json else printable("\n".join(said)) + "\n", end="")
 
 

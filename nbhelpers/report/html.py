@@ -20,13 +20,15 @@ from statistics import fmean
 from typing import Any
 from urllib.parse import quote
 
-from nbhelpers import store
+from nbhelpers import store, tasks
 from nbhelpers.comparison import compare as comparison
 from nbhelpers.comparison import labels, plots, ratings
 from nbhelpers.comparison.compare import ComparisonReport
 from nbhelpers.logs.compare import LogsReport
+from nbhelpers.logs.read import Log
 from nbhelpers.records import LAB_SCALE, Estimate, LabError, Result, RunInfo, Sample, Scale
-from nbhelpers.report.texts import Item, items
+from nbhelpers.report import marks
+from nbhelpers.report.texts import Answer, Item, items, side_by_side
 from nbhelpers.scoring.texts import printable
 from nbhelpers.stats.estimate import mean_score
 from nbhelpers.tracking import result as tracking
@@ -70,7 +72,7 @@ def write_report(run_dir: Path) -> Path:
     shown, every = _first(found), sum(len(own) for item in found for own in item.answers.values())
     if len(shown) < len(found):
         _write(run_dir / "texts.html", "all_texts.html", **values, items=found)
-    values |= {"raters": raters, "every": every, "most": len(found)}
+    values |= {"raters": raters, "every": every, "most": len(found), **_marks(results, report.primary)}
     return _write(run_dir / "index.html", "report.html", **values, items=shown)
 
 
@@ -92,6 +94,29 @@ def _ratings(run_dir: Path) -> tuple[Sequence[Estimate] | str, dict[str, float]]
     people = list(known.people.values()) or [known.readers]
     keys = dict.fromkeys(key for by in people for key in by)
     return agreement, {key: fmean(by[key] for by in people if key in by) for key in keys}
+
+
+def _marks(results: Sequence[Result], primary: str) -> dict[str, Any]:
+    """``marked`` puts a text into pieces by what its score rests on; ``meaning`` says what those are."""
+    settings, scorer = next((result.settings for result in results if result.primary == primary), None), None
+    with suppress(LabError):  # a task's file may be gone
+        task = tasks.load_task(settings.task) if settings else tasks.POSTS
+        scorer = next((scorer for scorer in task.scorers if scorer.name == primary), None)
+    kinds = ["topic", "unknown", "again"] if scorer and scorer.kind == "rubric" else ["match"]
+
+    def marked(text: str, answer: Answer, item: Item) -> list[tuple[str, str]]:
+        if scorer is None or answer.score is None:
+            return [(text, "")] if text else []
+        by_word = scorer.kind == "rubric"
+        spans = (
+            marks.rubric(text, item.prompt)
+            if by_word
+            else marks.target(text, item.target, scorer, answer.score)
+        )
+        return marks.pieces(text, spans)
+
+    known = scorer and scorer.kind in ("rubric", "exact", "contains", "regex")
+    return {"marked": marked, "meaning": {kind: marks.MEANING[kind] for kind in kinds} if known else {}}
 
 
 def _first(found: Sequence[Item]) -> list[Item]:
@@ -121,10 +146,17 @@ def _slices(
     }
 
 
-def write_logs(folder: Path, found: LogsReport) -> Path:
-    """Write <folder>/index.html of a comparison of logs. LabError for a page there that is not ours."""
+def write_logs(folder: Path, found: LogsReport, logs: Sequence[Log]) -> Path:
+    """Write <folder>/index.html of a comparison of logs, with the texts of those that are runs.
+
+    LabError for a page there that is not ours.
+    """
     shown = [(one, _pictures((), one.report).get("pairs")) for one in found.comparisons]
-    return _write(folder / "index.html", "logs.html", shown=shown, notes=found.notes)
+    both = side_by_side(logs)
+    values: dict[str, Any] = {"shown": shown, "notes": found.notes, "items": _first(both), "most": len(both)}
+    values["models"] = list(dict.fromkeys(model for item in both for model in item.answers))
+    values["groups"] = list(dict.fromkeys(group for item in both for group in item.groups))
+    return _write(folder / "index.html", "logs.html", **values)
 
 
 def write_runs_index(outputs: Path) -> Path:

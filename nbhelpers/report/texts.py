@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 
 from nbhelpers import store
+from nbhelpers.logs.read import Log, named
 from nbhelpers.records import LabError, Result, Sample, Score
+from nbhelpers.tracking.result import read_info, spec_of
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ class Item:
     def gap(self) -> float:
         """How far the models' means lie apart."""
         return max(self.means.values(), default=0.0) - min(self.means.values(), default=0.0)
+
+    @property
+    def same(self) -> bool:
+        """Whether all models wrote the same texts."""
+        return len({tuple(a.sample.text for a in own) for own in self.answers.values()}) == 1
 
     @property
     def off(self) -> float:
@@ -82,3 +89,20 @@ def items(
         by_model = {model: tuple(own) for model, own in answers[id].items()}
         found.append(Item(id, order[id], sample.prompt, sample.content_type, groups, target, by_model))
     return sorted(found, key=lambda item: -item.gap)
+
+
+def side_by_side(logs: Sequence[Log]) -> list[Item]:
+    """The prompts of the runs among the logs, a column a run's model, by the names of the comparison."""
+    names = {(log.source, log.model): new.model for log, new in zip(logs, named(logs), strict=True)}
+    own = dict[str, Item]()
+    for source in dict.fromkeys(log.source for log in logs):
+        for path in sorted((*Path(source).glob("result.json"), *Path(source).glob("*/result.json"))):
+            result, run_dir = store.read_json(path, Result), path.parent.parent
+            model = spec_of(result.model, read_info(run_dir)).alias
+            if name := names.get((source, model)):
+                for item in items(run_dir, [replace(result, slug=path.parent.name)], {}):
+                    [answers] = item.answers.values()
+                    known = own.setdefault(item.id, replace(item, answers={}))
+                    own[item.id] = replace(known, answers=known.answers | {name: answers})
+    both = [item for item in own.values() if len(item.answers) > 1]
+    return sorted(both, key=lambda item: (item.same, -item.gap, item.place))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -47,11 +48,19 @@ class English:
 
     def tokens(self, text: str) -> Ids:
         """The text as tokens, with a paragraph's break at both ends, or several: no run is longer than it."""
-        found = [BREAK]
-        for raw in _TOKEN.findall(text):
-            found.append(self._token(raw, found[-1]))
+        found = [BREAK, *(token for _, token in self._tokens(text))]
         found += [BREAK] * max(1, RUNS[-1][1][-1] - len(found))
         return np.array([self.words[token] for token in found], dtype=np.int64)
+
+    def unknown(self, text: str) -> list[tuple[int, int]]:
+        """Where words that are none stand in the text."""
+        return [span for span, token in self._tokens(text) if token == UNKNOWN]
+
+    def _tokens(self, text: str) -> Iterator[tuple[tuple[int, int], str]]:
+        token = BREAK
+        for match in _TOKEN.finditer(text):
+            token = self._token(match[0], token)
+            yield match.span(), token
 
     def _token(self, raw: str, before: str) -> str:
         word = _SIGNS.get(raw) or raw.lower().replace("’", "'")

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from browser import CHROMIUM, browser
 from made_runs import make_result, make_sample, planted, write_info, write_model
+from typer.testing import CliRunner
 
+from nbhelpers import cli
 from nbhelpers.report import html as report
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine")
@@ -81,6 +83,40 @@ def test_one_model_alone(opened):
     opened.run(tell("model", "second"))
     shown = opened.run("[...document.querySelectorAll('.answer:not([hidden])')].map((a) => a.dataset.model)")
     assert shown == ["second"] * 6
+
+
+def test_marks_show_where_they_are_asked_for_and_say_what_they_are(opened):
+    opened.run("{ const m = document.querySelector('.items mark'); window.first = m; }")
+    line = "getComputedStyle(window.first).textDecorationLine"
+    assert (opened.run("window.first.textContent"), opened.run(line)) == ("img", "none")
+    opened.run("document.getElementById('marks').click()")
+    assert (opened.run(line), opened.run("window.first.title")) == (
+        "underline",
+        "a word that the score does not know",
+    )
+    assert opened.run("window.ran === undefined")
+
+
+def test_two_runs_stand_side_by_side_what_changed_first(tab, tmp_path):
+    for run, texts, levels in (("old", "abc", (5, 4, 6)), ("new", "xbz", (5.5, 4, 1))):
+        name, rows = "same-model", []
+        for n, (text, level) in enumerate(zip(texts, levels, strict=True), 1):
+            said = f"{run if text != 'b' else ''} answer {EVIL}"
+            rows.append((make_sample(name, f"b{n:02d}", 0, text=said), float(level)))
+        write_model(tmp_path / run, make_result(name, [float(level) for level in levels]), rows)
+        write_info(tmp_path / run, [name])
+    asked = ["compare", str(tmp_path / "old"), str(tmp_path / "new"), "--out", str(tmp_path / "both")]
+    done = CliRunner().invoke(cli.app, asked)
+    assert done.exit_code == 0, done.stdout
+    tab.open(tmp_path / "both" / "index.html")
+    assert tab.run(SHOWN) == ["b03", "b01", "b02"]
+    heads = tab.run("[...document.querySelectorAll('.item h3')].map((h) => h.textContent)")
+    assert ["means 5.00 apart" in heads[0], "0.50 apart" in heads[1], "the same texts" in heads[2]] == [
+        True
+    ] * 3
+    names = tab.run("[...document.querySelectorAll('#item-b03 h4')].map((h) => h.textContent.trim())")
+    assert names == ["same-model (old)", "same-model (new)"]
+    assert tab.run("window.ran === undefined") and tab.log == []
 
 
 def test_a_heading_sorts_its_table_both_ways(opened):

@@ -43,6 +43,12 @@
     table.parentNode.after(link);
   }
 
+  // Marks: what each is, for who cannot see the line.
+  const marks = document.getElementById("marks"), said = (mark) => `p mark.${mark.className}`;
+  if (marks) marks.onchange = () => {
+    for (const mark of document.querySelectorAll(".items mark")) mark.title = document.querySelector(said(mark)).textContent;
+  };
+
   // Texts: search, filter, order.
   const form = document.getElementById("explore");
   if (!form) return;
