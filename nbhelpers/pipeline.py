@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Literal, get_args
 
 from nbhelpers import registry, store, tasks
 from nbhelpers.devices import device
-from nbhelpers.generation import generate, server
+from nbhelpers.generation import generate, latency
 from nbhelpers.loading import load
 from nbhelpers.loading.folder import inspect
 from nbhelpers.records import ModelRun, RunInfo, Settings
@@ -65,46 +66,24 @@ def make(run: ModelRun, through: Step) -> None:
 
 
 def _make_rows(run: ModelRun, place: device.DeviceReport, purposes: list[generate.Purpose]) -> None:
-    """loading.json, and the rows for these purposes."""
-    if run.spec.kind == "server":
-        return _ask_server(run, purposes)
-    path, known = run.folder / "loading.json", False
+    """loading.json, and the rows for these purposes; another revision of a model makes all of them again."""
+    path, served, old = run.folder / "loading.json", run.spec.kind == "server", None
     if path.exists():
-        old, right = load.read_report(run), (place.device, place.dtype, load.revision_of(run.spec))
-        known = (old.device, old.dtype, old.revision) == right
-    if known and not any(None in generate.found(run, purpose) for purpose in purposes):
+        old, right = load.read_report(run), (place.device, place.dtype)
+        if not served and (old.device, old.dtype, old.revision) != (*right, load.revision_of(run.spec)):
+            old = None
+    if old and not any(None in generate.found(run, purpose) for purpose in purposes):
         return
-    loaded = load.load(run.spec, place.device, place.dtype)
     prompts = tasks.prompts_of(run.settings)
-    try:
-        if known:
-            loaded = replace(loaded, report=old)
-        else:
+    with latency.opened(run) as (loaded, make):
+        if served or not old:
             print(f"making {run.folder.name}/{path.name}")
-        store.write_json(path, generate.report_of(loaded, prompts, run.settings))
+        if not served:
+            loaded = replace(loaded, report=old or loaded.report)
+        report = loaded.report if served else generate.report_of(loaded, prompts, run.settings)
+        store.write_json(path, report)
         for purpose in purposes:
             if None in generate.found(run, purpose):
                 print(f"making {run.folder.name}/{purpose}.jsonl")
-                maker = generate.measure_latency if purpose == "latency" else generate.generate_samples
+                maker = partial(latency.measure_latency, make=make) if purpose == "latency" else make
                 maker(loaded, prompts, run.settings, run.folder / f"{purpose}.jsonl", limits=run.limits)
-    finally:
-        load.unload(loaded)
-
-
-def _ask_server(run: ModelRun, purposes: list[generate.Purpose]) -> None:
-    """As _make_rows, for a model that a server has loaded: another revision of it makes all rows again."""
-    path = run.folder / "loading.json"
-    if path.exists() and not any(None in generate.found(run, purpose) for purpose in purposes):
-        return
-    served = server.connect(run.spec)
-    prompts = tasks.prompts_of(run.settings)
-    print(f"making {run.folder.name}/{path.name}")
-    store.write_json(path, served.report)
-    for purpose in purposes:
-        if None in generate.found(run, purpose):
-            print(f"making {run.folder.name}/{purpose}.jsonl")
-            given = (served, prompts, run.settings, run.folder / f"{purpose}.jsonl")
-            if purpose == "latency":
-                generate.measure_latency(*given, run.limits, server.generate_samples)
-            else:
-                server.generate_samples(*given, limits=run.limits)

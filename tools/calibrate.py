@@ -25,6 +25,8 @@ from numpy.typing import NDArray
 from scipy import special
 from scipy import stats as sps
 
+from nbhelpers.comparison.speed import MARGIN
+from nbhelpers.generation.generate import LATENCY_PROMPTS, ROUNDS
 from nbhelpers.stats import corrected, noninferiority, paired, sequential
 
 Array = NDArray[np.float64]
@@ -63,6 +65,14 @@ POINTS, SHARE, DIFFERING = (
     0.05,
     0.1,
 )  # margins, and the share of items that either of two equal models wins
+# The latency of four models of which the last is slower, on a machine that changes its speed (logs of times).
+TIMED, SLOWER = ("speed, in turn", "speed, one after the other"), 0.1
+JITTER, WANDER, DRIFT = (
+    0.03,
+    0.005,
+    0.2,
+)  # of a row; of the machine from row to row, and over the pass at most
+BURST, LONGEST = 0.2, 8  # a neighbour's: what it adds, and to how many rows at most
 BEHIND = {"equal": 0, "at the margin": 1, "two margins worse": 2}  # true differences, in margins
 
 
@@ -89,6 +99,8 @@ def run_cell(data: str, n: int, simulations: int, seed: int = 0) -> list[Row]:
             return rows_of(n, simulations, np.random.default_rng([seed, i, n]))
     if data in GATED:
         return _gate_rows(data, n, simulations, np.random.default_rng([seed, 99, GATED.index(data), n]))
+    if data in TIMED:
+        return _speed_rows(data, n, simulations, np.random.default_rng([seed, 98, TIMED.index(data), n]))
     if data in LOOKED:
         return _look_rows(data, simulations, np.random.default_rng([seed, len(DATA), LOOKED.index(data)]))
     rng = np.random.default_rng([seed, DATA.index(data), n])
@@ -400,6 +412,43 @@ def _pass_or_fail(n: int, simulations: int, margins: int, rng: np.random.Generat
     return [known[wins, losses] for wins, losses, _ in drawn.tolist()]
 
 
+def _speed_rows(data: str, n: int, simulations: int, rng: np.random.Generator) -> list[Row]:
+    """Equal models of which some pair is called different; a slower model that is told from the first."""
+    equal, apart = (told_apart(draw_speeds(data, n, simulations, slower, rng)) for slower in (0.0, SLOWER))
+    alarms, found = equal.any(axis=1).astype(float), apart[:, MODELS - 2].astype(float)
+    return [_row("test", "ratios", data, n, alarms), _row("power", "ratios", data, n, found)]
+
+
+def draw_speeds(data: str, n: int, simulations: int, slower: float, rng: np.random.Generator) -> Array:
+    """Mean log speeds over the rounds, (simulations, models, prompts), of a pass on an unsteady machine."""
+    blocks = n * ROUNDS
+    rows = np.arange(MODELS * blocks)
+    start, size = rng.integers(0, len(rows), (simulations, 1)), rng.integers(0, LONGEST + 1, (simulations, 1))
+    slow = rng.uniform(-DRIFT, DRIFT, (simulations, 1)) * rows / len(rows)
+    slow = slow + rng.normal(0, WANDER, (simulations, len(rows))).cumsum(axis=1)
+    slow += BURST * ((rows >= start) & (rows < start + size)) + rng.normal(0, JITTER, slow.shape)
+    model, block = np.ogrid[
+        :MODELS, :blocks
+    ]  # a block: all models at one prompt, another one first each time
+    place = block * MODELS + (model - block) % MODELS if data == TIMED[0] else model * blocks + block
+    slow = slow[:, place]
+    slow[:, -1] += math.log1p(slower)
+    return -slow.reshape(simulations, MODELS, ROUNDS, n).mean(axis=2)
+
+
+def told_apart(speeds: Array) -> NDArray[np.bool_]:
+    """Which pairs of models ``speed.in_pairs`` calls different: (simulations, pairs)."""
+    first, second = np.triu_indices(MODELS, 1)
+    d, n = speeds[:, first] - speeds[:, second], speeds.shape[2]
+    mean, error = np.abs(d.mean(axis=2)), sps.sem(d, axis=2)
+    p, half = 2 * special.stdtr(n - 1, -mean / error), error * sps.t.isf(0.025, n - 1)
+    order = np.argsort(p, axis=1)
+    steps = np.maximum.accumulate(np.take_along_axis(p, order, 1) * np.arange(p.shape[1], 0, -1), axis=1)
+    holm = np.empty_like(p)
+    np.put_along_axis(holm, order, steps, 1)
+    return (mean > half) & (holm < 0.05) & (mean + half >= MARGIN)
+
+
 def ppi(y: Array, f: Array, rest: Array) -> Ends:
     """PPI++ as ppi-python's ppi_mean_ci has it: normal quantile, tuning clipped to [0, 1]."""
     n, m = y.shape[1], rest.shape[1]
@@ -549,6 +598,7 @@ def main() -> None:
             writer.writerow(Row._fields)
         cells = [*itertools.product(SIZES, (*DATA, UNEQUAL, BINARY)), *itertools.product(RATED, (FAVOUR,))]
         cells += [*itertools.product((PLANNED,), LOOKED), (GATE_PROMPTS, GATED[0])]
+        cells += itertools.product((LATENCY_PROMPTS,), TIMED)
         for n, data in (*cells, *itertools.product(GATE_RATED, GATED[1:])):
             if (data, n) not in done:
                 writer.writerows(run_cell(data, n, options.simulations))

@@ -50,7 +50,7 @@ ENDS_S = 120.0  # what a dead runner leaves must be gone by then: imports are no
 LONGEST_S = 20.0  # before the next kill; a resumed run goes on where the last one was
 PARAMETERS = "\n".join(f"{field.name} = {field.default!r}" for field in dataclasses.fields(Settings))
 OPEN = f"""from nbhelpers import pipeline, registry
-from nbhelpers.generation import generate
+from nbhelpers.generation import generate, latency
 from nbhelpers.loading import load
 from nbhelpers.records import Settings
 run = pipeline.open_run(Settings({", ".join(field.name for field in dataclasses.fields(Settings))}))
@@ -62,7 +62,7 @@ NOTEBOOKS = {
     "03_generation": """loaded = load.load(run.spec, device, dtype)
 texts = registry.load_prompts(prompts, limit)
 generate.generate_samples(loaded, texts, run.settings, run.folder / "samples.jsonl", batch_size=2)
-generate.measure_latency(loaded, texts, run.settings, run.folder / "latency.jsonl")
+latency.measure_latency(loaded, texts, run.settings, run.folder / "latency.jsonl")
 """,
     "04_scoring": 'pipeline.make(run, "scores")',
     "05_statistics": 'pipeline.make(run, "stats")',

@@ -12,6 +12,7 @@ import numpy as np
 
 from nbhelpers import registry, store
 from nbhelpers.comparison import ratings
+from nbhelpers.comparison.speed import compare_speeds
 from nbhelpers.records import (
     LAB_SCALE,
     SCHEMA_VERSION,
@@ -55,6 +56,7 @@ class ComparisonReport(Record):
     corrected: tuple[Comparison, ...] = ()  # pairs in readers' points, in the order of ``readers``
     planned: int | None = None  # of a run --until-decided: its prompts; ``pairs`` hold at every look
     scale: Scale = LAB_SCALE  # of ``primary``
+    speed: tuple[Comparison, ...] = ()  # log ratios of speeds, the faster model first; "better" is faster
 
     @property
     def verdicts(self) -> tuple[Comparison, ...]:
@@ -72,12 +74,14 @@ def assemble(run_dir: Path, margin: float | None = None) -> ComparisonReport:
     """The comparison of a run's folder, not written. margin None: the scale's. LabError as ``comparable``."""
     (results, excluded, notes), info = comparable(run_dir), read_info(run_dir)
     looks = sequential.looks_of(info) if info else ()
-    report = compare(results, excluded, margin, notes, looks)
+    speed = compare_speeds(run_dir, read_results(run_dir)[0])  # also of models without a score
+    report = replace(compare(results, excluded, margin, notes, looks), speed=speed)
     try:
         known = ratings.read_ratings(run_dir, results)
         if known.judge and results:
             known, results, more = ratings.judged(known, results)
             report = compare(results, excluded, margin, [*notes, *more], looks, known.judge or "")
+            report = replace(report, speed=speed)
         try:
             found = ratings.correct(known, results, margin or MARGIN)  # in readers' points
         except LabError as error:  # those that ship may do without the sheet's

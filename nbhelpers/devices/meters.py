@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import timeit
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,19 +106,31 @@ class NoisePass(Record):
     before: Moment
     after: Moment
     other_load: float  # 0..1, from the beginning of before to the end of after
+    busiest: str = ""  # of the other programs
     schema_version: int = SCHEMA_VERSION
 
 
 @contextmanager
-def recorded(path: Path | None, keys: Sequence[str]) -> Iterator[None]:
-    """Record the conditions under which the rows ``keys`` of the file ``path`` are made, if there are any."""
-    start, before = cpu_times(), Moment(spin() if keys else None)
+def recorded(rows: Mapping[Path, Sequence[str]]) -> Iterator[list[Times]]:
+    """Record the conditions under which rows are made, for each of their files by their keys, if any.
+
+    What is appended to the list is left out: times in which others worked for us.
+    """
+    if not rows:
+        yield []
+        return
+    start, known, before, apart = cpu_times(), programs(), Moment(spin()), list[Times]()
     try:
-        yield
+        yield apart
     finally:
-        if path and keys:
-            after = Moment(spin())
-            row = NoisePass(tuple(keys), before, after, other_load(start, cpu_times()))
+        after, used = Moment(spin()), dict[str, float]()
+        for (pid, name), seconds in programs().items():
+            used[name] = used.get(name, 0.0) + seconds - known.get((pid, name), 0.0)
+        busiest = max(used, key=lambda name: used[name], default="")
+        left_out = [sum(part) for part in zip(*apart, strict=True)] or (0.0, 0.0, 0.0)
+        wall, busy, mine = (a - b for a, b in zip(cpu_times(), left_out, strict=True))
+        for path, keys in ((path, keys) for path, keys in rows.items() if keys):
+            row = NoisePass(tuple(keys), before, after, other_load(start, (wall, busy, mine)), busiest)
             store.append_row(path.with_name(NOISE_FILE), row)
 
 
@@ -134,7 +146,8 @@ def verdict(found: Sequence[NoisePass]) -> str:
         return "not recorded"
     worst, reasons = metrics(found), []
     if (load := worst["noise/other_load"]) > MOST_LOAD:
-        reasons.append(f"{load:.0%} load by other processes")
+        most = max(found, key=lambda one: one.other_load).busiest
+        reasons.append(f"{load:.0%} load by other processes{f', above all {most}' if most else ''}")
     if abs(drift := worst["noise/clock_drift"]) > MOST_DRIFT:
         reasons.append(f"clock drift of {drift:+.0%}")
     return f"noisy: {', '.join(reasons)}" if reasons else "quiet"
@@ -162,6 +175,16 @@ def cpu_times() -> Times:
         with suppress(psutil.Error):  # it ended while we looked: its time is in the parent's from now on
             mine += sum(process.cpu_times()[:4])  # user and system, and those of its children that ended
     return time.monotonic(), busy, mine
+
+
+def programs() -> dict[tuple[int, str], float]:
+    """CPU seconds of every program but this one, its children and its parent, by process id and name."""
+    ours = {(me := psutil.Process()).pid, me.ppid(), *(child.pid for child in me.children(recursive=True))}
+    found = dict[tuple[int, str], float]()
+    for process in psutil.process_iter(["name", "cpu_times"]):
+        if process.pid not in ours and (times := process.info["cpu_times"]):
+            found[process.pid, process.info["name"] or "?"] = sum(times[:2])
+    return found
 
 
 def other_load(first: Times, last: Times) -> float:

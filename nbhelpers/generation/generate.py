@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
@@ -25,8 +24,7 @@ if TYPE_CHECKING:
     from nbhelpers.generation.decode import Finished
 
 ENGINE = 3  # raise it when the same settings would give another text: older rows are then made again
-LATENCY_PROMPTS, LATENCY_TOKENS = 5, 64
-WARM_UP_TOKENS = 8  # of a generation before the first timed one, in no row
+LATENCY_PROMPTS, ROUNDS, LATENCY_TOKENS = 8, 2, 64  # of latency: the first prompts, each so often
 BATCH_CAP = 128  # rows
 
 Purpose = Literal["samples", "latency"]  # of rows, and the name of their file
@@ -46,9 +44,16 @@ class Request:
 
 
 def requests(
-    prompts: Sequence[Prompt], settings: Settings, report: LoadingReport, purpose: Purpose = "samples"
+    prompts: Sequence[Prompt],
+    settings: Settings,
+    report: LoadingReport,
+    purpose: Purpose = "samples",
+    only: int | None = None,
 ) -> list[Request]:
-    """Every (prompt, repeat) in order, keyed by all that decides its text; latency takes few prompts."""
+    """Every (prompt, repeat) in order, or only of one repeat, keyed by all that decides its text.
+
+    Latency takes few prompts, and for repeats its rounds.
+    """
     latency, names = purpose == "latency", ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
     decides = {name: getattr(settings, name) for name in names}
     decides |= {"model": report.model, "revision": report.revision, "format": report.prompt_format}
@@ -57,8 +62,8 @@ def requests(
     decides |= {"maker_settings": True} if settings.maker_settings else {}
     decides |= {} if latency else tasks.load_task(settings.task).decides()
     wanted, likely = list[Request](), "likelihoods" in decides
-    first, repeats = (prompts[:LATENCY_PROMPTS], 1) if latency else (prompts, settings.repeats)
-    for prompt, repeat in itertools.product(first, range(repeats)):
+    first, repeats = (prompts[:LATENCY_PROMPTS], ROUNDS) if latency else (prompts, settings.repeats)
+    for prompt, repeat in itertools.product(first, range(repeats) if only is None else [only]):
         digest = (report.ids_digests or {}).get(prompt.id)
         own: dict[str, Any] = {"prompt_id": prompt.id, "prompt": prompt.text, "repeat": repeat}
         said = (("ids", digest), ("before", prompt.before), ("choices", likely and prompt.choices))
@@ -123,14 +128,15 @@ def generate_samples(
     batch_size: int | None = None,
     limits: Limits = Limits(),
     purpose: Purpose = "samples",
+    only: int | None = None,
 ) -> list[Sample]:
-    """One sample per prompt and repeat, in that order, each exactly once, generated in batches.
+    """One sample per prompt and repeat (or only of one), in that order, each exactly once, in batches.
 
     path: a JSONL file; its finished rows are reused, its failed ones tried again, new rows appended as they
     end. batch_size: None chooses by memory. What goes wrong with a row is recorded in it. Raises LabError for
     a file or a model that cannot be used, and where limits.fail_on_error is reached.
     """
-    wanted = requests(prompts, settings, report_of(loaded, prompts, settings), purpose)
+    wanted = requests(prompts, settings, report_of(loaded, prompts, settings), purpose, only)
     make = partial(_made, loaded, settings, batch_size or 0, limits.generation_s, purpose)
     return collect(wanted, likelihood.with_logprobs(loaded, settings, make, purpose), path, limits)
 
@@ -143,7 +149,7 @@ def collect(
         rows = store.read_rows(path, Sample) if path else ()
         have, failed = {row.key: row for row in rows if row.error is None}, 0
         missing = [request for request in wanted if request.key not in have]
-        with meters.recorded(path, [request.key for request in missing]):
+        with meters.recorded({path: [request.key for request in missing]} if path and missing else {}):
             for sample in make(missing):
                 have[sample.key] = sample
                 append(sample)
@@ -265,29 +271,6 @@ def sample_of(
         reasoning=thought,
         ids_digest=job.ids_digest,
     )
-
-
-def measure_latency(
-    loaded: Any,
-    prompts: Sequence[Prompt],
-    settings: Settings,
-    path: Path | None = None,
-    limits: Limits = Limits(),
-    make: Callable[..., list[Sample]] | None = None,
-) -> list[Sample]:
-    """Latency as one user meets it: the first prompts (at most 5), one at a time, after a warm-up.
-
-    Every row gets as many new tokens (64, or max_new_tokens if that is less), end tokens or not, so that
-    short answers are not called fast. The order is drawn from the seed, as machines slow down. make:
-    generate_samples (None), or that of ``server``, which may end an answer all the same.
-    """
-    first, make = prompts[:LATENCY_PROMPTS], make or generate_samples
-    warm_up = replace(settings, max_new_tokens=min(WARM_UP_TOKENS, settings.max_new_tokens))
-    make(loaded, first[:1], warm_up, batch_size=1, purpose="latency")
-    shuffled = random.Random(settings.seed).sample(first, len(first))
-    rows = make(loaded, shuffled, settings, path, 1, limits, "latency")
-    by_prompt = {row.prompt_id: row for row in rows}
-    return [by_prompt[prompt.id] for prompt in first]
 
 
 def throughput(samples: Iterable[Sample]) -> float:

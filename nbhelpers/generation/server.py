@@ -162,9 +162,11 @@ def generate_samples(
     batch_size: int | None = None,
     limits: Limits = Limits(),
     purpose: generate.Purpose = "samples",
+    only: int | None = None,
 ) -> list[Sample]:
     """As ``generate.generate_samples``, with batch_size requests at a time (None: limits.at_once)."""
-    wanted, fixed = generate.requests(prompts, settings, served.report, purpose), purpose == "latency"
+    wanted = generate.requests(prompts, settings, served.report, purpose, only)
+    fixed = purpose == "latency"
     most = min(generate.LATENCY_TOKENS, settings.max_new_tokens) if fixed else settings.max_new_tokens
     asked, at_once = replace(settings, max_new_tokens=most), batch_size or limits.at_once
 

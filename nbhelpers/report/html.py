@@ -24,6 +24,7 @@ from nbhelpers import store, tasks
 from nbhelpers.comparison import compare as comparison
 from nbhelpers.comparison import labels, plots, ratings
 from nbhelpers.comparison.compare import ComparisonReport
+from nbhelpers.comparison.speed import speed_sentence
 from nbhelpers.logs.compare import LogsReport
 from nbhelpers.logs.read import Log
 from nbhelpers.records import LAB_SCALE, Estimate, LabError, Result, RunInfo, Sample, Scale
@@ -260,7 +261,13 @@ def _write(path: Path, template: str, **values: Any) -> Path:
     files = FileSystemLoader(TEMPLATES)
     pages = Environment(loader=files, autoescape=True, finalize=clean, undefined=StrictUndefined)
     pages.trim_blocks = pages.lstrip_blocks = True
-    for function in (counted, comparison.spec_of, comparison.verdict_sentence, plots.question):
+    for function in (
+        counted,
+        comparison.spec_of,
+        comparison.verdict_sentence,
+        speed_sentence,
+        plots.question,
+    ):
         pages.filters[function.__name__] = function
     script = (TEMPLATES / "explore.js").read_text(encoding="utf-8")
     values["policy"] = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

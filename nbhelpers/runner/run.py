@@ -34,7 +34,7 @@ from nbhelpers.scoring.texts import printable
 LEAST_FREE = 2**20  # bytes of a disk that is not full
 GRACE_S = 90.0  # a notebook may take this much longer than a cell's limit: kernel start, saving
 ANSWERS = "03"  # with it begin the notebooks that answer prompts; those before it need none
-REPORT = "report"  # the step after the comparison; it is in run.json only if it failed
+TIMING, REPORT = "timing", "report"  # steps of the whole run; they are in run.json only if they failed
 STOPPED = "stopped by --fail-on-error"
 
 Watcher = Callable[[NotebookStatus], None]  # called when a notebook ends
@@ -94,21 +94,26 @@ class _Run:
             kernels.serve(self.log)
             import papermill  # noqa: F401  # while the server is importing
 
+            from nbhelpers.generation import latency
             from nbhelpers.tracking import mlflow_run
 
-            kernels.start(self.log, mlflow_run.init_database)
-            settings, left = replace(self.info.settings, run_dir=str(self.folder)), "0"
+            database = kernels.start(self.log, mlflow_run.init_database)
+            settings = replace(self.info.settings, run_dir=str(self.folder))
+            runs = self._runs(settings)
+            begun = self._together(partial(self._pipeline, run, "0", ANSWERS) for run in runs)
+            able = list(compress(runs, begun))
+            database.join(GRACE_S)
+            if able and not self.refused and not latency.is_whole(able):
+                self._forget_answers()  # they show other timings
+                most_s = self.limits.cell_s * len(able) + GRACE_S
+                self._step(TIMING, "no timing in turn", most_s, latency.measure_in_turn, able)
             if self.info.looks:
-                settings, left = self._until_decided(settings), ANSWERS
-            self._together(partial(self._pipeline, run, left) for run in self._runs(settings))
+                settings = self._until_decided(settings, {run.settings.model for run in able})
+            self._together(partial(self._pipeline, run, ANSWERS) for run in self._runs(settings))
             given = {"run_dir": str(self.folder)}
             self._together([partial(self._notebooks, "", self.folder, (COMPARISON,), given)])
             self._save()  # the report reads it
-            report = kernels.start(self.log, write_pages, self.folder)
-            report.join(self.limits.cell_s)
-            if report.exitcode != 0:
-                problem = f"the report was not written; see {self.log.name}"
-                self._save(NotebookStatus(REPORT, "", "failed", 0.0, problem, Failure.OTHER))
+            self._step(REPORT, "the report was not written", self.limits.cell_s, write_pages, self.folder)
         finally:
             self.ending = True
             kernels.kill(self.folder)
@@ -127,14 +132,28 @@ class _Run:
         self.work = [self.pool.submit(task) for task in tasks]
         return [future.result() for future in self.work]
 
-    def _until_decided(self, settings: Settings) -> Settings:
+    def _step(self, name: str, problem: str, most_s: float, target: Callable[..., object], *of: Any) -> None:
+        """Have a process of its own do something for the whole run; run.json says so where it failed."""
+        if not self._process(self.log, most_s, target, *of):
+            problem = f"{problem}; see {self.log.name}"
+            self._save(NotebookStatus(name, "", "failed", 0.0, problem, Failure.OTHER))
+
+    def _process(self, log: Path, most_s: float, target: Callable[..., object], *of: Any) -> bool:
+        process = kernels.start(log, target, *of)
+        process.join(most_s)
+        if process.exitcode != 0:
+            kernels.kill(log)  # if it takes longer
+        return process.exitcode == 0
+
+    def _forget_answers(self) -> None:
+        kept = (s for s in self.info.notebooks if s.notebook < ANSWERS or not s.model)
+        self.info = replace(self.info, notebooks=tuple(kept))
+
+    def _until_decided(self, settings: Settings, able: set[str]) -> Settings:
         """Have all models answer more prompts, look by look, until no pair waits; the settings of the last.
 
         A look makes what is missing and compares: a resumed run comes to where it was.
         """
-        runs = self._runs(settings)
-        done = self._together(partial(self._pipeline, run, "0", ANSWERS) for run in runs)
-        able = set(compress(self.models, done))
         for prompts in self.info.looks:
             settings = replace(settings, limit=prompts)
             runs = [run for run in self._runs(settings) if run.settings.model in able]
@@ -142,18 +161,16 @@ class _Run:
             able = {run.settings.model for run in runs}
             if settled(self.info, runs):
                 break
-        kept = (status for status in self.info.notebooks if status.notebook < ANSWERS)
-        self.info = replace(self.info, notebooks=tuple(kept))  # others showed fewer prompts before a resume
+        self._forget_answers()  # others showed fewer prompts before a resume
         return settings
 
     def _answer(self, run: ModelRun) -> bool:
         """Make a model's answers to the prompts of a look, and their scores; notebook 03 says what failed."""
         from nbhelpers import pipeline
 
-        process = kernels.start(log := run.folder / kernels.LOG, pipeline.make, run, "scores")
-        process.join(self.limits.cell_s + GRACE_S)
-        kernels.kill(log)  # if it takes longer
-        return process.exitcode == 0
+        return self._process(
+            run.folder / kernels.LOG, self.limits.cell_s + GRACE_S, pipeline.make, run, "scores"
+        )
 
     def _pipeline(self, run: ModelRun, first: str, end: str = "1") -> bool:
         """The notebooks of a model whose names lie from ``first`` on and before ``end``."""
@@ -163,7 +180,7 @@ class _Run:
     def _notebooks(self, model: str, folder: Path, names: Sequence[str], parameters: dict[str, Any]) -> bool:
         """Execute what is left of some notebooks, skip what follows a failure, and say whether all passed."""
         known = {s.notebook: s.status for s in self.info.notebooks if s.model == model}
-        failed = next((name for name, status in known.items() if status != "passed"), "")
+        failed = next((name for name, status in known.items() if status != "passed" and name != TIMING), "")
         for name in names:
             if self.ending or name in known:
                 continue

@@ -223,7 +223,7 @@ def attach(run_dir: Path, ratings: Mapping[str, Mapping[str, float]] | None = No
         return
     whole = [
         *(run_dir / f"{COMPARISON}.{kind}" for kind in ("ipynb", "html")),
-        run_dir / "index.html",
+        *(run_dir / name for name in ("index.html", "latency.json")),
         compared,
     ]
     with _one_sentence():

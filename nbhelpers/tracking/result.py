@@ -70,8 +70,8 @@ def make_result(run: ModelRun) -> Result:
     """Everything about one model in one record, from its files; writes result.json."""
     loaded, report = load.read_report(run), store.read_json(run.folder / "stats.json", StatsReport)
     samples, timed = generate.read_samples(run), generate.read_samples(run, "latency")
-    keys = [row.key for row in (*samples, *timed) if row.engine != "server"]  # its own work would be noise
-    passes = meters.passes(run.folder, keys)
+    here = [row.key for row in timed if row.engine != "server"]  # a server's own work would be noise
+    passes = meters.passes(run.folder, here)
     money = costs.cost_summary(samples, device.read_report(run))
     metrics = flat_metrics(report, loaded, samples, money) | meters.metrics(passes)
     scores, task = rubric.read_scores(run), tasks.load_task(run.settings.task)
@@ -106,19 +106,23 @@ def quality_estimates(
 
 
 def latency_estimates(rows: Iterable[Sample]) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
-    """Times and speeds at batch 1, and the percentiles of the times. Each row is another prompt: the unit.
+    """Times and speeds at batch 1, and the percentiles of the times, over prompts: the mean of their rounds.
 
     Times are skewed: bootstrap-t, which covers them best (notebook 05); speeds, their inverses, have t.
     """
     found, percentiles = dict[str, Estimate](), dict[str, Estimate]()
-    good = [row for row in rows if row.error is None]
+    prompts = dict[str, list[Sample]]()
+    for row in rows:
+        if row.error is None and row.latency_s:
+            prompts.setdefault(row.prompt_id, []).append(row)
     for name in ("latency_s", "ttft_s", "tpot_s"):
-        times = [t for row in good if (t := getattr(row, name)) is not None]
+        known = [[t for row in own if (t := getattr(row, name)) is not None] for own in prompts.values()]
+        times = [fmean(own) for own in known if own]
         found[name] = stats.estimate(times, name, method="bootstrap-t")
         for q in (50, 95, 99):
             percentiles[f"{name}/p{q}"] = stats.percentile_estimate(times, q, name)
     for name, amount in AMOUNTS.items():
-        speeds = [amount(row) / row.latency_s for row in good if row.latency_s]
+        speeds = [fmean(amount(row) / (row.latency_s or 1) for row in own) for own in prompts.values()]
         found[f"{name}_per_s"] = stats.estimate(speeds, f"{name}_per_s")
     clipped = {n: dataclasses.replace(e, low=e.low and max(0.0, e.low)) for n, e in found.items()}
     return clipped, percentiles

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -42,18 +44,19 @@ def test_without_a_record_nothing_is_called_quiet(tmp_path: Path) -> None:
 
 def test_a_row_finds_the_pass_that_made_it(tmp_path: Path) -> None:
     path = tmp_path / "samples.jsonl"
-    with meters.recorded(path, ["a", "b"]):
+    with meters.recorded({path: ["a", "b"]}):
         pass
-    with meters.recorded(path, ["c"]):
+    with meters.recorded({path: ["c"], tmp_path / "lost" / "samples.jsonl": []}):
         pass
-    with meters.recorded(path, []), meters.recorded(None, ["d"]):
+    with meters.recorded({}):
         pass  # nothing was made, or nothing is kept
+    assert not (tmp_path / "lost").exists()
     assert [p.keys for p in store.read_rows(tmp_path / meters.NOISE_FILE, NoisePass)] == [("a", "b"), ("c",)]
     assert [p.keys for p in meters.passes(tmp_path, ["b", "z"])] == [("a", "b")]
 
 
 def test_a_pass_that_fails_is_recorded_too(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), meters.recorded(tmp_path / "samples.jsonl", ["a"]):
+    with pytest.raises(KeyboardInterrupt), meters.recorded({tmp_path / "samples.jsonl": ["a"]}):
         raise KeyboardInterrupt
     assert len(meters.passes(tmp_path, ["a"])) == 1
 
@@ -98,3 +101,24 @@ def test_a_row_of_an_older_release_is_read(tmp_path: Path) -> None:
     text = "{" + row + ', "warm_ups": 1, "schema_version": 1}\n'
     (tmp_path / meters.NOISE_FILE).write_text(text)
     assert meters.passes(tmp_path, ["a"]) == [NoisePass(("a",), CALM, CALM, 0.02)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names itself by prctl(2)")
+def test_the_program_that_disturbs_is_named(tmp_path: Path) -> None:
+    """A burner with a name of its own, started by a shell that is gone: nobody's child here."""
+    code = "import ctypes; ctypes.CDLL(None).prctl(15, b'burner'); print(flush=True)\nwhile True: pass"
+    (said := tmp_path / "said").touch()
+    started = f'"{sys.executable}" -c "$0" >"$1" 2>&1 & echo $!'
+    told = subprocess.run(["sh", "-c", started, code, str(said)], stdout=subprocess.PIPE, text=True)
+    try:
+        while not said.read_text():
+            time.sleep(0.01)
+        before = meters.programs()
+        [burner] = [program for program in before if program[1] == "burner"]
+        with meters.recorded({tmp_path / "samples.jsonl": ["a"]}):
+            while meters.programs()[burner] < before[burner] + 0.1:
+                time.sleep(0.1)
+        [found] = meters.passes(tmp_path, ["a"])
+        assert found.busiest and os.getpid() not in {pid for pid, _ in before}
+    finally:
+        os.kill(int(told.stdout), signal.SIGKILL)

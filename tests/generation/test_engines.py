@@ -34,8 +34,8 @@ from transformers import (
 )
 
 from nbhelpers.generation import decode as decoding
-from nbhelpers.generation import generate, sampling
 from nbhelpers.generation import generate as generation
+from nbhelpers.generation import latency, sampling
 from nbhelpers.loading import load as loading
 from nbhelpers.loading import tokenizer as tokenizers
 from nbhelpers.loading.load import Loaded
@@ -128,7 +128,7 @@ def test_a_state_space_model_is_served_by_generate_and_the_row_says_so(tmp_path:
     for size in (1, 2):
         assert texts(generation.generate_samples(loaded, PROMPTS, FEW, batch_size=size)) == texts(whole)
     assert generation.generate_samples(loaded, PROMPTS, FEW, path) == whole
-    for s in generate.measure_latency(loaded, PROMPTS, FEW):
+    for s in latency.measure_latency(loaded, PROMPTS, FEW):
         assert s.ttft_s is not None and s.latency_s is not None and 0 < s.ttft_s < s.latency_s
 
 

@@ -38,7 +38,7 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 from nbhelpers import pipeline, registry, store
 from nbhelpers.devices import meters
 from nbhelpers.generation import decode as decoding
-from nbhelpers.generation import generate, sampling
+from nbhelpers.generation import generate, latency, sampling
 from nbhelpers.generation import generate as generation
 from nbhelpers.loading import load as loading
 from nbhelpers.loading import tokenizer
@@ -600,17 +600,17 @@ def test_latency_is_measured_one_by_one_over_a_fixed_length_after_a_warm_up(tmp_
     loaded = tiny("gpt2", context=128, eos=MANY_ENDS)
     sizes = watch(loaded.model)
     path = tmp_path / "latency.jsonl"
-    prompts = [Prompt(f"p{n}", "Hello " * n, "short_post") for n in range(1, 8)]
-    samples = generate.measure_latency(loaded, prompts, Settings(max_new_tokens=20), path)
-    assert [s.prompt_id for s in samples] == ["p1", "p2", "p3", "p4", "p5"]
-    assert {(s.batch_size, s.new_tokens, s.repeat) for s in samples} == {(1, 20, 0)}
-    assert sizes == [1] * (8 + 5 * 20)  # eight tokens to warm up, in no row
+    prompts = [Prompt(f"p{n}", "Hello " * n, "short_post") for n in range(1, 11)]
+    samples = latency.measure_latency(loaded, prompts, Settings(max_new_tokens=20), path)
+    assert [s.prompt_id for s in samples] == [f"p{n}" for n in range(1, 9) for _ in range(2)]
+    assert {(s.batch_size, s.new_tokens, s.repeat) for s in samples} == {(1, 20, 0), (1, 20, 1)}
+    assert sizes == [1] * (8 + 16 * 20)  # eight tokens to warm up, in no row
     for s in samples:
         assert s.latency_s is not None and s.ttft_s is not None and s.tpot_s is not None
         assert 0 < s.ttft_s < s.latency_s
         assert s.tpot_s == pytest.approx((s.latency_s - s.ttft_s) / 19)
-    assert generate.measure_latency(loaded, prompts, Settings(max_new_tokens=20), path) == samples
-    assert len(sizes) == 108 + 8  # the warm-up alone
+    assert latency.measure_latency(loaded, prompts, Settings(max_new_tokens=20), path) == samples
+    assert len(sizes) == 328 + 8  # the warm-up alone
 
 
 def test_throughput_by_hand() -> None:
@@ -663,7 +663,7 @@ def test_rows_are_read_by_key_without_torch_and_what_is_missing_is_named(tmp_pat
     prompts = registry.load_prompts(limit=2)
     store.write_json(run.folder / "loading.json", generation.report_of(loaded, prompts, settings))
     made = generation.generate_samples(loaded, prompts, settings, run.folder / "samples.jsonl")
-    timed = generate.measure_latency(loaded, prompts, settings, run.folder / "latency.jsonl")
+    timed = latency.measure_latency(loaded, prompts, settings, run.folder / "latency.jsonl")
     assert [(s.prompt_id, s.error) for s in made] == [("b01", None), ("b02", None)]
     assert None not in generation.found(run) + generation.found(run, "latency")
     code = (

@@ -19,8 +19,8 @@ from planted_clock import VirtualClock, planted
 
 from nbhelpers import store
 from nbhelpers.generation import decode as decoding
-from nbhelpers.generation import generate
 from nbhelpers.generation import generate as generation
+from nbhelpers.generation import latency
 from nbhelpers.records import Prompt, Sample, Settings
 from nbhelpers.stats.estimate import estimate, percentile_estimate
 from nbhelpers.tracking import result as summary
@@ -165,10 +165,10 @@ def test_latency_excludes_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = virtual(monkeypatch, 0.5, 0.02)
     wait = loaded.model.pause
     loaded.model.pause = lambda seconds: wait(seconds if len(loaded.model.passes) > 1 else 30.0)
-    samples = generate.measure_latency(loaded, PROMPTS, SETTINGS)
+    samples = latency.measure_latency(loaded, PROMPTS, SETTINGS)
     assert off(samples, 0.5, 0.02) < 1e-6
-    assert [s.new_tokens for s in samples] == [9] * 4  # ends are ignored: every row has the same length
-    assert len(loaded.model.passes) == generate.WARM_UP_TOKENS + 4 * 9
+    assert [s.new_tokens for s in samples] == [9] * 8  # ends are ignored: every row has the same length
+    assert len(loaded.model.passes) == latency.WARM_UP_TOKENS + 8 * 9
 
 
 def test_latency_prompts_run_in_a_seeded_order_and_come_back_in_their_own(tmp_path: Path) -> None:
@@ -177,8 +177,8 @@ def test_latency_prompts_run_in_a_seeded_order_and_come_back_in_their_own(tmp_pa
     for seed in (0, 0, 1, 2):
         path = tmp_path / f"{len(orders)}.jsonl"
         settings = replace(SETTINGS, seed=seed)
-        samples = generate.measure_latency(planted(0.0, 0.0), prompts, settings, path)
-        assert [s.prompt_id for s in samples] == [p.id for p in prompts]
+        samples = latency.measure_latency(planted(0.0, 0.0), prompts, settings, path)
+        assert [(s.prompt_id, s.repeat) for s in samples] == [(p.id, n) for p in prompts for n in (0, 1)]
         orders.append([row.prompt_id for row in store.read_rows(path, Sample)])
     assert orders[0] == orders[1]
     assert len({tuple(order) for order in orders}) == 3
@@ -214,8 +214,9 @@ def test_median_and_tail_are_covered() -> None:
 
 
 def test_a_model_s_percentiles_say_why_they_are_missing() -> None:
-    rows = generate.measure_latency(planted(0.0, 0.0), PROMPTS, SETTINGS)
-    rows = [replace(row, latency_s=1.0 + n, ttft_s=0.5, tpot_s=None) for n, row in enumerate(rows * 6)]
+    rows = latency.measure_latency(planted(0.0, 0.0), PROMPTS, SETTINGS)
+    planned = {"ttft_s": 0.5, "tpot_s": None}
+    rows = [replace(row, prompt_id=f"{n}", latency_s=1.0 + n, **planned) for n, row in enumerate(rows * 3)]
     found = summary.latency_estimates(rows)[1]
     assert found["latency_s/p50"].mean == 12.5 and found["latency_s/p50"].low is not None
     assert found["latency_s/p95"].mean == pytest.approx(np.percentile(range(1, 25), 95))
@@ -227,19 +228,21 @@ def test_a_model_s_percentiles_say_why_they_are_missing() -> None:
 
 def test_no_latency_interval_goes_below_zero() -> None:
     """One slow row among five: the t interval of their mean is negative, ours ends at zero or above."""
-    rows = generate.measure_latency(planted(0.0, 0.0), PROMPTS[:1] * 5, SETTINGS)
-    times = (0.1, 0.11, 0.12, 0.1, 2.0)
-    rows = [replace(rows[0], latency_s=time_s) for time_s in times]
+    rows = latency.measure_latency(planted(0.0, 0.0), PROMPTS[:1] * 5, SETTINGS)
+    times = (0.1, 0.11, 0.12, 0.13, 2.0)
+    rows = [replace(rows[0], prompt_id=f"{time_s}", latency_s=time_s) for time_s in (*times, 0.1)]
+    rows[-1] = replace(rows[-1], repeat=1)  # the first prompt once more: no sixth value
     assert (estimate(times).low or 0) < 0
     found = summary.latency_estimates(rows)[0]["latency_s"]
+    assert (found.n, found.mean) == (5, pytest.approx(np.mean(times)))
     assert found.method == "bootstrap-t" and found.low is not None and found.low >= 0
 
 
 def test_one_odd_row_does_not_promise_speed() -> None:
     """Four rows at 100 tokens per second and one three times as fast: the interval stays in their reach."""
-    rows = generate.measure_latency(planted(0.0, 0.0), PROMPTS[:1] * 5, SETTINGS)
+    rows = latency.measure_latency(planted(0.0, 0.0), PROMPTS[:1] * 5, SETTINGS)
     speeds = (100.0, 99.0, 101.0, 98.0, 300.0)
-    rows = [replace(rows[0], new_tokens=10, latency_s=10 / speed) for speed in speeds]
+    rows = [replace(rows[0], prompt_id=f"{s}", new_tokens=10, latency_s=10 / s) for s in speeds]
     found = summary.latency_estimates(rows)[0]["tokens_per_s"]
     assert 0 <= found.low < found.mean < found.high < max(speeds)
     assert estimate(speeds, method="bootstrap-t").high > 2 * max(speeds)

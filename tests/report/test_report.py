@@ -24,6 +24,7 @@ from made_runs import (
 
 from nbhelpers import store
 from nbhelpers.comparison import compare as comparison
+from nbhelpers.generation.latency import LatencyPass
 from nbhelpers.records import LabError, Sample, Scale
 from nbhelpers.report import html as report
 from nbhelpers.report import texts
@@ -184,6 +185,25 @@ def test_the_table_gives_every_figure_with_its_unit(page: Page):
     assert "shape:bloom-560m 559M parameters noise not recorded not applicable 150" in page.text
     for unit in ("words/s", "tokens/s", "ms", "weights MiB", "per request", "1 to 10"):
         assert unit in page.text
+
+
+def test_models_that_were_timed_in_turn_have_verdicts_on_their_speed(tmp_path: Path):
+    keys = list[str]()
+    for model, seconds in (("fast", 0.5), ("slow", 1.0)):
+        rows = [
+            make_sample(model, prompt, n, latency_s=seconds * (1 + 0.1 * n))
+            for prompt in prompt_ids()
+            for n in range(2)
+        ]
+        folder = write_model(tmp_path, make_result(model, planted(4, 1)), [(row, 4.0) for row in rows])
+        store.write_rows(folder / "latency.jsonl", rows[:16])
+        keys += [row.key for row in rows[:16]]
+    comparison.compare_run(tmp_path)
+    assert "Which is faster?" not in Page(report.write_report(tmp_path)).text
+    store.write_json(tmp_path / "latency.json", LatencyPass(tuple(keys), True))
+    [pair] = comparison.compare_run(tmp_path).speed
+    assert (pair.a, pair.b, pair.n, pair.verdict) == ("fast", "slow", 8, "better")
+    assert "fast is 2.00 times as fast" in Page(report.write_report(tmp_path)).text
 
 
 def test_every_pair_has_a_verdict(page: Page):

@@ -20,6 +20,7 @@ from test_readme import COMMANDS, RUN
 from nbhelpers import registry, store
 from nbhelpers.comparison.compare import ComparisonReport
 from nbhelpers.devices import device as devices
+from nbhelpers.generation import latency
 from nbhelpers.loading.folder import inspect
 from nbhelpers.records import (
     FailOnError,
@@ -43,7 +44,8 @@ class Steps:
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir, self.killed, self.parameters = run_dir, threading.Event(), {}
-        self.report_status, self.do = 0, lambda model, name: None
+        self.report_status, self.do, self.timed = 0, lambda model, name: None, []
+        self.timing_status = 0
 
     def run_notebook(self, notebook, output, parameters, timeout_s, model=""):
         self.parameters[model, output.stem] = parameters
@@ -61,6 +63,9 @@ class Steps:
 
     def start(self, log, target, *arguments):
         status = self.report_status if target is runner.write_pages else 0
+        if target is latency.measure_in_turn:
+            status = self.timing_status
+            self.timed.append([run.settings.model for run in arguments[0]])
         return SimpleNamespace(exitcode=status, join=lambda timeout=None: None)
 
 
@@ -92,7 +97,10 @@ def test_every_notebook_of_every_model_then_the_comparison(steps):
     info = runner.run(plan, watch=events.append)
     for model in ("lab-gpt2", "lab-opt", ""):
         assert set(statuses(info, model)) == {("passed", None)}
-    wanted = [(m, n) for m in ("lab-gpt2", "lab-opt") for n in PIPELINE] + [("", COMPARISON)]
+    phases = (PIPELINE[:2], PIPELINE[2:])  # between them all models are timed in turn
+    wanted = [(m, n) for names in phases for m in ("lab-gpt2", "lab-opt") for n in names]
+    wanted += [("", COMPARISON)]
+    assert steps.timed == [["lab-gpt2", "lab-opt"]]
     assert [(status.model, status.notebook) for status in events] == wanted
     assert store.read_json(plan.run_dir / "run.json", RunInfo) == info
     assert info.seconds >= 0 and info.jobs == 1 and info.limits == Limits()
@@ -180,7 +188,7 @@ def test_a_failure_policy_stops_the_run_and_the_run_can_go_on(steps, failure, po
     info = runner.run(plan, limits=Limits(fail_on_error=policy))
     assert statuses(info, "lab-gpt2")[2] == ("failed", "a fault")
     second = statuses(info, "lab-opt")
-    assert second[0] == (("passed", None) if goes_on else ("skipped", "stopped by --fail-on-error"))
+    assert second[2] == (("passed", None) if goes_on else ("skipped", "stopped by --fail-on-error"))
     assert statuses(info, "") == [("passed", None)]
     assert store.read_json(plan.run_dir / "run.json", RunInfo).limits.fail_on_error == policy
     steps.do = lambda model, name: None
@@ -248,6 +256,18 @@ def test_a_report_that_cannot_be_written_is_a_failure_until_it_is(steps):
     steps.report_status = 0
     again = runner.run(plans.plan_resume(str(plan.run_dir)))
     assert {s.status for s in again.notebooks} == {"passed"}
+
+
+def test_models_that_cannot_be_timed_in_turn_go_on_alone_and_the_run_says_so(steps):
+    plan = planned(steps, "lab-gpt2", "lab-opt")
+    steps.timing_status = 1
+    info = runner.run(plan)
+    failed = [(s.notebook, s.model, s.error) for s in info.notebooks if s.status == "failed"]
+    assert failed == [("timing", "", "no timing in turn; see run.log")]
+    assert len(info.notebooks) == 2 * len(PIPELINE) + 2  # also the comparison
+    steps.timing_status = 0
+    again = runner.run(plans.plan_resume(str(plan.run_dir)))
+    assert {s.status for s in again.notebooks} == {"passed"} and len(steps.timed) == 2
 
 
 def test_the_runner_itself_stays_light():
@@ -496,7 +516,8 @@ def test_mlflow_holds_the_run_with_its_late_notebooks(real_run):
         query = "select value from tags where run_uuid = ? and key = 'mlflow.parentRunId'"
         [whole] = database.execute(query, [report.run_id]).fetchone()
     held = {path.name for path in (run_dir.parent / "mlartifacts" / whole / "artifacts").rglob("*.*")}
-    assert held == {f"{COMPARISON}.ipynb", f"{COMPARISON}.html", "comparison.json", "index.html"}
+    files = {"comparison.json", "index.html", "latency.json"}
+    assert held == {f"{COMPARISON}.ipynb", f"{COMPARISON}.html", *files}
     assert "Traceback" not in (run_dir / "run.log").read_text()
 
 

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from scipy import stats as sps
 from test_corrected import PPI_ENDS, REST, F, Y
 
+from nbhelpers.comparison import speed
+from nbhelpers.generation.generate import LATENCY_PROMPTS
 from nbhelpers.records import Score
 from nbhelpers.stats import paired
 from nbhelpers.stats.estimate import by_prompt, estimate
@@ -37,6 +39,7 @@ def test_the_table_is_complete_and_says_how_exact_it_is():
     cells |= {(calibrate.FAVOUR, n) for n in calibrate.RATED}
     cells |= {(data, calibrate.PLANNED) for data in calibrate.LOOKED}
     cells |= {(data, n) for data, sizes in GATE.items() for n in sizes}
+    cells |= {(data, LATENCY_PROMPTS) for data in calibrate.TIMED}
     assert {(r.data, r.n) for r in TABLE.values()} == cells
     for r in TABLE.values():
         assert r.simulations >= 10_000 and 0 <= r.rate <= 1 and 0 <= r.none < 0.6
@@ -61,6 +64,7 @@ def test_the_table_is_complete_and_says_how_exact_it_is():
         (calibrate.LOOKED[2], calibrate.PLANNED),
         (calibrate.GATED[0], calibrate.GATE_PROMPTS),
         (calibrate.GATED[1], 60),
+        (calibrate.TIMED[0], LATENCY_PROMPTS),
     ],
 )
 def test_a_slice_simulated_again_agrees_with_the_table(data, n):
@@ -136,6 +140,27 @@ def test_the_correction_keeps_its_promise_where_the_score_does_not():
         r, least = TABLE["width", "corrected", calibrate.FAVOUR, n], math.sqrt(0.36 + 0.64 * n / 100)
         assert 0.99 * least < r.rate < 1.02 * least  # the least that a correlation of 0.8 allows
     assert TABLE["interval", "PPI++, 1.96", calibrate.FAVOUR, 20].rate < 0.93
+
+
+def test_models_in_turn_are_told_apart_by_their_speed_and_by_nothing_else():
+    turn, after = (
+        {kind: TABLE[kind, "ratios", data, LATENCY_PROMPTS].rate for kind in ("test", "power")}
+        for data in calibrate.TIMED
+    )
+    assert turn["test"] <= 0.05 and turn["power"] >= 0.95
+    assert after["test"] > 0.5  # the drift of the machine is taken for the models'
+
+
+def test_the_simulated_verdicts_on_speed_are_those_of_the_package():
+    for slower in (0.0, 0.04, 0.1):
+        speeds = calibrate.draw_speeds(calibrate.TIMED[0], 8, 30, slower, np.random.default_rng(5))
+        for told, models in zip(calibrate.told_apart(speeds), speeds, strict=True):
+            given = {
+                f"m{i}": {(f"p{j}", 0): float(x) for j, x in enumerate(row)} for i, row in enumerate(models)
+            }
+            pairs = {frozenset((pair.a, pair.b)): pair.verdict for pair in speed.in_pairs(given, {})}
+            names = [frozenset(pair) for pair in itertools.combinations(given, 2)]
+            assert [pairs[name] in ("better", "worse") for name in names] == told.tolist()
 
 
 def test_looking_early_is_safe_by_the_always_valid_test_only():

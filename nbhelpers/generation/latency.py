@@ -1,0 +1,150 @@
+"""Latency as one user meets it: one answer at a time, after a warm-up; the models of a run in turn.
+
+A machine is slower at one time than at another. Models that answer the same prompt within a moment of each
+other, in an order that changes, meet that alike: their ratios lose it (randomised multiple interleaved
+trials, Abedi & Brecht 2017, doi 10.1145/3030207.3030229).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nbhelpers import store, tasks
+from nbhelpers.devices import device as devices
+from nbhelpers.devices import fit, meters
+from nbhelpers.generation import generate, server
+from nbhelpers.loading import load
+from nbhelpers.records import SCHEMA_VERSION, LabError, Limits, ModelRun, Prompt, Record, Sample, Settings
+
+FILE = "latency.json"
+WARM_UP_TOKENS = 8  # of a generation before the first timed one, in no row
+Maker = Callable[..., list[Sample]]  # generate_samples, or that with its model given
+
+
+@dataclass(frozen=True)
+class LatencyPass(Record):
+    """latency.json of a run: whose timings were taken in turn, so that they may be compared in pairs."""
+
+    keys: tuple[str, ...]  # of the rows of all latency.jsonl that have no error, as they were made
+    together: bool  # all models were loaded: a turn was one answer; else it was all prompts of a round
+    schema_version: int = SCHEMA_VERSION
+
+
+def measure_latency(
+    loaded: Any,
+    prompts: Sequence[Prompt],
+    settings: Settings,
+    path: Path | None = None,
+    limits: Limits = Limits(),
+    make: Maker | None = None,
+) -> list[Sample]:
+    """The latency of one model alone: its first prompts (at most 8) in two rounds, one at a time.
+
+    Every row gets as many new tokens (64, or max_new_tokens if that is less), end tokens or not, so that
+    short answers are not called fast. The order is drawn from the seed, as machines slow down. make:
+    generate_samples (None), or that of ``server``, which may end an answer all the same.
+    """
+    first = prompts[: generate.LATENCY_PROMPTS]
+    warm = _warm(partial(make or generate.generate_samples, loaded), first, settings, limits)
+    shuffled = random.Random(settings.seed).sample(first, len(first))
+    rows = {(row.prompt_id, row.repeat): row for row in warm(shuffled, settings, path, 1, limits, "latency")}
+    return [rows[prompt.id, number] for prompt in first for number in range(generate.ROUNDS)]
+
+
+def measure_in_turn(runs: Sequence[ModelRun]) -> None:
+    """The latency of a run's models in one pass; writes latency.jsonl of each, and the run's latency.json.
+
+    Where memory holds all of them (and no server has two), they take turns at every prompt of every round;
+    else each is loaded for its turn at all prompts of a round. All is measured anew, as half a pass would
+    pair timings of different hours. A model that cannot be opened is left out, and the log says why.
+    """
+    asked, together = tasks.prompts_of(runs[0].settings)[: generate.LATENCY_PROMPTS], _fit(runs)
+    shuffled = random.Random(runs[0].settings.seed).sample(asked, len(asked))
+    groups = [[prompt] for prompt in shuffled] if together else [shuffled]
+    made = {run.folder / "latency.jsonl": list[Sample]() for run in runs}
+    keys, order, held = {path: list[str]() for path in made}, list[str](), dict[Path, Maker]()
+
+    @contextmanager
+    def left_out(path: Path) -> Iterator[None]:
+        try:
+            yield
+        except Exception as problem:  # libraries and servers have no common base
+            made.pop(path)
+            print(f"{path.parent.name} is not timed with the others: {problem}")
+
+    with ExitStack() as stack:
+        for path, run in zip(list(made), runs, strict=True) if together else ():
+            with left_out(path):
+                held[path] = stack.enter_context(_warmed(run, asked))
+        apart = stack.enter_context(meters.recorded(keys))
+        turns = ((number, group) for number in range(generate.ROUNDS) for group in groups)
+        for first, (number, group) in enumerate(turns):
+            for place in range(len(runs)):
+                run = runs[(first + place) % len(runs)]
+                if (path := run.folder / "latency.jsonl") not in made:
+                    continue
+                before = meters.cpu_times() if run.spec.kind == "server" else None
+                with left_out(path), nullcontext(held[path]) if together else _warmed(run, asked) as make:
+                    rows = make(group, run.settings, None, 1, run.limits, "latency", number)
+                    made[path] += rows
+                    keys[path] += [row.key for row in rows]
+                    order += [row.key for row in rows if row.error is None]
+                if before:  # a server on this machine works for us
+                    wall, busy, mine = (b - a for a, b in zip(before, meters.cpu_times(), strict=True))
+                    apart.append((wall, busy, mine))
+    for path, rows in made.items():
+        store.write_rows(path, rows)
+    store.write_json(runs[0].folder.parent / FILE, LatencyPass(tuple(order), together))
+
+
+def is_whole(runs: Sequence[ModelRun]) -> bool:
+    """Whether these models were timed in one pass, without a row that lacks or failed."""
+    with suppress(LabError):
+        keys = set(store.read_json(runs[0].folder.parent / FILE, LatencyPass).keys)
+        rows = [row for run in runs for row in generate.found(run, "latency")]
+        return None not in rows and {row.key for row in rows if row} <= keys
+    return False
+
+
+def _fit(runs: Sequence[ModelRun]) -> bool:
+    """Whether all models can be held at once: memory for the local ones, a server each for the others."""
+    servers = [run.spec.source.partition("#")[0] for run in runs if run.spec.kind == "server"]
+    need, free = 0, 0
+    for run in (run for run in runs if run.spec.kind != "server"):
+        report = load.read_report(run)
+        one = fit.generation_need(run.spec, report.dtype, vocabulary=report.vocabulary or 0)
+        need += (report.parameter_bytes or 0) + one.cache + one.logits
+        free = devices.free_memory(report.device)
+    return len(set(servers)) == len(servers) and fit.fits(fit.Need(need, 0, 0), free)
+
+
+@contextmanager
+def opened(run: ModelRun) -> Iterator[tuple[Any, Maker]]:
+    """A model that is loaded here, or asked at its server, and what generates its samples."""
+    if run.spec.kind == "server":
+        yield server.connect(run.spec), server.generate_samples
+        return
+    place = devices.read_report(run)
+    loaded = load.load(run.spec, place.device, place.dtype)
+    try:
+        yield loaded, generate.generate_samples
+    finally:
+        load.unload(loaded)
+
+
+@contextmanager
+def _warmed(run: ModelRun, prompts: Sequence[Prompt]) -> Iterator[Maker]:
+    with opened(run) as (loaded, make):
+        yield _warm(partial(make, loaded), prompts, run.settings, run.limits)
+
+
+def _warm(make: Maker, prompts: Sequence[Prompt], settings: Settings, limits: Limits) -> Maker:
+    few = replace(settings, max_new_tokens=min(WARM_UP_TOKENS, settings.max_new_tokens))
+    make(prompts[:1], few, None, 1, limits, "latency", 0)
+    return make
