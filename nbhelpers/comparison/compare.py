@@ -283,7 +283,8 @@ def _points(pair: Comparison) -> str:
     found += "" if pair.rated is None else f", {pair.rated} of them rated"
     apart = pair.low is not None and pair.high is not None and (pair.low > 0 or pair.high < 0)
     if apart and pair.verdict == "cannot tell" and pair.p_holm is not None:
-        found += f", but p is {pair.p_holm:.3f} after correction for all pairs"
+        found += f", but p is {pair.p_holm:.3f}"
+        found += " after correction for all pairs" if pair.p_holm != pair.p else ""
     if pair.rated is not None or pair.verdict != "cannot tell":
         return found
     planned = pair.prompts_needed
