@@ -1,6 +1,6 @@
 """Make the embedded models from nothing: corpus, tokenizer, weights, cards.
 
-    python tools/models/build.py                    all four, about an hour on two CPU cores
+    python tools/models/build.py                    all four, up to two hours on two CPU cores
     python tools/models/build.py --only lab-gpt2    one of them
     python tools/models/build.py --cards            measure the models again and rewrite their cards
     python tools/models/build.py --steps 30 --out /tmp/try    a short trial, elsewhere
@@ -26,7 +26,7 @@ from tools.models import corpus, training
 MODELS = Path(__file__).resolve().parents[2] / "data" / "models"
 CACHE = MODELS / "cache"
 WORKERS = 2
-STEPS = 3000  # of every model: what differs between them is architecture and size, not practice
+STEPS = 6000  # of every model: what differs between them is architecture and size, not practice
 
 # The longest training first, so that the two workers end at about the same time.
 RECIPES = {
