@@ -13,17 +13,7 @@ import numpy as np
 from nbhelpers import registry, store
 from nbhelpers.comparison import ratings
 from nbhelpers.comparison.speed import compare_speeds
-from nbhelpers.records import (
-    LAB_SCALE,
-    SCHEMA_VERSION,
-    Estimate,
-    LabError,
-    Record,
-    Result,
-    Sample,
-    Scale,
-    Verdict,
-)
+from nbhelpers.records import LAB_SCALE, SCHEMA_VERSION, Estimate, LabError, Record, Result, Sample, Scale
 from nbhelpers.stats import paired, sequential
 from nbhelpers.stats.estimate import by_unit, estimate, mean_score
 from nbhelpers.stats.paired import Comparison
@@ -31,7 +21,6 @@ from nbhelpers.tracking.result import read_info, read_results, spec_of
 
 MARGIN = LAB_SCALE.margin  # points below which a difference does not matter to us (a choice)
 FOREIGN = "samples/not_applicable"  # texts without a score, because a rubric reads English
-OPPOSITE: dict[Verdict, Verdict] = {"better": "worse", "worse": "better"}
 CONDITIONS = ("task", "prompts", "max_new_tokens", "temperature", "top_k", "top_p")
 
 
@@ -193,10 +182,9 @@ def compare(
     per_model = {r.model: r.per_prompt for r in ranked}
     basis = f"by the {by or 'rubric'}" if by or not own else f"by {ranked[0].primary}"
     basis += f", by an always-valid test after {len(prompts)} of {planned} prompts" if planned else ""
-    pairs = paired.judged(sequential.measured(per_model, margin, looks))
-    pairs = tuple(replace(p, unit=scale.unit, items="items" if own else "prompts") for p in pairs)
-    if not scale.higher_is_better:
-        pairs = tuple(replace(pair, verdict=OPPOSITE.get(pair.verdict, pair.verdict)) for pair in pairs)
+    numbers = sequential.measured(per_model, margin, looks)
+    numbers = [replace(n, unit=scale.unit, items="items" if own else "prompts") for n in numbers]
+    pairs = paired.judged(numbers, [scale.higher_is_better] * len(numbers))
     ranking, primary = {r.model: means[r.model] for r in ranked}, ranked[0].primary if ranked else ""
     advice = *pick_model(ranked, pairs), *size_effect(ranked, scale, looks)
     report = ComparisonReport(primary, prompts, ranking, pairs, *advice, excluded, notes=tuple(notes))

@@ -219,7 +219,7 @@ def correct(known: Ratings, results: Sequence[Result], margin: float) -> Correct
     for model, scores in ((result.model, result.per_prompt) for result in results):
         same = {prompt: known.scores[drawn[prompt][model]] for prompt in rated}
         of_model[model] = corrected.Rated({p: rated[p][model] for p in rated}, same, scores)
-    means = {model: corrected.corrected_mean(of, weights, model) for model, of in of_model.items()}
+    means = {model: corrected.corrected_mean(of, weights, model)[0] for model, of in of_model.items()}
     ranking = dict(sorted(means.items(), key=lambda pair: -(pair[1].mean or 0.0)))
     pairs = corrected.correct_all({model: of_model[model] for model in ranking}, weights, margin)
     return Correction(ranking, pairs, given)

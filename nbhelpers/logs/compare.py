@@ -59,7 +59,8 @@ class Group:
 def compare_logs(logs: Sequence[Log], choice: Choice) -> LogsReport:
     """Every task and metric of the choice that at least two logs have. LabError where there is none."""
     found, notes = groups(named(logs), choice)
-    tests, numbers, rankings = sum(math.comb(len(group.scores), 2) for group in found), [], []
+    tests = sum(math.comb(len(group.scores), 2) for group in found)
+    numbers, rankings, higher = [], [], list[bool]()
     for group in found:
         means = {model: estimate.estimate(own.values(), model) for model, own in group.scores.items()}
         best_first = sorted(means, key=lambda model: means[model].mean or 0.0, reverse=group.logs[0].higher)
@@ -67,11 +68,10 @@ def compare_logs(logs: Sequence[Log], choice: Choice) -> LogsReport:
         scores = {model: group.scores[model] for model in best_first}
         pairs = sequential.measured(scores, group.margin, group.looks, tests=tests)
         numbers += [replace(pair, unit=group.logs[0].unit, items=group.items) for pair in pairs]
-    judged, comparisons = iter(paired.judged(numbers)), []
+        higher += [group.logs[0].higher] * len(pairs)
+    judged, comparisons = iter(paired.judged(numbers, higher)), []
     for group, ranking in zip(found, rankings, strict=True):
         first, own = group.logs[0], [next(judged) for _ in range(math.comb(len(ranking), 2))]
-        if not first.higher:
-            own = [replace(pair, verdict=compare.OPPOSITE.get(pair.verdict, pair.verdict)) for pair in own]
         lead, units = own[: len(ranking) - 1], tuple(next(iter(group.scores.values())))
         pick = lead[0].a if all(pair.verdict == "better" for pair in lead) else None
         said = " ".join(map(compare.verdict_sentence, lead))

@@ -222,17 +222,15 @@ def settled(info: RunInfo, runs: Sequence[ModelRun]) -> bool:
     from nbhelpers import tasks
     from nbhelpers.loading import load
     from nbhelpers.scoring import rubric
-    from nbhelpers.stats import estimate, sequential
+    from nbhelpers.stats import estimate, paired, sequential
 
     runs = [run for run in runs if load.read_report(run).quality_applies]
     task = tasks.load_task(info.settings.task)
     scores = [estimate.by_prompt(rubric.read_scores(run), task.primary) for run in runs]
     shared = set(scores[0]).intersection(*scores[1:]) if scores else set()
     per_model = {run.folder.name: {p: own[p] for p in shared} for run, own in zip(runs, scores, strict=True)}
-    pairs = sequential.compare_in_order(
-        per_model, sequential.looks_of(info), info.looks[-1], task.scale.margin
-    )
-    return all(pair.verdict != "cannot tell" for pair in pairs)
+    found = sequential.measured(per_model, task.scale.margin, sequential.looks_of(info), info.looks[-1])
+    return all(pair.verdict != "cannot tell" for pair in paired.judged(found))
 
 
 def with_disk(status: NotebookStatus, folder: Path) -> NotebookStatus:

@@ -98,20 +98,15 @@ def correct_all(models: dict[str, Rated], weights: Scores, margin: float = 0.5) 
     for a, b in combinations(models, 2):
         pairs = zip(models[a], models[b], strict=True)
         gaps = Rated(*({prompt: one[prompt] - other[prompt] for prompt in one} for one, other in pairs))
-        e, p = _corrected(gaps, weights)
+        e, p = corrected_mean(gaps, weights)
         known = Comparison(a, b, e.n, e.mean, e.low, e.high, p, margin=margin, reason=e.reason)
         found.append(replace(known, rated=len(gaps.ratings)))
     return judged(found)
 
 
-def corrected_mean(model: Rated, weights: Scores, name: str = "") -> Estimate:
-    """One model's mean in readers' points, corrected as the differences are."""
-    return replace(_corrected(model, weights)[0], name=name)
-
-
-def _corrected(known: Rated, weights: Scores) -> tuple[Estimate, float | None]:
+def corrected_mean(known: Rated, weights: Scores, name: str = "") -> tuple[Estimate, float | None]:
     """The mean in readers' points and the p that it is 0, or why there is nothing to say."""
-    rated, found = sorted(known.ratings), Estimate("", len(known.scores), method="corrected")
+    rated, found = sorted(known.ratings), Estimate(name, len(known.scores), method="corrected")
     if len(rated) < LEAST:
         reason = f"{len(rated)} rated prompts: a correction needs at least {LEAST}"
         return replace(found, reason=reason), None

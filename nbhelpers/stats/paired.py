@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import combinations
+from itertools import combinations, repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,27 +112,30 @@ def binary_span(scores: Array) -> float:
     return float(np.ptp(levels)) if len(levels) == 2 and np.array_equal(levels, levels.round()) else 0.0
 
 
-def judged(found: Sequence[Comparison]) -> tuple[Comparison, ...]:
-    """Add Holm's p over all pairs that have a p, and the verdicts (rules in ``compare_all``)."""
+def judged(found: Sequence[Comparison], higher: Iterable[bool] = repeat(True)) -> tuple[Comparison, ...]:
+    """Add Holm's p over all pairs that have a p, and the verdicts (rules in ``compare_all``).
+
+    higher: for each pair, whether more is better.
+    """
     adjusted = iter(holm([c.p for c in found if c.p is not None]))
-    return tuple(c if c.p is None else _judged(replace(c, p_holm=next(adjusted))) for c in found)
+    pairs = zip(found, higher, strict=False)
+    return tuple(c if c.p is None else _judged(c, next(adjusted), more) for c, more in pairs)
 
 
-def _judged(c: Comparison) -> Comparison:
-    if c.difference is None or c.p_holm is None:
-        return c
-    low, high = (c.difference if end is None else end for end in (c.low, c.high))
+def _judged(c: Comparison, p_holm: float, higher: bool) -> Comparison:
+    c = replace(c, p_holm=p_holm)
+    low, high = ((c.difference or 0.0) if end is None else end for end in (c.low, c.high))
     settled = replace(c, prompts_needed=None, prompts_low=None, prompts_high=None)
     apart, inside = low > 0 or high < 0, -c.margin < low and high < c.margin
-    significant = apart and c.p_holm < ALPHA
+    significant = apart and p_holm < ALPHA
     if inside and (c.low is not None or c.n >= _fewest(ALPHA)):
         small = f"the difference is significant, but inside ±{c.margin:g}: too small to matter"
         return replace(settled, verdict="tied", reason=small if significant else c.reason)
     if significant:
-        return replace(settled, verdict="better" if low > 0 else "worse")
+        return replace(settled, verdict="better" if (low > 0) == higher else "worse")
     reason = f"the interval holds 0 and reaches outside ±{c.margin:g}"
     if apart:
-        reason = f"the interval excludes 0, but the adjusted p of {c.p_holm:.3f} is not below {ALPHA:g}"
+        reason = f"the interval excludes 0, but the adjusted p of {p_holm:.3f} is not below {ALPHA:g}"
     return replace(c, reason=c.reason or reason)
 
 

@@ -107,29 +107,22 @@ def early(found: Estimate, values: Scores, looks: Looks) -> Estimate:
     return replace(found, low=low, high=high, method="always-valid", reason=reason)
 
 
-def compare_in_order(
-    per_model: dict[str, Scores], looks: Looks, planned: int, margin: float = 0.5
-) -> tuple[Comparison, ...]:
-    """``paired.compare_all`` for models that are compared after every look, up to this one.
-
-    looks: the prompts that each added, in the order in which they were asked, up to ``planned`` in all. The
-    verdicts follow the same rules, from ``interval`` and ``p_value``; "cannot tell" before there are any.
-    """
-    return paired.judged(measured(per_model, margin, looks, planned))
-
-
 def measured(
     per_model: dict[str, Scores], margin: float, looks: Looks, planned: int = 0, tests: int | None = None
 ) -> list[Comparison]:
-    """``paired.measured``; where there are looks, with figures that hold at every one of them."""
+    """``paired.measured`` for models that are compared after every look, with figures that hold at each.
 
-    def early(c: Comparison) -> Comparison:
-        a, b = per_model[c.a], per_model[c.b]
-        x, sizes = in_order({prompt: round(a[prompt] - b[prompt], 12) for prompt in a}, looks)
-        ends = interval(x, sizes, planned or sum(map(len, looks)))
-        if ends is None:
-            return replace(c, p=None, low=None, high=None, reason=f"n = {c.n}: too few for an early verdict")
-        low, high = (None, None) if c.low is None else ends  # all differences are equal
-        return replace(c, p=p_value(x, sizes, planned or sum(map(len, looks))), low=low, high=high)
-
-    return [early(c) if looks and c.p is not None else c for c in paired.measured(per_model, margin, tests)]
+    looks: the prompts that each added, in the order in which they were asked, up to ``planned`` (0: up to
+    these). Without any, and where a pair has no p, as there.
+    """
+    found, planned = paired.measured(per_model, margin, tests), planned or sum(map(len, looks))
+    for i, c in enumerate(found):
+        if looks and c.p is not None:
+            a, b = per_model[c.a], per_model[c.b]
+            x, sizes = in_order({prompt: round(a[prompt] - b[prompt], 12) for prompt in a}, looks)
+            low, high = ends = interval(x, sizes, planned) or (None, None)
+            p = None if low is None else p_value(x, sizes, planned)
+            reason = f"n = {c.n}: too few for an early verdict" if low is None else c.reason
+            low, high = (None, None) if c.low is None else ends  # all differences are equal
+            found[i] = replace(c, p=p, low=low, high=high, reason=reason)
+    return found

@@ -141,7 +141,7 @@ def test_ratings_overrule_a_score_that_favours_a_model() -> None:
     differences = [value - models["other"].ratings[p] for p, value in models["one"].ratings.items()]
     alone = 2 * estimate.t_interval(0, float(np.std(differences, ddof=1)), 20)[1]
     assert found.high - found.low < 0.75 * alone
-    mean = corrected.corrected_mean(models["other"], even, "x")
+    mean, _ = corrected.corrected_mean(models["other"], even, "x")
     assert mean.low < 5 < mean.high and mean.mean < fmean(models["other"].scores.values()) - 1
 
 

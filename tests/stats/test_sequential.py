@@ -34,6 +34,10 @@ def looks(n: int, size: int = 10) -> list[list[str]]:
     return [[f"p{i:03}" for i in range(start, start + size)] for start in range(0, n, size)]
 
 
+def compare_in_order(table, order, planned: int):
+    return paired.judged(sequential.measured(table, 0.5, order, planned))
+
+
 @pytest.mark.parametrize(("prompts", "expected"), [
     (100, tuple(range(10, 101, 10))), (15, (2, 3, 5, 6, 8, 9, 11, 12, 14, 15)), (3, (1, 2, 3)),
 ])  # fmt: skip
@@ -131,7 +135,7 @@ def test_skew_against_the_mean_is_asked_and_other_skew_is_not():
 
 def test_verdicts_of_a_planted_truth():
     table = models(far=planted(-1), near=planted(0.02, 0.5, seed=1), open=planted(0.25, 1, seed=2))
-    found = {c.b: c for c in sequential.compare_in_order(table, looks(100), 100) if c.a == "base"}
+    found = {c.b: c for c in compare_in_order(table, looks(100), 100) if c.a == "base"}
     assert {name: c.verdict for name, c in found.items()} == {
         "far": "better", "near": "tied", "open": "cannot tell",
     }  # fmt: skip
@@ -146,19 +150,19 @@ def test_verdicts_of_a_planted_truth():
 
 
 def test_early_and_equal_differences():
-    early = sequential.compare_in_order(models(far=planted(-3, n=10)), looks(10), 100)[0]
+    early = compare_in_order(models(far=planted(-3, n=10)), looks(10), 100)[0]
     assert (early.verdict, early.p_holm, early.low) == ("cannot tell", None, None)
     assert early.reason == "n = 10: too few for an early verdict"
     for n, verdict in ((10, "cannot tell"), (20, "better")):
-        c = sequential.compare_in_order(models(flat=np.full(n, -1.0)), looks(n), 100)[0]
+        c = compare_in_order(models(flat=np.full(n, -1.0)), looks(n), 100)[0]
         assert (c.verdict, c.low) == (verdict, None)
-    assert sequential.compare_in_order(models(same=np.zeros(20)), looks(20), 100)[0].verdict == "tied"
+    assert compare_in_order(models(same=np.zeros(20)), looks(20), 100)[0].verdict == "tied"
 
 
 def test_prompts_that_have_no_scores_belong_to_no_look():
     table = models(far=planted(-1))
     part = {name: {p: v for p, v in own.items() if p[-1] != "7"} for name, own in table.items()}
-    c = sequential.compare_in_order(part, looks(100), 100)[0]
+    c = compare_in_order(part, looks(100), 100)[0]
     x = -planted(-1)[[i for i in range(100) if i % 10 != 7]]
     assert c.n == 90 and (c.low, c.high) == pytest.approx(sequential.interval(x, [9] * 10, 100))
-    assert sequential.compare_in_order(part, [*looks(100), ["more"]], 100)[0] == c
+    assert compare_in_order(part, [*looks(100), ["more"]], 100)[0] == c
