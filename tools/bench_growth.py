@@ -47,7 +47,7 @@ def written(loaded: loading.Loaded, count: int, repeats: int, tokens: int) -> fl
     started = time.perf_counter()
     settings = Settings(MODEL, repeats=repeats, max_new_tokens=tokens)
     rows = generation.generate_samples(loaded, prompts(count), settings, batch_size=16)
-    scoring.score_samples(rows)
+    list(scoring.score_samples(rows))
     return time.perf_counter() - started
 
 

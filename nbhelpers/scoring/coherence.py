@@ -80,34 +80,27 @@ class English:
         columns: list[Floats] = []
         for (kind, orders), row in zip(RUNS, (tokens, self.classes[tokens]), strict=True):
             for order in orders:
-                level = self.level(hashes(row, order, kind))
+                level = (self.find(hashes(row, order, kind)) % OWN).astype(np.float32)
                 if order == 1:
                     columns += [level[:-1], level[1:]]
                     continue
-                ends = np.zeros(order - 2, np.float32)
-                level = np.concatenate([ends, level, ends])
+                level = np.pad(level, order - 2)
                 across = np.lib.stride_tricks.sliding_window_view(level, order - 1)
                 columns += [across.max(1), (across > 0).mean(1)] if order > 2 else [level]
         known = np.stack([*columns[3:], columns[2]], 1)
         wide = np.pad(known, ((2, 2), (0, 0)), mode="edge")
         columns += [column for shift in AROUND for column in wide[2 + shift : len(wide) - 2 + shift].T]
-        for what in (tokens == self.words[UNKNOWN], tokens < len(SPECIAL), np.isin(tokens, self._ends)):
+        ends = np.isin(tokens, [self.words[sign] for sign in (".", "?", "!", ":", BREAK)])
+        for what in (tokens == self.words[UNKNOWN], tokens < len(SPECIAL), ends):
             columns += [what[:-1].astype(np.float32), what[1:].astype(np.float32)]
         again = tokens[1:] == tokens[:-1]
         again[1:] |= tokens[2:] == tokens[:-2]
         return np.stack([*columns, again], 1).astype(np.float32)
 
-    @property
-    def _ends(self) -> list[int]:
-        return [self.words[sign] for sign in (".", "?", "!", ":", BREAK)]
-
     def find(self, run: NDArray[np.uint32]) -> NDArray[np.uint8]:
         """What ``levels`` holds of each hashed run, 0 for one that is not known."""
         at = np.searchsorted(self.runs, run).clip(max=len(self.runs) - 1)
         return np.where(self.runs[at] == run, self.levels[at], np.uint8(0))
-
-    def level(self, run: NDArray[np.uint32]) -> Floats:
-        return (self.find(run) % OWN).astype(np.float32)
 
     def broken(self, joints: Floats) -> Floats:
         """[joints]: log odds that a joint is broken."""

@@ -273,7 +273,7 @@ def scored(settings: Settings, samples: Iterable[Sample]) -> Iterable[Score]:
     """One Score a sample, in order, by the task of a run. LabError for a sample of no item."""
     task = tasks.load_task(settings.task)
     if task is tasks.POSTS:
-        return rubric.scored([*samples])
+        return rubric.score_samples([*samples])
     found = _scored(task, settings, samples)
     return with_passes(task, [*found]) if task.pass_at else found
 

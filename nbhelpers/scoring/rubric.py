@@ -26,11 +26,7 @@ from nbhelpers.stats.estimate import Array
 PRIMARY = "lab_v2"
 # What readers give, and its scale.
 READINGS = {"coherence": (1.0, 5.0), "on_topic": (1.0, 5.0), "overall": (1.0, 10.0)}
-LOWEST = {
-    "lab_v2/coherence": 1.0,
-    "lab_v2/on_topic": 1.0,
-    PRIMARY: 1.0,
-}  # what a failed or an empty sample gets
+LOWEST = dict.fromkeys(("lab_v2/coherence", "lab_v2/on_topic", PRIMARY), 1.0)  # of a failed or empty sample
 NOISE, SLOPE, FAR = 0.3, 0.3, 3.0  # of the fit: ridge, weight of the straight line, most deviations (choices)
 SCORE_NAMES = tuple(LOWEST)
 
@@ -153,26 +149,20 @@ def score_text(text: str, prompt: str, content_type: str) -> dict[str, float]:
     return lab_v2(text, prompt, content_type)
 
 
-def score_samples(samples: Sequence[Sample]) -> list[Score]:
+def score_samples(samples: Sequence[Sample]) -> Iterator[Score]:
     """One Score a sample, in order; the samples of a prompt stand together. A failed one scores LOWEST.
 
     "diversity" is among the values if every prompt has two samples or more. No values where ``inapplicable``.
     """
-    return list(scored(samples))
-
-
-def scored(samples: Sequence[Sample]) -> Iterator[Score]:
-    """Scores one at a time; the samples of one prompt are held at once."""
     repeated = min(Counter(sample.prompt_id for sample in samples).values(), default=0) > 1
     for _, group in groupby(samples, lambda sample: sample.prompt_id):
         siblings = [replace(sample, text=split_reasoning(sample.text)[1]) for sample in group]
         runs = [set(texts.trigrams(texts.words(s.text))) for s in siblings if s.error is None]
         shared = Counter(chain.from_iterable(runs))  # in how many of the prompt's texts each sequence stands
         for s in siblings:
-            failed, reason = s.error is not None, inapplicable(s.text, s.prompt)
-            values = {} if reason or failed else score_text(s.text, s.prompt, s.content_type)
-            if failed and not reason:
-                values = dict(LOWEST)
+            said = s.text, s.prompt
+            failed, reason = s.error is not None, inapplicable(*said)
+            values = {} if reason else dict(LOWEST) if failed else score_text(*said, s.content_type)
             if repeated and values:
                 values["diversity"] = _diversity(s, shared, len(runs) - 1)
             words = len(s.text.split())

@@ -6,7 +6,7 @@ import re
 import string
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any, Literal
 
@@ -155,8 +155,9 @@ def ending(text: str) -> float:
 
 @dataclass(frozen=True)
 class ContentType(Record):
-    """What data/content_types.toml says of the length of one kind of text."""
+    """What data/content_types.toml says of the length of one kind of text, among other things."""
 
+    __pydantic_config__ = Record.__pydantic_config__ | {"extra": "ignore"}
     unit: Literal["words", "characters"]
     low: int
     high: int
@@ -173,12 +174,10 @@ class ContentType(Record):
 @cache
 def content_types() -> dict[str, ContentType]:
     """The content types by name. Raises LabError if data/content_types.toml does not hold them."""
-    names = {field.name for field in fields(ContentType)}
 
     def build(data: dict[str, Any]) -> dict[str, ContentType]:
-        rows = {name: row for name, row in data.items() if "unit" in row}
-        known = {name: {k: v for k, v in row.items() if k in names} for name, row in rows.items()}
-        return {name: store.from_plain(row, ContentType, f"[{name}]") for name, row in known.items()}
+        rows = ((name, row) for name, row in data.items() if "unit" in row)
+        return {name: store.from_plain(row, ContentType, f"[{name}]") for name, row in rows}
 
     return store.read_table("content_types.toml", build)
 

@@ -42,6 +42,10 @@ FAMILIES = (
 )
 
 
+def score_samples(samples: list[Sample]) -> list[Score]:
+    return list(scoring.score_samples(samples))
+
+
 def sample(**changes: object) -> Sample:
     first = STRONG[2]
     made = Sample(
@@ -283,7 +287,7 @@ def test_band_has_no_cliff(size: float, low: int, more: int) -> None:
 def diversity(*said: str) -> float:
     """Of the first of these answers to one prompt."""
     made = [sample(key=str(i), repeat=i, text=text) for i, text in enumerate(said)]
-    return scoring.score_samples(made)[0].values["diversity"]
+    return score_samples(made)[0].values["diversity"]
 
 
 def test_diversity_hand_worked() -> None:
@@ -298,10 +302,10 @@ def test_diversity_hand_worked() -> None:
 def test_diversity_compares_the_finished_repeats_of_one_prompt_only() -> None:
     failed = sample(key="f", repeat=1, text="", error="x", finish_reason="error")
     other = sample(key="o", prompt_id="b02")
-    scores = scoring.score_samples([sample(), failed, sample(key="l", repeat=2, text="Quite another thing.")])
+    scores = score_samples([sample(), failed, sample(key="l", repeat=2, text="Quite another thing.")])
     assert [score.values["diversity"] for score in scores] == [10.0, 0.0, 10.0]
-    assert scoring.score_samples([sample(), sample(key="2")])[0].values["diversity"] == 0.0
-    assert all("diversity" not in score.values for score in scoring.score_samples([sample(), failed, other]))
+    assert score_samples([sample(), sample(key="2")])[0].values["diversity"] == 0.0
+    assert all("diversity" not in score.values for score in score_samples([sample(), failed, other]))
 
 
 THOUGHTS = "\n".join(
@@ -319,11 +323,11 @@ def test_reasoning_is_not_scored(answer: Any, thought: str) -> None:
     assert scoring.score_text(left_in.text, clean.prompt, clean.content_type) == scoring.score_text(
         clean.text, clean.prompt, clean.content_type
     )
-    assert scoring.score_samples([left_in, clean]) == scoring.score_samples([clean, clean])
+    assert score_samples([left_in, clean]) == score_samples([clean, clean])
 
 
 def test_an_answer_that_never_came_scores_nothing() -> None:
-    score = scoring.score_samples([sample(text=f"<think>\n{THOUGHTS}")])[0]
+    score = score_samples([sample(text=f"<think>\n{THOUGHTS}")])[0]
     assert (score.words, score.failed) == (0, False)
     assert score.values == scoring.LOWEST
 
@@ -357,7 +361,7 @@ def test_unknown_content_type_is_refused_by_name() -> None:
 
 def test_failed_samples_stay_with_the_lowest_scores_in_order() -> None:
     failed = sample(key="f", text="", error="RuntimeError: no", finish_reason="error")
-    scores = scoring.score_samples([sample(), failed, sample(key="e", text="")])
+    scores = score_samples([sample(), failed, sample(key="e", text="")])
     assert [(score.key, score.failed) for score in scores] == [("k", False), ("f", True), ("e", False)]
     assert scores[1].values == scores[2].values == scoring.LOWEST | {"diversity": 0.0}
     assert all(tuple(score.values) == (*scoring.SCORE_NAMES, "diversity") for score in scores)
@@ -372,7 +376,7 @@ def test_scores_are_one_row_a_sample_however_often_they_are_made(tmp_path) -> No
     made = _write_samples(chosen)
     for _ in range(2):
         reference.make_scores(run)
-        assert list(scoring.read_scores(run)) == scoring.score_samples(made)
+        assert list(scoring.read_scores(run)) == score_samples(made)
     path = run.folder / "scores.jsonl"
     assert [score.prompt_id for score in store.read_rows(path, Score)] == ["b01", "b02"]
     assert all(json.loads(line)["schema_version"] == 1 for line in path.read_text().splitlines())
@@ -499,7 +503,7 @@ def test_samples_in_another_language_are_rows_without_values_and_with_a_reason()
         make_sample("m", "p3", 0, prompt=english["prompt"], text="", error="out of memory"),
         make_sample("m", "p3", 1, prompt=english["prompt"], text=""),
     ]
-    found = scoring.score_samples(rows)
+    found = score_samples(rows)
     assert [score.reason for score in found] == [
         *["not applicable: the prompt is not English"] * 2,
         "not applicable: the answer is not English",

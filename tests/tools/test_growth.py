@@ -39,7 +39,7 @@ samples = list(store.read_rows(folder / "samples.jsonl", Sample))
 scores = list(store.read_rows(folder / "scores.jsonl", Score))
 failed, quality = summary.quality_estimates(scores)
 generate.throughput(samples)
-positions = len(scoring.score_samples(samples[:200]))
+positions = len(list(scoring.score_samples(samples[:200])))
 peak = devices.peak_memory("cpu") / 2**20
 print(json.dumps([len(samples), failed, quality["lab_v2"].n, positions, peak]))
 """
