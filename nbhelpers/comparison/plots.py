@@ -62,9 +62,7 @@ def quality_speed_memory(results: Sequence[Result], report: ComparisonReport) ->
     """What does quality cost? Quality with its interval against speed; the area of a point is memory."""
     figure, axes = _axes("What does quality cost? (area: memory of the weights)", 8, 4.4)
     shown = [result for result in results if result.model in report.ranking and words_per_s(result)]
-    memory = {
-        result.model: result.metrics.get("memory/parameters_mib", 0.0) for result in shown
-    }  # 0: unknown
+    memory = {r.model: r.metrics.get("memory/parameters_mib", 0.0) for r in shown}  # 0: unknown
     short, speeds = _short_names(memory), [words_per_s(result) for result in shown]
     styles = zip(shown, speeds, cycle(MODEL_COLOURS), cycle(MARKERS), strict=False)
     for result, speed, colour, marker in styles:

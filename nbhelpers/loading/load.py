@@ -48,9 +48,7 @@ class LoadingReport(Record):
     prompt_format: Literal["plain", "chat"] = "plain"
     template_date: str | None = None  # what a chat template that writes the date is told; None: none
     base: str | None = None  # of a LoRA adapter: the model that it was merged into
-    notes: tuple[
-        str, ...
-    ] = ()  # what was set aside of the folder's files; what a server does not tell or take
+    notes: tuple[str, ...] = ()  # what was set aside of the folder's files; what a server does not take
     # Added by the step that generates (generate.report_of).
     engine: Engine | None = None
     generation_config: str = ""  # what the maker's asks for, and whether it is used; "": nothing
@@ -136,7 +134,12 @@ def load(model: str | ModelSpec, device: str = "auto", dtype: str = "auto") -> L
     fetch_s = time.perf_counter() - started
     spec = spec if random else folders.describe(spec, folder, trunk)
     release(place.device)
-    _check_room(spec, place)
+    need = fit.generation_need(spec, place.dtype, tokens=folders.DEFAULT_CONTEXT)
+    if not fit.fits(need, free := place.memory_free_bytes):
+        taken, cache, room = (f"{n / 2**30:.1f} GiB" for n in (need.weights, need.cache, free))
+        why = f"does not fit: its weights take {taken} in {place.dtype}, the cache of one row {cache}, and "
+        why += f"{room} are free on {place.device}: choose a half dtype or a smaller model."
+        raise folders.refusal(spec.alias, why, Failure.OUT_OF_MEMORY)
     devices.reset_peak(place.device)
     rss_before = devices.resident_memory()
     started = time.perf_counter()
@@ -207,13 +210,3 @@ def release(device: str) -> None:
 
 def read_report(run: ModelRun) -> LoadingReport:
     return store.read_json(run.folder / "loading.json", LoadingReport)
-
-
-def _check_room(spec: ModelSpec, place: devices.DeviceReport) -> None:
-    """Raise LabError where a model needs more memory than is free."""
-    need = fit.generation_need(spec, place.dtype, tokens=folders.DEFAULT_CONTEXT)
-    if not fit.fits(need, free := place.memory_free_bytes):
-        weights, cache, room = (f"{n / 2**30:.1f} GiB" for n in (need.weights, need.cache, free))
-        why = f"does not fit: its weights take {weights} in {place.dtype}, the cache of one row {cache}, and "
-        why += f"{room} are free on {place.device}: choose a half dtype or a smaller model."
-        raise folders.refusal(spec.alias, why, Failure.OUT_OF_MEMORY)
