@@ -32,7 +32,6 @@ class Route(Record):
     basis: Basis
     prompts: int
     quality: dict[str, Estimate]  # model -> primary score on these prompts, best first
-    prompts_needed: int | None  # to settle every open comparison with the leader; None: none open, or never
     reason: str
 
 
@@ -114,7 +113,7 @@ def route(
     if len(prompts) < 2 or not results:
         lack = "a difference needs at least 2 prompts" if results else "no model could be compared on quality"
         reason = f"{content_type}: {lack}, the run has {len(prompts)} of this type."
-        return Route(content_type, None, "no data", len(prompts), {}, None, reason)
+        return Route(content_type, None, "no data", len(prompts), {}, reason)
     scores = {r.model: {prompt: r.per_prompt[prompt] for prompt in prompts} for r in results}
     means = {model: estimate(own.values(), results[0].primary) for model, own in scores.items()}
     quality = dict(sorted(means.items(), key=lambda pair: -(pair[1].mean or 0.0)))
@@ -135,9 +134,7 @@ def route(
         reason += f"; {comparison.verdict_sentence(shown).removesuffix('.')}"
     if equal:
         reason += f"; of {', '.join([leader, *equal])}, tied here or overall, the cheapest is {best}"
-    needed = [pair.prompts_needed or 0 for pair in unclear.values()]  # 0: no number would settle it
-    most = max(needed, default=None) if all(needed) else None
-    return Route(content_type, best, basis, len(prompts), quality, most, f"{reason}.")
+    return Route(content_type, best, basis, len(prompts), quality, f"{reason}.")
 
 
 def _price(result: Result) -> tuple[float, float]:
