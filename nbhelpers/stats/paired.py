@@ -28,6 +28,7 @@ Scores = dict[str, float]  # prompt id -> mean score
 class Comparison(Record):
     """Two models on the same prompts; difference is mean(a) - mean(b)."""
 
+    __pydantic_config__ = Record.__pydantic_config__ | {"extra": "ignore"}  # older ones hold Hedges' g
     a: str
     b: str
     n: int
@@ -36,7 +37,6 @@ class Comparison(Record):
     high: float | None = None
     p: float | None = None  # ``paired_p``; of a binary outcome ``mcnemar_p``
     p_holm: float | None = None  # over all pairs of the run
-    effect_size: float | None = None  # Hedges g of the paired differences
     verdict: Verdict = "cannot tell"
     margin: float = 0.5  # equivalence margin
     prompts_needed: int | None = None  # planned from the margin, whatever the difference seen (``planned``)
@@ -102,7 +102,7 @@ def _measured(one: str, other: str, a: Scores, b: Scores, margin: float, tests: 
         p, (low, high) = paired_p(x), t_interval(mean, sd, n)
         spreads = sd * np.sqrt([1.0, *((n - 1) / special.chdtri(n - 1, np.array(TAILS)))])
     needed, fewest, most = (planned(float(spread), margin, tests) for spread in spreads)
-    found = replace(found, p=p, low=low, high=high, effect_size=hedges_g(mean, sd, n))
+    found = replace(found, p=p, low=low, high=high)
     return replace(found, prompts_needed=needed, prompts_low=fewest, prompts_high=most)
 
 
@@ -142,17 +142,6 @@ def _judged(c: Comparison, p_holm: float, higher: bool) -> Comparison:
 def _fewest(alpha: float) -> int:
     """The fewest prompts at which sign flips can reach p < alpha: p is never below 2^(1-n)."""
     return math.floor(1 - math.log2(alpha)) + 1
-
-
-def hedges_g(mean: float, sd: float, n: int) -> float | None:
-    """Hedges' g of n paired differences with sd > 0: J(n-1) * mean / sd; None below n = 3.
-
-    J(m) = Gamma(m/2) / (sqrt(m/2) Gamma((m-1)/2)) removes the small-sample bias exactly (Hedges 1981).
-    """
-    if n < 3:
-        return None
-    log_j = special.gammaln((n - 1) / 2) - special.gammaln((n - 2) / 2) - math.log((n - 1) / 2) / 2
-    return float(math.exp(log_j) * mean / sd)
 
 
 def power(difference: float, sd: float, n: int, alpha: float = ALPHA) -> float:

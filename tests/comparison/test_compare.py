@@ -214,7 +214,7 @@ def test_any_models_and_scores_give_a_report_that_survives_json(tmp_path_factory
 
 
 def test_a_hopeless_difference_is_said_to_be_one():
-    pair = Comparison("a", "b", 15, 1e-9, -0.9, 0.9, 0.9, 0.9, 0.0, "cannot tell", 0.5, None, "wide")
+    pair = Comparison("a", "b", 15, 1e-9, -0.9, 0.9, 0.9, 0.9, "cannot tell", 0.5, None, "wide")
     assert "more than 100,000 prompts would be needed" in comparison.verdict_sentence(pair)
 
 

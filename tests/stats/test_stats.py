@@ -171,19 +171,7 @@ def test_percentile_edges():
     assert percentile_estimate([1.0, math.nan], 50).reason.startswith("1 of 2 values")
 
 
-# --- effect size, power ---------------------------------------------------------------------------------
-
-
-def test_hedges_g_is_unbiased_where_d_is_not():
-    """Planted standardised difference 0.8, n = 5: d overshoots by a quarter, g does not."""
-    rows = np.random.default_rng(8).normal(0.8, 1.0, (200_000, 5))
-    means, sds = rows.mean(axis=1), rows.std(axis=1, ddof=1)
-    factor = paired.hedges_g(1.0, 1.0, 5)
-    assert factor == pytest.approx(math.gamma(2) / (math.sqrt(2) * math.gamma(1.5)), abs=1e-12)
-    assert np.mean(means / sds) > 0.95
-    assert np.mean(factor * means / sds) == pytest.approx(0.8, abs=0.01)
-    assert paired.hedges_g(1.0, 2.0, 400) == pytest.approx(0.5 * (1 - 3 / (4 * 399 - 1)), abs=1e-6)
-    assert paired.hedges_g(1.0, 1.0, 2) is None
+# --- power ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("difference", "n"), [(0.3, 15), (1.0, 4), (0.05, 200), (2.5, 2)])
@@ -255,7 +243,6 @@ def test_verdicts(mean, sd, n, verdict):
     assert (c.difference, c.low, c.high) == pytest.approx((mean, mean - half, mean + half), abs=1e-9)
     assert (c.a, c.b, c.n, c.margin, c.verdict) == ("one", "two", n, 0.5, verdict)
     assert c.p == c.p_holm == pytest.approx(paired.sign_flip_p(planted(mean, sd, n)))
-    assert c.effect_size == pytest.approx(paired.hedges_g(mean, sd, n))
     assert (c.prompts_needed is not None) == (verdict == "cannot tell")
 
 
@@ -323,7 +310,6 @@ def test_swapping_the_models_mirrors_everything(pairs):
         difference=negative(one.difference),
         low=negative(one.high),
         high=negative(one.low),
-        effect_size=negative(one.effect_size),
         verdict=flip.get(one.verdict, one.verdict),
     )
 
@@ -336,7 +322,7 @@ def test_order_of_prompts_and_a_common_shift_change_nothing(pairs, random, shift
     ids = random.sample(list(a), len(a))
     assert paired.compare_two({i: a[i] for i in ids}, b) == c
     moved = paired.compare_two({i: a[i] + shift for i in a}, {i: b[i] + shift for i in b})
-    for name in ("difference", "low", "high", "p", "effect_size"):
+    for name in ("difference", "low", "high", "p"):
         before, after = getattr(c, name), getattr(moved, name)
         assert after is before is None or after == pytest.approx(before, rel=1e-6, abs=1e-9)
 
@@ -352,7 +338,7 @@ def test_order_of_prompts_and_a_common_shift_change_nothing(pairs, random, shift
 def test_comparisons_that_cannot_be_made(a, b, difference, p, reason):
     c = paired.compare_two(on_prompts(a), on_prompts(b))
     assert c.difference == (None if difference is None else pytest.approx(difference))
-    assert (c.n, c.low, c.high, c.p, c.effect_size) == (len(a), None, None, p, None)
+    assert (c.n, c.low, c.high, c.p) == (len(a), None, None, p)
     assert (c.verdict, c.prompts_needed, c.reason) == ("cannot tell", None, reason)
 
 
@@ -376,7 +362,7 @@ def test_one_difference_on_every_prompt_is_decided_by_the_exact_test(a, b, verdi
     exact = sps.permutation_test(
         (np.full(15, a - b),), np.mean, permutation_type="samples", n_resamples=np.inf
     )
-    assert (c.verdict, c.low, c.high, c.effect_size, c.prompts_needed) == (verdict, None, None, None, None)
+    assert (c.verdict, c.low, c.high, c.prompts_needed) == (verdict, None, None, None)
     assert c.p == pytest.approx(exact.pvalue if a != b else 1.0)
     assert c.reason == (
         "the difference is significant, but inside ±0.5: too small to matter"
