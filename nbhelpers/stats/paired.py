@@ -193,7 +193,8 @@ def hall_t(differences: Iterable[float]) -> float | None:
     if n < 3 or not sd:
         return None
     spread, noise = sd * math.sqrt((n - 1) / n), 6 * n * (n - 1) / (n - 2) / (n + 1) / (n + 3)
-    skew, u = math.fsum((x - mean) ** 3) / n / spread**3, mean / sd
+    apart = x - mean  # multiplied: numpy rounds a power by its place in the array
+    skew, u = math.fsum(apart * apart * apart) / n / spread**3, mean / sd
     skew = 0.0 if skew**2 <= noise else skew - noise / skew
     if skew * u >= 0:
         return None

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import integrate
 from scipy import stats as sps
@@ -294,6 +294,7 @@ def test_five_prompts_cannot_reach_significance_by_sign_flips():
 
 
 @quick
+@example([(6.0, 8.882), (1.9, 0.0), (1.9, 0.0), (1.9, 0.0), (7.438, 6.026)])  # p differed in its last bit
 @given(pair_lists)
 def test_swapping_the_models_mirrors_everything(pairs):
     a, b = (on_prompts(side) for side in zip(*pairs, strict=True))
