@@ -73,7 +73,7 @@ class MachineSpeed(Record):
     schema_version: int = SCHEMA_VERSION
 
 
-def measure(device: str = "cpu", dtype: str = "float32", seconds: float = 2.0) -> MachineSpeed:
+def measure(device: str = "cpu", dtype: str = "float32", seconds: float = 0.6) -> MachineSpeed:
     """Bandwidth of matrix-vector products by working set, and rate of matrix products; about ``seconds``."""
     import torch
     from torch.utils.benchmark import Timer

@@ -27,7 +27,8 @@ PIPELINE: tuple[str, ...] = (
 SERVED: tuple[str, ...] = (PIPELINE[0], "03_server", *PIPELINE[3:])  # of a model whose weights are not here
 OWN_TASK = "04_own_task"  # in place of 04_scoring where the task is not the posts
 COMPARISON = "07_comparison"
-LEARNERS = {"exercise", "solution"}  # tags of cells that a run's page leaves out
+# Tags of cells that a run leaves out: what does not depend on the model, and what is there to learn from.
+LEARNERS = {"alone", "exercise", "solution"}
 NO_ALT = 'alt="No description has been provided for this image"'  # nbconvert's
 # Colours of the template whose contrast with their background is below 4.5 (WCAG 2.2), made darker.
 READABLE = (
@@ -102,7 +103,7 @@ def _execute(notebook: Path, output: Path, parameters: dict[str, Any], timeout_s
 
 
 def _engine() -> str:
-    """papermill's engine but for saving the notebook twice a cell, which takes 14 ms each time.
+    """papermill's engine without the cells for learners, and without saving the notebook twice a cell.
 
     It is saved at its start and, without secrets, at its end, however it ends.
     """
@@ -112,6 +113,8 @@ def _engine() -> str:
         @classmethod
         def execute_managed_notebook(cls, notebook: Any, *args: Any, **kwargs: Any) -> None:
             save, notebook.save = notebook.save, lambda **_: None
+            left = [cell for cell in notebook.nb.cells if not LEARNERS & set(cell.metadata.get("tags", ()))]
+            notebook.nb.cells = left
             try:
                 super().execute_managed_notebook(notebook, *args, **kwargs)
             finally:
@@ -153,18 +156,20 @@ def to_html(path: Path) -> Path:
     """Write an executed notebook as one HTML file beside it, readable without a network.
 
     The template's scripts, which would fetch libraries from public servers, are cut out; the page's policy
-    has the browser refuse whatever script or address a cell's own output may hold. Exercises and folded
-    code are for the learner and are left out.
+    has the browser refuse whatever script or address a cell's own output may hold. Folded code is left out.
     """
     import nbformat
     from nbconvert import HTMLExporter
     from nbconvert.preprocessors import TagRemovePreprocessor
 
     exporter = HTMLExporter(embed_images=True, exclude_anchor_links=True)
-    hidden = TagRemovePreprocessor(remove_cell_tags=LEARNERS, remove_input_tags={"folded"}, enabled=True)
+    hidden = TagRemovePreprocessor(remove_input_tags={"folded"}, enabled=True)
     exporter.register_preprocessor(hidden, enabled=True)
-    notebook, formulas = nbformat.read(path, as_version=4), dict[str, str]()
+    notebook, formulas, titles = nbformat.read(path, as_version=4), dict[str, str](), list[str]()
     for cell in notebook.cells:
+        pictures = [o for o in cell.get("outputs", ()) if "image/png" in o.get("data", {})]
+        title = re.search(r"""title[=(]\s*f?["'](.+?)["']""", cell.source)  # what a reader hears of a plot
+        titles += [title[1] if title else "see the text around it"] * len(pictures)
         if cell.cell_type == "markdown":
             cell.source = MATH.sub(lambda found: _formula(found, formulas), cell.source)
     body, _ = exporter.from_notebook_node(
@@ -172,8 +177,8 @@ def to_html(path: Path) -> Path:
     )
     for mark, formula in formulas.items():
         body = body.replace(mark, formula)
-    titles = iter(_titles(notebook))
-    body = re.sub(NO_ALT, lambda _: f'alt="Plot: {html.escape(next(titles, ""))}"', body)
+    alt = (f'alt="Plot: {html.escape(title)}"' for title in titles)
+    body = re.sub(NO_ALT, lambda _: next(alt, 'alt="Plot"'), body)
     body = re.sub(r"<script\b.*?</script>", "", body, flags=re.DOTALL | re.IGNORECASE)
     policy = f'<meta http-equiv="Content-Security-Policy" content="{HTML_POLICY}"/>'
     body = body.replace("<head>", f"<head>{policy}", 1).replace(
@@ -195,14 +200,3 @@ def _formula(found: re.Match[str], formulas: dict[str, str]) -> str:
     except Exception:  # whatever it raises for what it cannot read: shown as it is written
         return found[0]
     return mark
-
-
-def _titles(notebook: Any) -> list[str]:
-    """For each picture the title that its cell gives to a plot: what a reader hears who cannot see it."""
-    found = []
-    for cell in notebook.cells:
-        pictures = [o for o in cell.get("outputs", ()) if "image/png" in o.get("data", {})]
-        title = re.search(r"""title[=(]\s*f?["'](.+?)["']""", cell.source)
-        if not LEARNERS & set(cell.metadata.get("tags", ())):
-            found += [title[1] if title else "see the text around it"] * len(pictures)
-    return found

@@ -1,6 +1,7 @@
 """What every notebook promises its reader, checked on the committed files."""
 
 import ast
+import builtins
 import json
 import re
 from dataclasses import fields
@@ -11,7 +12,7 @@ from statistics import median
 import pytest
 
 from nbhelpers.records import Settings
-from nbhelpers.runner.notebook import COMPARISON, OWN_TASK, PIPELINE, SERVED
+from nbhelpers.runner.notebook import COMPARISON, LEARNERS, OWN_TASK, PIPELINE, SERVED
 
 OF_A_RUN = sorted({*PIPELINE, *SERVED, OWN_TASK})
 
@@ -97,6 +98,33 @@ def test_every_parameter_reaches_the_settings_as_it_was_given(name):
     calls = [n for n in nodes if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "Settings"]
     passed = {word.arg: getattr(word.value, "id", None) for word in calls[0].keywords}
     assert passed == {name: name for name in names}
+
+
+def names(node: ast.AST, place: type) -> set:
+    """The names that are read (ast.Load) or made (ast.Store) in a piece of code."""
+    made = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, place)}
+    if place is ast.Store:
+        defined = (ast.FunctionDef, ast.ClassDef, ast.ExceptHandler)
+        made |= {n.name for n in ast.walk(node) if isinstance(n, defined) and n.name}
+        made |= {n.arg for n in ast.walk(node) if isinstance(n, ast.arg)}
+        made |= {(n.asname or n.name).split(".")[0] for n in ast.walk(node) if isinstance(n, ast.alias)}
+    return made
+
+
+@pytest.mark.parametrize("name", [*OF_A_RUN, COMPARISON])
+def test_what_a_run_executes_needs_nothing_of_what_it_leaves_out(name):
+    """A name that a kept cell reads was made by a kept cell, and none that is left out made it anew."""
+    path = next(path for path in NOTEBOOKS if path.stem == name)
+    known, anew = set(dir(builtins)), set[str]()
+    for cell in code(json.loads(path.read_text(encoding="utf-8"))["cells"]):
+        tree = ast.parse(source(cell))
+        made, read = names(tree, ast.Store), names(tree, ast.Load)
+        if tags(cell) & LEARNERS:
+            anew |= made
+        else:
+            assert not read - made - known, "made only in cells that are left out"
+            assert not (read - made) & anew, "made anew in cells that are left out"
+            known, anew = known | made, anew - made
 
 
 def test_text_cells_are_short(cells):

@@ -202,17 +202,20 @@ def test_a_file_that_is_no_notebook_is_a_failure_not_a_crash(tmp_path, content):
     assert execute.run_notebook(path, tmp_path / "out.ipynb", {}, 60).status == "failed"
 
 
-def test_the_page_of_a_notebook_leaves_out_exercises_and_folded_code(tmp_path):
-    cells = [
-        nbformat.v4.new_code_cell(f"secret_of_{tag} = 1", metadata={"tags": [tag]})
-        for tag in ("folded", "exercise", "solution")
+def test_a_run_leaves_out_what_is_there_to_learn_from_and_its_page_folded_code(tmp_path):
+    path = write(tmp_path)
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells += [
+        nbformat.v4.new_code_cell(f"print('seen', {n}); secret_of_{tag} = 1", metadata={"tags": [tag]})
+        for n, tag in enumerate(("folded", "exercise", "solution", "alone"))
     ]
-    cells[0].outputs = [nbformat.v4.new_output("stream", text="seen by the reader")]
-    path = tmp_path / "page.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
-    page = execute.to_html(path).read_text()
-    assert "seen by the reader" in page
-    assert "secret_of_" not in page
+    notebook.cells.append(nbformat.v4.new_markdown_cell("secret_of_text", metadata={"tags": ["alone"]}))
+    nbformat.write(notebook, path)
+    output = tmp_path / "out.ipynb"
+    assert execute.run_notebook(path, output, {}, 60).status == "passed"
+    assert texts(output) == "seen 0\n"
+    page = output.with_suffix(".html").read_text()
+    assert "seen 0" in page and "secret_of_" not in page
 
 
 def test_a_picture_is_described_by_its_plots_title(tmp_path):
