@@ -41,6 +41,11 @@ class NoScore(Exception):
     """Why an answer has no score: it is counted, and stands in for none."""
 
 
+def some(number: int, things: str) -> str:
+    """1 prompt, 2 prompts."""
+    return f"{number} {things if number != 1 else things.removesuffix('s')}"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known name that is most like one that is not, or all of them."""
     close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)

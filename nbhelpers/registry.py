@@ -132,7 +132,8 @@ def tell_apart(specs: Iterable[ModelSpec]) -> list[ModelSpec]:
 
 def nearest(name: str, known: list[str]) -> str:
     """What to do about a name that is not known: the nearest known ones, and what a name can be."""
-    close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+    begun = [alias for alias in known if name and alias.startswith(name.lower())]
+    close = (begun or difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5))[:3]
     hint = f"did you mean {' or '.join(close)}? Otherwise " if close else ""
     return f"{hint}give an alias (`nbhelpers models` lists them), an org/name of the Hub, or a model folder."
 

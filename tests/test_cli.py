@@ -15,7 +15,7 @@ import openai_server
 import pytest
 from made_runs import make_result, make_sample, planted, prompt_ids, write_info, write_model
 
-from nbhelpers import cli, store
+from nbhelpers import cli, registry, store
 from nbhelpers.comparison import compare
 from nbhelpers.records import FailOnError, LabError, Limits, NotebookStatus, RunInfo, Settings
 from nbhelpers.runner import plan as plans
@@ -287,6 +287,30 @@ def test_a_file_does_not_change_what_a_resumed_run_asks(call, tmp_path):
     (tmp_path / "run.toml").write_text("temperature = 0.8")
     done = call("run", "--config", str(tmp_path / "run.toml"), "--resume", "latest")
     assert "temperature" in sentence(done)
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("nbhelpers ro", ["route"]),
+        ("nbhelpers run lab-", ["lab-gpt2", "lab-bloom", "lab-opt", "lab-llama"]),
+        ("nbhelpers run --until", ["--until-decided"]),
+    ],
+)
+def test_a_shell_completes_commands_options_and_names_of_models(typed, offered):
+    asked = {"_NBHELPERS_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    command = Path(sys.executable).with_name("nbhelpers")
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | asked, timeout=300)
+    assert done.stdout.split() == offered
+
+
+@pytest.mark.parametrize(("width", "tty"), [("80", True), ("80", False)])
+def test_models_are_listed_with_whole_names(call, width, tty, monkeypatch):
+    monkeypatch.setenv("COLUMNS", width)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: tty, raising=False)
+    code, said, _ = call("models")
+    listed = [line.split()[0] for line in said.splitlines()[1:-1]]
+    assert code == 0 and listed == list(registry.load_registry())
 
 
 def test_the_version_is_that_of_the_package(call):

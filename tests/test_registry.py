@@ -85,6 +85,7 @@ def test_names_that_resolve(folder):
         ("BLOOM560m", "bloom-560m"),
         ("gpt-2", "gpt2"),
         ("shape:opt2.7b", "shape:opt-2.7b"),
+        ("qwen", "qwen2.5-0.5b-instruct"),  # the beginning of a name
     ],
 )
 def test_an_unknown_name_gets_the_nearest(name, suggested):

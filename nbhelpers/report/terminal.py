@@ -8,6 +8,7 @@ from pathlib import Path
 from nbhelpers import store
 from nbhelpers.comparison import compare
 from nbhelpers.comparison.compare import ComparisonReport
+from nbhelpers.errors import some
 from nbhelpers.records import RunInfo
 from nbhelpers.scoring.texts import printable
 from nbhelpers.tracking import result as tracking
@@ -19,7 +20,7 @@ def outcome(run_dir: Path, info: RunInfo) -> str:
     if path.exists():
         found = store.read_json(path, ComparisonReport)
         items = found.pairs[0].items if found.pairs else "prompts"
-        lines.append(f"{found.primary} over {len(found.prompts)} {items}")
+        lines.append(f"{found.primary} over {some(len(found.prompts), items)}")
         lines.append(f"{'model':24} quality  95% interval  tokens/s  finished  timing")
         by_model = {result.model: result for result in compare.read_results(run_dir)[0]}
         for model, e in found.ranking.items():

@@ -265,16 +265,12 @@ def watching(plan: Plan, quiet: bool = False) -> Iterator[Watcher]:
     with Progress(console=console, disable=quiet or not console.is_terminal) as progress:
         passed = sum(status.status == "passed" for status in plan.info.notebooks)
         total = sum(len(pipeline_of(spec)) for spec in plan.models.values()) + 1
-        bar = progress.add_task("notebooks", completed=passed, total=total)
+        bar = progress.add_task("starting", completed=passed, total=total)
 
         def watch(s: NotebookStatus) -> None:
-            progress.advance(bar)
-            error = f": {s.error}" if s.error else ""
+            progress.update(bar, advance=1, description="notebooks")
+            line = f"{names[s.model]:<24} {s.notebook:<22} {s.status:>7} {s.seconds:6.1f} s"
             if not quiet:
-                print(
-                    printable(
-                        f"{names[s.model]:<24} {s.notebook:<22} {s.status:>7} {s.seconds:6.1f} s{error}"
-                    )
-                )
+                print(printable(f"{line}: {s.error}" if s.error else line))
 
         yield watch

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from nbhelpers import redact, registry, store, tasks
 from nbhelpers.devices import device
+from nbhelpers.errors import some
 from nbhelpers.generation import generate
 from nbhelpers.records import SCHEMA_VERSION, Failure, LabError, ModelRun, Prompt, Record, Result
 from nbhelpers.scoring import rubric
@@ -206,8 +207,8 @@ def _parent(client: MlflowClient, experiment: str, run_dir: Path) -> dict[str, s
         if found:
             return {CHILD_OF: found[0].info.run_id}
         asked = ", ".join(spec_of(model, info).alias for model in info.models)  # without folders or hosts
-        about = f"{asked} on {len(info.prompts)} prompts, {info.settings.repeats} texts each"
-        tags = {"whole": _digest(run_dir), "mlflow.note.content": about}
+        asked += f" on {some(len(info.prompts), 'prompts')}, {some(info.settings.repeats, 'texts')} each"
+        tags = {"whole": _digest(run_dir), "mlflow.note.content": asked}
         tags |= {"mlflow.source.name": "nbhelpers run"}
         tags |= {"mlflow.source.git.commit": info.git_commit} if info.git_commit else {}
         began = int(datetime.fromisoformat(info.started).timestamp() * 1000)
