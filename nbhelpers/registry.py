@@ -225,11 +225,11 @@ def _rows(body: str, source: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _prompt(row: dict[str, Any]) -> Prompt:
     """A prompt from what a row says. LabError for fields that are missing, misspelt or no text."""
-    known = [field.name for field in fields(Prompt)]
-    for name in row:
-        close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.8)
-        if name not in known and close and close[0] not in row:
-            raise LabError(f"the field {name!r} is not known: did you mean {close[0]!r}?")
+    known = [*(field.name for field in fields(Prompt)), "messages"]
+    if unknown := next((name for name in row if name not in known), None):
+        close = difflib.get_close_matches(unknown, known, n=1, cutoff=0.8)
+        hint = f"did you mean {close[0]!r}?" if close else f"a prompt has {', '.join(known)}."
+        raise LabError(f"the field {unknown!r} is not known: {hint}")
     turns = row.get("before") or []
     if not isinstance(turns, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in turns):
         raise LabError("the field 'before' is no list of pairs of a role and a text: use 'messages'.")

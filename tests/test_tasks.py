@@ -52,12 +52,15 @@ def test_a_small_file_is_a_task(tmp_path):
 
 def test_a_table_of_a_spreadsheet_gives_the_same_items(tmp_path):
     settings = write(tmp_path, NUMBER.replace("jsonl", "csv"))
-    lines = ["\ufeffid,text,target,tags,cluster,mine", "a,2 + 3 =,5,sum,,x", 'b,"2 + 4 =",6,sum,two,']
+    lines = ["\ufeffid,text,target,tags,cluster,mine", "a,2 + 3 =,5,sum,,", 'b,"2 + 4 =",6,sum,two,']
     body = "\n".join((*lines, "c,9 - 4 =,5|5.0,,two,", ""))
     (tmp_path / "items.csv").write_text(body, encoding="utf-8")
     other = tmp_path / "other"
     other.mkdir()
     assert tasks.items(settings) == tasks.items(write(other, NUMBER))
+    (tmp_path / "items.csv").write_text(body.replace("sum,,", "sum,,x"), encoding="utf-8")
+    with pytest.raises(LabError, match="line 2: the field 'mine' is not known"):
+        tasks.items(settings)
 
 
 def test_a_conversation_ends_with_what_is_asked(tmp_path):
