@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 PIP = $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: run test sweep chaos bench lint install concepts notebooks clean
+.PHONY: run test sweep chaos bench lint install concepts notebooks site clean
 
 run: install
 	$(BIN)/nbhelpers run $(ARGS)
@@ -43,6 +43,11 @@ concepts: .venv/concepts
 	$(PYTHON) -m venv .venv
 	$(PIP) -c constraints.txt -e ".[dev,concepts]"
 	touch .venv/installed $@
+
+# The series as a site for a browser, without a network: outputs/site/html/index.html
+site: install
+	$(PIP) -c constraints.txt -e ".[site]"
+	$(BIN)/python tools/make_site.py $(ARGS)
 
 # Execute every notebook again and write it back normalised.
 notebooks: concepts
