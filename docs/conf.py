@@ -12,7 +12,7 @@ myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
 html_theme = "furo"
 html_math_renderer = "mathml"  # which browsers show without a script
-suppress_warnings = ["myst.header", "mystnb.unknown_mime_type"]
+suppress_warnings = ["misc.highlighting_failure", "myst.header", "mystnb.unknown_mime_type"]
 
 
 def setup(app: Any) -> None:

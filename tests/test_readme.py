@@ -78,7 +78,7 @@ def test_links_and_pictures_exist(page):
 
 
 def test_the_readme_is_short():
-    assert len(README.splitlines()) <= 200
+    assert len(README.splitlines()) <= 150
 
 
 def test_the_table_of_speeds_is_that_of_the_bench():

@@ -19,7 +19,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = tomllib.loads((ROOT / "data" / "claims.toml").read_text(encoding="utf-8"))
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "claims.md").read_text(encoding="utf-8")
 CELLS = {
     path.stem: [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -112,11 +112,11 @@ def test_every_marker_in_a_notebook_belongs_to_a_claim_that_names_it():
 
 
 def test_the_readme_counts_what_the_data_hold():
-    table = dict(re.findall(rf"^\| ({'|'.join(VERDICTS)}) \| (\d+) \|", README, re.M))
+    table = dict(re.findall(rf"^\| ({'|'.join(VERDICTS)}) \| (\d+) \|", PAGE, re.M))
     assert {verdict: int(count) for verdict, count in table.items()} == Counter(
         claim["verdict"] for claim in DATA["claim"]
     )
-    assert f"{len(DATA['claim'])} claims" in README
+    assert f"{len(DATA['claim'])} claims" in PAGE
 
 
 # ---- the checker itself: each way of losing the evidence is noticed -------------------------------------
