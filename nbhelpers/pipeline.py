@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from nbhelpers import registry, store, tasks
 from nbhelpers.devices import device
-from nbhelpers.generation import generate, latency
+from nbhelpers.generation import generate, latency, likelihood
 from nbhelpers.loading import load
 from nbhelpers.loading.folder import inspect
 from nbhelpers.records import ModelRun, RunInfo, Settings
@@ -81,6 +81,8 @@ def _make_rows(run: ModelRun, place: device.DeviceReport, purposes: list[generat
         if not served:
             loaded = replace(loaded, report=old or loaded.report)
         report = loaded.report if served else generate.report_of(loaded, prompts, run.settings)
+        if served and report.prompt_format == "chat" and tasks.load_task(run.settings.task).likelihoods():
+            report = replace(report, notes=(*report.notes, likelihood.PLAIN))
         store.write_json(path, report)
         for purpose in purposes:
             if None in generate.found(run, purpose):

@@ -36,6 +36,7 @@ class Server:
     answer: Callable[[str, int | None], list[str]] = words  # pieces, by prompt and seed
     # What is told of the tokens, by pieces sent; None: nothing.
     usage: Callable[[int], dict | None] = lambda n: {"prompt_tokens": 7, "completion_tokens": n}
+    echo: Callable[[str], dict] | None = None  # logprobs of a prompt and one token more; None: it tells none
     chat: int = 200  # status of chat completions, as 404 where there are none
     refused: tuple[str, ...] = ()  # fields that make a request a bad one
     reason: str = "length"
@@ -112,6 +113,11 @@ class _Handler(BaseHTTPRequestHandler):
         if status != 200 or fault.status != 200:
             status = fault.status if status == 200 else status
             return self._send(status, {"error": {"message": f"refused {bad}"}}, fault.headers)
+        if body.get("echo"):
+            told = state.echo(body["prompt"]) if state.echo else None
+            one = {"index": 0, "finish_reason": "length", "text": body["prompt"], "logprobs": told}
+            about = {"id": "1", "object": "text_completion", "created": 1, "model": body["model"]}
+            return self._send(200, about | {"choices": [one]})
         with state.lock:
             state.alive += 1
             state.most = max(state.most, state.alive)

@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbhelpers import redact, tasks
 from nbhelpers.devices import meters
-from nbhelpers.generation import generate
+from nbhelpers.generation import generate, likelihood
 from nbhelpers.loading import remote, tokenizer
 from nbhelpers.loading.load import LoadingReport
 from nbhelpers.records import Failure, FinishReason, Limits, ModelSpec, Prompt, Sample, Settings
@@ -22,7 +22,6 @@ from nbhelpers.records import Failure, FinishReason, Limits, ModelSpec, Prompt, 
 if TYPE_CHECKING:
     from openai import OpenAI
 
-FIRST_ANSWER_S = 120.0  # a server may load the model before it answers
 CHARACTERS_PER_TOKEN = 4  # of a prompt whose tokens the server does not tell (assumed)
 UNMEASURED = "the server's memory and energy are not measured"
 OPTIONS = {  # that a server may refuse, in the order in which they are given up, and what that means
@@ -86,13 +85,13 @@ def connect(spec: ModelSpec) -> Served:
             for taken in (names[n:] for n in range(len(names) + 1)):
                 served = Served(spec, client, report, taken)
                 try:
-                    ask(served, "Hello", Settings(max_new_tokens=1), 0, FIRST_ANSWER_S, fixed=True)
+                    ask(served, "Hello", Settings(max_new_tokens=1), 0, likelihood.FIRST_ANSWER_S, fixed=True)
                 except openai.APIStatusError as error:
                     refused.append(error)
                     if error.status_code not in (400, 422):
                         break
                 else:
-                    texts = [ask(served, "Once", HOT, n, FIRST_ANSWER_S).text for n in (1, 2, 1)]
+                    texts = [ask(served, "Once", HOT, n, likelihood.FIRST_ANSWER_S).text for n in (1, 2, 1)]
                     notes = (UNMEASURED, *(OPTIONS[name] for name in names if name not in taken))
                     notes += (COLD,) if texts[0] == texts[1] else ()
                     notes += (UNSTEADY,) if "seed" in taken and texts[0] != texts[2] else ()
@@ -186,6 +185,10 @@ def _made(
     from nbhelpers.generation.sampling import row_seed
 
     lock, alive, ledger = threading.Lock(), [0], meters.Ledger("server")
+    kinds = () if fixed else tasks.load_task(settings.task).likelihoods()
+    name = served.spec.source.partition("#")[2]
+    told = partial(likelihood.of_server, served.client, name, kinds, limit_s)
+    likely = dict[str, Future[dict[str, tuple[float, ...]]]]()  # begun before any row, once a prompt
 
     def one(request: generate.Request) -> Sample:
         with lock:
@@ -193,17 +196,21 @@ def _made(
             alive[0] += 1
         seed = row_seed(settings.seed, request.prompt.id, request.repeat)
         got: Answer | Exception
+        prompt, sums = request.prompt, None
         try:
-            prompt = request.prompt
+            sums = likely[prompt.id].result() if kinds else None
             got = ask(served, prompt.text, settings, seed, limit_s, fixed, prompt.before)
         except Exception as error:
             got = error
         with lock:
             share = ledger.charge(alive[0]).since(before)
             alive[0] -= 1
-        return sample_of(served, request, settings, at_once, share.seconds, got)
+        row = sample_of(served, request, settings, at_once, share.seconds, got)
+        return replace(row, logprobs=sums) if kinds and not row.error else row
 
     with ThreadPoolExecutor(at_once) as pool:
+        for prompt in {request.prompt.id: request.prompt for request in wanted if kinds}.values():
+            likely[prompt.id] = pool.submit(told, prompt)
         futures = [pool.submit(one, request) for request in wanted]
         try:
             for future in as_completed(futures):

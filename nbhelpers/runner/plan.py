@@ -15,6 +15,7 @@ from pathlib import Path
 
 from nbhelpers import registry, store, tasks
 from nbhelpers.devices import device as devices
+from nbhelpers.generation import likelihood
 from nbhelpers.loading.folder import inspect
 from nbhelpers.records import LabError, ModelSpec, RunInfo, Settings
 
@@ -47,9 +48,9 @@ def plan_run(models: Sequence[str], settings: Settings, out: str = "", until_dec
     specs = tuple(registry.tell_apart(inspect(registry.resolve(name)) for name in names))
     if settings.top_k and any(spec.kind == "server" for spec in specs):
         raise LabError("A server's model takes no --top-k: leave it out, or use --top-p.")
-    if task.likelihoods() and any(spec.kind == "server" for spec in specs):
-        instead = "take the scorer letter, or load the model here"
-        raise LabError(f"A server's model gives no log-likelihood of a text: not available; {instead}.")
+    for spec in specs:
+        if spec.kind == "server":
+            likelihood.check_server(spec, task.likelihoods())
     slugs = [spec.slug for spec in specs]
     if twice := {slug for slug in slugs if slugs.count(slug) > 1}:
         raise LabError(f"Two models would write to the same folder {twice.pop()!r}: name each model once.")

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from made_runs import make_sample
+from openai_server import Fault, serve
 from tiny_models import FAMILIES, byte_tokenizer, tiny, watch
 
-from nbhelpers import tasks
-from nbhelpers.generation import generate, likelihood
-from nbhelpers.loading import tokenizer
+from nbhelpers import pipeline, registry, tasks
+from nbhelpers.generation import generate, likelihood, server
+from nbhelpers.loading import load, remote, tokenizer
 from nbhelpers.records import LabError, Prompt, Settings
 from nbhelpers.runner import plan
 from nbhelpers.scoring import reference
@@ -146,19 +148,83 @@ def test_bits_per_byte_of_texts_are_those_of_the_harness_and_less_is_better(tmp_
     assert not tasks.load_task(settings.task).scale.higher_is_better
 
 
-def test_without_log_likelihoods_there_is_no_score_and_a_server_is_refused(
-    tmp_path: Path, monkeypatch
-) -> None:
+def test_without_log_likelihoods_there_is_no_score(tmp_path: Path) -> None:
     settings = task(tmp_path, "loglikelihood", ROWS)
     (score,) = reference.scored(settings, [make_sample("m", "The sky is", 0, text="blue")])
     assert score.values == {} and score.reason == "the log-likelihood of its choices is not available"
-    monkeypatch.setattr(plan, "inspect", lambda spec: spec)
-    with pytest.raises(LabError, match="gives no log-likelihood of a text: not available; take the scorer"):
-        plan.plan_run(["server:http://127.0.0.1:9/v1#m"], settings, str(tmp_path / "run"))
     # a text that is tried out alone stands for the choice that it is
     item, known = tasks.items(settings)[0], tasks.load_task(settings.task)
     assert set(reference.score_text(known, item, "Blue.").values()) == {1.0}
     assert set(reference.score_text(known, item, "green and old").values()) == {0.0}
+
+
+def echo(model: Any, begins: bool, prompt: str) -> dict[str, Any]:
+    """Log-probabilities of a prompt and one token more: vLLM echoes the beginning token, llama.cpp does not
+    and tells none of the first."""
+    read = model.tokenizer(prompt, return_offsets_mapping=True)
+    ids, spans = [*read["input_ids"], 2], read["offset_mapping"]
+    with torch.inference_mode():
+        steps = model.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    logprobs = [None, *(float(steps[n, token]) for n, token in enumerate(ids[1:]))]
+    tokens, starts = [prompt[a:b] for a, b in spans] + ["</s>"], [a for a, _ in spans] + [len(prompt)]
+    if not begins:
+        logprobs[1] = None
+        return {"tokens": tokens[1:], "text_offset": starts[1:], "token_logprobs": logprobs[1:]}
+    starts[1:] = [start + len("<s>") for start in starts[1:]]
+    return {"tokens": ["<s>", *tokens[1:]], "text_offset": starts, "token_logprobs": logprobs}
+
+
+@pytest.mark.parametrize("begins", [True, False], ids=["vLLM", "llama.cpp"])
+def test_a_server_tells_the_log_likelihoods_that_the_model_has_here(tmp_path: Path, begins: bool) -> None:
+    model, shown = load.load("lab-llama", "cpu", "float32"), {"before": (("system", "Be brief."),)}
+    asked = [prompt(text, known, **shown) for text, known in QUESTIONS[:2]]
+    asked += [prompt("Café costs:\n", ["4.", "so naïve"]), prompt("Café au lait, and nobody measured it.")]
+    with serve(echo=lambda text: echo(model, begins, text)) as tiny:
+        client = remote.client_of(tiny.url)
+        for one in asked[:3]:
+            found = likelihood.of_server(client, "tiny", ("choices",), 10, one)
+            want = likelihood.log_likelihoods(model, likelihood.choices(model, one))
+            assert found["choices"] == pytest.approx(want, abs=1e-4)
+        found = likelihood.of_server(client, "tiny", ("text",), 10, asked[3])
+        want = likelihood.log_likelihoods(model, likelihood.windows(model, asked[3]))
+        assert found == ({"text": pytest.approx([sum(want)], abs=1e-4)} if begins else {})
+        # a run asks once a prompt, whatever its repeats, and scores as one of the model here
+        settings, asked_before = task(tmp_path, "loglikelihood", ROWS), len(tiny.requests)
+        plan.plan_run([f"server:{tiny.url}#tiny"], settings, str(tmp_path / "run"))
+        run = pipeline.open_run(replace(settings, run_dir=str(tmp_path), model=f"server:{tiny.url}#tiny"))
+        pipeline.make(run, "samples")
+        bodies = [body for body in tiny.requests[asked_before:] if body.get("echo")]
+    assert len(bodies) == 1 + sum(len(row["choices"]) for row in ROWS)  # 1: of the plan
+    samples = generate.read_samples(run)
+    ours = generate.generate_samples(model, tasks.prompts_of(settings), settings)
+    for one, other in zip(samples, ours, strict=True):
+        assert one.logprobs["choices"] == pytest.approx(other.logprobs["choices"], abs=1e-4)
+    values = [[score.values for score in reference.scored(settings, rows)] for rows in (samples, ours)]
+    assert values[0] == values[1]
+    assert likelihood.PLAIN in load.read_report(run).notes
+
+
+@pytest.mark.parametrize("given", [{}, {"refused": ("echo",)}, {"faults": [Fault(500)] * 3}])
+def test_a_server_that_tells_no_log_likelihood_is_refused_before_anything_is_made(
+    tmp_path: Path, given: dict[str, Any]
+) -> None:
+    settings, out = task(tmp_path, "loglikelihood", ROWS), tmp_path / "run"
+    said = "server:tiny: the log-likelihood of choices is not available there: load the model here, or take"
+    with serve(**given) as tiny, pytest.raises(LabError, match=said):
+        plan.plan_run([f"server:{tiny.url}#tiny"], settings, str(out))
+    assert not out.exists()
+
+
+def test_a_row_whose_log_likelihood_broke_off_is_asked_again(tmp_path: Path) -> None:
+    settings, model = replace(task(tmp_path, "loglikelihood", ROWS), repeats=1), loaded("llama")
+    with serve(echo=lambda text: echo(model, True, text)) as tiny:
+        served = server.connect(registry.resolve(f"server:{tiny.url}#tiny"))
+        asked, file = tasks.prompts_of(settings), tmp_path / "samples.jsonl"
+        tiny.faults = [Fault(500)] * 3  # the first choice of the first item, and its retries
+        first = server.generate_samples(served, asked, settings, file, batch_size=1)
+        assert [(row.failure, row.logprobs is None) for row in first] == [("server", True), (None, False)]
+        second = server.generate_samples(served, asked, settings, file)
+    assert second[1] == first[1] and len(second[0].logprobs["choices"]) == 3
 
 
 def test_the_shipped_questions_are_made_of_the_question_bank() -> None:
