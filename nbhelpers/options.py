@@ -14,26 +14,23 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from nbhelpers.errors import LabError, nearest
-
-
-def _choice(default: Any, text: str) -> Any:
-    return dataclasses.field(default=default, metadata={"help": text, "option": ""})
+from nbhelpers.records import setting
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
     """What is read of logs, and how it is paired: options of the command line."""
 
-    metric: str = _choice("", "Metric, or all; default: the first of each task.")
-    task: str = _choice("", "Only this task.")
-    margin: float | None = _choice(
+    metric: str = setting("", "Metric, or all; default: the first of each task.")
+    task: str = setting("", "Only this task.")
+    margin: float | None = setting(
         None, "Difference that matters; default: 0.5 points, 0.05 of a 0..1 metric."
     )
-    lower_is_better: bool = _choice(False, "Less is better of the metric, where the log does not say so.")
-    cluster: str = _choice("", "Field of an item that names its cluster (a passage, say).")
-    pool: bool = _choice(False, "Take all tasks as one, each a cluster of its items.")
-    filter: str = _choice("", "Filter of lm-evaluation-harness; default: the first.")
-    any_prompt: bool = _choice(False, "Pair items whose prompts differ, as by chat templates.")
+    lower_is_better: bool = setting(False, "Less is better of the metric, where the log does not say so.")
+    cluster: str = setting("", "Field of an item that names its cluster (a passage, say).")
+    pool: bool = setting(False, "Take all tasks as one, each a cluster of its items.")
+    filter: str = setting("", "Filter of lm-evaluation-harness; default: the first.")
+    any_prompt: bool = setting(False, "Pair items whose prompts differ, as by chat templates.")
 
 
 def options_of(kind: Any) -> dict[str, dataclasses.Field[Any]]:

@@ -56,7 +56,9 @@ def make(run: ModelRun, through: Step) -> None:
         _make_rows(run, place, [purpose for purpose in get_args(generate.Purpose) if purpose in wanted])
     for step in (step for step in wanted if step in COMPUTED):
         compute, name, sources = COMPUTED[step]
-        path, newest = run.folder / name, max((run.folder / file).stat().st_mtime for file in sources)
+        read = [run.folder / file for file in sources]
+        read += reference.files(tasks.load_task(run.settings.task)) if step == "scores" else []
+        path, newest = run.folder / name, max(file.stat().st_mtime for file in read)
         made = path.exists() and path.stat().st_mtime >= newest
         if made and step == "scores":  # of fewer prompts, perhaps
             made = [s.key for s in rubric.read_scores(run)] == [s.key for s in generate.read_samples(run)]

@@ -70,7 +70,7 @@ class Prompt(Record):
     before: tuple[tuple[str, str], ...] = ()  # (role, text) of the turns before it: system prompt, examples
 
 
-def _setting(default: Any, text: str, option: str = "", least: float | None = None) -> Any:
+def setting(default: Any, text: str, option: str = "", least: float | None = None) -> Any:
     """A field that the command line sets: its help, the option's name if it is another, its least value."""
     return field(default=default, metadata={"help": text, "option": option, "least": least})
 
@@ -96,18 +96,18 @@ class Settings(Record):
 
     model: str = "lab-llama"
     run_dir: str = ""  # "" is outputs/standalone
-    task: str = _setting("", "A task's TOML file, or a shipped task's name; default: posts.")
-    prompts: str = _setting("", "JSONL or CSV file of prompts; default: the task's.")
-    limit: int | None = _setting(None, "Only the first N prompts.", least=1)
-    repeats: int = _setting(4, "Generations per prompt.", least=1)
-    max_new_tokens: int = _setting(256, "Longest answer, in tokens.", least=1)
-    temperature: float = _setting(0.8, "0 always takes the likeliest token.", least=0)
-    top_k: int = _setting(0, "Draw from the k likeliest tokens; 0: from all.", least=0)
-    top_p: float = _setting(1.0, "Draw from the likeliest tokens that reach this probability; 1: from all.")
-    seed: int = _setting(0, "Seed of all sampling.")
-    maker_settings: bool = _setting(False, "Use what a model's generation_config.json asks for besides.")
-    device: str = _setting("auto", "auto, cpu, cuda, mps or xpu.")
-    dtype: str = _setting("auto", "auto, float32, float16 or bfloat16.")
+    task: str = setting("", "A task's TOML file, or a shipped task's name; default: posts.")
+    prompts: str = setting("", "JSONL or CSV file of prompts; default: the task's.")
+    limit: int | None = setting(None, "Only the first N prompts.", least=1)
+    repeats: int = setting(4, "Generations per prompt.", least=1)
+    max_new_tokens: int = setting(256, "Longest answer, in tokens.", least=1)
+    temperature: float = setting(0.8, "0 always takes the likeliest token.", least=0)
+    top_k: int = setting(0, "Draw from the k likeliest tokens; 0: from all.", least=0)
+    top_p: float = setting(1.0, "Draw from the likeliest tokens that reach this probability; 1: from all.")
+    seed: int = setting(0, "Seed of all sampling.")
+    maker_settings: bool = setting(False, "Use what a model's generation_config.json asks for besides.")
+    device: str = setting("auto", "auto, cpu, cuda, mps or xpu.")
+    dtype: str = setting("auto", "auto, float32, float16 or bfloat16.")
 
     def __post_init__(self) -> None:
         _check(self)
@@ -135,10 +135,10 @@ class Limits(Record):
     """How long things may take and how much may fail: how far a run comes, never what a text says."""
 
     __pydantic_config__ = Record.__pydantic_config__ | {"extra": "ignore"}  # a run.json may hold dropped ones
-    cell_s: float = _setting(1800.0, "Seconds a notebook or its cell may take.", "timeout", least=1)
-    generation_s: float = _setting(300.0, "Seconds a generation may take.", "batch_timeout", least=0)
+    cell_s: float = setting(1800.0, "Seconds a notebook or its cell may take.", "timeout", least=1)
+    generation_s: float = setting(300.0, "Seconds a generation may take.", "batch_timeout", least=0)
     fail_on_error: FailOnError = FailOnError()
-    at_once: int = _setting(4, "Requests to a server at a time.", least=1)
+    at_once: int = setting(4, "Requests to a server at a time.", least=1)
 
     def __post_init__(self) -> None:
         _check(self)

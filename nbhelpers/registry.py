@@ -242,6 +242,8 @@ def _prompt(row: dict[str, Any]) -> Prompt:
     given: dict[str, Any] = {name: row.get(name) or "" for name in ("id", "text", "content_type", "cluster")}
     given |= {name: _several(name, row.get(name)) for name in _SEVERAL}
     prompt = Prompt(**given, before=tuple((role, said) for role, said in turns))
+    if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", str(prompt.id)):  # no link leads to it
+        raise LabError(f"the id {prompt.id!r} holds a control character: leave it out.")
     for name, value in vars(prompt).items():
         texts = [*chain(*value)] if name == "before" else value if isinstance(value, tuple) else [value]
         needed = name in ("id", "text", *_SEVERAL, "before")

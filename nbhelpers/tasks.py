@@ -53,7 +53,7 @@ KINDS = {
 class Scorer:
     name: str  # of its score
     kind: str  # one of KINDS
-    options: dict[str, Any]
+    options: dict[str, Any]  # of its table; "folder", the task's; "judges", what it has loaded
 
     @property
     def scale(self) -> Scale:
@@ -132,10 +132,10 @@ def _task(data: dict[str, Any], path: Path, digest: str) -> Task:
     where, levels = path.name, {"low": float, "high": float, "margin": float, "higher_is_better": bool}
     texts = dict.fromkeys(("prompts", "system", "primary"), str)
     _check(data, texts | {"stop": list, "examples": dict, "scorers": dict, "pass_at": int} | levels, where)
-    tables = data.get("scorers") or {}
+    tables, judges = data.get("scorers") or {}, dict[str, Any]()
     if not tables:
         raise LabError(f"{where}: there is no scorer: add a table, as [scorers.exact].")
-    scorers = tuple(_scorer(name, table, where, path.parent) for name, table in tables.items())
+    scorers = tuple(_scorer(name, table, where, path.parent, judges) for name, table in tables.items())
     primary = data.get("primary", scorers[0].name)
     scored = next((s for s in scorers if s.name in (primary, primary.partition("/")[0])), None)
     if scored is None:
@@ -162,7 +162,7 @@ def _task(data: dict[str, Any], path: Path, digest: str) -> Task:
     return Task(path.stem, scorers, primary, scale, file, system, stop, examples, tries, path.parent, digest)
 
 
-def _scorer(name: str, table: Any, where: str, folder: Path) -> Scorer:
+def _scorer(name: str, table: Any, where: str, folder: Path, judges: dict[str, Any]) -> Scorer:
     if not isinstance(table, dict):
         raise LabError(f"{where}: {name} is no table: write [scorers.{name}].")
     kind = table.get("kind", name)
@@ -182,7 +182,7 @@ def _scorer(name: str, table: Any, where: str, folder: Path) -> Scorer:
     ends = options.get("scale", [1, 2])
     if len(ends) != 2 or not all(type(end) is int for end in ends) or not 0 <= ends[0] < ends[1] <= 100:
         raise LabError(f"{where}, [scorers.{name}]: scale is {ends}: give two whole numbers, as [1, 5].")
-    return Scorer(name, kind, options | {"folder": folder})
+    return Scorer(name, kind, options | {"folder": folder, "judges": judges})
 
 
 def _check_pattern(pattern: str, where: str) -> None:

@@ -1,7 +1,9 @@
 """What is missing of a model's files is made, once and visibly; what is there and right stays."""
 
 import json
+import os
 import re
+import time
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -76,6 +78,27 @@ def test_scores_of_other_settings_are_made_anew_from_rows_that_are_there(run):
         pipeline.make(asked, "result")
         assert len(rubric.read_scores(asked)) == count
         assert store.read_json(asked.folder / "result.json", Result).attempted == count
+
+
+def test_a_scorer_file_that_changes_has_scores_made_anew_and_secondary_ones_counted_apart(tmp_path):
+    (tmp_path / "items.csv").write_text("id,text,target\na,One?,1\n")
+    mine = "def score(answer, item):\n    return 1.0\ndef none(answer, item):\n    return None\n"
+    (tmp_path / "mine_a.py").write_text(mine)
+    text = 'prompts = "items.csv"\n[scorers.one]\nkind = "python"\nfunction = "mine_a.score"\n'
+    (tmp_path / "t.toml").write_text(text + '[scorers.two]\nkind = "python"\nfunction = "mine_a.none"\n')
+    asked = Settings("lab-gpt2", str(tmp_path), str(tmp_path / "t.toml"), repeats=1, max_new_tokens=2)
+    run = pipeline.open_run(asked)
+    pipeline.make(run, "result")
+    metrics = store.read_json(run.folder / "result.json", Result).metrics
+    counts = {name: value for name, value in metrics.items() if "not_applicable" in name}
+    assert counts == {"samples/not_applicable/two": 1}
+    samples, scores = (run.folder / name for name in ("samples.jsonl", "scores.jsonl"))
+    made, before = samples.stat().st_mtime_ns, scores.stat().st_mtime_ns
+    pipeline.make(run, "result")
+    assert scores.stat().st_mtime_ns == before
+    os.utime(tmp_path / "mine_a.py", (time.time() + 5, time.time() + 5))
+    pipeline.make(run, "scores")
+    assert (samples.stat().st_mtime_ns, scores.stat().st_mtime_ns != before) == (made, True)
 
 
 def test_a_prompt_that_was_edited_while_a_run_goes_on_is_refused(tmp_path):

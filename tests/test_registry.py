@@ -199,7 +199,9 @@ def test_the_benchmark_prompts_are_the_default():
 prompt_rows = st.lists(
     st.fixed_dictionaries(
         {
-            "id": st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(registry.one_text),
+            "id": st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1).filter(
+                registry.one_text
+            ),
             "text": st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(registry.one_text),
             "content_type": st.sampled_from(CONTENT_TYPES),
         }
@@ -280,3 +282,15 @@ def test_a_row_with_more_cells_than_the_header_is_refused(tmp_path):
     (tmp_path / "p.csv").write_text("id,text,content_type\na,Ask\tme,short_post\nb,Ask, again,short_post\n")
     with pytest.raises(LabError, match=r"p\.csv, line 3: it has more or fewer cells than the header"):
         registry.load_prompts(tmp_path / "p.csv")
+
+
+@pytest.mark.parametrize("id", ["a\nb", "\x1b[31mred", "a\tb", "a\u2028b", "\x85"])
+def test_an_id_that_no_link_leads_to_is_refused(tmp_path, id):
+    path = tmp_path / "prompts.jsonl"
+    row = {"id": "fine é 日", "text": "One", "content_type": "short_post"}
+    path.write_text(f"{json.dumps(row)}\n{json.dumps(row | {'id': id, 'text': 'Two'})}\n")
+    with pytest.raises(
+        LabError, match=r"prompts.jsonl, line 2: the id .* holds a control character"
+    ) as error:
+        registry.load_prompts(path)
+    assert str(error.value).isprintable()

@@ -114,8 +114,9 @@ def comparable(run_dir: Path) -> tuple[list[Result], dict[str, str], list[str]]:
         clash = [prompt for prompt, text in asked[result.slug].items() if text != texts[prompt]]
         if why := _why_not(result, usual, clash, most):
             excluded[result.model] = why
-        if foreign := result.metrics.get(FOREIGN):
-            part = f"{foreign:g} of {result.attempted} texts have no score"
+        for name in (name for name in result.metrics if name.startswith(FOREIGN)):
+            which = name.replace(FOREIGN, "").replace("/", " ", 1)  # "": the primary one
+            part = f"{result.metrics[name]:g} of {result.attempted} texts have no score{which}"
             why = "scores.jsonl says why" if own else "because the prompt or the answer is not English"
             notes.append(f"{result.model}: {part}, {why}.")
     first = dict[str, str]()

@@ -19,7 +19,6 @@ from statistics import fmean, median, stdev
 from nbhelpers import registry, store
 from nbhelpers.comparison import ratings
 from nbhelpers.comparison.ratings import KEY, LABELS, PERSON, Design, LabelKey, Labels, Ratings
-from nbhelpers.loading import load as loading
 from nbhelpers.records import Estimate, LabError, Result
 from nbhelpers.scoring import judge
 from nbhelpers.stats import corrected
@@ -126,12 +125,12 @@ def add_judge(run_dir: Path, results: Sequence[Result], model: str) -> None:
     if not left:  # it is the latest judge now
         store.write_json(path, found)
         return
-    loaded = loading.load(model)
+    loaded = judge.open_judge(model)
     try:
         for key, sample in left.items():
             given[key] = judge.judge(loaded, sample.prompt, sample.text).score
     finally:  # what was rated is kept, also when it was stopped
-        loading.unload(loaded)
+        judge.close(loaded)
         store.write_json(path, found)
 
 

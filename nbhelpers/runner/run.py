@@ -34,6 +34,7 @@ from nbhelpers.scoring.texts import printable
 LEAST_FREE = 2**20  # bytes of a disk that is not full
 GRACE_S = 90.0  # a notebook may take this much longer than a cell's limit: kernel start, saving
 ANSWERS = "03"  # with it begin the notebooks that answer prompts; those before it need none
+SCORES = "04"  # with it begin those that score and count them
 TIMING, REPORT = "timing", "report"  # steps of the whole run; they are in run.json only if they failed
 STOPPED = "stopped by --fail-on-error"
 
@@ -63,8 +64,14 @@ def run(
 
 
 def _kept(plan: Plan) -> tuple[NotebookStatus, ...]:
-    """What has passed before, once half rows are cut off: nothing of a model that lost or failed a row."""
-    torn = set()
+    """What has passed before, once half rows are cut off: nothing of a model that lost or failed a row, and
+    no more than its answers where a file that decides their scores has changed."""
+    from nbhelpers import tasks
+    from nbhelpers.scoring import reference
+
+    torn, files = set(), reference.files(tasks.load_task(plan.info.settings.task))
+    newest = max((file.stat().st_mtime for file in files), default=0.0)
+    old = {path.parent.name for path in plan.run_dir.glob("*/scores.jsonl") if path.stat().st_mtime < newest}
     for path in plan.run_dir.glob("*/result.json"):
         with suppress(LabError):  # 06 did not come to its end
             torn |= {path.parent.name} if store.read_json(path, Result).failed else set()
@@ -75,7 +82,9 @@ def _kept(plan: Plan) -> tuple[NotebookStatus, ...]:
     for unfinished in plan.run_dir.rglob(f".*.{'[0-9a-f]' * 32}"):  # store.write_text was killed
         unfinished.unlink(missing_ok=True)
     whole = {model for model, spec in plan.models.items() if spec.slug not in torn}
-    return tuple(s for s in plan.info.notebooks if s.status == "passed" and s.model in whole)
+    stale = {model for model in whole if plan.models[model].slug in old}
+    passed = (s for s in plan.info.notebooks if s.status == "passed" and s.model in whole)
+    return tuple(s for s in passed if s.notebook < SCORES or s.model not in stale)
 
 
 class _Run:

@@ -1,23 +1,25 @@
 """A model as judge: it rates a text from 1 to 10. Notebook 18 asks whether to listen; off by default.
 
 The rating is the expected value over the probabilities of the ten answers (the weighting of G-Eval, Liu et
-al. 2023), from one forward pass: nothing is sampled or parsed.
+al. 2023), from one forward pass: nothing is sampled or parsed. A server's model
+says its rating instead, at temperature 0.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from nbhelpers import registry
 from nbhelpers.errors import NoScore
-from nbhelpers.generation import likelihood
-from nbhelpers.loading import load
+from nbhelpers.generation import likelihood, server
+from nbhelpers.generation.server import Served
+from nbhelpers.loading import load, remote
 from nbhelpers.loading import tokenizer as chat
-from nbhelpers.records import LabError, Prompt
-
-if TYPE_CHECKING:
-    from nbhelpers.loading.load import Loaded
+from nbhelpers.loading.load import Loaded
+from nbhelpers.records import LabError, Limits, Prompt, Settings
 
 LEAST_MASS = 0.1  # ours: below it at least nine tenths of what the model would say is no rating
 QUESTION = """Rate the text below as an answer to its instruction, from 1 (worthless) to 10 (excellent).
@@ -40,7 +42,8 @@ Answer:
 
 Answer with the number only. Rating:"""
 RATINGS = tuple(map(str, range(1, 11)))
-JUDGES: dict[str, Loaded] = {}  # of ``by_rubric``, each loaded once
+SAYS = Settings(temperature=0, max_new_tokens=2048)  # to a server's model, which may reason first
+Judge = Loaded | Served
 
 
 class JudgeScore(NamedTuple):
@@ -49,12 +52,24 @@ class JudgeScore(NamedTuple):
     mass: float  # probability that the answer is a rating at all
 
 
-def judge(loaded: Loaded, prompt: str, text: str, question: str = QUESTION) -> JudgeScore:
+def open_judge(model: str) -> Judge:
+    """A model that is to judge: loaded here, or a server's. Raises LabError."""
+    spec = registry.resolve(model)
+    return server.connect(spec) if spec.kind == "server" else load.load(model)
+
+
+def close(judge: Judge) -> None:
+    """Free a judge that is loaded here."""
+    if isinstance(judge, Loaded):
+        load.unload(judge)
+
+
+def judge(loaded: Judge, prompt: str, text: str, question: str = QUESTION) -> JudgeScore:
     """``rate`` a text by the question, from 1 to 10."""
     return rate(loaded, question.format(prompt=prompt, text=text))
 
 
-def rate(loaded: Loaded, asked: str, low: int = 1, high: int = 10) -> JudgeScore:
+def rate(loaded: Judge, asked: str, low: int = 1, high: int = 10) -> JudgeScore:
     """A rating; no score where less than LEAST_MASS is on the scale or the question exceeds the context.
 
     LabError when the tokenizer cannot tell the ratings apart.
@@ -65,12 +80,16 @@ def rate(loaded: Loaded, asked: str, low: int = 1, high: int = 10) -> JudgeScore
     return JudgeScore(expected if mass >= LEAST_MASS else None, expected, mass)
 
 
-def chances(loaded: Loaded, asked: str, known: Sequence[str]) -> list[float]:
+def chances(loaded: Judge, asked: str, known: Sequence[str]) -> list[float]:
     """Probability of each of the known answers to a question; [] where it exceeds the model's context.
 
     That of an answer is the product over all its tokens, as the tokenizer writes it after the question; that
-    of "10" is taken off that of "1", which it begins with.
+    of "10" is taken off that of "1", which it begins with. A server's model has all of it on what it says,
+    and none where that is no known answer.
     """
+    if isinstance(loaded, Served):
+        said = _said(loaded, asked)
+        return [float(said == answer) for answer in known]
     question, answers = _tokens(loaded, asked, known)
     starts = {answer[:-1] for answer in answers}  # what has to be read to know the next token
     rows = [row for row in starts if not any(row == other[: len(row)] for other in starts - {row})]
@@ -103,20 +122,24 @@ def _tokens(loaded: Loaded, question: str, known: Sequence[str]) -> tuple[list[i
     return list(whole[0][:shared]), answers
 
 
+def _said(served: Served, asked: str) -> str:
+    """What a server's model says, without marks around it and "Rating:" before it. LabError for no answer."""
+    with remote.one_sentence(served.report.source.partition("#")[0], "does not judge"):
+        answer = server.ask(served, asked, SAYS, 0, Limits().generation_s)
+        if answer.finish_reason == "time":
+            raise EOFError(f"no whole answer within {Limits().generation_s:g} s")
+    return re.sub(r"^\W*(rating\W+)?|\W*$", "", chat.split_reasoning(answer.text)[1], flags=re.IGNORECASE)
+
+
 def by_rubric(text: str, item: Prompt, options: Mapping[str, Any]) -> float:
     """The rating of an answer by the user's rubric, and a right answer where there is one. Raises NoScore."""
-    model, (low, high) = options["model"], options["scale"]
-    if model not in JUDGES:
-        JUDGES[model] = load.load(model)
+    model, (low, high), judges = options["model"], options["scale"], options["judges"]
+    if model not in judges:
+        judges[model] = open_judge(model)
     right = f"\n\nA right answer: {' or '.join(item.target)}" if item.target else ""
     said = {"rubric": options["rubric"], "prompt": item.text + right, "text": text}
-    found = rate(JUDGES[model], BY_RUBRIC.format(low=low, high=high, **said), low, high)
+    found = rate(judges[model], BY_RUBRIC.format(low=low, high=high, **said), low, high)
     if found.score is None:
-        raise NoScore(f"the judge {model} gave no rating ({found.mass:.1%} of what it would say is one)")
+        share, name = f"{found.mass:.1%} of what it would say is one", registry.resolve(model).alias
+        raise NoScore(f"the judge {name} gave no rating ({share})")
     return found.score
-
-
-def unload() -> None:
-    """Free the judges of ``by_rubric``."""
-    while JUDGES:
-        load.unload(JUDGES.popitem()[1])

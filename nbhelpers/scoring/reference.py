@@ -20,15 +20,15 @@ from typing import Any
 from nbhelpers import registry, store, tasks
 from nbhelpers.errors import LabError, NoScore, nearest
 from nbhelpers.generation import generate
+from nbhelpers.loading.folder import inspect
 from nbhelpers.loading.tokenizer import split_reasoning
 from nbhelpers.records import ModelRun, Prompt, Sample, Score, Settings
 from nbhelpers.scoring import judge, rubric
-from nbhelpers.scoring.texts import compared, normalised
+from nbhelpers.scoring.texts import compared, normalised, search, validator
 from nbhelpers.stats.estimate import grouped, pass_at
 from nbhelpers.tasks import LETTERS, Scorer, Task
 
 LIBRARIES = {"chrf": "sacrebleu", "rouge": "rouge_score.rouge_scorer"}
-PATTERN_S = 1.0  # longest that a user's pattern may search one answer
 _NUMBER = re.compile(r"(?<![\w.])[-−]?[$€£]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?%?", re.IGNORECASE)
 Options = Mapping[str, Any]
 Logprobs = Mapping[str, tuple[float, ...]] | None  # of a sample
@@ -50,12 +50,7 @@ def contains(text: str, item: Prompt, options: Options) -> float:
 
 def pattern(text: str, item: Prompt, options: Options) -> float:
     """The pattern is found; what its group takes out is the target, where the item has one."""
-    import regex
-
-    try:
-        found = regex.search(options["pattern"], text, timeout=PATTERN_S)
-    except TimeoutError:
-        raise NoScore(f"the pattern took longer than {PATTERN_S:g} s") from None
+    found = search(options["pattern"], text)
     if found and item.target and found.groups():
         return exact(next((part for part in found.groups() if part), ""), item, {"strict": False})
     return float(found is not None)
@@ -120,22 +115,10 @@ def json_schema(text: str, item: Prompt, options: Options) -> float:
         return 0.0
     try:
         return float(schema.is_valid(found))
+    except NoScore:
+        raise
     except Exception as error:  # a reference that leads nowhere, or round in a circle
         raise NoScore(f"{options['schema']} cannot be applied: {type(error).__name__}") from None
-
-
-@cache
-def validator(path: Path) -> Any:
-    """The validator of a JSON Schema in a file. LabError for one that is none."""
-    import jsonschema
-
-    try:
-        schema = json.loads(path.read_text(encoding="utf-8-sig"))
-        kind = jsonschema.validators.validator_for(schema)
-        kind.check_schema(schema)
-    except (OSError, ValueError, TypeError, AttributeError, jsonschema.SchemaError) as error:
-        raise LabError(f"The schema {path.name} cannot be used ({str(error).splitlines()[0]}).") from None
-    return kind(schema)
 
 
 def own(text: str, item: Prompt, options: Options) -> float:
@@ -154,6 +137,9 @@ def own(text: str, item: Prompt, options: Options) -> float:
 def own_function(folder: Path, name: str) -> Callable[[str, Prompt], Any]:
     """A function by ``module.function``, of a module beside the task. LabError for what cannot be used."""
     module, _, function = name.rpartition(".")
+    beside, known = folder.resolve() / f"{module.replace('.', '/')}.py", sys.modules.get(module)
+    if beside.is_file() and known and getattr(known, "__file__", "") != str(beside):
+        del sys.modules[module]  # another task's
     sys.path.insert(0, str(folder.resolve()))
     try:
         found: Callable[[str, Prompt], Any] = getattr(importlib.import_module(module), function)
@@ -169,14 +155,22 @@ def check(task: Task) -> None:
     if task.primary not in (known := worst(task)):
         raise LabError(f"The task {task.name} has no score {task.primary!r}: {nearest(task.primary, known)}.")
     for scorer in task.scorers:
-        if scorer.kind == "judge" and registry.resolve(scorer.options["model"]).kind == "server":
-            raise LabError(f"The scorer {scorer.name} wants a judge that is loaded here, not on a server.")
+        if scorer.kind == "judge":
+            inspect(registry.resolve(scorer.options["model"]))
         if scorer.kind == "json":
             validator(scorer.options["folder"] / scorer.options["schema"])
         if scorer.kind in LIBRARIES:
             library(LIBRARIES[scorer.kind])
         if scorer.kind == "python":
             own_function(scorer.options["folder"], scorer.options["function"])
+
+
+def files(task: Task) -> list[Path]:
+    """The files beside a task's that decide its scores: schemas, and modules of the user's functions."""
+    names = [scorer.options["schema"] for scorer in task.scorers if scorer.kind == "json"]
+    for function in (scorer.options["function"] for scorer in task.scorers if scorer.kind == "python"):
+        names.append(f"{function.rpartition('.')[0].replace('.', '/')}.py")
+    return [path for name in names if (path := task.folder / name).is_file()]
 
 
 SCORERS: dict[str, Callable[[str, Prompt, Options], float]] = {
@@ -280,20 +274,22 @@ def scored(settings: Settings, samples: Iterable[Sample]) -> Iterable[Score]:
 
 def _scored(task: Task, settings: Settings, samples: Iterable[Sample]) -> Iterator[Score]:
     items = {item.id: item for item in tasks.items(settings)}
-    for sample in samples:
-        if (item := items.get(sample.prompt_id)) is None:
-            raise LabError(f"The task {task.name} has no item {sample.prompt_id!r}: score it by its own.")
-        failed, values, reason = sample.error is not None, worst(task), None
-        if not failed:
-            values, reason = scores_of(task, item, sample.text, sample.logprobs or {})
-        words, about = len(sample.text.split()), (item.target or None, item.tags or None)
-        key = sample.key, sample.prompt_id, sample.repeat, sample.content_type
-        yield Score(*key, failed, words, values, reason=reason, target=about[0], tags=about[1])
+    try:
+        for sample in samples:
+            if (item := items.get(sample.prompt_id)) is None:
+                raise LabError(f"The task {task.name} has no item {sample.prompt_id!r}: score it by its own.")
+            failed, values, reason = sample.error is not None, worst(task), None
+            if not failed:
+                values, reason = scores_of(task, item, sample.text, sample.logprobs or {})
+            words, about = len(sample.text.split()), (item.target or None, item.tags or None)
+            key = sample.key, sample.prompt_id, sample.repeat, sample.content_type
+            yield Score(*key, failed, words, values, reason=reason, target=about[0], tags=about[1])
+    finally:
+        for judges in (scorer.options["judges"] for scorer in task.scorers):
+            while judges:
+                judge.close(judges.popitem()[1])
 
 
 def make_scores(run: ModelRun) -> None:
     """Score the run's samples by its task into scores.jsonl, always anew: an old one may be by another."""
-    try:
-        store.write_rows(run.folder / "scores.jsonl", scored(run.settings, generate.read_samples(run)))
-    finally:
-        judge.unload()
+    store.write_rows(run.folder / "scores.jsonl", scored(run.settings, generate.read_samples(run)))

@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 import string
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 from nbhelpers import store
+from nbhelpers.errors import NoScore
 from nbhelpers.records import LabError, Record
 
+PATTERN_S = 1.0  # longest that a user's pattern may search one answer
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _LIST_MARK = re.compile(r"^\s*(?:[-*•–]|\(?\d{1,2}[.)]|#{1,6})\s+")
 _SENTENCE_GAP = re.compile(r"(?<=[.!?…])\s+|(?<=[.!?…][\"'”’)\]])\s+")
@@ -194,3 +197,45 @@ def band(size: float, low: float, high: float) -> float:
     if size < low:
         return 10.0 * size / low
     return 10.0 * max(0.0, min(1.0, 2.0 - size / high))
+
+
+def search(wanted: str, text: str) -> Any:
+    """The match of a user's pattern, or None. Raises NoScore where it takes longer than PATTERN_S."""
+    import regex
+
+    try:
+        return regex.search(wanted, text, timeout=PATTERN_S)
+    except TimeoutError:
+        raise NoScore(f"the pattern took longer than {PATTERN_S:g} s") from None
+
+
+@cache
+def validator(path: Path) -> Any:
+    """The validator of a JSON Schema in a file. LabError for one that is none."""
+    import json
+
+    import jsonschema
+
+    try:
+        schema = json.loads(path.read_text(encoding="utf-8-sig"))
+        kind = jsonschema.validators.validator_for(schema)
+        kind.check_schema(schema, kind.FORMAT_CHECKER)
+    except (OSError, ValueError, TypeError, AttributeError, jsonschema.SchemaError) as error:
+        raise LabError(f"The schema {path.name} cannot be used ({str(error).splitlines()[0]}).") from None
+    limited = {"pattern": _pattern, "patternProperties": _pattern_properties}
+    return jsonschema.validators.extend(kind, limited)(schema)
+
+
+def _pattern(validator: Any, wanted: str, found: Any, schema: Any) -> Iterator[Any]:
+    """JSON Schema's keyword, by a search that is limited in time."""
+    import jsonschema
+
+    if validator.is_type(found, "string") and not search(wanted, found):
+        yield jsonschema.ValidationError(f"{found!r} does not match {wanted!r}")
+
+
+def _pattern_properties(validator: Any, wanted: dict[str, Any], found: Any, schema: Any) -> Iterator[Any]:
+    """As ``_pattern``, of the names in an object."""
+    for pattern, own in wanted.items() if validator.is_type(found, "object") else ():
+        for name in filter(lambda name: search(pattern, name), found):
+            yield from validator.descend(found[name], own, path=name, schema_path=pattern)

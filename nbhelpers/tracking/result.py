@@ -76,8 +76,11 @@ def make_result(run: ModelRun) -> Result:
     metrics = flat_metrics(report, loaded, samples, money) | meters.metrics(passes)
     scores, task = rubric.read_scores(run), tasks.load_task(run.settings.task)
     per_prompt = stats.by_prompt(scores, task.primary)
-    if foreign := sum(score.reason is not None for score in scores):
-        metrics["samples/not_applicable"] = foreign
+    others = {s.name for s in task.scorers} - {task.primary, task.primary.partition("/")[0]}
+    for name in (task.primary, *sorted(others)):  # of the primary score without its name
+        if lacking := sum(name not in score.values for score in scores):
+            own = "" if name == task.primary else f"/{name}"
+            metrics[f"samples/not_applicable{own}"] = lacking
     common = {field.name for field in dataclasses.fields(Result)} - {"schema_version"}
     known = vars(loaded) | vars(report) | {"quality_applies": loaded.quality_applies and bool(per_prompt)}
     result = Result(

@@ -340,13 +340,19 @@ def test_models_without_scores_for_most_prompts_are_left_out_and_counted(tmp_pat
     write_model(tmp_path, make_result("a", scores))
     write_model(tmp_path, make_result("b", scores, per_prompt=few, metrics={comparison.FOREIGN: 20.0}))
     one = {prompt: score for prompt, score in zip(prompt_ids(), scores, strict=True) if prompt != "b04"}
-    write_model(tmp_path, make_result("c", scores, per_prompt=one, metrics={comparison.FOREIGN: 2.0}))
+    write_model(
+        tmp_path,
+        make_result(
+            "c", scores, per_prompt=one, metrics={comparison.FOREIGN: 2.0, f"{comparison.FOREIGN}/judge": 9.0}
+        ),
+    )
     report = comparison.assemble(tmp_path)
     assert set(report.ranking) == {"a", "c"} and len(report.prompts) == 14
     assert report.excluded == {"b": "the rubric reads English, and most of its prompts or answers are not"}
     assert report.notes == (
         "b: 20 of 30 texts have no score, because the prompt or the answer is not English.",
         "c: 2 of 30 texts have no score, because the prompt or the answer is not English.",
+        "c: 9 of 30 texts have no score judge, because the prompt or the answer is not English.",
         "Left out, because some model has no score there: b04.",
     )
 

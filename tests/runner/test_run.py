@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ import made_runs
 import pytest
 from test_readme import COMMANDS, RUN
 
-from nbhelpers import registry, store
+from nbhelpers import registry, store, tasks
 from nbhelpers.comparison.compare import ComparisonReport
 from nbhelpers.devices import device as devices
 from nbhelpers.generation import latency
@@ -160,6 +161,24 @@ def test_a_model_that_lost_a_row_is_executed_again(steps, capsys):
     assert (plan.run_dir / "lab-gpt2" / "samples.jsonl").read_text() == whole
     assert "lab-gpt2/samples.jsonl was cut off" in capsys.readouterr().err
     assert len(runner._kept(plans.plan_resume(str(plan.run_dir)))) == 2 * len(PIPELINE)
+
+
+def test_another_scorer_file_has_scores_made_anew_and_answers_kept(steps, tmp_path):
+    (tmp_path / "mine.py").write_text("def score(answer, item):\n    return 1.0\n")
+    (tmp_path / "items.csv").write_text("id,text\na,One?\n")
+    task = tmp_path / "mine.toml"
+    task.write_text('prompts = "items.csv"\n[scorers.python]\nfunction = "mine.score"\n')
+    plan = planned(steps, "lab-gpt2", "lab-opt")
+    info = replace(plan.info, settings=Settings(task=str(task)), task=tasks.load_task(str(task)).digest)
+    runner.run(replace(plan, info=info))
+    now = time.time()
+    for model, made in (("lab-gpt2", now - 60), ("lab-opt", now + 60)):
+        (plan.run_dir / model / "scores.jsonl").write_text("")
+        os.utime(plan.run_dir / model / "scores.jsonl", (made, made))
+    os.utime(tmp_path / "mine.py", (now, now))
+    kept = [(s.model, s.notebook) for s in runner._kept(plans.plan_resume(str(plan.run_dir)))]
+    of = {model: [name for one, name in kept if one == model] for model in plan.info.models}
+    assert of["lab-gpt2"] == [name for name in of["lab-opt"] if name < "04"] != of["lab-opt"]
 
 
 def test_a_model_whose_samples_failed_is_executed_again(steps):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from made_runs import make_sample
+from openai_server import Fault, serve
 from saved_models import make_tokenizer
 from tiny_models import byte_tokenizer, fixed_judge, tiny
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -173,18 +174,67 @@ def test_a_judge_scores_a_task_by_the_users_rubric(tmp_path: Path, monkeypatch: 
     assert tasks.load_task(settings.task).scale == Scale(1, 5, 4 / 18, unit="judge")
     # nonsense has no score, and says why
     wishes.update({"4": 0.01, "5": 0.01})
-    judge.unload()
     (score,) = reference.scored(settings, samples[:1])
-    assert (score.values, len(freed)) == ({}, 1)
+    assert (score.values, len(freed)) == ({}, 2)  # each scoring frees its own
     assert score.reason == "the judge lab-gpt2 gave no rating (2.0% of what it would say is one)"
-    judge.unload()
+
+
+@pytest.mark.parametrize(
+    ("said", "rating"),
+    [
+        ("4", 4),
+        (" **5**\n", 5),
+        ("Rating: 3.", 3),
+        ("<think>Is it a 5? No.</think>2", 2),
+        ("6", None),
+        ("4 or 5", None),
+        ("-", None),
+        ("I cannot rate 3 texts", None),
+        ("", None),
+    ],
+)
+def test_a_servers_judge_rates_by_what_it_says_and_nonsense_is_counted(
+    tmp_path: Path, monkeypatch: Any, said: str, rating: float | None
+) -> None:
+    monkeypatch.setenv("NBHELPERS_SERVER_KEY", "secret-of-mine")
+    settings = rubric_task(tmp_path)
+    samples = [make_sample("m", "b01", repeat, text=f"one {repeat}") for repeat in range(2)]
+    with serve(answer=lambda text, seed: [said], reason="stop", key="secret-of-mine") as tiny:
+        text = (tmp_path / "task.toml").read_text()
+        (tmp_path / "task.toml").write_text(text.replace("lab-gpt2", f"server:{tiny.url}#tiny"))
+        reference.check(tasks.load_task(settings.task))
+        tiny.faults = [Fault(429, {"Retry-After": "0"})]
+        scores = list(reference.scored(settings, samples))
+        asked = [body for body in tiny.requests if RUBRIC in str(body)]
+    assert [body["temperature"] for body in asked] == [0, 0]
+    for score in scores:
+        assert score.values == ({} if rating is None else {"judge": rating})
+        no = "the judge server:tiny gave no rating (0.0% of what it would say is one)"
+        assert score.reason == (no if rating is None else None) and "secret" not in str(score)
+
+
+@pytest.mark.parametrize("fault", [Fault(500), Fault(sent=1, then="drop"), Fault(sent=1, then='{"choi')])
+def test_a_servers_judge_that_breaks_off_stops_the_scoring(tmp_path: Path, fault: Fault) -> None:
+    with serve() as tiny:
+        served = judge.open_judge(f"server:{tiny.url}#tiny")
+        tiny.faults = [fault] * 3
+        with pytest.raises(LabError, match=r"does not judge|not reachable"):
+            judge.judge(served, PROMPT, TEXT)
+
+
+def test_two_answers_are_put_to_a_servers_judge() -> None:
+    with serve(answer=lambda text, seed: ["B"], reason="stop") as tiny:
+        served = judge.open_judge(f"server:{tiny.url}#tiny")
+        assert judge.chances(served, "Which?", ("A", "B")) == [0.0, 1.0]
+        judge.close(served)
 
 
 def test_a_judge_that_cannot_judge_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     settings = rubric_task(tmp_path)
     reference.check(tasks.load_task(settings.task))
     text = (tmp_path / "task.toml").read_text()
-    for model, said in (("lab-gpt", "did you mean lab-gpt2"), ("server:http://h/v1#m", "loaded here")):
+    gone = "server:http://127.0.0.1:9/v1#m"
+    for model, said in (("lab-gpt", "did you mean lab-gpt2"), (gone, "is not reachable")):
         (tmp_path / "task.toml").write_text(text.replace("lab-gpt2", model))
         with pytest.raises(LabError, match=said):
             reference.check(tasks.load_task(settings.task))

@@ -8,10 +8,12 @@ import time
 from dataclasses import replace
 from itertools import combinations, product
 
+import jsonschema
 import pytest
 from made_runs import make_sample
 
 from nbhelpers import tasks
+from nbhelpers.errors import NoScore
 from nbhelpers.records import LabError, Prompt, Settings
 from nbhelpers.scoring import reference
 from nbhelpers.stats.estimate import by_prompt, estimate, mean_score, pass_at
@@ -159,6 +161,55 @@ def test_a_target_of_which_the_rules_leave_nothing_is_not_met_by_an_empty_answer
             assert scorer(right, item, LOOSE) == 1, (scorer, target)
             assert [scorer(text, item, LOOSE) for text in ("", "-", "an")] == [0, 0, 0], (scorer, target)
     assert reference.contains("1 + 1", Prompt("i", "?", target=("+",)), LOOSE) == 1
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "pattern": "^(a|a)*$"},
+        {"type": "object", "patternProperties": {"^(a|a)*$": True}},
+        {"properties": {"t": {"not": {"pattern": "^(a|a)*$"}}}},
+    ],
+)
+def test_a_pattern_of_a_schema_that_runs_away_gives_no_score(tmp_path, schema):
+    (tmp_path / "s.json").write_text(json.dumps(schema))
+    options, long = {"folder": tmp_path, "schema": "s.json"}, "a" * 40 + "!"
+    value = long if schema.get("type") == "string" else {long: 1, "t": long}
+    began = time.monotonic()
+    with pytest.raises(NoScore, match="the pattern took longer than 1 s"):
+        reference.json_schema(json.dumps(value), Prompt("i", "?"), options)
+    assert time.monotonic() - began < 10
+
+
+def test_patterns_of_a_schema_are_those_of_jsonschema(tmp_path):
+    schema = {"type": "object", "patternProperties": {"^n": {"type": "integer"}, "t$": {"pattern": "^x\\d"}}}
+    (tmp_path / "s.json").write_text(json.dumps(schema | {"additionalProperties": False}))
+    options = {"folder": tmp_path, "schema": "s.json"}
+    known = jsonschema.Draft202012Validator(schema | {"additionalProperties": False})
+    values = [
+        {"n": 1},
+        {"n": "1"},
+        {"at": "x1"},
+        {"at": "y1"},
+        {"nt": 1},
+        {"nt": "x1"},
+        {"other": 1},
+        {},
+        [1],
+    ]
+    found = [reference.json_schema(json.dumps(value), Prompt("i", "?"), options) for value in values]
+    assert found == [float(known.is_valid(value)) for value in values] and 0 < sum(found) < len(values)
+    (tmp_path / "bad.json").write_text('{"pattern": "("}')
+    with pytest.raises(LabError, match=r"The schema bad.json cannot be used"):
+        reference.validator(tmp_path / "bad.json")
+
+
+def test_functions_of_one_name_are_each_their_tasks(tmp_path):
+    for name, value in (("one", 1.0), ("two", 2.0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "same_name.py").write_text(f"def score(answer, item):\n    return {value}\n")
+        given = {"folder": tmp_path / name, "function": "same_name.score"}
+        assert reference.own("?", Prompt("i", "?"), given) == value
 
 
 def test_a_schema_that_leads_nowhere_or_round_gives_no_score(tmp_path):
