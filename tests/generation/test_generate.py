@@ -586,7 +586,7 @@ def test_the_key_holds_everything_that_decides_the_text() -> None:
     reworded = [replace(PROMPTS[0], text="Ho:"), replace(PROMPTS[0], id="p9")]
     keys += [request.key for request in generation.requests(reworded, FEW, variants[0])]
     keys += [request.key for request in generation.requests(PROMPTS, FEW, variants[0], "latency")]
-    assert len(set(keys)) == len(keys) == 6 * 9 + 2 * 3 + 3
+    assert len(set(keys)) == len(keys) == 6 * 9 + 2 * 3 + 3 * 2  # latency: two rounds
     second = generation.requests(PROMPTS, FEW, replace(report, device="cuda:1"))
     assert second == generation.requests(PROMPTS, FEW, variants[2])
     whole, real = (replace(FEW, temperature=zero, top_p=one) for zero, one in ((0, 1), (0.0, 1.0)))

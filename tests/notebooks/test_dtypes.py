@@ -33,7 +33,7 @@ def here(**given: Any) -> DeviceReport:
 
 
 def settings(tmp_path: Path, **given: Any) -> Settings:
-    return Settings(model="lab-llama", run_dir=str(tmp_path), device="cpu", **given)
+    return Settings(model="lab-opt", run_dir=str(tmp_path), device="cpu", **given)
 
 
 def choose(report: DeviceReport, asked: Settings) -> DeviceReport:

@@ -41,21 +41,26 @@ class Page(HTMLParser):
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.open: list[str] = []
         self.words: list[str] = []
+        self.marked = False  # a mark stands between: no space that the text does not have
         self.html = path.read_text(encoding="utf-8")
         self.feed(self.html)
         assert self.open == []
 
     def handle_starttag(self, tag, attrs):
+        self.marked |= tag == "mark"
         self.tags.append((tag, dict(attrs)))
         if tag not in VOID:
             self.open.append(tag)
 
     def handle_endtag(self, tag):
+        self.marked |= tag == "mark"
         assert self.open.pop() == tag
 
     def handle_data(self, data):
         if self.open and self.open[-1] not in ("style", "script"):
-            self.words.append(data)
+            glued = self.words.pop() if self.marked and self.words else ""
+            self.words.append(glued + data)
+            self.marked = False
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attrs for name, attrs in self.tags if name == tag]
