@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
+from nbhelpers.errors import NoScore
 from nbhelpers.scoring import coherence, texts
 from nbhelpers.scoring.texts import normalised
 from nbhelpers.tasks import Scorer
@@ -16,7 +18,7 @@ MEANING = {
     "again": "repeated, or from the prompt: it does not count",
     "match": "what the score looked for",
 }
-_WORD, MATCH_S = re.compile(r"\w+(?:['’]\w+)*"), 1.0
+_WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 
 def rubric(text: str, prompt: str) -> Iterator[Span]:
@@ -39,13 +41,9 @@ def rubric(text: str, prompt: str) -> Iterator[Span]:
 def target(text: str, targets: Sequence[str], scorer: Scorer, score: float | None) -> Iterator[Span]:
     """What an answer of a task was found right by: all of it, the target in it, or what a pattern takes."""
     if scorer.kind == "regex":
-        import regex
-
-        try:
-            if found := regex.search(scorer.options["pattern"], text, timeout=MATCH_S):
+        with suppress(NoScore):  # it took too long
+            if found := texts.search(scorer.options["pattern"], text):
                 yield *found.span(), "match"
-        except TimeoutError:
-            pass
     elif score and scorer.kind == "exact":
         yield 0, len(text), "match"
     elif score and scorer.kind == "contains":
