@@ -18,6 +18,7 @@ from definitions import definitions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_runs import make_sample
+from scipy import stats
 
 from nbhelpers import pipeline, registry, store
 from nbhelpers.generation import generate
@@ -514,3 +515,16 @@ def test_samples_in_another_language_are_rows_without_values_and_with_a_reason()
     assert found[4].values == lowest  # a failed answer to an English prompt is one of the lowest worth
     assert list(by_prompt(found, "lab_v2")) == ["p2", "p3"]
     assert by_prompt(found, "lab_v2")["p2"] == found[3].values["lab_v2"] > 3
+
+
+def test_lab_v2_agrees_with_readers_of_texts_that_it_was_not_fitted_on() -> None:
+    rows = [json.loads(line) for line in (store.data_dir() / "readers/models.jsonl").open(encoding="utf-8")]
+    fitted = (store.data_dir() / "readers/rated.jsonl").read_text(encoding="utf-8")
+    assert not [row["id"] for row in rows if json.dumps(row["text"], ensure_ascii=False) in fitted]
+    found = [scoring.score_text(row["text"], row["prompt"], row["content_type"]) for row in rows]
+    for reading, name, agreement in (("overall", "lab_v2", 0.7), ("coherence", "lab_v2/coherence", 0.75)):
+        ours = np.array([values[name] for values in found])
+        readers = np.array([row["ratings"]["H"][reading] for row in rows])
+        assert stats.kendalltau(ours, readers).statistic >= agreement and abs(ours - readers).mean() <= 0.8
+    broken = [row["ratings"]["H"]["coherence"] <= 2 for row in rows]
+    assert max(values["lab_v2"] for values, salad in zip(found, broken, strict=True) if salad) <= 4
