@@ -137,13 +137,42 @@ def test_text_cells_are_short(cells):
 def test_code_cells_hold_one_idea_and_outputs_fit_a_screen(cells):
     """Folded cells (plumbing, drawings, assertions) are not read; exercises are counted by themselves."""
     read = [cell for cell in code(cells) if not tags(cell) & {"folded", "exercise", "solution"}]
-    lengths = [lines(source(cell)) for cell in read[1:]]  # the first has the imports
     assert len(read) <= 30
-    assert median(lengths) <= 6
-    assert max(lengths) <= 20
+    assert median(lines(source(cell)) for cell in read[1:]) <= 6  # the first has the imports
     for cell in read:
         printed = "".join("".join(output.get("text", "")) for output in cell["outputs"])
         assert lines(printed) <= 25
+
+
+WAITING = {  # until their long cells are split
+    "01_device_detection",
+    "02_loading",
+    "03_generation",
+    "03_server",
+    "04_scoring",
+    "05_statistics",
+    "06_tracking",
+    "08_routing",
+    "09_claims_audit",
+    "10_how_a_model_learns",
+    "11_tokenizers",
+    "12_data_and_training",
+    "13_memory",
+    "14_precision_and_formats",
+    "15_finetuning_and_merging",
+    "16_inference_and_serving",
+    "17_distributed",
+    "18_judges_and_people",
+}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_code_cells_fit_a_screen(path):
+    """Imports and blank lines counted: 20 lines of what is read, 40 of what is folded or an exercise."""
+    cells = code(json.loads(path.read_text(encoding="utf-8"))["cells"])
+    most = [40 if tags(cell) & {"folded", "exercise", "solution"} else 20 for cell in cells]
+    fits = all(len(source(cell).splitlines()) <= n for cell, n in zip(cells, most, strict=True))
+    assert fits != (path.stem in WAITING)
 
 
 def test_shows_formulas_and_links_its_sources(cells):
