@@ -18,7 +18,7 @@ COPY constraints.txt /wheel/
 # The CPU's build of PyTorch is a tenth of the one with CUDA.
 RUN python3 -m venv /venv \
     && /venv/bin/pip install --no-cache-dir -c /wheel/constraints.txt \
-        --extra-index-url https://download.pytorch.org/whl/cpu "$(echo /wheel/*.whl)[concepts]" \
+        --extra-index-url https://download.pytorch.org/whl/cpu "$(echo /wheel/*.whl)[concepts,applications]" \
     && /venv/bin/nbhelpers lab /lab \
     && mkdir -p /lab/outputs \
     && chown -R lab: /lab

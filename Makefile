@@ -36,12 +36,12 @@ install: .venv/installed
 	$(PIP) -c constraints.txt -e ".[dev]"
 	touch $@
 
-# What notebooks 14 and 15 try besides: in one go, which spares a second look for everything.
+# What notebooks 12, 14, 15 and those from 20 on try besides: in one go, which spares a second look for everything.
 concepts: .venv/concepts
 
 .venv/concepts: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) -c constraints.txt -e ".[dev,concepts]"
+	$(PIP) -c constraints.txt -e ".[dev,concepts,applications]"
 	touch .venv/installed $@
 
 # The series as a site for a browser, without a network: outputs/site/html/index.html

@@ -44,6 +44,9 @@ FLOORS = (
 MOST_LINES, MOST_CODE_LINES, MOST_FILES, LONGEST_FILE = 10_704, 7_646, 60, 300
 
 
+PINNED = ("dev", "concepts", "applications", "logs")  # the extras whose packages are all pinned
+
+
 def pyproject() -> dict:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
@@ -51,7 +54,7 @@ def pyproject() -> dict:
 def test_conda_and_pip_users_get_the_same_packages():
     lines = (ROOT / "environment.yml").read_text().splitlines()
     listed = [line.strip()[2:] for line in lines if line.startswith("      - ")]
-    assert listed[:2] == ["-c constraints.txt", "-e .[dev,concepts]"]
+    assert listed[:2] == ["-c constraints.txt", "-e .[dev,concepts,applications]"]
     assert listed[2:] == pyproject()["project"]["dependencies"]
     python = pyproject()["project"]["requires-python"]
     assert f"  - python{python}" in lines
@@ -67,7 +70,7 @@ def test_every_dependency_is_pinned_and_the_pin_is_in_range():
     )
     project = pyproject()["project"]
     extras = project["optional-dependencies"]
-    wanted = project["dependencies"] + extras["dev"] + extras["concepts"] + extras["logs"]
+    wanted = project["dependencies"] + [r for name in PINNED for r in extras[name]]
     for requirement in map(Requirement, wanted):
         assert requirement.name in pins, f"{requirement.name} has no pin"
         assert pins[requirement.name] in requirement.specifier

@@ -21,12 +21,13 @@ COMMANDS = [
     for line in block.splitlines()
     if line
 ]
+EXTRAS = '-c constraints.txt -e ".[dev,concepts,applications]"'
 # These install, or run this very test; make runs them, and CI runs make.
 BY_MAKE = {
     "make lint": "lint: install",
     "make test": "pytest --nbval tests notebooks",
     "python3 -m venv .venv && . .venv/bin/activate": "-m venv .venv",
-    'pip install -c constraints.txt -e ".[dev,concepts]"': '-c constraints.txt -e ".[dev,concepts]"',
+    f"pip install {EXTRAS}": EXTRAS,
     "pytest --nbval tests notebooks": "pytest --nbval tests notebooks",
 }
 # tests/runner/test_run.py runs this one; without its options it takes minutes.
