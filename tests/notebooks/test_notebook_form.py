@@ -155,7 +155,6 @@ WAITING = {  # until their long cells are split
     "08_routing",
     "09_claims_audit",
     "10_how_a_model_learns",
-    "15_finetuning_and_merging",
     "16_inference_and_serving",
     "17_distributed",
     "18_judges_and_people",
