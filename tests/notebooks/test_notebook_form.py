@@ -145,7 +145,6 @@ def test_code_cells_hold_one_idea_and_outputs_fit_a_screen(cells):
 
 
 WAITING = {  # until their long cells are split
-    "03_generation",
     "03_server",
     "04_scoring",
     "05_statistics",
