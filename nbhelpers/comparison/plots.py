@@ -67,9 +67,8 @@ def quality_speed_memory(results: Sequence[Result], report: ComparisonReport) ->
     styles = zip(shown, speeds, cycle(MODEL_COLOURS), cycle(MARKERS), strict=False)
     for result, speed, colour, marker in styles:
         mib, quality = memory[result.model], report.ranking[result.model]
-        axes.scatter(
-            speed, quality.mean, 25 + 900 * mib / (max(memory.values()) or 1), colour, alpha=0.35, lw=0
-        )
+        area = 900 * mib / (max(memory.values()) or 1)
+        axes.scatter(speed, quality.mean, area, colour, alpha=0.35, lw=0)
         axes.vlines(speed, *_ends(quality), color=colour, lw=1.5)
         label = f"{short[result.model]} ({f'{mib:,.1f} MiB' if mib else 'a server'})"
         axes.plot(speed, quality.mean, marker, color=colour, ms=6, label=label)

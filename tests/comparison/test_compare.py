@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_runs import make_result, make_sample, planted, prompt_ids, write_info, write_model
+from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 from scipy.stats import binomtest
 
@@ -411,6 +412,16 @@ def test_the_ranking_picture_shows_the_intervals_and_the_pick():
         assert list(line.get_segments()[0][:, 0]) == [estimate.low, estimate.high]
     colours = [to_hex(line.get_color()[0]) for line in axes.collections]
     assert colours == [plots.ORANGE, plots.BLUE, plots.BLUE]
+
+
+def test_areas_are_in_proportion_to_memory():
+    sizes = {"one": 1.0, "four": 4.0, "server": 0.0}
+    results = [make_result(name, planted(5, 1)) for name in sizes]
+    for result, mib in zip(results, sizes.values(), strict=True):
+        result.metrics["memory/parameters_mib"] = mib
+    drawn = plots.quality_speed_memory(results, comparison.compare(results, {})).axes[0].collections
+    areas = [dots.get_sizes()[0] for dots in drawn if isinstance(dots, PathCollection)]
+    assert areas[1] == 4 * areas[0] > 0 == areas[2]
 
 
 def test_labels_of_near_points_do_not_cover_each_other():
