@@ -148,7 +148,6 @@ WAITING = {  # until their long cells are split
     "10_how_a_model_learns",
     "16_inference_and_serving",
     "17_distributed",
-    "18_judges_and_people",
 }
 
 
