@@ -146,7 +146,6 @@ def test_code_cells_hold_one_idea_and_outputs_fit_a_screen(cells):
 
 WAITING = {  # until their long cells are split
     "10_how_a_model_learns",
-    "17_distributed",
 }
 
 
