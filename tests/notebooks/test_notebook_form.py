@@ -145,7 +145,6 @@ def test_code_cells_hold_one_idea_and_outputs_fit_a_screen(cells):
 
 
 WAITING = {  # until their long cells are split
-    "10_how_a_model_learns",
 }
 
 
