@@ -194,7 +194,8 @@ def load_prompts(
             check(prompt := _prompt(row))
         except LabError as error:
             raise LabError(f"{where}: {error}") from None
-        said = (one_text(prompt.text), prompt.choices, prompt.before)
+        alike = one_text(prompt.text) if check is _is_post else prompt.text.strip()  # US is not us
+        said = (alike, prompt.choices, prompt.before)
         first = texts.setdefault(said, prompt.id)
         if prompt.id in prompts:
             raise LabError(f"{where}: the id {prompt.id!r} was used before; ids are unique.")
@@ -226,7 +227,7 @@ def _rows(body: str, source: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _prompt(row: dict[str, Any]) -> Prompt:
     """A prompt from what a row says. LabError for fields that are missing, misspelt or no text."""
     known = [*(field.name for field in fields(Prompt)), "messages"]
-    if unknown := next((name for name in row if name not in known), None):
+    if (unknown := next((name for name in row if name not in known), None)) is not None:
         close = difflib.get_close_matches(unknown, known, n=1, cutoff=0.8)
         hint = f"did you mean {close[0]!r}?" if close else f"a prompt has {', '.join(known)}."
         raise LabError(f"the field {unknown!r} is not known: {hint}")
@@ -235,11 +236,16 @@ def _prompt(row: dict[str, Any]) -> Prompt:
         raise LabError("the field 'before' is no list of pairs of a role and a text: use 'messages'.")
     if "messages" in row:
         try:
-            turns = [(turn["role"], turn["content"]) for turn in row["messages"]]
-            row = row | {"text": turns.pop()[1]}
-        except (TypeError, LookupError):
+            *turns, (role, said) = [(turn["role"], turn["content"]) for turn in row["messages"]]
+        except (TypeError, LookupError, ValueError):
             raise LabError('messages are no list of {"role", "content"}.') from None
+        if role != "user" or row.get("text"):
+            raise LabError(
+                "messages end with the user's, which is the text: no other one stands beside them."
+            )
+        row = row | {"text": said}
     given: dict[str, Any] = {name: row.get(name) or "" for name in ("id", "text", "content_type", "cluster")}
+    given["id"] = str(row["id"]) if type(row.get("id")) is int else given["id"]
     given |= {name: _several(name, row.get(name)) for name in _SEVERAL}
     prompt = Prompt(**given, before=tuple((role, said) for role, said in turns))
     if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", str(prompt.id)):  # no link leads to it

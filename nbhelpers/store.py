@@ -193,15 +193,22 @@ def read_rows(path: Path, cls: type[T]) -> Iterator[T]:
 
 
 def objects(text: str, where: str, wanted: str = "object") -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of JSON lines, and their lines. LabError for what is none."""
-    for number, line in enumerate(text.split("\n"), 1):  # splitlines also splits at U+2028
-        if line.strip():
-            try:
-                row = json.loads(line)
-                row.keys()
-            except (ValueError, RecursionError, AttributeError) as error:
-                raise LabError(f"{where}, line {number}: not a JSON {wanted} ({error}).") from None
-            yield number, row
+    """The objects of a JSON document, a list of them, or JSON lines, and their places. LabError for what is
+    none.
+    """
+    lines = ((n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip())  # U+2028 ends no line
+    rows: Iterable[tuple[int, Any]] = lines
+    with suppress(ValueError, RecursionError):
+        whole = json.loads(text)
+        rows = enumerate(whole if isinstance(whole, list) else [whole], 1)
+    for number, row in rows:
+        try:
+            row = json.loads(row) if rows is lines else row
+            row.keys()
+        except (ValueError, RecursionError, AttributeError) as error:
+            why = f"it is {row!r:.40}" if isinstance(error, AttributeError) else error
+            raise LabError(f"{where}, line {number}: not a JSON {wanted} ({why}).") from None
+        yield number, row
 
 
 def table(text: str, where: str) -> Iterator[tuple[int, dict[str, str]]]:
@@ -210,17 +217,20 @@ def table(text: str, where: str) -> Iterator[tuple[int, dict[str, str]]]:
     """
     heading = text.partition("\n")[0]
     mark = ";" if heading.count(";") > heading.count(",") else ","
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=mark)
-    header, line = [name.strip().lower() for name in next(lines, [])], lines.line_num + 1
-    if twice := next((name for name in header if name and header.count(name) > 1), ""):
-        raise LabError(f"{where}, line 1: the column {twice!r} stands twice (it has {', '.join(header)}).")
+    options: Any = {"delimiter": mark, "skipinitialspace": True, "strict": True}
+    lines, line = csv.reader(io.StringIO(text, newline=""), **options), 1
     try:
+        header, line = [name.strip().lower() for name in next(lines, [])], lines.line_num + 1
+        if twice := next((name for name in header if name and header.count(name) > 1), ""):
+            raise LabError(
+                f"{where}, line 1: the column {twice!r} stands twice (it has {', '.join(header)})."
+            )
         for cells in lines:
             if any(cells):
                 yield line, dict(zip(header, cells, strict=True))
             line = lines.line_num + 1
     except (csv.Error, ValueError):
-        problem = "has more or fewer cells than the header, or one that is too long"
+        problem = "has more or fewer cells than the header, or quotation marks that do not close"
         raise LabError(f"{where}, line {line}: it {problem}.") from None
 
 

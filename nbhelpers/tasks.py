@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 import random
+import re
 import string
 import tomllib
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -227,25 +229,28 @@ def _check_item(task: Task, item: Prompt) -> None:
             if not getattr(item, name):
                 raise LabError(f"the field {name!r} is missing, which the scorer {scorer.name} needs.")
         if "choices" in KINDS[scorer.kind].needs:
-            right_choice(item)
-        if scorer.kind == "number" and not all(math.isfinite(number(one)) for one in item.target):
+            right_choices(item)
+        if scorer.kind == "number" and not all(number(one).is_finite() for one in item.target):
             raise LabError(f"a target of {', '.join(item.target)} is no finite number.")
 
 
-def right_choice(item: Prompt) -> int:
-    """The place of the right choice, which the target names by its text or its letter. LabError for none."""
-    (target, *_), known = item.target, len(item.choices)
-    place = item.choices.index(target) if target in item.choices else " ".join(LETTERS).find(target) // 2
-    if known < 2 or known > len(LETTERS) or not 0 <= place < known:
-        raise LabError(f"the target {target!r} is none of the choices, nor the letter of one.")
-    return place
+def right_choices(item: Prompt) -> list[int]:
+    """The places of the right choices, which targets name by text or letter. LabError for one of none."""
+    known, found = dict(zip(LETTERS, item.choices, strict=False)), set[str]()
+    for target in item.target:
+        named = {letter for letter, choice in known.items() if choice == target} or {target} & {*known}
+        if not named or not 2 <= len(item.choices) <= len(LETTERS):
+            raise LabError(f"the target {target!r} is none of the choices, nor the letter of one.")
+        found |= named
+    return sorted(map(LETTERS.index, found))
 
 
-def number(text: str) -> float:
+def number(text: str) -> Decimal:
     """A number as people write it, 1,234.5 and 5% included. LabError for what is none."""
     try:
-        return float(text.translate(str.maketrans("−", "-", ",$€£%")))
-    except ValueError:
+        plain = text.translate(str.maketrans("−", "-", "$€£%"))
+        return Decimal(re.sub(r",(?=\d{3}(?!\d))", "", plain))
+    except ArithmeticError:
         raise LabError(f"the target {text!r} is no number.") from None
 
 
@@ -274,7 +279,11 @@ def prompts_of(settings: Settings) -> list[Prompt]:
     found = []
     for item in asked:
         before, own = list(first), registry.one_text(item.text)
-        for shot in [shot for shot in shots if registry.one_text(shot.text) != own][:count]:
+        others = [shot for shot in shots if registry.one_text(shot.text) != own][:count]
+        if len(others) < count:
+            few = f"there are {len(others)} besides the item {item.id!r}"
+            raise LabError(f"The task {task.name} asks for {count} examples, and {few}: name a file of more.")
+        for shot in others:
             before += [*shot.before, ("user", _listed(task, shot)), ("assistant", _shown(task, shot))]
         found.append(replace(item, text=_listed(task, item), before=(*before, *item.before)))
     return found
@@ -288,7 +297,9 @@ def _listed(task: Task, item: Prompt) -> str:
 
 
 def _shown(task: Task, item: Prompt) -> str:
-    return LETTERS[right_choice(item)] if "letter" in task.kinds() else item.target[0]
+    if "letter" in task.kinds():
+        return LETTERS[right_choices(item)[0]]
+    return item.choices[right_choices(item)[0]] if "loglikelihood" in task.kinds() else item.target[0]
 
 
 def check_unchanged(info: RunInfo, settings: Settings) -> None:

@@ -233,7 +233,7 @@ GOOD = '{"id": "a", "text": "Write.", "content_type": "short_post"}'
         (GOOD + "\n\n[1]", "line 3: not a JSON object"),
         ('{"id": "a", "content_type": "short_post"}', "line 1: the field 'text'"),
         ('{"id": "a", "text": " ", "content_type": "short_post"}', "line 1: the field 'text'"),
-        ('{"id": 7, "text": "x", "content_type": "short_post"}', "line 1: the field 'id'"),
+        ('{"id": null, "text": "x", "content_type": "short_post"}', "line 1: the field 'id'"),
         ('{"id": "a", "text": "x", "content_type": "poem"}', "line 1: unknown content type 'poem'"),
         (GOOD + "\n" + GOOD, "line 2: the id 'a' was used before"),
         (GOOD + "\n" + GOOD.replace('"a"', '"b"'), "line 2: the prompt 'b' has the text of 'a'"),

@@ -84,8 +84,10 @@ def test_examples_are_drawn_by_their_seed_and_are_never_the_item_itself(tmp_path
             assert answers == [int(said.split()[0]) + 1 for role, said in item.before if role == "user"]
         assert drawn.setdefault(seed, asked) == asked
     assert drawn[0] != drawn[1]
-    # All of a few, and shown as a plain model reads them.
-    shown = tasks.prompts_of(write(tmp_path, toml.format(0), items[:2]))
+    # Too few are refused, not made up for; what there is is shown as a plain model reads it.
+    with pytest.raises(LabError, match="asks for 3 examples, and there are 1 besides the item '00'"):
+        tasks.prompts_of(write(tmp_path, toml.format(0), items[:2]))
+    shown = tasks.prompts_of(write(tmp_path, toml.format(0).replace("= 3", "= 1"), items[:2]))
     assert plain(shown[0].text, shown[0].before) == "Add.\n\n1 + 1 = 2\n\n0 + 1 ="
 
 
@@ -97,7 +99,40 @@ def test_a_letter_is_chosen_from_choices_that_the_prompt_lists(tmp_path):
     (tmp_path / "shots.jsonl").write_text(json.dumps(shot))
     (asked,) = tasks.prompts_of(settings)
     assert asked.text == "Which is a fruit?\nA. stone\nB. pear\nAnswer:"
-    assert asked.before[1] == ("assistant", "A") and tasks.right_choice(asked) == 1
+    assert asked.before[1] == ("assistant", "A") and tasks.right_choices(asked) == [1]
+
+
+def test_an_example_of_choices_by_likelihood_shows_the_choice_and_not_its_letter(tmp_path):
+    items = [
+        {"id": f"{n}", "text": f"Is {n} odd?", "choices": ["no", "yes"], "target": "AB"[n]} for n in (0, 1)
+    ]
+    toml = 'prompts = "items.jsonl"\n[examples]\ncount = 1\n[scorers.loglikelihood]\n'
+    assert tasks.prompts_of(write(tmp_path, toml, items))[0].before[1] == ("assistant", "yes")
+
+
+def test_ids_may_be_numbers_and_a_file_one_list_and_case_can_tell_texts_apart(tmp_path):
+    items = [{"id": 7, "text": "Say us", "target": "1"}, {"id": "8", "text": "Say US", "target": 0.5}]
+    settings = write(tmp_path, NUMBER, items)
+    (tmp_path / "items.jsonl").write_text(json.dumps(items, indent=1))
+    assert [(item.id, item.target) for item in tasks.items(settings)] == [("7", ("1",)), ("8", ("0.5",))]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ('id,text,target\na,2,"2\nb,3,3\n', "quotation marks that do not close"),
+        ('id,"text,target\na,2,2\n', "line 1: it has .* quotation marks that do not close"),
+        ("id,text,target,\na,2,2,lost\n", "line 2: the field '' is not known"),
+        ('id,text,target\na,2,"0,5"\n', "line 2: the target '0,5' is no number"),
+    ],
+)
+def test_a_table_that_would_lose_something_is_refused(tmp_path, body, said):
+    settings = write(tmp_path, NUMBER.replace("jsonl", "csv"))
+    (tmp_path / "items.csv").write_text(body)
+    with pytest.raises(LabError, match=said):
+        tasks.items(settings)
+    (tmp_path / "items.csv").write_text('id, text, target\na, "2, or 3?", 2\n')
+    assert [(item.text, item.target) for item in tasks.items(settings)] == [("2, or 3?", ("2",))]
 
 
 @pytest.mark.parametrize(
@@ -157,6 +192,22 @@ def test_a_task_that_cannot_be_used_is_refused_with_the_place(tmp_path, toml, sa
         ),
         ("letter", {"id": "x", "text": "?", "target": "p", "choices": ["p"]}, "none of the choices"),
         ("letter", {"id": "x", "text": "?", "target": "AB", "choices": ["p", "q"]}, "none of the choices"),
+        ("letter", {"id": "x", "text": "?", "target": "A B", "choices": ["p", "q"]}, "none of the choices"),
+        (
+            "letter",
+            {"id": "x", "text": "?", "target": ["p", "C"], "choices": ["p", "q"]},
+            "'C' is none of the choices",
+        ),
+        (
+            "exact",
+            {"id": "x", "messages": [{"role": "assistant", "content": "a"}], "target": "a"},
+            "messages end with the user's",
+        ),
+        (
+            "exact",
+            {"id": "x", "text": "?", "messages": [{"role": "user", "content": "a"}], "target": "a"},
+            "no other one stands beside them",
+        ),
         ("number", {"id": "x", "text": "?", "target": float("nan")}, "no finite number"),
         (
             "exact",

@@ -49,7 +49,9 @@ def target(text: str, targets: Sequence[str], scorer: Scorer, score: float | Non
     elif score and scorer.kind == "contains":
         for one in targets:
             words = r"\W+(?:(?:a|an|the)\W+)?".join(map(re.escape, normalised(one).split()))
-            bare = re.escape(one.strip()) if scorer.options["strict"] or not words else rf"\b{words}\b"
+            bare = (
+                re.escape(one.strip()) if scorer.options["strict"] or not words else rf"(?<!\w){words}(?!\w)"
+            )
             for match in re.finditer(bare, text, 0 if scorer.options["strict"] else re.IGNORECASE):
                 yield *match.span(), "match"
 

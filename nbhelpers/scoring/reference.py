@@ -12,7 +12,9 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
+from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,8 @@ from nbhelpers.stats.estimate import grouped, pass_at
 from nbhelpers.tasks import LETTERS, Scorer, Task
 
 LIBRARIES = {"chrf": "sacrebleu", "rouge": "rouge_score.rouge_scorer"}
-_NUMBER = re.compile(r"(?<![\w.])[-−]?[$€£]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?%?", re.IGNORECASE)
+_DIGITS = r"\d{1,3}(?:,\d{3})+(?!\d)|\d+|(?<!\.)(?=\.\d)"
+_NUMBER = re.compile(rf"(?<!\w)(?<!\d\.)[-−]?[$€£]?(?:{_DIGITS})(?:\.\d+)?(?:e[-+]?\d+)?%?", re.IGNORECASE)
 Options = Mapping[str, Any]
 Logprobs = Mapping[str, tuple[float, ...]] | None  # of a sample
 
@@ -43,7 +46,8 @@ def exact(text: str, item: Prompt, options: Options) -> float:
 def contains(text: str, item: Prompt, options: Options) -> float:
     """The target stands in the answer, as whole words or, ``strict``, letter by letter."""
     if options["strict"]:
-        return float(any(target in text for target in item.target))
+        form = compared("", strict=True)
+        return float(any(form(target) in form(text) for target in item.target))
     forms = ((target, compared(target)) for target in item.target)
     return float(any(f" {form(target)} " in f" {form(text)} " for target, form in forms))
 
@@ -61,17 +65,22 @@ def number(text: str, item: Prompt, options: Options) -> float:
     found = _NUMBER.findall(text)
     if not found:
         return 0.0
-    said, targets = tasks.number(found[-1]), [tasks.number(target) for target in item.target]
-    near = (max(options["tolerance"], options["relative"] * abs(target), 1e-9) for target in targets)
-    return float(any(abs(said - target) <= most for target, most in zip(targets, near, strict=True)))
+    tolerance, relative = (Decimal(str(options[name])) for name in ("tolerance", "relative"))
+    for target in map(tasks.number, item.target):
+        near = max(tolerance, relative * abs(target), min(Decimal(1), abs(target)) / 10**9)
+        with suppress(ArithmeticError, LabError):  # too large to be near any
+            if abs(tasks.number(found[-1]) - target) <= near:
+                return 1.0
+    return 0.0
 
 
 def letter(text: str, item: Prompt, options: Options) -> float:
     """The letter that the answer chooses is the right one."""
     known = LETTERS[: len(item.choices)]
-    said = re.search(rf"(?i:answer|choice|option)\W*(?i:is\b|:)?\W*([{known}])\b", text)
-    said = said or re.search(rf"(?<![\w'])([{known}])(?![\w'’]| [a-z])", text)
-    return float(said is not None and said[1] == LETTERS[tasks.right_choice(item)])
+    named = rf"\W*(?i:is\b|:)?\W*([{known}])\b"
+    ways = rf"(?i:answer){named}", rf"(?i:choice|option){named}", rf"(?<![\w'])([{known}])(?![\w'’]| [a-z])"
+    said = next(filter(None, (re.search(way, text) for way in ways)), None)
+    return float(said is not None and LETTERS.index(said[1]) in tasks.right_choices(item))
 
 
 def f1(text: str, item: Prompt, options: Options) -> float:
@@ -110,7 +119,7 @@ def json_schema(text: str, item: Prompt, options: Options) -> float:
     block = re.search(r"```(?:json)?\s*(.*?)```", text, re.DOTALL)
     schema = validator(options["folder"] / options["schema"])
     try:
-        found = json.loads(block[1] if block else text)
+        found = json.loads(block[1] if block else text, parse_constant=int)  # NaN is no JSON
     except (ValueError, RecursionError):
         return 0.0
     try:
@@ -125,12 +134,15 @@ def own(text: str, item: Prompt, options: Options) -> float:
     """What a function of the user's returns for the answer and the item."""
     function, name = own_function(options["folder"], options["function"]), options["function"]
     try:
-        score = function(text, item)
-    except Exception as error:  # whatever a user's function raises
+        score, number = function(text, item), math.nan
+        said = repr(score)
+    except (Exception, SystemExit) as error:  # whatever a user's function raises
         raise NoScore(f"{name} raised {type(error).__name__}: {error}") from None
-    if not isinstance(score, int | float) or not abs(score) <= sys.float_info.max:
-        raise NoScore(f"{name} returned {score!r}, which is no number")
-    return float(score)
+    with suppress(TypeError, ValueError, OverflowError):
+        number = math.nan if isinstance(score, str) else float(score)
+    if not math.isfinite(number):
+        raise NoScore(f"{name} returned {said}, which is no number")
+    return number
 
 
 @cache
@@ -143,7 +155,9 @@ def own_function(folder: Path, name: str) -> Callable[[str, Prompt], Any]:
     sys.path.insert(0, str(folder.resolve()))
     try:
         found: Callable[[str, Prompt], Any] = getattr(importlib.import_module(module), function)
-    except Exception as error:  # whatever a user's module raises
+        if not callable(found):
+            raise TypeError(f"{function} is no function")
+    except (Exception, SystemExit) as error:  # whatever a user's module raises
         raise LabError(f"The scorer {name!r} cannot be imported ({type(error).__name__}: {error}).") from None
     finally:
         sys.path.pop(0)
@@ -189,20 +203,20 @@ SCORERS: dict[str, Callable[[str, Prompt, Options], float]] = {
 
 
 def likely(scorer: Scorer, item: Prompt, text: str, logprobs: Logprobs) -> dict[str, float]:
-    """1 where the choice of the largest log-likelihood is right, as it is and ``per_byte`` of the choice; or
+    """1 where a choice of the largest log-likelihood is right, as it is and ``per_byte`` of the choice; or
     the bits that the model needs for a byte of the item's text: the smaller, the better it is foretold.
     """
     wanted, names = tasks.LIKELIHOODS[scorer.kind], (scorer.name, f"{scorer.name}/per_byte")
     if logprobs is None and wanted == "choices":
-        right = replace(item, target=(item.choices[tasks.right_choice(item)],))
+        right = replace(item, target=tuple(item.choices[place] for place in tasks.right_choices(item)))
         return dict.fromkeys(names, exact(text, right, {"strict": False}))
     if not (sums := (logprobs or {}).get(wanted)):
         raise NoScore(f"the log-likelihood of its {wanted} is not available")
     if wanted == "text":
         return {scorer.name: -sum(sums) / math.log(2) / len(item.text.encode())}
     each = tuple(total / len(choice.encode()) for total, choice in zip(sums, item.choices, strict=True))
-    right_one = tasks.right_choice(item)
-    return {n: float(x.index(max(x)) == right_one) for n, x in zip(names, (sums, each), strict=True)}
+    places = tasks.right_choices(item)
+    return {n: float(x.index(max(x)) in places) for n, x in zip(names, (sums, each), strict=True)}
 
 
 def score_text(task: Task, item: Prompt, text: str, logprobs: Logprobs = None) -> dict[str, float]:
@@ -242,7 +256,8 @@ def worst(task: Task) -> dict[str, float]:
     """What a failed generation gets."""
     found = dict[str, float]()
     for scorer in task.scorers:
-        scale = scorer.scale
+        own = task.primary in (scorer.name, f"{scorer.name}/per_byte")
+        scale = task.scale if own else scorer.scale
         found[scorer.name] = scale.low if scale.higher_is_better else scale.high
         found |= _renamed(rubric.LOWEST, scorer) if scorer.kind == "rubric" else {}
         found |= {f"{scorer.name}/per_byte": scale.low} if scorer.kind == "loglikelihood" else {}

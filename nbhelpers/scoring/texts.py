@@ -25,6 +25,9 @@ _OTHER_SCRIPT = re.compile(r"[^\W\d_\u0000-\u024f\u1e00-\u1eff]")
 _ACCENTED = re.compile(r"[\u00df-\u024f\u1e00-\u1eff]")
 _QUOTED = re.compile(r"""(?<=[\w:,] )["'“‘„«][^"'”’“»\n]{1,120}["'”’“»](?!\w)""")  # inside a sentence
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
+_OF_A_NUMBER = re.compile(  # its sign, its point, and what parts it otherwise; no comma of thousands
+    r"(?<!\w)-(?=[$€£]?\.?\d)|(?<=\d)[./:](?=\d)|(?<=\d),(?=\d)(?!\d{3}(?!\d))|(?<![\d.])\.(?=\d)"
+)
 
 
 @cache
@@ -40,15 +43,23 @@ def _ending() -> re.Pattern[str]:
 
 
 def normalised(text: str) -> str:
-    """Without case, punctuation, articles and extra blanks (SQuAD's rules, Rajpurkar et al. 2016)."""
-    bare = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    """Without case, punctuation, articles and extra blanks (SQuAD's rules, Rajpurkar et al. 2016), however an
+    accent is encoded; a number keeps its sign and its point (as by DROP's rules, Dua et al. 2019).
+    """
+    text = unicodedata.normalize("NFC", text).casefold().replace("−", "-")
+    kept = {found.start() for found in _OF_A_NUMBER.finditer(text)}
+    marks = (
+        n for n, one in enumerate(text) if one in string.punctuation or unicodedata.category(one)[0] == "P"
+    )
+    dropped = {*marks} - kept
+    bare = "".join(one for n, one in enumerate(text) if n not in dropped)
     return " ".join(re.sub(r"\b(?:a|an|the)\b", " ", bare).split())
 
 
 def compared(target: str, strict: bool = False) -> Callable[[str], str]:
     """The form in which a text is compared with a target: normalised, unless nothing is left of it (A, +)."""
     bare = normalised if normalised(target) else lambda text: text.strip(" \n.'\"()*").lower()
-    return str.strip if strict else bare
+    return (lambda text: unicodedata.normalize("NFC", text.strip())) if strict else bare
 
 
 def printable(text: str) -> str:
@@ -223,6 +234,10 @@ def validator(path: Path) -> Any:
     except (OSError, ValueError, TypeError, AttributeError, jsonschema.SchemaError) as error:
         raise LabError(f"The schema {path.name} cannot be used ({str(error).splitlines()[0]}).") from None
     limited = {"pattern": _pattern, "patternProperties": _pattern_properties}
+    if isinstance(
+        schema, dict
+    ):  # one that names its dialect would have the parts of it checked without limit
+        schema.pop("$schema", None)
     return jsonschema.validators.extend(kind, limited)(schema)
 
 

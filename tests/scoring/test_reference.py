@@ -39,6 +39,34 @@ def test_exact_match_with_the_usual_normalisation_or_without(text, loose, strict
     assert reference.exact(text, ITEM, STRICT) == strict
 
 
+@pytest.mark.parametrize(
+    ("text", "target", "right"),
+    [
+        ("5", "-5", 0),
+        ("−5", "-5", 1),
+        ("(-5).", "-5", 1),
+        ("15", "1.5", 0),
+        ("12", "1/2", 0),
+        ("123", "1,2,3", 0),
+        ("1,234", "1234", 1),
+        ("...5", "5", 1),
+        ("COVID-19", "covid19", 1),
+        ("café", "café", 1),
+        ("“STRASSE”", "Straße", 1),
+        ("don’t", "don't", 1),
+    ],
+)
+def test_a_number_keeps_its_sign_and_a_letter_is_one_however_it_is_encoded(text, target, right):
+    item = Prompt("i", "?", target=(target,))
+    assert reference.exact(text, item, LOOSE) == reference.contains(f"so {text}", item, LOOSE) == right
+    assert reference.f1(text, item, LOOSE) == right
+
+
+def test_strict_scores_know_one_text_in_two_encodings():
+    item = Prompt("i", "?", target=("café",))
+    assert reference.exact("café", item, STRICT) == reference.contains("a café", item, STRICT) == 1
+
+
 def test_contains_counts_whole_words():
     cat = Prompt("i", "?", target=("cat",))
     assert reference.contains("A cat, I think.", cat, LOOSE) == 1
@@ -61,6 +89,11 @@ def test_contains_counts_whole_words():
         ("room B12", None),
         ("none", None),
         ("1e3", 1000),
+        (".5", 0.5),
+        ("-.5", -0.5),
+        ("...5", 5),
+        ("1,2,3", 3),
+        ("1.2.3", 1.2),
     ],
 )
 def test_the_last_number_of_an_answer_is_what_it_says(text, said):
@@ -69,6 +102,25 @@ def test_the_last_number_of_an_answer_is_what_it_says(text, said):
         item = Prompt("i", "?", target=(str(wanted),))
         if wanted is not None:
             assert reference.number(text, item, options) == (said is not None and wanted == said)
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "tolerance", "right"),
+    [
+        ("12345678901234567891", "12345678901234567890", 0.0, 0),  # one number to a float
+        ("12345678901234567890", "12345678901234567890", 0.0, 1),
+        ("2e-12", "1e-12", 0.0, 0),
+        ("0.30000000000000004", "0.3", 0.0, 1),
+        ("0.3", "1", 0.7, 1),
+        ("1e999999999999", "5", 0.0, 0),
+        ("1e99999999999999999999", "5", 0.0, 0),
+        ("9" * 5000, "5", 0.0, 0),
+        ("1" + "0" * 400, "1" + "0" * 400, 0.0, 1),
+    ],
+)
+def test_a_number_of_any_size_is_compared_exactly(text, target, tolerance, right):
+    item = Prompt("i", "?", target=(target,))
+    assert reference.number(text, item, {"tolerance": tolerance, "relative": 0.0}) == right
 
 
 def test_numbers_are_right_within_their_tolerance():
@@ -110,12 +162,24 @@ def test_a_pattern_that_runs_away_is_stopped_and_gives_no_score():
         ("Answer: A", "A"),
         ("E", None),
         ("I think none", None),
+        ("Option A is wrong. The answer is C.", "C"),
     ],
 )
 def test_the_letter_that_an_answer_chooses(text, said):
     for letter in "ABCD":
         item = Prompt("i", "?", target=(letter,), choices=("w", "x", "y", "z"))
         assert reference.letter(text, item, {}) == (letter == said)
+
+
+def test_of_several_right_choices_each_is_right():
+    item = Prompt("i", "?", target=("y", "D"), choices=("w", "y", "x", "z", "y"))
+    assert [reference.letter(letter, item, {}) for letter in "ABCDE"] == [0, 1, 0, 1, 1]
+    likely = tasks.Scorer("loglikelihood", "loglikelihood", {})
+    for best, right in enumerate((0, 1, 0, 1, 1)):
+        sums = tuple(float(n == best) for n in range(5))
+        found = reference.likely(likely, item, "", {"choices": sums})
+        assert found["loglikelihood"] == found["loglikelihood/per_byte"] == right
+        assert reference.likely(likely, item, item.choices[best], None)["loglikelihood"] == right
 
 
 def test_words_in_common_with_the_target_are_f1():
@@ -144,7 +208,14 @@ def test_json_is_right_where_its_schema_accepts_it(tmp_path):
     schema = {"type": "object", "required": ["n"], "properties": {"n": {"type": "integer"}}}
     (tmp_path / "s.json").write_text(json.dumps(schema))
     options, item = {"folder": tmp_path, "schema": "s.json"}, Prompt("i", "?")
-    answers = {'{"n": 1}': 1, '{"n": "1"}': 0, "{}": 0, "n = 1": 0, '```json\n{"n": 2}\n```': 1}
+    answers = {
+        '{"n": 1}': 1,
+        '{"n": "1"}': 0,
+        "{}": 0,
+        "n = 1": 0,
+        '{"n": 1, "m": NaN}': 0,
+        '```json\n{"n": 2}\n```': 1,
+    }
     assert {text: reference.json_schema(text, item, options) for text in answers} == answers
     for body in ('{"type": "none"}', "{", "5", '{"$schema": 5}', None):
         bad = tmp_path / f"{len(body or '')}.json"
@@ -169,12 +240,17 @@ def test_a_target_of_which_the_rules_leave_nothing_is_not_met_by_an_empty_answer
         {"type": "string", "pattern": "^(a|a)*$"},
         {"type": "object", "patternProperties": {"^(a|a)*$": True}},
         {"properties": {"t": {"not": {"pattern": "^(a|a)*$"}}}},
+        {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "properties": {"t": {"pattern": "^(a|a)*$"}, "own": {"$ref": "#"}},
+        },
     ],
 )
 def test_a_pattern_of_a_schema_that_runs_away_gives_no_score(tmp_path, schema):
     (tmp_path / "s.json").write_text(json.dumps(schema))
     options, long = {"folder": tmp_path, "schema": "s.json"}, "a" * 40 + "!"
     value = long if schema.get("type") == "string" else {long: 1, "t": long}
+    value = {"own": {"t": long}} if "$schema" in schema else value
     began = time.monotonic()
     with pytest.raises(NoScore, match="the pattern took longer than 1 s"):
         reference.json_schema(json.dumps(value), Prompt("i", "?"), options)
@@ -227,6 +303,53 @@ def test_a_function_of_the_users_that_fails_costs_its_own_score_alone(tmp_path):
         options = {"folder": tmp_path, "function": f"fails_for_tests.{name}"}
         with pytest.raises(reference.NoScore, match=said):
             reference.own("x", Prompt("i", "?"), options)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("return float('nan')", "returned nan, which is no number"),
+        ("return '1'", "returned '1', which is no number"),
+        ("return [1]", "no number"),
+        ("raise SystemExit(0)", "raised SystemExit"),
+        ("return type('T', (), {'__repr__': lambda self: 1 / 0})()", "raised ZeroDivisionError"),
+        ("return True", 1),
+        ("import numpy; return numpy.float32(0.5)", 0.5),
+        ("import numpy; return numpy.True_", 1),
+        ("from decimal import Decimal; return Decimal('0.5')", 0.5),
+    ],
+)
+def test_what_a_users_function_returns_is_a_number_or_a_reason(tmp_path, code, said):
+    (tmp_path / "returns.py").write_text(f"def score(text, item):\n    {code}\n")
+    given = {"folder": tmp_path, "function": "returns.score"}
+    if isinstance(said, str):
+        with pytest.raises(NoScore, match=said):
+            reference.own("?", Prompt("i", "?"), given)
+    else:
+        assert reference.own("?", Prompt("i", "?"), given) == said
+
+
+@pytest.mark.parametrize(
+    ("code", "said"), [("raise SystemExit(0)", "SystemExit"), ("score = 5", "no function")]
+)
+def test_a_module_that_leaves_or_has_no_function_is_refused(tmp_path, code, said):
+    (tmp_path / "leaves.py").write_text(code)
+    with pytest.raises(LabError, match=f"'leaves.score' cannot be imported .*{said}"):
+        reference.own_function(tmp_path, "leaves.score")
+
+
+@pytest.mark.parametrize(
+    ("toml", "worst"),
+    [("", 0.0), ("low = -1\nhigh = 1\n", -1.0), ("low = 0\nhigh = 9\nhigher_is_better = false\n", 9.0)],
+)
+def test_a_failed_generation_gets_the_worst_score_of_the_tasks_own_scale(tmp_path, toml, worst):
+    (tmp_path / "items.jsonl").write_text('{"id": "a", "text": "Say a.", "target": "a"}\n')
+    (tmp_path / "far.py").write_text("def score(text, item):\n    return 0.5\n")
+    scorers = '[scorers.python]\nfunction = "far.score"\n[scorers.exact]\n'
+    (tmp_path / "task.toml").write_text(f'prompts = "items.jsonl"\n{toml}{scorers}')
+    settings = Settings(task=str(tmp_path / "task.toml"))
+    (score,) = reference.scored(settings, [make_sample("m", "a", 0, error="broken")])
+    assert score.failed and score.values == {"python": worst, "exact": 0.0}
 
 
 def test_a_function_beside_the_task_scores_an_answer(tmp_path):
