@@ -20,7 +20,10 @@ class Fault:
     status: int = 200  # another one is the whole answer
     headers: dict[str, str] = field(default_factory=dict)
     sent: int | None = None  # pieces, then what ``then`` says
-    then: str = ""  # "drop": the connection breaks; "end": it ends well; "stall"; or a line sent as it is
+    then: str = (
+        ""  # "drop": the connection breaks; "end": it ends well; "stall"; "drip"; or a line sent as it is
+    )
+    drip: str = ""  # sent again and again, stall_s long
     stall_s: float = 5.0
 
 
@@ -147,6 +150,10 @@ class _Handler(BaseHTTPRequestHandler):
             return b"data: {"
         if fault.then == "stall":
             time.sleep(fault.stall_s)
+        elif fault.then == "drip":
+            for _ in range(int(fault.stall_s / 0.2)):
+                self.wfile.write(fault.drip.encode())
+                time.sleep(0.2)
         elif fault.then not in ("", "end"):
             self.wfile.write(f"data: {fault.then}\n\n".encode())
         if not fault.then:

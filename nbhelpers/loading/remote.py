@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 KEYS = ("NBHELPERS_SERVER_KEY", "OPENAI_API_KEY")  # variables of the environment; the first that is set
 RETRIES = 2  # after 408, 409, 429, 5xx and lost connections; the client waits as long as Retry-After says
+GRACE_S = 1.0  # beyond a request's limit, for those who look at it themselves
 LIST_S = 10.0  # that a list of models may take
 SAID = ("id", "root", "max_model_len", "meta")  # of a model in a server's list: what it is
 
@@ -43,13 +44,26 @@ def client_of(address: str) -> OpenAI:
     """A client of the server, its key from the environment. Proxies are not asked for this machine."""
     import openai
 
+    def limited(response: Any) -> None:  # though comments or bytes come again and again
+        parts, most = response.iter_raw, response.request.extensions["timeout"]["read"] + GRACE_S
+
+        def iter_raw(*size: Any) -> Iterator[bytes]:
+            for part in parts(*size):
+                if time.perf_counter() - CLOCK.began > most:
+                    raise openai.APITimeoutError(request=response.request)
+                yield part
+
+        response.iter_raw = iter_raw
+
     def started(request: Any) -> None:  # also by each retry
         CLOCK.began = time.perf_counter()
         if CLOCK.began > CLOCK.until:
             raise openai.APITimeoutError(request=request)
 
     local = urlsplit(address).hostname in ("localhost", "127.0.0.1", "::1")
-    http = openai.DefaultHttpxClient(event_hooks={"request": [started]}, trust_env=not local)
+    http = openai.DefaultHttpxClient(
+        event_hooks={"request": [started], "response": [limited]}, trust_env=not local
+    )
     key = next(filter(None, (os.environ.get(name, "").strip() for name in KEYS)), "none")
     base = address.removesuffix("/completions").removesuffix("/chat")
     return openai.OpenAI(base_url=base, api_key=key, max_retries=RETRIES, http_client=http)

@@ -126,6 +126,19 @@ def test_a_slow_answer_ends_at_its_limit():
     assert row.text and row.new_tokens < 12 and 1 < row.latency_s < 2
 
 
+@pytest.mark.parametrize("piece", [": waiting\n\n", "x"], ids=["comments", "bytes"])
+def test_what_keeps_a_connection_alive_does_not_keep_an_answer_waiting(piece):
+    with serve() as tiny:
+        model = connected(tiny)
+        tiny.faults = [Fault(sent=1, then="drip", drip=piece, stall_s=20)]
+        began = time.monotonic()
+        rows = server.generate_samples(
+            model, PROMPTS[:1], replace(SHORT, repeats=1), limits=Limits(generation_s=1)
+        )
+        assert time.monotonic() - began < 10
+    assert rows[0].failure is Failure.TIMEOUT
+
+
 def test_it_waits_as_long_as_the_server_asks():
     with serve() as busy:
         model = connected(busy)
