@@ -13,6 +13,7 @@ from statistics import fmean
 
 from nbhelpers.comparison import compare
 from nbhelpers.comparison.compare import ComparisonReport
+from nbhelpers.errors import some
 from nbhelpers.logs.read import Log, named, pooled
 from nbhelpers.options import Choice
 from nbhelpers.records import LAB_SCALE, SCHEMA_VERSION, LabError, Record
@@ -90,7 +91,7 @@ def compare_logs(logs: Sequence[Log], choice: Choice) -> LogsReport:
 def groups(logs: Sequence[Log], choice: Choice) -> tuple[list[Group], list[str]]:
     """What is compared, and what a reader must know of the rest."""
     notes = list(dict.fromkeys(note for log in logs for note in log.notes))
-    logs = [log for log in logs if log.metric not in MEASURED]
+    given, logs = logs, [log for log in logs if log.metric not in MEASURED or log.metric == choice.metric]
     settings = dict[str, dict[str, None]]()
     for name, said in (one for log in logs for one in log.made.settings):
         settings.setdefault(name, {})[said] = None
@@ -119,7 +120,7 @@ def groups(logs: Sequence[Log], choice: Choice) -> tuple[list[Group], list[str]]
             elif own:
                 notes.append(f"{metric}{of(task)} is only in {own[0].source}: not compared.")
     if not found:
-        have = dict.fromkeys(f"{log.metric}{of(log.task)} by {log.model}" for log in logs)
+        have = dict.fromkeys(f"{log.metric}{of(log.task)} by {log.model}" for log in given)
         raise LabError(
             f"No two logs have the same task and metric that you ask for: they have {'; '.join(have)}."
         )
@@ -157,7 +158,12 @@ def _group(logs: Sequence[Log], choice: Choice) -> Group:
         more = f" and {len(items) - FEW} more" if len(items) > FEW else ""
         if items:
             notes.append(f"Left out, because {model} has no score there{of(first.task)}: {named}{more}.")
-    clusters = {item: f"cluster {cluster}" for log in logs for item, cluster in log.clusters.items()}
+    clusters = dict[str, str]()
+    for item, cluster in (one for log in logs for one in log.clusters.items()):
+        if clusters.setdefault(item, f"cluster {cluster}") != f"cluster {cluster}":
+            raise LabError(
+                f"The item {item} stands in two clusters{of(first.task)}: {clusters[item][8:]}, {cluster}."
+            )
     counted, of_text = "prompts" if first.unit == LAB_SCALE.unit else "items", dict[str, str]()
     one_text = {item: of_text.setdefault(first.asked[item][0] or item, item) for item in shared}
     if (different := len(set(one_text.values()))) < len(shared):
@@ -192,7 +198,7 @@ def lines(found: LogsReport) -> list[str]:
     said = list[str]()
     for one in found.comparisons:
         report = one.report
-        said.append(f"{report.primary}{of(one.task)} over {len(report.prompts)} {report.pairs[0].items}")
+        said.append(f"{report.primary}{of(one.task)} over {some(len(report.prompts), report.pairs[0].items)}")
         said.append(f"{'model':32} {'mean':>7}  95% interval")
         for model, e in report.ranking.items():
             interval = e.reason if e.low is None else f"[{e.low:.3f}, {e.high:.3f}]"

@@ -63,7 +63,7 @@ def rows_of(path: Path, choice: Choice) -> Iterator[Row] | None:
     if body.startswith(b"PK"):
         return _inspect(path, "eval", choice)
     found = _parsed(body, path)
-    keys = set(found[0]) if found and isinstance(found[0], dict) else set[str]()
+    keys = set(found[0]) if found else set[str]()
     if {"eval", "status"} <= keys:
         return _inspect(path, "json", choice)
     for wanted, reader in READERS.items():
@@ -80,11 +80,7 @@ def _parsed(body: bytes, path: Path) -> Rows:
         raise LabError(f"{path} is not text in UTF-8, nor an Inspect log.") from None
     if text.lstrip()[:1] not in ("{", "["):
         return _csv(text, path)
-    try:
-        document = json.loads(text)
-        return document if isinstance(document, list) else [document]
-    except (ValueError, RecursionError):
-        return [row | {LINE: number} for number, row in store.objects(text, str(path))]
+    return [row | {LINE: number} for number, row in store.objects(text, str(path))]
 
 
 def _csv(text: str, path: Path) -> Rows:
@@ -106,9 +102,9 @@ def _digest(value: Any) -> str:
 
 def _number(value: Any) -> float | None:
     """A score as a number, or None."""
-    words = {"true": 1.0, "false": 0.0}
+    text = str(value).strip().lower().replace("_", "?")  # 1_0 is 10 to Python alone
     try:
-        return float(words.get(str(value).strip().lower(), value))
+        return float({"true": 1, "false": 0}.get(text, text if isinstance(value, str) else value))
     except (TypeError, ValueError, OverflowError):
         return None
 
@@ -116,7 +112,7 @@ def _number(value: Any) -> float | None:
 def _named(fields: Any, name: str) -> str:
     """A field as text, "" where there is none."""
     value = fields.get(name) if isinstance(fields, dict) else None
-    return "" if value is None else str(value)
+    return "" if value is None else str(value).strip()
 
 
 def _harness(path: Path, found: Rows, choice: Choice) -> Iterator[Row]:
@@ -208,8 +204,8 @@ def _promptfoo(path: Path, found: Rows, choice: Choice) -> Iterator[Row]:
 
 def _table(path: Path, found: Rows, choice: Choice) -> Iterator[Row]:
     """Columns id, model, score; if there: task, metric, repeat, cluster, text (what was asked)."""
-    for number, row in enumerate(found, 1):
-        where, score = f"{path}, line {row.get(LINE, number)}, column", _number(row.get("score"))
+    for row in found:
+        where, score = f"{path}, line {row[LINE]}, column", _number(row.get("score"))
         if lacking := [name for name in ("id", "model") if not _named(row, name)]:
             raise LabError(f"{where} {lacking[0]}: it is empty.")
         if score is None and _named(row, "score"):
@@ -218,7 +214,7 @@ def _table(path: Path, found: Rows, choice: Choice) -> Iterator[Row]:
         if _named(row, "text"):
             text = _digest(row["text"])
         cluster, repeat = (_named(row, name) for name in (choice.cluster or "cluster", "repeat"))
-        yield Row(*names, str(row["id"]), score, text, "", cluster, repeat, "no score")
+        yield Row(*names, _named(row, "id"), score, text, "", cluster, repeat, "no score")
 
 
 READERS = {

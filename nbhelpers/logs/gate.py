@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from nbhelpers.errors import some
 from nbhelpers.logs import compare
 from nbhelpers.logs.read import Log, named
 from nbhelpers.options import Choice
@@ -92,7 +93,7 @@ def _kept(group: compare.Group, old: str, new: str) -> Check:
         found = noninferiority.early(*ordered, planned, group.margin)
         reason = "" if found.outcome != "cannot tell" else f"{planned} prompts were planned, and may tell"
     if found.outcome == "passes" and (lost := len(group.lacking[new])):
-        found, reason = replace(found, outcome="cannot tell"), f"the candidate lacks {lost} items"
+        found, reason = replace(found, outcome="cannot tell"), f"the candidate lacks {some(lost, 'items')}"
     name, limit = f"{log.metric}{compare.of(log.task)}", -group.margin
     check = Check(**vars(found), name=name, baseline=old, candidate=new, items=group.items, limit=limit)
     return replace(check, reason=reason)
@@ -117,12 +118,12 @@ def _within(name: str, limit: float, old: Sequence[Log], new: Sequence[Log], nam
 def sentence(check: Check) -> str:
     """One check with its figures."""
     if check.value is None or check.low is None or check.high is None:
-        return f"{check.name}: {check.outcome}: {check.n} {check.items} are not enough."
+        return f"{check.name}: {check.outcome}: not enough to tell by {some(check.n, check.items)}."
     budget = check.limit > 0
     figures = f"{check.value:.2f} times" if budget else f"{check.value:+.3f}"
     bound, of_what = (check.high, "at most") if budget else (check.low, "at least")
     limit = f"budget {check.limit:g}" if budget else f"margin {-check.limit:g}"
-    figures += f" ({of_what} {bound:.3f}, {limit}) over {check.n} {check.items}"
+    figures += f" ({of_what} {bound:.3f}, {limit}) over {some(check.n, check.items)}"
     said = f"{check.name}: {check.outcome}: {figures}"
     if check.outcome == "worse":
         said += f", p {check.p_worse:.2g}"

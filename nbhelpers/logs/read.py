@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from statistics import fmean
 from nbhelpers.logs.formats import ELSEWHERE, KNOWN, Made, Row, rows_of, run_rows
 from nbhelpers.options import Choice
 from nbhelpers.records import LabError
+from nbhelpers.stats.estimate import HUGE
 
 SUFFIXES = (".csv", ".eval", ".json", ".jsonl")  # of what is read in a folder
 
@@ -81,7 +81,7 @@ def _logs(rows: Iterable[Row], path: Path, choice: Choice) -> Iterator[Log]:
             seen.add((row.item, row.repeat))
             if row.score is None:
                 dropped[row.item] = row.why
-            elif math.isfinite(row.score):
+            elif abs(row.score) < HUGE:
                 scores.setdefault(row.item, []).append(row.score)
             else:
                 dropped[row.item] = "its score is not a number"

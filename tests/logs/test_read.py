@@ -343,7 +343,10 @@ BROKEN = {
     "hello\nworld\n": "is not a log of",
     '{"a": 1}': "is not a log of",
     '{"results": {"t": {"acc,none": 1}}, "configs": {}}': "is not a log of",
-    "[1, 2]": "is not a log of",
+    "[1, 2]": r"line 1: not a JSON object \(it is 1\)",
+    '[{"id": 1, "model": "a", "score": 1}, 7]': "line 2: not a JSON object",
+    "id,model,score\n1,a,1_0\n": "'1_0' is not a number",
+    'id,model,score,text\n1,a,1,"x\n2,a,0,y\n': "quotation marks that do not close",
     '{"doc_id": 1, "metrics": ["acc"], "acc": 1}\n{"doc_id": 2,': "line 2: not a JSON object",
     '{"doc_id": 1, "metrics": ["acc"], "acc": 1}\n7\n': "line 2: not a JSON object",
     '{"doc_id": 1, "metrics": ["acc"], "acc": 1}\n{"doc_id": 1}\n': "as its tool writes it: KeyError",
@@ -616,6 +619,40 @@ def test_null_is_no_cluster_and_a_wrong_field_is_said(tmp_path):
     assert not read(path)[0].clusters
     with pytest.raises(LabError, match="has no items with a field 'pasage'"):
         read(path, cluster="pasage")
+
+
+def test_blanks_around_cells_tell_nothing_apart(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("id, model, score\n1, a, 1\n2,a ,0\n")
+    (log,) = read(path)
+    assert (log.model, log.scores) == ("a", {"1": 1.0, "2": 0.0})
+
+
+def test_scores_beyond_all_measure_are_listed(tmp_path):
+    path = write_csv(tmp_path / "log.csv", table({"a": [1e300, 1, 0], "b": [1, 1, 1]}))
+    (one,) = compared(path, margin=1.0).comparisons
+    assert one.lacking["a"] == {"0": "its score is not a number"} and compare.lines(
+        compared(path, margin=1.0)
+    )
+
+
+def test_an_item_in_two_clusters_is_refused(tmp_path):
+    rows = [
+        {"id": n, "model": m, "score": 1, "cluster": f"{n // (2 + (m == 'b'))}"}
+        for n in range(6)
+        for m in "ab"
+    ]
+    with pytest.raises(LabError, match="The item 2 stands in two clusters: 1, 0"):
+        compared(write_csv(tmp_path / "log.csv", rows))
+
+
+def test_a_metric_named_as_what_runs_measure_is_compared_where_it_is_asked_for(tmp_path):
+    rows = [{"id": n, "model": m, "score": n, "metric": "latency"} for n in range(6) for m in "ab"]
+    path = write_csv(tmp_path / "log.csv", rows)
+    with pytest.raises(LabError, match="they have latency by a; latency by b"):
+        compared(path)
+    (one,) = compared(path, metric="latency", margin=1.0).comparisons
+    assert one.report.primary == "latency"
 
 
 def test_a_score_too_large_for_a_number_is_refused(tmp_path):
