@@ -41,7 +41,6 @@ Answer:
 {text}
 
 Answer with the number only. Rating:"""
-RATINGS = tuple(map(str, range(1, 11)))
 SAYS = Settings(temperature=0, max_new_tokens=2048)  # to a server's model, which may reason first
 Judge = Loaded | Served
 

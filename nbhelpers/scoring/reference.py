@@ -12,10 +12,12 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from nbhelpers.errors import LabError, NoScore, nearest
 from nbhelpers.generation import generate
 from nbhelpers.loading.folder import inspect
 from nbhelpers.loading.tokenizer import split_reasoning
-from nbhelpers.records import ModelRun, Prompt, Sample, Score, Settings
+from nbhelpers.records import Limits, ModelRun, Prompt, Sample, Score, Settings
 from nbhelpers.scoring import judge, rubric
 from nbhelpers.scoring.texts import compared, normalised, search, validator
 from nbhelpers.stats.estimate import grouped, pass_at
@@ -278,27 +280,37 @@ def with_passes(task: Task, scores: list[Score]) -> list[Score]:
     return scores
 
 
-def scored(settings: Settings, samples: Iterable[Sample]) -> Iterable[Score]:
-    """One Score a sample, in order, by the task of a run. LabError for a sample of no item."""
+def scored(settings: Settings, samples: Iterable[Sample], limits: Limits = Limits()) -> Iterable[Score]:
+    """One Score a sample, in order, by the task of a run; a server's judge is asked limits.at_once at a time.
+    LabError for a sample of no item.
+    """
     task = tasks.load_task(settings.task)
     if task is tasks.POSTS:
         return rubric.score_samples([*samples])
-    found = _scored(task, settings, samples)
+    found = _scored(task, settings, samples, limits.at_once)
     return with_passes(task, [*found]) if task.pass_at else found
 
 
-def _scored(task: Task, settings: Settings, samples: Iterable[Sample]) -> Iterator[Score]:
+def _scored(task: Task, settings: Settings, samples: Iterable[Sample], at_once: int) -> Iterator[Score]:
     items = {item.id: item for item in tasks.items(settings)}
+
+    def one(sample: Sample) -> Score:
+        if (item := items.get(sample.prompt_id)) is None:
+            raise LabError(f"The task {task.name} has no item {sample.prompt_id!r}: score it by its own.")
+        failed, values, reason = sample.error is not None, worst(task), None
+        if not failed:
+            values, reason = scores_of(task, item, sample.text, sample.logprobs or {})
+        words, about = len(sample.text.split()), (item.target or None, item.tags or None)
+        key = sample.key, sample.prompt_id, sample.repeat, sample.content_type
+        return Score(*key, failed, words, values, reason=reason, target=about[0], tags=about[1])
+
+    judges = [registry.resolve(one.options["model"]) for one in task.scorers if one.kind == "judge"]
+    served = any(judge.kind == "server" for judge in judges)
     try:
-        for sample in samples:
-            if (item := items.get(sample.prompt_id)) is None:
-                raise LabError(f"The task {task.name} has no item {sample.prompt_id!r}: score it by its own.")
-            failed, values, reason = sample.error is not None, worst(task), None
-            if not failed:
-                values, reason = scores_of(task, item, sample.text, sample.logprobs or {})
-            words, about = len(sample.text.split()), (item.target or None, item.tags or None)
-            key = sample.key, sample.prompt_id, sample.repeat, sample.content_type
-            yield Score(*key, failed, words, values, reason=reason, target=about[0], tags=about[1])
+        with ThreadPoolExecutor(at_once) as pool:
+            rest = iter(samples)
+            yield from map(one, islice(rest, 1))  # which opens the judge
+            yield from pool.map(one, rest) if served else map(one, rest)
     finally:
         for judges in (scorer.options["judges"] for scorer in task.scorers):
             while judges:
@@ -307,4 +319,6 @@ def _scored(task: Task, settings: Settings, samples: Iterable[Sample]) -> Iterat
 
 def make_scores(run: ModelRun) -> None:
     """Score the run's samples by its task into scores.jsonl, always anew: an old one may be by another."""
-    store.write_rows(run.folder / "scores.jsonl", scored(run.settings, generate.read_samples(run)))
+    store.write_rows(
+        run.folder / "scores.jsonl", scored(run.settings, generate.read_samples(run), run.limits)
+    )

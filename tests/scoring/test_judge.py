@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from nbhelpers import tasks
 from nbhelpers.loading.load import Loaded
-from nbhelpers.records import LabError, Scale, Settings
+from nbhelpers.records import LabError, Limits, Scale, Settings
 from nbhelpers.scoring import judge, reference
 
 PROMPT, TEXT = "Write a short post about rain:", "It rained for a week, and nobody measured it."
@@ -48,7 +49,7 @@ def brute(loaded: Loaded, lead: str) -> list[float]:
 
 def ratings(loaded: Loaded) -> list[float]:
     """Probabilities of the ratings 1 to 10."""
-    return judge.chances(loaded, judge.QUESTION.format(prompt=PROMPT, text=TEXT), judge.RATINGS)
+    return judge.chances(loaded, judge.QUESTION.format(prompt=PROMPT, text=TEXT), [*map(str, range(1, 11))])
 
 
 def lead_of(chat: bool = False) -> str:
@@ -211,6 +212,22 @@ def test_a_servers_judge_rates_by_what_it_says_and_nonsense_is_counted(
         assert score.values == ({} if rating is None else {"judge": rating})
         no = "the judge server:tiny gave no rating (0.0% of what it would say is one)"
         assert score.reason == (no if rating is None else None) and "secret" not in str(score)
+
+
+def test_a_servers_judge_is_asked_as_many_at_a_time_as_allowed_and_the_order_is_kept(tmp_path: Path) -> None:
+    settings, together = rubric_task(tmp_path), threading.Barrier(2)
+
+    def answer(text: str, seed: int | None) -> list[str]:
+        if RUBRIC in text and "one 5" not in text:  # the first is asked alone: it opens the judge
+            together.wait(60)
+        return [str(int(text.partition("Answer:\none ")[2][:1] or 0))]
+
+    samples = [make_sample("m", "b01", repeat, text=f"one {5 - repeat}") for repeat in range(5)]
+    with serve(answer=answer, reason="stop") as tiny:
+        text = (tmp_path / "task.toml").read_text()
+        (tmp_path / "task.toml").write_text(text.replace("lab-gpt2", f"server:{tiny.url}#tiny"))
+        scores = list(reference.scored(settings, samples, Limits(at_once=2)))
+    assert [score.values["judge"] for score in scores] == [5, 4, 3, 2, 1] and tiny.most == 2
 
 
 @pytest.mark.parametrize("fault", [Fault(500), Fault(sent=1, then="drop"), Fault(sent=1, then='{"choi')])
