@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from nbhelpers.errors import LabError, nearest
+from nbhelpers.errors import LabError
 from nbhelpers.records import setting
 
 
@@ -72,23 +72,19 @@ def _parameters(command: Callable[..., None]) -> dict[str, Parameter]:
 
 def read_config(context: typer.Context, path: Path, command: Callable[..., None]) -> None:
     """What a TOML file says takes the place of a command's defaults. LabError for what it may not say."""
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from nbhelpers import store
 
     try:
         given = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise LabError(f"The file {path} cannot be read as TOML ({error}).") from None
-    known, found = _parameters(command), dict[str, Any]()
-    for key, value in given.items():
-        if (one := known.get(key.replace("-", "_"))) is None:
-            raise LabError(f"{path}: the key {key!r} is not known: {nearest(key, known)}.")
-        kind = one.annotation.__origin__
-        said = json.dumps(value) if kind is str and isinstance(value, int | float) else value  # of failures
-        try:
-            found[one.name] = TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(said)
-        except ValidationError as error:
-            raise LabError(f"{path}: {key} is {value!r}: {error.errors()[0]['msg']}.") from None
-    context.default_map = found
+    known = _parameters(command)
+    kinds = {name: one.annotation.__origin__ for name, one in known.items()}
+    said = {key.replace("-", "_"): value for key, value in given.items()}
+    for key, value in said.items():  # a count or share of failures
+        said[key] = json.dumps(value) if kinds.get(key) is str and isinstance(value, int | float) else value
+    found = store.checked(said, kinds, str(path))
+    context.default_map = {known[key].name: value for key, value in found.items()}
 
 
 def config_text(command: Callable[..., None], given: Mapping[str, Any] = MappingProxyType({})) -> str:

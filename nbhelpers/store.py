@@ -14,12 +14,13 @@ import shutil
 import sys
 import tomllib
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from nbhelpers import redact
+from nbhelpers.errors import nearest
 from nbhelpers.records import SCHEMA_VERSION, Failure, LabError, Settings
 
 T = TypeVar("T")
@@ -238,6 +239,21 @@ def row_key(**parts: Any) -> str:
     """A hash of everything that decides a generated text; same parts, same key, in any order."""
     canonical = json.dumps(parts, sort_keys=True, ensure_ascii=True, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+
+def checked(table: dict[str, Any], kinds: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The values of a TOML table, each of its kind. LabError for an unknown field, with the nearest."""
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    found, config = dict[str, Any](), ConfigDict(strict=True, allow_inf_nan=False)
+    for name, value in table.items():
+        if name not in kinds:
+            raise LabError(f"{where}: the field {name!r} is not known: {nearest(name, kinds)}.")
+        try:
+            found[name] = TypeAdapter(kinds[name], config=config).validate_python(value)
+        except ValidationError as error:
+            raise LabError(f"{where}: {name} is {value!r}: {error.errors()[0]['msg']}.") from None
+    return found
 
 
 def from_plain(data: Any, cls: type[T], where: str) -> T:

@@ -5,7 +5,6 @@ A task is a TOML file beside a file of prompts. The posts are the default; data/
 
 from __future__ import annotations
 
-import math
 import random
 import re
 import string
@@ -13,7 +12,7 @@ import tomllib
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from nbhelpers import registry, store
 from nbhelpers.errors import LabError, nearest
@@ -131,79 +130,63 @@ def load_task(name: str = "") -> Task:
 
 
 def _task(data: dict[str, Any], path: Path, digest: str) -> Task:
+    from pydantic import Field
+
     where, levels = path.name, {"low": float, "high": float, "margin": float, "higher_is_better": bool}
-    texts = dict.fromkeys(("prompts", "system", "primary"), str)
-    _check(data, texts | {"stop": list, "examples": dict, "scorers": dict, "pass_at": int} | levels, where)
-    tables, judges = data.get("scorers") or {}, dict[str, Any]()
-    if not tables:
+    least = {n: Annotated[int, Field(ge=n)] for n in (0, 1)}
+    kinds: dict[str, Any] = dict.fromkeys(("prompts", "system", "primary"), str)
+    kinds |= levels | {"examples": dict, "scorers": dict, "pass_at": least[0]}
+    kinds["stop"] = list[Annotated[str, Field(min_length=1)]]
+    data, judges = store.checked(data, kinds, where), dict[str, Any]()
+    if not (tables := data.get("scorers")):
         raise LabError(f"{where}: there is no scorer: add a table, as [scorers.exact].")
     scorers = tuple(_scorer(name, table, where, path.parent, judges) for name, table in tables.items())
     primary = data.get("primary", scorers[0].name)
     scored = next((s for s in scorers if s.name in (primary, primary.partition("/")[0])), None)
     if scored is None:
         raise LabError(f"{where}: the primary score {primary!r} has no scorer: {nearest(primary, tables)}.")
-    given: dict[str, Any] = {name: levels[name](data[name]) for name in levels if name in data}
-    scale = replace(scored.scale, unit=primary, **given)
-    finite = all(map(math.isfinite, (scale.low, scale.high, scale.margin)))
-    if not (finite and scale.low < scale.high and scale.margin > 0):
-        raise LabError(f"{where}: low must lie below high, the margin above 0, and all be finite.")
+    scale = replace(scored.scale, unit=primary, **{name: data[name] for name in levels if name in data})
+    if not (scale.low < scale.high and scale.margin > 0):
+        raise LabError(f"{where}: low must lie below high, and the margin above 0.")
     examples = None
     if shots := data.get("examples"):
-        _check(shots, {"count": int, "file": str, "seed": int}, f"{where}, [examples]")
-        examples = Examples(**({"count": 0} | shots))
-        if examples.count < 1:
-            raise LabError(f"{where}: examples need a count of at least 1.")
+        known = {"count": least[1], "file": str, "seed": int}
+        examples = Examples(**store.checked({"count": 0} | shots, known, f"{where}, [examples]"))
     if "prompts" not in data:
         raise LabError(f"{where}: the field 'prompts' is missing: name a file of prompts beside it.")
-    stop = tuple(data.get("stop", ()))
-    if not all(isinstance(text, str) and text for text in stop):
-        raise LabError(f"{where}: stop is a list of texts, none of them empty.")
-    file, system = str(path.parent / data["prompts"]), data.get("system", "")
-    if (tries := data.get("pass_at", 0)) < 0:
-        raise LabError(f"{where}: pass_at is {tries}: give the k of pass@k, at least 1.")
+    file, system, stop = (
+        str(path.parent / data["prompts"]),
+        data.get("system", ""),
+        tuple(data.get("stop", ())),
+    )
+    tries = data.get("pass_at", 0)
     return Task(path.stem, scorers, primary, scale, file, system, stop, examples, tries, path.parent, digest)
 
 
 def _scorer(name: str, table: Any, where: str, folder: Path, judges: dict[str, Any]) -> Scorer:
+    import regex
+
     if not isinstance(table, dict):
         raise LabError(f"{where}: {name} is no table: write [scorers.{name}].")
-    kind = table.get("kind", name)
+    kind, where = table.get("kind", name), f"{where}, [scorers.{name}]"
     if kind not in KINDS:
         raise LabError(f"{where}: the scorer {kind!r} is unknown: {nearest(str(kind), KINDS)}.")
     defaults = KINDS[kind].options
     kinds = {option: type(default) for option, default in defaults.items()}
-    _check(table, kinds | {"kind": str}, f"{where}, [scorers.{name}]")
-    options = {option: kinds[option](table.get(option, default)) for option, default in defaults.items()}
+    options = defaults | store.checked(table, kinds | {"kind": str}, where)
     for option, default in defaults.items():
         if default == "" and not options[option]:
-            raise LabError(f"{where}, [scorers.{name}]: the field {option!r} is missing.")
-    if kind == "number" and not all(0 <= options[name] < math.inf for name in defaults):
-        raise LabError(f"{where}, [scorers.{name}]: tolerance and relative are numbers from 0 on.")
-    if kind == "regex":
-        _check_pattern(options["pattern"], f"{where}, [scorers.{name}]")
+            raise LabError(f"{where}: the field {option!r} is missing.")
+        if default == 0.0 and options[option] < 0:
+            raise LabError(f"{where}: tolerance and relative are numbers from 0 on.")
+    try:
+        regex.compile(options.get("pattern", ""))
+    except regex.error as error:
+        raise LabError(f"{where}: the pattern {options['pattern']!r} does not compile ({error}).") from None
     ends = options.get("scale", [1, 2])
     if len(ends) != 2 or not all(type(end) is int for end in ends) or not 0 <= ends[0] < ends[1] <= 100:
-        raise LabError(f"{where}, [scorers.{name}]: scale is {ends}: give two whole numbers, as [1, 5].")
+        raise LabError(f"{where}: scale is {ends}: give two whole numbers, as [1, 5].")
     return Scorer(name, kind, options | {"folder": folder, "judges": judges})
-
-
-def _check_pattern(pattern: str, where: str) -> None:
-    import regex
-
-    try:
-        regex.compile(pattern)
-    except regex.error as error:
-        raise LabError(f"{where}: the pattern {pattern!r} does not compile ({error}).") from None
-
-
-def _check(table: dict[str, Any], known: dict[str, Any], where: str) -> None:
-    """LabError for a key that is not known, with the nearest known one, and for a value of another type."""
-    for key, value in table.items():
-        if key not in known:
-            raise LabError(f"{where}: the field {key!r} is not known: {nearest(key, known)}.")
-        wanted = (int, float) if known[key] is float else known[key]
-        if not isinstance(value, wanted) or (isinstance(value, bool) and known[key] is not bool):
-            raise LabError(f"{where}: the field {key!r} is {value!r}: it must be a {known[key].__name__}.")
 
 
 def items(settings: Settings) -> list[Prompt]:

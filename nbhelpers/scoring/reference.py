@@ -6,7 +6,6 @@ Each is 1 for right and 0 for wrong, unless it says otherwise; several right ans
 from __future__ import annotations
 
 import importlib
-import json
 import math
 import re
 import sys
@@ -28,7 +27,7 @@ from nbhelpers.loading.folder import inspect
 from nbhelpers.loading.tokenizer import split_reasoning
 from nbhelpers.records import Limits, ModelRun, Prompt, Sample, Score, Settings
 from nbhelpers.scoring import judge, rubric
-from nbhelpers.scoring.texts import compared, normalised, search, validator
+from nbhelpers.scoring.texts import compared, json_schema, library, normalised, search, validator
 from nbhelpers.stats.estimate import grouped, pass_at
 from nbhelpers.tasks import LETTERS, Scorer, Task
 
@@ -105,31 +104,6 @@ def rouge(text: str, item: Prompt, options: Options) -> float:
     """ROUGE-L's F measure with stems (Lin 2004; rouge-score's)."""
     scorer = library("rouge_score.rouge_scorer").RougeScorer(["rougeL"], use_stemmer=True)
     return max(float(scorer.score(target, text)["rougeL"].fmeasure) for target in item.target)
-
-
-def library(name: str) -> Any:
-    """A library of the extra ``text``. LabError where it is not installed."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        how = 'pip install -c constraints.txt -e ".[text]"'
-        raise LabError(f"A scorer needs {name.partition('.')[0]}, which is not installed: {how}.") from None
-
-
-def json_schema(text: str, item: Prompt, options: Options) -> float:
-    """The answer, or the block of code in it, is JSON that the schema accepts."""
-    block = re.search(r"```(?:json)?\s*(.*?)```", text, re.DOTALL)
-    schema = validator(options["folder"] / options["schema"])
-    try:
-        found = json.loads(block[1] if block else text, parse_constant=int)  # NaN is no JSON
-    except (ValueError, RecursionError):
-        return 0.0
-    try:
-        return float(schema.is_valid(found))
-    except NoScore:
-        raise
-    except Exception as error:  # a reference that leads nowhere, or round in a circle
-        raise NoScore(f"{options['schema']} cannot be applied: {type(error).__name__}") from None
 
 
 def own(text: str, item: Prompt, options: Options) -> float:

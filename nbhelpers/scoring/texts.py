@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import re
 import string
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any, Literal
 
 from nbhelpers import store
 from nbhelpers.errors import NoScore
-from nbhelpers.records import LabError, Record
+from nbhelpers.records import LabError, Prompt, Record
 
 PATTERN_S = 1.0  # longest that a user's pattern may search one answer
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -223,8 +225,6 @@ def search(wanted: str, text: str) -> Any:
 @cache
 def validator(path: Path) -> Any:
     """The validator of a JSON Schema in a file. LabError for one that is none."""
-    import json
-
     import jsonschema
 
     try:
@@ -254,3 +254,28 @@ def _pattern_properties(validator: Any, wanted: dict[str, Any], found: Any, sche
     for pattern, own in wanted.items() if validator.is_type(found, "object") else ():
         for name in filter(lambda name: search(pattern, name), found):
             yield from validator.descend(found[name], own, path=name, schema_path=pattern)
+
+
+def library(name: str) -> Any:
+    """A library of the extra ``text``. LabError where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        how = 'pip install -c constraints.txt -e ".[text]"'
+        raise LabError(f"A scorer needs {name.partition('.')[0]}, which is not installed: {how}.") from None
+
+
+def json_schema(text: str, item: Prompt, options: Mapping[str, Any]) -> float:
+    """The answer, or the block of code in it, is JSON that the schema accepts."""
+    block = re.search(r"```(?:json)?\s*(.*?)```", text, re.DOTALL)
+    schema = validator(options["folder"] / options["schema"])
+    try:
+        found = json.loads(block[1] if block else text, parse_constant=int)  # NaN is no JSON
+    except (ValueError, RecursionError):
+        return 0.0
+    try:
+        return float(schema.is_valid(found))
+    except NoScore:
+        raise
+    except Exception as error:  # a reference that leads nowhere, or round in a circle
+        raise NoScore(f"{options['schema']} cannot be applied: {type(error).__name__}") from None
