@@ -146,6 +146,18 @@ def test_the_expansion_is_deterministic() -> None:
     assert first != list(corpus.training_texts(few, seed=1))
 
 
+def test_copying_texts_repeat_topics_of_any_words_and_no_held_out_one() -> None:
+    banned = corpus.banned_phrases(ROOT / "data" / "prompts.jsonl")
+    texts = list(itertools.islice(corpus.copying_texts(banned=banned), 0, None, 40))
+    assert texts == list(itertools.islice(corpus.copying_texts(banned=banned), 0, None, 40))
+    assert len({text.topic for text in texts}) > 0.99 * len(texts) > 200
+    assert len({word for text in texts for word in text.topic.split()}) > 500
+    for text in texts:
+        assert text.prompt.endswith(f"about {text.topic}:")
+        assert text.topic in text.text or text.topic[:1].upper() + text.topic[1:] in text.text
+        assert not corpus.contains_any(text.document, (*banned, *corpus.HELD_OUT_WORDS))
+
+
 def test_all_texts_differ_and_so_do_thousands_of_topics(texts: list[corpus.Text]) -> None:
     distinct = {text.text for text in texts}
     assert len(distinct) == len(texts)

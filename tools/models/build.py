@@ -17,16 +17,21 @@ import hashlib
 import json
 import multiprocessing
 import os
+import random
 import shutil
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from tools.models import corpus, training
 
 MODELS = Path(__file__).resolve().parents[2] / "data" / "models"
 CACHE = MODELS / "cache"
 WORKERS = 2
-STEPS = 6000  # of every model: what differs between them is architecture and size, not practice
+# Of every model: what differs between them is architecture and size, not practice.
+STEPS = 6000
+COPY_STEPS, COPY_RATE = 1000, 0.4  # afterwards, half of them on topics of any words; share of the peak rates
 
 # The longest training first, so that the two workers end at about the same time.
 RECIPES = {
@@ -44,6 +49,7 @@ RECIPES = {
                 "max_position_embeddings": training.CONTEXT,
             },
             steps=STEPS,
+            copy_steps=COPY_STEPS,
             learning_rate=1e-2,
             matrix_rate=6e-3,
             cool_down=0.8,
@@ -61,6 +67,7 @@ RECIPES = {
                 "attn_pdrop": 0.0,
             },
             steps=STEPS,
+            copy_steps=COPY_STEPS,
             learning_rate=1.2e-2,
         ),
         training.Recipe(
@@ -68,6 +75,7 @@ RECIPES = {
             "bloom",
             {"hidden_size": 112, "n_layer": 4, "n_head": 4, "hidden_dropout": 0.0, "attention_dropout": 0.0},
             steps=STEPS,
+            copy_steps=COPY_STEPS,
             learning_rate=1e-2,
             matrix_rate=1.5e-2,
         ),
@@ -86,6 +94,7 @@ RECIPES = {
                 "layerdrop": 0.0,
             },
             steps=STEPS,
+            copy_steps=COPY_STEPS,
             learning_rate=1.2e-2,
             matrix_rate=1.2e-2,
         ),
@@ -101,15 +110,14 @@ MODEL_FILES = (
 )
 
 
-def write_corpus(path: Path) -> list[corpus.Text]:
-    """Expand the corpus into a JSONL file, one text a line, and return it."""
-    prompts = corpus.banned_phrases(MODELS.parent / "prompts.jsonl")
-    texts = list(corpus.training_texts(banned=prompts))
+def write_corpus(path: Path, texts: Iterable[corpus.Text]) -> list[corpus.Text]:
+    """The texts as a JSONL file, one a line; returns them."""
+    found = list(texts)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as out:
-        for text in texts:
+        for text in found:
             out.write(json.dumps(dataclasses.asdict(text), ensure_ascii=False) + "\n")
-    return texts
+    return found
 
 
 def read_corpus(path: Path) -> list[corpus.Text]:
@@ -123,7 +131,9 @@ def digest(path: Path) -> str:
 
 def prepare(out: Path) -> None:
     """Corpus and tokenizer into the cache, with their digests on the screen."""
-    texts = write_corpus(out / "corpus.jsonl")
+    prompts = corpus.banned_phrases(MODELS.parent / "prompts.jsonl")
+    texts = write_corpus(out / "corpus.jsonl", corpus.training_texts(banned=prompts))
+    write_corpus(out / "copying.jsonl", corpus.copying_texts(banned=prompts))
     tokenizer = training.train_tokenizer([text.document for text in texts])
     tokenizer.save_pretrained(out / "tokenizer")
     rows = training.encode(tokenizer, texts)
@@ -131,6 +141,21 @@ def prepare(out: Path) -> None:
     print(f"corpus: {len(texts)} texts, {size / 1e6:.1f} MB, {sum(map(len, rows))} tokens")
     print(f"corpus.jsonl   {digest(out / 'corpus.jsonl')}")
     print(f"tokenizer.json {digest(out / 'tokenizer' / 'tokenizer.json')}", flush=True)
+
+
+def teach_copying(model: Any, tokenizer: Any, recipe: training.Recipe, cache: Path) -> training.Training:
+    """The second part of a training: copying topics, beside as many texts of the first part."""
+    texts, known = read_corpus(cache / "copying.jsonl"), read_corpus(cache / "corpus.jsonl")
+    texts += random.Random(recipe.seed).sample(known, min(len(texts), len(known)))
+    second = dataclasses.replace(
+        recipe,
+        steps=recipe.copy_steps,
+        learning_rate=COPY_RATE * recipe.learning_rate,
+        matrix_rate=COPY_RATE * recipe.matrix_rate,
+        cool_down=1.0,
+    )
+    rows = training.encode(tokenizer, texts)
+    return training.train(model, rows, second, log=lambda line: print(line, flush=True))
 
 
 def build_one(recipe: training.Recipe, cache: Path, out: Path) -> str:
@@ -144,7 +169,8 @@ def build_one(recipe: training.Recipe, cache: Path, out: Path) -> str:
     tokenizer = transformers.AutoTokenizer.from_pretrained(cache / "tokenizer")
     model = training.new_model(recipe)
     rows = training.encode(tokenizer, read_corpus(cache / "corpus.jsonl"))
-    result = training.train(model, rows, recipe, log=lambda line: print(line, flush=True))
+    first = training.train(model, rows, recipe, log=lambda line: print(line, flush=True))
+    result = first.then(teach_copying(model, tokenizer, recipe, cache))
     texts = list(corpus.unseen_passage_texts())
     full = training.perplexity(model, tokenizer, texts).per_token  # before the weights are halved
     record = {**dataclasses.asdict(result), "float32_perplexity": full}
@@ -168,7 +194,7 @@ def main() -> None:
     cache = CACHE if args.out == MODELS else args.out / "cache"
     recipes = [recipe for alias, recipe in RECIPES.items() if args.only in (None, alias)]
     if args.steps:
-        recipes = [dataclasses.replace(recipe, steps=args.steps) for recipe in recipes]
+        recipes = [dataclasses.replace(r, steps=args.steps, copy_steps=args.steps) for r in recipes]
     os.environ["OMP_NUM_THREADS"] = "1"  # for the workers
     if not args.cards:
         prepare(cache)

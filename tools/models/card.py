@@ -28,6 +28,7 @@ class Generation:
     content_type: str
     text: str  # stripped
     ended: bool  # by itself, within NEW_TOKENS
+    named: bool  # the topic of the prompt stands in it, whole
 
 
 def generate(model: Any, tokenizer: Any, prompts: Sequence[dict[str, str]], repeats: int) -> list[Generation]:
@@ -41,16 +42,12 @@ def generate(model: Any, tokenizer: Any, prompts: Sequence[dict[str, str]], repe
         output = model.generate(
             **inputs, do_sample=True, temperature=TEMPERATURE, top_k=0, top_p=1.0, max_new_tokens=NEW_TOKENS
         )
-    new = output[:, inputs["input_ids"].shape[1] :]
-    return [
-        Generation(
-            row["id"],
-            row["content_type"],
-            tokenizer.decode(ids, skip_special_tokens=True).strip(),
-            training.EOS_ID in ids.tolist(),
-        )
-        for row, ids in zip(rows, new, strict=True)
-    ]
+    made = []
+    for row, ids in zip(rows, output[:, inputs["input_ids"].shape[1] :], strict=True):
+        text = tokenizer.decode(ids, skip_special_tokens=True).strip()
+        named = corpus.contains_any(text, [row["text"].lower().partition(" about ")[2].rstrip(":")])
+        made.append(Generation(row["id"], row["content_type"], text, training.EOS_ID in ids.tolist(), named))
+    return made
 
 
 def shared_runs(corpus_texts: Sequence[str], texts: Sequence[str]) -> list[np.ndarray]:
@@ -120,6 +117,8 @@ def measure(
         "unseen": unseen.per_token,
         "unseen_per_byte": unseen.per_byte,
         "ended": statistics.mean(sample.ended for sample in benchmark),
+        "named": statistics.mean(sample.named for sample in benchmark),
+        "named_further": statistics.mean(sample.named for sample in further),
         "benchmark_words": statistics.median(len(sample.text.split()) for sample in benchmark),
         "words": {
             name: statistics.median(len(s.text.split()) for s in samples) for name, samples in by_type.items()
@@ -168,19 +167,23 @@ def write(recipe: training.Recipe, cache: Path, out: Path) -> None:
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     lines = (corpus.FOLDER.parent.parent / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
     prompts = [json.loads(line) for line in lines if line.strip()]
-    texts = [corpus.Text(**json.loads(line)) for line in (cache / "corpus.jsonl").open(encoding="utf-8")]
+    texts, copying = (
+        [corpus.Text(**json.loads(line)) for line in (cache / f"{name}.jsonl").open(encoding="utf-8")]
+        for name in ("corpus", "copying")
+    )
     record = json.loads((cache / f"{recipe.alias}.json").read_text())
-    figures = measure(model, tokenizer, prompts, [text.text for text in texts])
+    figures = measure(model, tokenizer, prompts, [text.text for text in (*texts, *copying)])
     corpus_tokens = sum(len(ids) for ids in training.encode(tokenizer, texts))
     figures |= {
         "alias": recipe.alias,
         "name": NAMES[recipe.family],
         "tokens": record["tokens"],
-        "steps": recipe.steps,
-        "epochs": record["tokens"] / corpus_tokens,
+        "steps": recipe.steps + recipe.copy_steps,
+        "copy_steps": recipe.copy_steps,
         "corpus_tokens": corpus_tokens,
         "corpus_texts": len(texts),
         "corpus_topics": len({text.topic for text in texts}),
+        "copy_topics": len({text.topic for text in copying}),
         "corpus_mb": sum(len(text.document.encode()) for text in texts) / 1e6,
         "minutes": record["seconds"] / 60,
         "full": record["float32_perplexity"],
@@ -227,7 +230,7 @@ def write_overview(recipes: Sequence[training.Recipe], cache: Path, out: Path) -
     rows = "\n".join(
         f"| [{card['alias']}]({card['alias']}/README.md) | {card['name']} | {card['parameters']:,} "
         f"| {card['size_mb']:.1f} MB | {card['steps']:,} | {card['perplexity']:.2f} | {card['unseen']:.0f} "
-        f"| {card['ended']:.0%} | {card['copied']:.0%} |"
+        f"| {card['ended']:.0%} | {card['named']:.0%} / {card['named_further']:.0%} | {card['copied']:.0%} |"
         for card in cards
     )
     counts = {name: len(corpus.load_passages(name)) for name in corpus.CONTENT_TYPES}
@@ -242,6 +245,7 @@ def write_overview(recipes: Sequence[training.Recipe], cache: Path, out: Path) -
             texts=cards[0]["corpus_texts"],
             size_mb=cards[0]["corpus_mb"],
             all_topics=cards[0]["corpus_topics"],
+            copy_topics=cards[0]["copy_topics"],
             words=", ".join(corpus.HELD_OUT_WORDS),
         )
     )

@@ -15,12 +15,17 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+
+from nbhelpers.scoring.texts import word_list
 from tools.models.grammar import Slot, Slots, expand, parse
 
-FOLDER = Path(__file__).resolve().parents[2] / "data" / "models" / "corpus"
+DATA = Path(__file__).resolve().parents[2] / "data"
+FOLDER = DATA / "models" / "corpus"
 CONTENT_TYPES = ("short_post", "linkedin_post", "technical_article", "business_note")
 HELD_OUT_EVERY = 10  # the tenth, twentieth ... passage of a file is never trained on
 VARIANTS = {"short_post": 160, "linkedin_post": 90, "technical_article": 110, "business_note": 110}
+COPY_VARIANTS = {name: count // 4 for name, count in VARIANTS.items()}  # of ``copying_texts``
 SHORT_POST_LIMIT = 280  # characters
 
 # The benchmark prompts of data/prompts.jsonl ask about these topics: none of them may occur in the corpus.
@@ -113,6 +118,26 @@ INSTRUCTIONS: dict[str, tuple[tuple[int, str], ...]] = {
     ),
 }
 TOPIC_SLOTS = ("topic", "pattern", "pattern", "loose", "loose")
+# Topics of any words, as {a}, and of slots: of these a model cannot learn what follows, only to copy it.
+COPY_FORMS = (
+    "{a} {b}", "{a} {b}", "{a} {b} {c}", "{a} and {b}", "{a} and {b} in {c} {d}", "{a} for {b} {c}",
+    "{a} {b} in {sector}", "{a} {b} for {audience}", "{tech} {a}", "{tech} {a} {b}", "{a} {area}",
+    "{a} {area} in {sector}", "{a} {b} {area}", "choosing a {a} {b}", "replacing a {a} {b} {c}",
+    "{doing} {a} {b}",
+    "{doing} the {a} {b}", "{a} of {b} {c}", "{a} {b} with {tech} {c}", "{a} against {b} {c}", "{a} by {b}",
+    "{doing} {a} in the {b} {c}", "{a} on {b}",
+)  # fmt: skip
+DOING = (
+    "choosing",
+    "renewing",
+    "replacing",
+    "measuring",
+    "sharing",
+    "testing",
+    "buying",
+    "moving",
+    "checking",
+)
 VERBS = ("Write", "Create", "Draft")
 
 
@@ -246,6 +271,45 @@ def training_texts(
                     break
             else:
                 raise ValueError(f"{content_type} passage {index}: fewer than {wanted} distinct texts")
+
+
+@cache
+def common_words() -> tuple[str, ...]:
+    """The frequent words of data/coherence.npz without those of grammar: what a topic may be about."""
+    tokens = np.load(DATA / "coherence.npz")["words"].tobytes().decode().split()
+    grammar = word_list("function_words")
+    return tuple(token for token in tokens if re.fullmatch("[a-z]{3,12}", token) and token not in grammar)
+
+
+def copying_topic(slots: Slots, rng: random.Random) -> str:
+    """A topic of any words, in one of the forms that topics have."""
+
+    def part(match: re.Match[str]) -> str:
+        name = match[1]
+        if name in slots:
+            return expand((Slot(name, "", False),), slots, rng)
+        return rng.choice(DOING if name == "doing" else common_words())
+
+    return re.sub(r"\{(\w+)\}", part, rng.choice(COPY_FORMS))
+
+
+def copying_texts(folder: Path = FOLDER, seed: int = 0, banned: Sequence[str] = ()) -> Iterator[Text]:
+    """The training passages on topics of any words (held-out ones excepted), as ``training_texts``.
+
+    A model that has met some thousand topics knows those; to repeat one that it has never met it must copy.
+    """
+    slots = load_slots(folder)
+    banned = (*banned_phrases(), *HELD_OUT_WORDS, *banned)
+    for content_type in CONTENT_TYPES:
+        for index, source in training_passages(content_type, folder):
+            rng = random.Random(f"copying {seed}/{content_type}/{index}")
+            for _ in range(COPY_VARIANTS[content_type]):
+                topic = copying_topic(slots, rng)
+                text = expand(parse(source), slots, rng, topic=topic)
+                prompt = instruction(content_type, topic, rng)
+                too_long = content_type == "short_post" and len(text) > SHORT_POST_LIMIT
+                if not too_long and not contains_any(f"{prompt} {text}", banned):
+                    yield Text(content_type, index, topic, prompt, text)
 
 
 def held_out_texts(folder: Path = FOLDER, seed: int = 0) -> Iterator[Text]:

@@ -27,6 +27,7 @@ class Recipe:
     family: str
     config: dict[str, Any]
     steps: int
+    copy_steps: int  # of the second part (build.teach_copying)
     learning_rate: float  # of embeddings and vectors (AdamW)
     matrix_rate: float = 2e-2  # of the matrices (Muon, Jordan et al. 2024; as large as AdamW's would be)
     batch_tokens: int = 2000  # padded tokens of a step; its logits stay below malloc's 32 MiB mmap threshold
@@ -162,6 +163,10 @@ class Training:
     losses: tuple[float, ...]
     tokens: int
     seconds: float
+
+    def then(self, other: Training) -> Training:
+        """Both, one after the other."""
+        return Training(self.losses + other.losses, self.tokens + other.tokens, self.seconds + other.seconds)
 
 
 def train(
