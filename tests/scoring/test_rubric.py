@@ -518,7 +518,8 @@ def test_samples_in_another_language_are_rows_without_values_and_with_a_reason()
 
 
 # The reader, least agreement overall and in coherence, largest mean error overall, and texts that hardly make
-# sense and score above 4. J is half a point kinder than H to clean texts on little: lab_v2 is fitted to H's like.
+# sense and score above 4. J is half a point kinder than H to clean texts on little, and lab_v2 is fitted to
+# the like of H.
 @pytest.mark.parametrize(("when", "reader", "overall", "coherence", "error", "fooled"), [
     ("before", "H", 0.70, 0.75, 0.8, 0),
     ("now", "J", 0.62, 0.75, 1.2, 1),
