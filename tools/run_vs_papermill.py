@@ -21,24 +21,24 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from nbhelpers import registry
-from nbhelpers.runner.notebook import COMPARISON, PIPELINE, notebook_path
+from nbhelpers import registry, store
+from nbhelpers.runner.notebook import COMPARISON, PIPELINE
 
 SIZES = ("limit", "repeats", "max_new_tokens")
 
 
 def loop(models: list[str], given: argparse.Namespace, run_dir: Path) -> list[list[str]]:
     """The commands a shell script would hold, in order."""
-    commands = []
+    commands, notebooks = [], store.project_root() / "notebooks"
     common = [part for name in SIZES for part in ("-p", name, str(getattr(given, name)))]
     for model in models:
         folder = run_dir / registry.resolve(model).slug
         folder.mkdir(parents=True)
         parameters = ["-p", "model", model, "-p", "run_dir", str(run_dir), *common]
         for name in PIPELINE:
-            commands.append([str(notebook_path(name)), str(folder / f"{name}.ipynb"), *parameters])
+            commands.append([f"{notebooks / name}.ipynb", str(folder / f"{name}.ipynb"), *parameters])
     last = [
-        str(notebook_path(COMPARISON)),
+        f"{notebooks / COMPARISON}.ipynb",
         str(run_dir / f"{COMPARISON}.ipynb"),
         "-p",
         "run_dir",

@@ -1,17 +1,31 @@
-"""What the models wrote, one item a prompt: the evidence of a report, those that differ most first."""
+"""What the models wrote, one item a prompt: the evidence of a report, and which words its scores rest on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 
 from nbhelpers import store
+from nbhelpers.errors import NoScore
 from nbhelpers.logs.read import Log, named
-from nbhelpers.records import LabError, Result, Sample, Score
-from nbhelpers.tracking.result import read_info, spec_of
+from nbhelpers.records import Result, Sample
+from nbhelpers.scoring import coherence, texts
+from nbhelpers.tasks import Scorer
+from nbhelpers.tracking.result import Rows, read_info, read_rows, spec_of
+
+Spans = Iterator[tuple[int, int, str]]  # from, to, a name of MEANING
+MEANING = {
+    "topic": "a word of the topic",
+    "unknown": "a word that the score does not know",
+    "again": "repeated, or from the prompt: it does not count",
+    "match": "what the score looked for",
+}
+_WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 
 @dataclass(frozen=True)
@@ -34,7 +48,7 @@ class Item:
     kind: str  # content type, "" of a task without
     groups: tuple[str, ...]  # that and its tags
     target: tuple[str, ...]
-    answers: dict[str, tuple[Answer, ...]]  # by model, in the report's order
+    answers: dict[str, list[Answer]]  # by model, in the report's order
 
     @cached_property
     def means(self) -> dict[str, float]:
@@ -60,49 +74,94 @@ class Item:
 
 
 def items(
-    run_dir: Path, results: Sequence[Result], ratings: Mapping[str, float], asked: Sequence[str] = ()
+    rows: Sequence[tuple[Result, Rows]], ratings: Mapping[str, float], asked: Sequence[str] = ()
 ) -> list[Item]:
-    """Every prompt of these models with its texts, largest gap first; a model without readable files lacks.
+    """Every prompt of these models with its texts, largest gap first.
 
     ratings: sample key -> what readers gave. asked: ids in the order in which they were asked.
     """
-    answers, first = dict[str, dict[str, list[Answer]]](), dict[str, tuple[Sample, Score | None]]()
-    for result in results:
-        try:
-            samples = list(store.read_rows(run_dir / result.slug / "samples.jsonl", Sample))
-            scores = {s.key: s for s in store.read_rows(run_dir / result.slug / "scores.jsonl", Score)}
-        except LabError:  # the report names it elsewhere
-            continue
-        for sample in sorted(samples, key=lambda s: s.repeat):
-            score, parts = scores.get(sample.key), dict[str, float]()
-            if score:
-                own_name = f"{result.primary}/"
-                parts = {n.removeprefix(own_name): v for n, v in score.values.items() if n != result.primary}
-            value = score.values.get(result.primary) if score else None
-            own = answers.setdefault(sample.prompt_id, {}).setdefault(result.model, [])
-            own.append(Answer(sample, value, parts, ratings.get(sample.key)))
-            first.setdefault(sample.prompt_id, (sample, score))
-    found, order = [], {id: place for place, id in enumerate(dict.fromkeys((*asked, *first)))}
-    for id, (sample, score) in first.items():
-        groups = (*filter(None, [sample.content_type]), *((score.tags if score else None) or ()))
-        target = (score.target if score else None) or ()
-        by_model = {model: tuple(own) for model, own in answers[id].items()}
-        found.append(Item(id, order[id], sample.prompt, sample.content_type, groups, target, by_model))
-    return sorted(found, key=lambda item: -item.gap)
+    found = dict[str, Item]()
+    for result, own in rows:
+        for sample, score in sorted(own, key=lambda row: row[0].repeat):
+            values = dict(score.values) if score else {}
+            value = values.pop(result.primary, None)
+            parts = {name.removeprefix(f"{result.primary}/"): part for name, part in values.items()}
+            groups = (*filter(None, [sample.content_type]), *((score and score.tags) or ()))
+            target = (score and score.target) or ()
+            new = Item(sample.prompt_id, 0, sample.prompt, sample.content_type, groups, target, {})
+            item = found.setdefault(sample.prompt_id, new)
+            answer = Answer(sample, value, parts, ratings.get(sample.key))
+            item.answers.setdefault(result.model, []).append(answer)
+    order = {id: place for place, id in enumerate(dict.fromkeys((*asked, *found)))}
+    return sorted((replace(item, place=order[item.id]) for item in found.values()), key=lambda i: -i.gap)
 
 
 def side_by_side(logs: Sequence[Log]) -> list[Item]:
     """The prompts of the runs among the logs, a column a run's model, by the names of the comparison."""
     names = {(log.source, log.model): new.model for log, new in zip(logs, named(logs), strict=True)}
-    own = dict[str, Item]()
+    rows = list[tuple[Result, Rows]]()
     for source in dict.fromkeys(log.source for log in logs):
         for path in sorted((*Path(source).glob("result.json"), *Path(source).glob("*/result.json"))):
-            result, run_dir = store.read_json(path, Result), path.parent.parent
-            model = spec_of(result.model, read_info(run_dir)).alias
+            result = store.read_json(path, Result)
+            model = spec_of(result.model, read_info(path.parent.parent)).alias
             if name := names.get((source, model)):
-                for item in items(run_dir, [replace(result, slug=path.parent.name)], {}):
-                    [answers] = item.answers.values()
-                    known = own.setdefault(item.id, replace(item, answers={}))
-                    own[item.id] = replace(known, answers=known.answers | {name: answers})
-    both = [item for item in own.values() if len(item.answers) > 1]
+                rows.append((replace(result, model=name), read_rows(path.parent)))
+    both = [item for item in items(rows, {}) if len(item.answers) > 1]
     return sorted(both, key=lambda item: (item.same, -item.gap, item.place))
+
+
+def rubric(text: str, item: Item, scorer: Scorer, score: float) -> Spans:
+    """What lab_v2 counts of a text word by word; the rest of it, joints and length, has no place in it."""
+    topic, seen, at = texts.topic_stems(item.prompt), set[tuple[str, ...]](), 0
+    for sentence in texts.sentences(text):
+        at = text.find(sentence, at)
+        said = tuple(texts.words(sentence))
+        if said in seen or not texts.own_sentences(sentence, item.prompt):
+            yield at, at + len(sentence), "again"
+        seen.add(said)
+        at += len(sentence)
+    for word in _WORD.finditer(text):
+        if topic.intersection(texts.stems(word[0])):
+            yield *word.span(), "topic"
+    for start, end in coherence.english().unknown(text):
+        yield start, end, "unknown"
+
+
+def exact(text: str, item: Item, scorer: Scorer, score: float) -> Spans:
+    if score:
+        yield 0, len(text), "match"
+
+
+def contains(text: str, item: Item, scorer: Scorer, score: float) -> Spans:
+    for one in item.target if score else ():
+        words = r"\W+(?:(?:a|an|the)\W+)?".join(map(re.escape, texts.normalised(one).split()))
+        whole = scorer.options["strict"] or not words
+        bare = re.escape(one.strip()) if whole else rf"(?<!\w){words}(?!\w)"
+        for match in re.finditer(bare, text, 0 if scorer.options["strict"] else re.IGNORECASE):
+            yield *match.span(), "match"
+
+
+def pattern(text: str, item: Item, scorer: Scorer, score: float) -> Spans:
+    with suppress(NoScore):  # it took too long
+        if found := texts.search(scorer.options["pattern"], text):
+            yield *found.span(), "match"
+
+
+# Kind of scorer -> what marks the words that its score rests on, and which marks there are.
+MARKS: dict[str, tuple[Callable[[str, Item, Scorer, float], Spans], tuple[str, ...]]] = {
+    "rubric": (rubric, ("topic", "unknown", "again")),
+    "exact": (exact, ("match",)),
+    "contains": (contains, ("match",)),
+    "regex": (pattern, ("match",)),
+}
+
+
+def marked(text: str, item: Item, scorer: Scorer, score: float | None) -> list[tuple[str, str]]:
+    """The text in pieces with what each is, "" for the rest. Of marks that overlap the first is kept."""
+    found, at, known = list[tuple[str, str]](), 0, MARKS.get(scorer.kind)
+    spans = known[0](text, item, scorer, score) if known and score is not None else ()
+    for start, end, what in sorted(spans, key=lambda span: (span[0], -span[1])):
+        if at <= start < end:
+            found += [(text[at:start], ""), (text[start:end], what)]
+            at = end
+    return [(piece, what) for piece, what in [*found, (text[at:], "")] if piece]

@@ -7,11 +7,13 @@ and no cell holds an error output.
 
 from __future__ import annotations
 
+import functools
 import html
 import logging
 import re
+import threading
 import time
-import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +31,7 @@ OWN_TASK = "04_own_task"  # in place of 04_scoring where the task is not the pos
 COMPARISON = "07_comparison"
 # Tags of cells that a run leaves out: what does not depend on the model, and what is there to learn from.
 LEARNERS = {"alone", "exercise", "solution"}
-NO_ALT = 'alt="No description has been provided for this image"'  # nbconvert's
-# Colours of the template whose contrast with their background is below 4.5 (WCAG 2.2), made darker.
-READABLE = (
-    ":root{--jp-mirror-editor-operator-color:#7a1fc4;--jp-mirror-editor-number-color:#006400;"
-    "--jp-mirror-editor-comment-color:#2f6060}.jp-InputPrompt,.jp-OutputPrompt{opacity:1!important;"
-    "color:#595959!important}.jp-RenderedHTMLCommon a{text-decoration:underline!important}"
-)
-# $$…$$ and $…$ in a text, as JupyterLab has them; code is left alone, and so are amounts of money.
-MATH = re.compile(
-    r"```.*?```|`[^`]*`|\$\$(.+?)\$\$|(?<![\\\w$])\$(?!\s)([^$`\n]+?)(?<!\s)\$(?!\w)", re.DOTALL
-)
-HTML_POLICY = "default-src 'none'; img-src data:; font-src data:; style-src 'unsafe-inline'"
+PAGE = Path(__file__).parents[1] / "report" / "templates" / "notebook.html"
 KINDS = {
     "CellTimeoutError": Failure.TIMEOUT,
     "TimeoutError": Failure.TIMEOUT,
@@ -49,16 +40,13 @@ KINDS = {
     "OutOfMemoryError": Failure.OUT_OF_MEMORY,
 }
 Problem = tuple[str, Failure]  # a sentence and its kind
+_exporting = threading.Lock()  # an exporter makes one page at a time
 
 
 def pipeline_of(spec: ModelSpec, task: str = "") -> tuple[str, ...]:
     """The notebooks that a run executes for a model."""
     own = {} if tasks.load_task(task) is tasks.POSTS else {"04_scoring": OWN_TASK}
     return tuple(own.get(name, name) for name in (SERVED if spec.kind == "server" else PIPELINE))
-
-
-def notebook_path(name: str) -> Path:
-    return store.project_root() / "notebooks" / f"{name}.ipynb"
 
 
 def run_notebook(
@@ -71,8 +59,11 @@ def run_notebook(
     started = time.monotonic()
     try:
         found = _execute(notebook, output, parameters, timeout_s)
+    except LabError as problem:
+        found = str(problem), problem.kind
     except Exception as problem:  # papermill, nbclient, kernels and disks have no common base
-        found = describe(problem)
+        name, first = type(problem).__name__, "".join(str(problem).strip().splitlines()[:1])
+        found = redacted(f"{name}: {first}".removesuffix(": ")), KINDS.get(name, Failure.OTHER)
     status, seconds = "failed" if found else "passed", round(time.monotonic() - started, 3)
     return NotebookStatus(notebook.stem, model, status, seconds, *(found or ()))  # type: ignore[arg-type]
 
@@ -89,7 +80,7 @@ def _execute(notebook: Path, output: Path, parameters: dict[str, Any], timeout_s
     output.parent.mkdir(parents=True, exist_ok=True)
     for stale in (output, output.with_suffix(".html")):
         stale.unlink(missing_ok=True)
-    how = {"engine_name": _engine(), "kernel_name": "python3", "progress_bar": False}
+    how = {"engine_name": engine(), "kernel_name": "python3", "progress_bar": False}
     how["execution_timeout"] = max(1, int(timeout_s))
     try:
         with kernels.kernel_config(output.with_name(kernels.LOG)) as config:
@@ -102,7 +93,8 @@ def _execute(notebook: Path, output: Path, parameters: dict[str, Any], timeout_s
     return notebook_error(output)
 
 
-def _engine() -> str:
+@functools.cache
+def engine() -> str:
     """papermill's engine without the cells for learners, and without saving the notebook twice a cell.
 
     It is saved at its start and, without secrets, at its end, however it ends.
@@ -144,59 +136,47 @@ def notebook_error(path: Path) -> Problem | None:
     return None
 
 
-def describe(problem: Exception) -> Problem:
-    """An exception in one line, and its kind."""
-    if isinstance(problem, LabError):
-        return str(problem), problem.kind
-    name, text = type(problem).__name__, str(problem).strip().splitlines()
-    return redacted(f"{name}: {text[0]}") if text else name, KINDS.get(name, Failure.OTHER)
-
-
 def to_html(path: Path) -> Path:
     """Write an executed notebook as one HTML file beside it, readable without a network.
 
     The template's scripts, which would fetch libraries from public servers, are cut out; the page's policy
-    has the browser refuse whatever script or address a cell's own output may hold. Folded code is left out.
+    has the browser refuse whatever script or address a cell's own output may hold.
     """
-    import nbformat
-    from nbconvert import HTMLExporter
-    from nbconvert.preprocessors import TagRemovePreprocessor
-
-    exporter = HTMLExporter(embed_images=True, exclude_anchor_links=True)
-    hidden = TagRemovePreprocessor(remove_input_tags={"folded"}, enabled=True)
-    exporter.register_preprocessor(hidden, enabled=True)
-    notebook, formulas, titles = nbformat.read(path, as_version=4), dict[str, str](), list[str]()
-    for cell in notebook.cells:
-        pictures = [o for o in cell.get("outputs", ()) if "image/png" in o.get("data", {})]
-        title = re.search(r"""title[=(]\s*f?["'](.+?)["']""", cell.source)  # what a reader hears of a plot
-        titles += [title[1] if title else "see the text around it"] * len(pictures)
-        if cell.cell_type == "markdown":
-            cell.source = MATH.sub(lambda found: _formula(found, formulas), cell.source)
-    body, _ = exporter.from_notebook_node(
-        notebook, {"metadata": {"name": path.stem, "path": str(path.parent)}}
-    )
-    for mark, formula in formulas.items():
-        body = body.replace(mark, formula)
-    alt = (f'alt="Plot: {html.escape(title)}"' for title in titles)
-    body = re.sub(NO_ALT, lambda _: next(alt, 'alt="Plot"'), body)
+    with _exporting:
+        body, _ = exporter().from_filename(str(path))
     body = re.sub(r"<script\b.*?</script>", "", body, flags=re.DOTALL | re.IGNORECASE)
-    policy = f'<meta http-equiv="Content-Security-Policy" content="{HTML_POLICY}"/>'
-    body = body.replace("<head>", f"<head>{policy}", 1).replace(
-        "</head>", f"<style>{READABLE}</style></head>", 1
-    )
     return store.write_text(path.with_suffix(".html"), [body])
 
 
-def _formula(found: re.Match[str], formulas: dict[str, str]) -> str:
-    """A mark for a formula; ``formulas`` gets its MathML, which browsers show without a script."""
+@functools.cache
+def exporter() -> Any:
+    """nbconvert's, by our template: plots have their titles, formulas are MathML, folded code is left out."""
     from latex2mathml.converter import convert
+    from nbconvert import HTMLExporter
+    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+    from nbconvert.preprocessors import TagRemovePreprocessor
 
-    block, inline = found.groups()
-    if not (block or inline):
-        return found[0]
-    mark = uuid.uuid4().hex  # no text of a model holds it
-    try:
-        formulas[mark] = convert(block or inline, display="block" if block else "inline")
-    except Exception:  # whatever it raises for what it cannot read: shown as it is written
-        return found[0]
-    return mark
+    class Renderer(IPythonRenderer):
+        def block_math(self, body: str, mark: str = "$$") -> str:
+            if mark == "$$" or not re.search(r"^\s|\s$|`", body):  # amounts of money, and code
+                with suppress(Exception):  # whatever convert raises for what it cannot read
+                    return str(convert(body, display="block" if mark == "$$" else "inline"))
+            return html.escape(f"{mark}{body}{mark}")
+
+        def inline_math(self, body: str) -> str:
+            return self.block_math(body, "$")
+
+    def markdown(source: str) -> str:
+        return str(MarkdownWithMath(Renderer(escape=False, exclude_anchor_links=True)).render(source))
+
+    def title_of(source: str) -> str:
+        title = re.search(r"""title[=(]\s*f?["'](.+?)["']""", source)
+        return title[1] if title else ""
+
+    made = HTMLExporter(raw_template=PAGE.read_text(encoding="utf-8"))
+    made.register_preprocessor(
+        TagRemovePreprocessor(remove_input_tags={"folded"}, enabled=True), enabled=True
+    )
+    made.register_filter("markdown2html", markdown)
+    made.register_filter("title_of", title_of)
+    return made

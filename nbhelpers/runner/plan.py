@@ -9,9 +9,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from nbhelpers import registry, store, tasks
 from nbhelpers.devices import device as devices
@@ -39,11 +41,12 @@ def plan_run(models: Sequence[str], settings: Settings, out: str = "", until_dec
 
     until_decided: the prompts are asked in a random order, which the folder keeps as its file of prompts.
     """
-    from nbhelpers.scoring import reference
-    from nbhelpers.stats.sequential import plan_looks
-
+    settings = absolute(settings)
     prompts, task = tasks.items(settings), tasks.load_task(settings.task)
-    reference.check(task)
+    if task is not tasks.POSTS:
+        from nbhelpers.scoring import reference
+
+        reference.check(task)
     names = models or registry.embedded_models()
     specs = tuple(registry.tell_apart(inspect(registry.resolve(name)) for name in names))
     if settings.top_k and any(spec.kind == "server" for spec in specs):
@@ -59,18 +62,20 @@ def plan_run(models: Sequence[str], settings: Settings, out: str = "", until_dec
     if (run_dir / "run.json").exists():
         hint = "continue it with --resume, or choose another --out"
         raise LabError(f"The folder {run_dir} already holds a run: {hint}.")
+    looks: tuple[int, ...] = ()
     if until_decided:
+        from nbhelpers.stats.sequential import plan_looks
+
         if len(specs) < 2:
             raise LabError("The option --until-decided compares models: name at least two.")
         if any(prompt.cluster for prompt in prompts):
             raise LabError("The option --until-decided takes prompts one by one: leave it out with clusters.")
         random.Random(settings.seed).shuffle(prompts)
         path = store.write_rows(run_dir / "prompts.jsonl", prompts)
-        settings = replace(settings, prompts=str(path), limit=None)
-    if settings.prompts:
-        settings = replace(settings, prompts=str(Path(settings.prompts).expanduser().resolve()))
-    if task.digest and settings.task not in tasks.shipped():
-        settings = replace(settings, task=str(Path(settings.task).expanduser().resolve()))
+        settings, looks = replace(settings, prompts=str(path), limit=None), plan_looks(len(prompts))
+    git, commit = ["git", "-C", str(store.project_root()), "rev-parse", "HEAD"], ""
+    with suppress(OSError):  # no git
+        commit = subprocess.run(git, capture_output=True, text=True).stdout
     info = RunInfo(
         run=run_dir.name,
         # A folder by its full path, so that the run can be resumed from any working directory.
@@ -80,13 +85,21 @@ def plan_run(models: Sequence[str], settings: Settings, out: str = "", until_dec
         seconds=None,
         versions=devices.versions(),
         machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        git_commit=_git_commit(),
+        git_commit=commit.strip() or None,
         specs=specs,
         prompts=registry.digests(tasks.prompts_of(settings)),
         task=task.digest,
-        looks=plan_looks(len(prompts)) if until_decided else (),
+        looks=looks,
     )
     return Plan(run_dir, info)
+
+
+def absolute(settings: Settings) -> Settings:
+    """The same settings with the whole ways to their files, which hold from any working directory."""
+    given = {"prompts": settings.prompts, "task": "" if settings.task in tasks.shipped() else settings.task}
+    files = {name: store.user_path(file).resolve() for name, file in given.items()}
+    whole: dict[str, Any] = {name: str(file) for name, file in files.items() if file.is_file()}
+    return replace(settings, **whole)
 
 
 def plan_resume(run: str) -> Plan:
@@ -113,22 +126,14 @@ def find_run(run: str) -> Path:
     raise LabError(f"There is no run {run!r}: give a folder with a run.json or one of these: {names}.")
 
 
-def _git_commit() -> str | None:
-    command = ["git", "-C", str(store.project_root()), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
-    except OSError:  # no git
-        return None
-
-
 def default_jobs(plan: Plan) -> int:
     """Two models at a time where all are small and run on a CPU with several cores, otherwise one.
 
     Much of a small model's run is kernel start and imports, which a second core can share (``run`` in
     docs/bench.json). Large models and accelerators would fight over memory.
     """
-    device = plan.info.settings.device
+    device, specs = plan.info.settings.device, plan.info.specs
     accelerator = sys.platform == "darwin" or shutil.which("nvidia-smi") is not None
     on_cpu = device == "cpu" or (device == "auto" and not accelerator)
-    small = all(0 < (spec.parameters or 0) <= SMALL_PARAMETERS for spec in plan.info.specs)
-    return 2 if on_cpu and small and devices.usable_cores() > 1 and len(plan.info.specs) > 1 else 1
+    small = len(specs) > 1 and all(0 < (spec.parameters or 0) <= SMALL_PARAMETERS for spec in specs)
+    return 2 if on_cpu and small and devices.usable_cores() > 1 else 1

@@ -26,8 +26,7 @@ from rich.progress import Progress
 from nbhelpers import store
 from nbhelpers.devices import device as devices
 from nbhelpers.records import Failure, LabError, Limits, ModelRun, NotebookStatus, Result, RunInfo, Settings
-from nbhelpers.runner import kernels
-from nbhelpers.runner.notebook import COMPARISON, notebook_path, pipeline_of, run_notebook
+from nbhelpers.runner import kernels, notebook
 from nbhelpers.runner.plan import Plan
 from nbhelpers.scoring.texts import printable
 
@@ -57,7 +56,8 @@ def run(
     plan.run_dir.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(plan.run_dir / ".lock", timeout=0), kernels.environment(threads):
-            return _Run(plan, replace(info, notebooks=_kept(plan)), watch).execute()
+            old = (plan.run_dir / "run.json").exists()
+            return _Run(plan, replace(info, notebooks=_kept(plan) if old else ()), watch).execute()
     except Timeout:
         busy = f"The run {plan.run_dir} is being executed by another process"
         raise LabError(f"{busy}: wait, or stop it.") from None
@@ -100,9 +100,8 @@ class _Run:
     def execute(self) -> RunInfo:
         self._save()
         try:
-            kernels.serve(self.log)
-            import papermill  # noqa: F401  # while the server is importing
-
+            kernels.serve(self.log)  # it imports for seconds; meanwhile this process does
+            notebook.engine(), notebook.exporter()
             from nbhelpers.generation import latency
             from nbhelpers.tracking import mlflow_run
 
@@ -120,7 +119,7 @@ class _Run:
                 settings = self._until_decided(settings, {run.settings.model for run in able})
             self._together(partial(self._pipeline, run, ANSWERS) for run in self._runs(settings))
             given = {"run_dir": str(self.folder)}
-            self._together([partial(self._notebooks, "", self.folder, (COMPARISON,), given)])
+            self._together([partial(self._notebooks, "", self.folder, (notebook.COMPARISON,), given)])
             self._save()  # the report reads it
             self._step(REPORT, "the report was not written", self.limits.cell_s, write_pages, self.folder)
         finally:
@@ -161,29 +160,29 @@ class _Run:
     def _until_decided(self, settings: Settings, able: set[str]) -> Settings:
         """Have all models answer more prompts, look by look, until no pair waits; the settings of the last.
 
-        A look makes what is missing and compares: a resumed run comes to where it was.
+        A look makes what is missing and compares: a resumed run comes to where it was. A model that cannot
+        answer takes no further part: notebook 03 says what failed.
         """
+        from nbhelpers import pipeline
+
+        def answer(run: ModelRun) -> bool:
+            log, most_s = run.folder / kernels.LOG, self.limits.cell_s + GRACE_S
+            return self._process(log, most_s, pipeline.make, run, "scores")
+
         for prompts in self.info.looks:
             settings = replace(settings, limit=prompts)
             runs = [run for run in self._runs(settings) if run.settings.model in able]
-            runs = list(compress(runs, self._together(partial(self._answer, run) for run in runs)))
+            runs = list(compress(runs, self._together(partial(answer, run) for run in runs)))
             able = {run.settings.model for run in runs}
             if settled(self.info, runs):
                 break
         self._forget_answers()  # others showed fewer prompts before a resume
         return settings
 
-    def _answer(self, run: ModelRun) -> bool:
-        """Make a model's answers to the prompts of a look, and their scores; notebook 03 says what failed."""
-        from nbhelpers import pipeline
-
-        return self._process(
-            run.folder / kernels.LOG, self.limits.cell_s + GRACE_S, pipeline.make, run, "scores"
-        )
-
     def _pipeline(self, run: ModelRun, first: str, end: str = "1") -> bool:
         """The notebooks of a model whose names lie from ``first`` on and before ``end``."""
-        names = [name for name in pipeline_of(run.spec, run.settings.task) if first <= name < end]
+        names = notebook.pipeline_of(run.spec, run.settings.task)
+        names = tuple(name for name in names if first <= name < end)
         return self._notebooks(run.settings.model, run.folder, names, asdict(run.settings))
 
     def _notebooks(self, model: str, folder: Path, names: Sequence[str], parameters: dict[str, Any]) -> bool:
@@ -196,23 +195,22 @@ class _Run:
             if failed or (model and self.refused):
                 reason = STOPPED if self.refused else f"{failed} failed"
                 self._save(NotebookStatus(name, model, "skipped", 0.0, reason))
-            elif not self._notebook(folder / f"{name}.ipynb", parameters, model):
+                continue
+            began, most = time.monotonic(), self.limits.cell_s + GRACE_S
+            timer = threading.Timer(most, kernels.kill, [folder / kernels.LOG])
+            timer.start()
+            source = store.project_root() / "notebooks" / f"{name}.ipynb"
+            output = folder / source.name
+            status = notebook.run_notebook(source, output, parameters, self.limits.cell_s, model)
+            timer.cancel()
+            if status.status == "failed":
+                if time.monotonic() - began > most:
+                    error = f"stopped by the runner after {most:.0f} s"
+                    status = replace(status, error=error, failure=Failure.TIMEOUT)
+                first = self.limits.fail_on_error.count == 1 and status.failure is not Failure.TRACKING
+                self.refused |= first or status.failure is Failure.STOPPED
                 failed = name
-        return not failed
-
-    def _notebook(self, output: Path, parameters: dict[str, Any], model: str) -> bool:
-        began, most = time.monotonic(), self.limits.cell_s + GRACE_S
-        timer = threading.Timer(most, kernels.kill, [output.with_name(kernels.LOG)])
-        timer.start()
-        status = run_notebook(notebook_path(output.stem), output, parameters, self.limits.cell_s, model)
-        timer.cancel()
-        if failed := status.status == "failed":
-            if time.monotonic() - began > most:
-                error = f"stopped by the runner after {most:.0f} s"
-                status = replace(status, error=error, failure=Failure.TIMEOUT)
-            first = self.limits.fail_on_error.count == 1 and status.failure is not Failure.TRACKING
-            self.refused |= first or status.failure is Failure.STOPPED
-        self._save(status)
+            self._save(status)
         return not failed
 
     def _save(self, *new: NotebookStatus) -> None:
@@ -251,17 +249,13 @@ def with_disk(status: NotebookStatus, folder: Path) -> NotebookStatus:
 
 def write_pages(run_dir: Path) -> None:
     """The run's report, the index of runs, and MLflow's copy, whose trouble must not cost the report."""
-    from nbhelpers.comparison import compare, ratings
     from nbhelpers.report import html
     from nbhelpers.tracking import mlflow_run
 
-    html.write_report(run_dir)
+    html.write_report(run_dir, rated := html.read_ratings(run_dir))
     html.write_runs_index(run_dir.parent)
-    given = dict[str, ratings.By]()
-    with suppress(LabError):  # the report says so
-        given = ratings.by_rater(ratings.read_ratings(run_dir, compare.comparable(run_dir)[0]))
     try:
-        mlflow_run.attach(run_dir, given)
+        mlflow_run.attach(run_dir, rated[0])
     except LabError as error:
         print(f"the report was written, but: {error}", file=sys.stderr)
 
@@ -273,7 +267,7 @@ def watching(plan: Plan, quiet: bool = False) -> Iterator[Watcher]:
     console = Console()
     with Progress(console=console, disable=quiet or not console.is_terminal) as progress:
         passed = sum(status.status == "passed" for status in plan.info.notebooks)
-        total = sum(len(pipeline_of(spec)) for spec in plan.models.values()) + 1
+        total = sum(len(notebook.pipeline_of(spec)) for spec in plan.models.values()) + 1
         bar = progress.add_task("starting", completed=passed, total=total)
 
         def watch(s: NotebookStatus) -> None:

@@ -36,48 +36,34 @@ def log_traces(
     from mlflow import entities
     from mlflow.tracing.client import TracingClient
 
-    client, place, spans = (
-        TracingClient(uri),
-        entities.TraceLocation.from_experiment_id(experiment),
-        list[entities.Span](),
-    )
-    first = dict[str, Sample]()
+    client, place = TracingClient(uri), entities.TraceLocation.from_experiment_id(experiment)
+    by_code = entities.AssessmentSource("CODE", "nbhelpers")
+    by_hand = entities.AssessmentSource("HUMAN", "the task")
+    first, spans = dict[str, Sample](), list[entities.Span]()
     for sample in samples:
         first.setdefault(sample.prompt_id, sample)
     for sample in [*first.values()][:MOST]:
         score, id, start = scores.get(sample.key), f"tr-{secrets.token_hex(16)}", time.time_ns()
         end, name = start + int(1e9 * (sample.latency_s or 0)), printable(sample.prompt_id)[:250]
         asked, text, error = (printable(said or "") for said in (sample.prompt, sample.text, sample.error))
-        known = list[entities.Feedback | entities.Expectation]()
-        for part, value in (score.values if score else {}).items():
-            by_code = entities.AssessmentSource("CODE", "nbhelpers")
-            known.append(entities.Feedback(part, value, source=by_code, metadata={OF_RUN: run}))
+        known: list[Any] = [
+            entities.Feedback(part, value, source=by_code, metadata={OF_RUN: run})
+            for part, value in (score.values if score else {}).items()
+        ]
         if score and score.target:
-            right = [printable(target) for target in score.target]
-            known.append(
-                entities.Expectation("target", right, entities.AssessmentSource("HUMAN", "the task"))
-            )
-        info = entities.TraceInfo(
-            *(id, place, start // 10**6, entities.TraceState.ERROR if error else entities.TraceState.OK),
-            request_preview=asked[:SHOWN],
-            response_preview=(error or text)[:SHOWN],
-            client_request_id=sample.key,
-            execution_duration=(end - start) // 10**6,
-            trace_metadata={"mlflow.sourceRun": run},
-            tags={"mlflow.traceName": name, "mlflow.trace.spansLocation": "TRACKING_STORE"},
-            assessments=known,
-        )
+            known.append(entities.Expectation("target", [*map(printable, score.target)], by_hand))
+        state = entities.TraceState.ERROR if error else entities.TraceState.OK
+        info = entities.TraceInfo(id, place, start // 10**6, state, assessments=known)
+        info.request_preview, info.response_preview = asked[:SHOWN], (error or text)[:SHOWN]
+        info.client_request_id, info.execution_duration = sample.key, (end - start) // 10**6
+        info.trace_metadata["mlflow.sourceRun"] = run
+        info.tags |= {"mlflow.traceName": name, "mlflow.trace.spansLocation": "TRACKING_STORE"}
         client.start_trace(info)
-        said = {"traceRequestId": id, "spanType": "LLM", "spanInputs": {"prompt": asked}, "spanOutputs": text}
         tokens = {"input_tokens": sample.prompt_tokens, "output_tokens": sample.new_tokens}
+        said = {"traceRequestId": id, "spanType": "LLM", "spanInputs": {"prompt": asked}, "spanOutputs": text}
         said |= {"llm.model": model, "chat.tokenUsage": tokens | {"total_tokens": sum(tokens.values())}}
-        row: dict[str, Any] = {
-            "name": name,
-            "trace_id": id,
-            "span_id": secrets.token_hex(8),
-            "parent_span_id": None,
-        }
-        row |= {"start_time_unix_nano": start, "end_time_unix_nano": end}
+        row: dict[str, Any] = {"trace_id": id, "span_id": secrets.token_hex(8), "parent_span_id": None}
+        row |= {"name": name, "start_time_unix_nano": start, "end_time_unix_nano": end}
         row["status"] = {"code": f"STATUS_CODE_{'ERROR' if error else 'OK'}", "message": error}
         row["attributes"] = {f"mlflow.{key}": json.dumps(value) for key, value in said.items()}
         spans.append(entities.Span.from_dict(row))
@@ -92,13 +78,6 @@ def traces_of(uri: str, experiment: str, run: str) -> list[Trace]:
 
     asked = {"locations": [experiment], "run_id": run, "max_results": MOST}
     return list(TracingClient(uri).search_traces(**asked, include_spans=False))
-
-
-def delete_traces(uri: str, experiment: str, run: str) -> None:
-    from mlflow.tracing.client import TracingClient
-
-    if ids := [trace.info.trace_id for trace in traces_of(uri, experiment, run)]:
-        TracingClient(uri).delete_traces(experiment, trace_ids=ids)
 
 
 def rate(uri: str, experiment: str, run: str, given: Mapping[str, Mapping[str, float]]) -> None:

@@ -43,7 +43,8 @@ QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_ST
 QUIET |= {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false"}
 QUIET |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 QUIET |= dict.fromkeys(("MLFLOW_HTTP_REQUEST_TIMEOUT", "PGCONNECT_TIMEOUT"), "9")
-CHILD_OF, COMPARISON = "mlflow.parentRunId", "07_comparison"
+WHOLE = ("07_comparison.ipynb", "07_comparison.html", "index.html", "latency.json")  # of the run
+CHILD_OF = "mlflow.parentRunId"
 COLUMNS = ("prompt_id", "content_type", "repeat", "prompt", "text", "new_tokens", "finish_reason", "error")
 
 
@@ -184,7 +185,8 @@ def log_run(run: ModelRun) -> TrackingReport:
             client.set_terminated(run_id, status)
         for other in client.search_runs([experiment], f"tags.folder = '{folder}'"):
             if other.info.run_id != run_id:
-                pages.delete_traces(uri, experiment, other.info.run_id)
+                if old := pages.traces_of(uri, experiment, other.info.run_id):
+                    client.delete_traces(experiment, trace_ids=[trace.info.trace_id for trace in old])
                 client.delete_run(other.info.run_id)
     report = TrackingReport(shown_uri(), EXPERIMENT, run_id, len(metrics), (*files, "samples.json"))
     store.write_json(run.folder / "tracking.json", report)
@@ -219,14 +221,10 @@ def attach(run_dir: Path, ratings: Mapping[str, Mapping[str, float]] | None = No
     """Add what was finished after the models were logged: each 06 notebook, the whole run's comparison, and
     who rated which texts: "readers", "person NAME" or "judge MODEL" -> sample key -> rating.
     """
-    compared = run_dir / "comparison.json"
     if not (logged := sorted(run_dir.glob("*/tracking.json"))):
         return
-    whole = [
-        *(run_dir / f"{COMPARISON}.{kind}" for kind in ("ipynb", "html")),
-        *(run_dir / name for name in ("index.html", "latency.json")),
-        compared,
-    ]
+    compared = run_dir / "comparison.json"
+    whole = [compared, *(run_dir / name for name in WHOLE)]
     with _one_sentence():
         client, holders, experiment = open_client(), set[str](), init_database()
         for path in logged:

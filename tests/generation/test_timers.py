@@ -213,15 +213,12 @@ def test_median_and_tail_are_covered() -> None:
     assert coverage(80, 95) > 0.92  # at least 95%, less three Monte Carlo errors
 
 
-def test_a_model_s_percentiles_say_why_they_are_missing() -> None:
+def test_a_model_s_medians_say_why_they_have_no_interval() -> None:
     rows = latency.measure_latency(planted(0.0, 0.0), PROMPTS, SETTINGS)
     planned = {"ttft_s": 0.5, "tpot_s": None}
     rows = [replace(row, prompt_id=f"{n}", latency_s=1.0 + n, **planned) for n, row in enumerate(rows * 3)]
-    found = summary.latency_estimates(rows)[1]
+    found = summary.latency_estimates(rows)
     assert found["latency_s/p50"].mean == 12.5 and found["latency_s/p50"].low is not None
-    assert found["latency_s/p95"].mean == pytest.approx(np.percentile(range(1, 25), 95))
-    assert found["latency_s/p95"].reason == "n = 24: an interval for p95 needs at least 72 values"
-    assert found["latency_s/p99"].reason == "n = 24: p99 needs at least 100 values"
     assert found["ttft_s/p50"].reason == "all 24 values are equal: no interval"
     assert found["tpot_s/p50"].reason == "no data"
 
@@ -233,7 +230,7 @@ def test_no_latency_interval_goes_below_zero() -> None:
     rows = [replace(rows[0], prompt_id=f"{time_s}", latency_s=time_s) for time_s in (*times, 0.1)]
     rows[-1] = replace(rows[-1], repeat=1)  # the first prompt once more: no sixth value
     assert (estimate(times).low or 0) < 0
-    found = summary.latency_estimates(rows)[0]["latency_s"]
+    found = summary.latency_estimates(rows)["latency_s"]
     assert (found.n, found.mean) == (5, pytest.approx(np.mean(times)))
     assert found.method == "bootstrap-t" and found.low is not None and found.low >= 0
 
@@ -243,6 +240,6 @@ def test_one_odd_row_does_not_promise_speed() -> None:
     rows = latency.measure_latency(planted(0.0, 0.0), PROMPTS[:1] * 5, SETTINGS)
     speeds = (100.0, 99.0, 101.0, 98.0, 300.0)
     rows = [replace(rows[0], prompt_id=f"{s}", new_tokens=10, latency_s=10 / s) for s in speeds]
-    found = summary.latency_estimates(rows)[0]["tokens_per_s"]
+    found = summary.latency_estimates(rows)["tokens_per_s"]
     assert 0 <= found.low < found.mean < found.high < max(speeds)
     assert estimate(speeds, method="bootstrap-t").high > 2 * max(speeds)

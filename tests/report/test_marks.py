@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from nbhelpers.report import marks
-from nbhelpers.tasks import Scorer
+from nbhelpers.report import texts
+from nbhelpers.tasks import POSTS, Scorer
 
 
-def marked(text: str, spans) -> list[tuple[str, str]]:
-    found = marks.pieces(text, spans)
+def marked(text: str, prompt: str, scorer: Scorer, score: float, targets=()) -> list[tuple[str, str]]:
+    item = texts.Item("b01", 0, prompt, "", (), tuple(targets), {})
+    found = texts.marked(text, item, scorer, score)
     assert "".join(piece for piece, _ in found) == text  # nothing is lost or moved
     return [(piece, what) for piece, what in found if what]
 
@@ -25,13 +26,13 @@ def marked(text: str, spans) -> list[tuple[str, str]]:
     ],
 )
 def test_the_rubric_s_words(text, wanted):
-    assert marked(text, marks.rubric(text, "Write a post about data strategy:")) == wanted
+    assert marked(text, "Write a post about data strategy:", POSTS.scorers[0], 5.0) == wanted
 
 
 def test_an_echo_of_the_prompt_is_struck_out_and_its_words_count_for_nothing():
     prompt = "Write a post about data strategy and people:"
     text = "A post about data strategy and people. Then people matter here."
-    assert marked(text, marks.rubric(text, prompt)) == [
+    assert marked(text, prompt, POSTS.scorers[0], 5.0) == [
         ("A post about data strategy and people.", "again"),
         ("people", "topic"),
     ]
@@ -52,5 +53,5 @@ def test_an_echo_of_the_prompt_is_struck_out_and_its_words_count_for_nothing():
     ],
 )
 def test_what_an_answer_was_found_right_by(kind, options, text, targets, score, wanted):
-    found = marked(text, marks.target(text, targets, Scorer(kind, kind, options), score))
+    found = marked(text, "", Scorer(kind, kind, options), score, targets)
     assert found == [(piece, "match") for piece in wanted]

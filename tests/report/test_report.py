@@ -28,6 +28,7 @@ from nbhelpers.generation.latency import LatencyPass
 from nbhelpers.records import LabError, Sample, Scale
 from nbhelpers.report import html as report
 from nbhelpers.report import texts
+from nbhelpers.tracking import result as tracking
 
 VOID = {"meta", "img", "wbr", "br", "link", "input"}
 EVIL = "<script>alert(1)</script>"
@@ -438,36 +439,15 @@ def test_a_page_that_is_not_ours_is_not_overwritten(tmp_path: Path):
 # ---- figures as text -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("number", "shown"),
-    [(0.2, "0.2"), (7, "7"), (494_976, "495k"), (999_900, "1M"), (4_983_552, "4.98M"), (1.1e9, "1.1B")],
-)
-def test_counts_are_short(number, shown):
-    assert report.counted(number) == shown
-
-
-@pytest.mark.parametrize(
-    ("number", "shown"),
-    [
-        (None, "–"),
-        (0.0, "0"),
-        (0.00123, "0.00123"),
-        (5.0, "5.00"),
-        (12.34, "12.3"),
-        (1234.5, "1,234"),
-        (1e-9, "0.00000000100"),
-    ],
-)
-def test_three_digits(number, shown):
-    assert report.three(number) == shown
-
-
-@pytest.mark.parametrize(
-    ("usd", "shown"),
-    [(None, "–"), (METRICS["cost/usd_per_request"], "$0.000017"), (0.0, "$0"), (1234.5, "$1,234.50")],
-)
-def test_dollars(usd, shown):
-    assert report.dollars(usd) == shown
+def test_figures_are_short_and_never_in_scientific_notation(tmp_path: Path):
+    shown = report.pages(tmp_path).get_template("figures.html").module
+    counts = {0.2: "0.2", 7: "7", 494_976: "495k", 999_900: "1M", 4_983_552: "4.98M", 1.1e9: "1.1B"}
+    assert {number: shown.counted(number).strip() for number in counts} == counts
+    digits = {None: "–", 0.0: "0", 0.00123: "0.00123", 5.0: "5.00", 12.34: "12.3", 1234.5: "1,234"}
+    digits |= {1e-9: "0.00000000100"}
+    assert {number: shown.three(number).strip() for number in digits} == digits
+    prices = {None: "–", METRICS["cost/usd_per_request"]: "$0.000017", 0.0: "$0", 1234.5: "$1,234.50"}
+    assert {usd: shown.dollars(usd).strip() for usd in prices} == prices
 
 
 def test_a_task_s_page_shows_what_is_right_its_slices_and_the_items_that_decide(tmp_path):
@@ -533,5 +513,5 @@ def test_items_have_the_place_in_which_they_were_asked(tmp_path: Path):
     rows = samples_of("m", 3)
     result = make_result("m", planted(5, 1))
     write_model(tmp_path, result, rows[::-1])  # rows are written as they end
-    found = texts.items(tmp_path, [result], {}, ["b02", "b01", "b03"])
+    found = texts.items([(result, tracking.read_rows(tmp_path / result.slug))], {}, ["b02", "b01", "b03"])
     assert {item.id: item.place for item in found} == {"b01": 1, "b02": 0, "b03": 2}

@@ -150,8 +150,9 @@ def test_the_report_counts_failures_by_kind(tmp_path: Path) -> None:
     late = [replace(row, error="TimeoutError: it took too long", failure=Failure.TIMEOUT) for row in rows]
     for row in (*late, rows[1]):  # the second one was tried again and succeeded
         store.append_row(folder / "samples.jsonl", row)
-    assert tracking.count_failures(tmp_path, None) == {"timeout": 1}
-    assert "By kind: 1 timeout." in report.write_report(tmp_path).read_text()
+    assert tracking.count_failures(None, [tracking.read_rows(folder)]) == {"timeout": 1}
+    page = report.write_report(tmp_path).read_text()
+    assert "By kind: 1 timeout." in page and page.count('<article class="item"') == 2
 
 
 # Rows on the disk

@@ -73,7 +73,7 @@ class Steps:
 @pytest.fixture
 def steps(monkeypatch, tmp_path):
     made = Steps(tmp_path / "run")
-    monkeypatch.setattr(runner, "run_notebook", made.run_notebook)
+    monkeypatch.setattr(runner.notebook, "run_notebook", made.run_notebook)
     monkeypatch.setattr(kernels, "serve", lambda log: None)
     monkeypatch.setattr(kernels, "start", made.start)
     monkeypatch.setattr(kernels, "kill", lambda where: made.killed.set())
