@@ -72,7 +72,6 @@ def run(
 ) -> None:
     """Evaluate models (default: the embedded ones) and write the report."""
     from nbhelpers import store
-    from nbhelpers.report import terminal
     from nbhelpers.runner import plan as plans
     from nbhelpers.runner import run as runner
 
@@ -88,11 +87,13 @@ def run(
                 raise LabError(f"--resume keeps a run's own settings: leave out {flag}, or start anew.")
         plan = plans.plan_resume(resume)
     else:
-        settings = Settings(**{name: options[name] for name in SETTINGS})
-        plan = plans.plan_run(_behind(server, models or []), settings, out, until_decided)
+        if server and not models:
+            raise LabError("Name the server's models: `nbhelpers models --server ADDRESS` lists them.")
+        behind = f"{registry.SERVER}{server}#" if server else ""
+        settings = plans.absolute(Settings(**{name: options[name] for name in SETTINGS}))
+        plan = plans.plan_run([f"{behind}{model}" for model in models or []], settings, out, until_decided)
         asked = context.params | {"models": plan.info.models, "server": "", "out": ""}
-        files = {name: Path(options[name]).expanduser() for name in ("task", "prompts")}
-        asked |= {name: str(file.resolve()) for name, file in files.items() if file.is_file()}
+        asked |= {"task": settings.task, "prompts": settings.prompts}
         plan.run_dir.mkdir(parents=True, exist_ok=True)
         store.write_text(plan.run_dir / "run.toml", [config_text(run, asked)])
     try:
@@ -101,11 +102,13 @@ def run(
     except KeyboardInterrupt:
         kept = "The run was stopped; what was finished is kept. Continue with: nbhelpers run --resume"
         raise LabError(f"{kept} {plan.run_dir}", Failure.STOPPED) from None
-    path = plan.run_dir / "comparison.json"
     if as_json:
+        path = plan.run_dir / "comparison.json"
         print(path.read_text(encoding="utf-8") if path.exists() else "null\n", end="")
     else:
-        print(terminal.outcome(plan.run_dir, info))
+        from nbhelpers.report import html  # brings scipy, which a run can do without until here
+
+        print(html.outcome(plan.run_dir, info))
     raise typer.Exit(any(status.status == "failed" for status in info.notebooks))
 
 
@@ -113,13 +116,6 @@ def run(
 def config() -> None:
     """Print a commented file for run --config: every option of a run with its default."""
     print(config_text(run), end="")
-
-
-def _behind(server: str, models: list[str]) -> list[str]:
-    """The full names of a server's models; as they are where --server is not given. Raises LabError."""
-    if server and not models:
-        raise LabError("Name the server's models: `nbhelpers models --server ADDRESS` lists them.")
-    return [f"{registry.SERVER}{server}#{model}" for model in models] if server else models
 
 
 def _tolerated(text: str) -> FailOnError:
@@ -170,18 +166,21 @@ def doctor() -> None:
     from nbhelpers.devices import device
     from nbhelpers.loading import load
 
-    found, gib, problems = device.detect(), 2**30, list[str]()
+    found, gib = device.detect(), 2**30
     print(f"device    {found.device} ({found.name}), {found.cores} cores")
     print(f"memory    {found.memory_free_bytes / gib:.1f} of {found.memory_total_bytes / gib:.1f} GiB free")
     print(f"dtype     {found.dtype}: {found.dtype_reason}")
     print(f"outputs   {store.outputs_dir()}")
+    problems = 0
     for alias in registry.embedded_models():
         try:
             load.fetch(registry.resolve(alias))
         except LabError as error:
-            problems.append(f"problem   {error}")
-    print("\n".join(problems) or "ready")
-    raise typer.Exit(bool(problems))
+            print(f"problem   {error}")
+            problems += 1
+    if problems:
+        raise typer.Exit(1)
+    print("ready")
 
 
 @app.command()

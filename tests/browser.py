@@ -39,6 +39,13 @@ class Tab:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
+    def press(self, key: str) -> None:
+        codes = {"Tab": 9, "Escape": 27, "Enter": 13, " ": 32}
+        given = {"key": key, "code": "Space" if key == " " else key, "windowsVirtualKeyCode": codes[key]}
+        text = {"Enter": "\r", " ": " "}.get(key)
+        self.call("Input.dispatchKeyEvent", type="keyDown", **given, **({"text": text} if text else {}))
+        self.call("Input.dispatchKeyEvent", type="keyUp", **given)
+
     def open(self, page: Path, width: int = 1280, dark: bool = False) -> None:
         self.log.clear()
         self.call("Log.enable")

@@ -25,6 +25,7 @@ from nbhelpers.comparison import compare as comparison
 from nbhelpers.comparison import labels, plots, ratings
 from nbhelpers.comparison.compare import ComparisonReport
 from nbhelpers.comparison.speed import speed_sentence
+from nbhelpers.errors import some
 from nbhelpers.logs.compare import LogsReport
 from nbhelpers.logs.read import Log
 from nbhelpers.records import LAB_SCALE, Estimate, LabError, Result, RunInfo, Scale
@@ -93,6 +94,17 @@ def write_report(run_dir: Path, rated: Rated | None = None) -> Path:
     if len(shown) < len(found):
         _write(run_dir / "texts.html", "all_texts.html", **values | {"items": found})
     return _write(run_dir / "index.html", "report.html", **values)
+
+
+def outcome(run_dir: Path, info: RunInfo) -> str:
+    """What a run says on the terminal at its end: verdicts, failures, places. LabError for broken files."""
+    path = run_dir / "comparison.json"
+    values: dict[str, Any] = {"run_dir": run_dir, "info": info}
+    values["found"] = store.read_json(path, ComparisonReport) if path.exists() else None
+    values["results"] = {result.model: result for result in comparison.read_results(run_dir)[0]}
+    values["kinds"] = tracking.count_failures(info, tracking.read_all_rows(run_dir)[0].values())
+    words = pages(run_dir).overlay(autoescape=False, finalize=None)
+    return printable(words.get_template("outcome.txt").render(values))
 
 
 def on_scale(mean: Estimate, scale: Scale) -> Estimate:
@@ -262,7 +274,7 @@ def pages(folder: Path) -> Environment:
     files = FileSystemLoader(TEMPLATES)
     made = Environment(loader=files, autoescape=True, finalize=clean, undefined=StrictUndefined)
     made.trim_blocks = made.lstrip_blocks = True
-    sentences = (comparison.spec_of, comparison.verdict_sentence, speed_sentence, plots.question)
+    sentences = (some, comparison.spec_of, comparison.verdict_sentence, speed_sentence, plots.question)
     made.filters |= {function.__name__: function for function in (plain, *sentences)}
     script = (TEMPLATES / "explore.js").read_text(encoding="utf-8")
     policy = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

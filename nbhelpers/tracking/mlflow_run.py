@@ -5,7 +5,6 @@ The models of one run of the laboratory are the children of one MLflow run.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -31,6 +30,7 @@ from nbhelpers.tracking import mlflow_pages as pages
 from nbhelpers.tracking.result import read_info, spec_of
 
 if TYPE_CHECKING:
+    from filelock import FileLock
     from mlflow import MlflowClient
 
 EXPERIMENT = "local-model-evaluation"
@@ -105,21 +105,25 @@ def init_database() -> str:
     Holds a lock, because processes that open a fresh SQLite database together break each other's migration.
     LabError where the tracking store cannot be used, or is a database of another MLflow release.
     """
-    from filelock import FileLock
     from sqlalchemy import make_url
 
     uri, outputs = tracking_uri(), store.outputs_dir()
-    with _one_sentence():
-        outputs.mkdir(parents=True, exist_ok=True)
-        with FileLock(outputs / ".mlflow.lock", timeout=store.LOCK_S):
-            if uri.startswith("sqlite") and (name := make_url(uri).database):
-                _make_sqlite(Path(name))
-            client = open_client()
-            if found := client.get_experiment_by_name(EXPERIMENT):
-                return str(found.experiment_id)
-            served = uri.startswith(("http:", "https:", "databricks"))  # has a place for files
-            files = None if served else (outputs / "mlartifacts").as_uri()
-            return str(client.create_experiment(EXPERIMENT, artifact_location=files))
+    with _one_sentence(), _locked():
+        if uri.startswith("sqlite") and (name := make_url(uri).database):
+            _make_sqlite(Path(name))
+        client = open_client()
+        if found := client.get_experiment_by_name(EXPERIMENT):
+            return str(found.experiment_id)
+        served = uri.startswith(("http:", "https:", "databricks"))  # has a place for files
+        files = None if served else (outputs / "mlartifacts").as_uri()
+        return str(client.create_experiment(EXPERIMENT, artifact_location=files))
+
+
+def _locked() -> FileLock:
+    from filelock import FileLock
+
+    store.outputs_dir().mkdir(parents=True, exist_ok=True)
+    return FileLock(store.outputs_dir() / ".mlflow.lock", timeout=store.LOCK_S)
 
 
 def _make_sqlite(place: Path) -> None:
@@ -151,17 +155,16 @@ def log_run(run: ModelRun) -> TrackingReport:
     experiment = init_database()
     from mlflow.entities import Dataset, DatasetInput, Metric, Param
 
-    result = store.read_json(run.folder / "result.json", Result)
+    result, task = store.read_json(run.folder / "result.json", Result), tasks.load_task(run.settings.task)
     tags = {"run": run.folder.parent.name, "folder": (folder := _digest(run.folder))}
     tags |= pages.EVALUATION | {f"version.{name}": version for name, version in device.versions().items()}
-    values = dataclasses.asdict(result.settings) | {name: getattr(result, name) for name in PARAMETERS}
+    values = vars(result.settings) | {name: getattr(result, name) for name in PARAMETERS}
     params = [Param(name, str(value)) for name, value in (values | {"model": run.spec.alias}).items()]
     now = int(time.time() * 1000)
     metrics = [Metric(name, value, now, 0) for name, value in result.metrics.items()]
-    prompts, task = tasks.prompts_of(run.settings), tasks.load_task(run.settings.task)
     file = Path(run.settings.prompts or task.prompts or "benchmark-15.jsonl")
     source = json.dumps({"file": file.name})  # without the way to it
-    dataset = Dataset(file.stem, prompts_digest(prompts), "local", source)
+    dataset = Dataset(file.stem, prompts_digest(tasks.prompts_of(run.settings)), "local", source)
     with _one_sentence():
         client, uri, name = open_client(), tracking_uri(), f"{run.folder.parent.name}/{result.slug}"
         tags |= _parent(client, experiment, run.folder.parent)
@@ -171,8 +174,7 @@ def log_run(run: ModelRun) -> TrackingReport:
         try:
             client.log_batch(run_id, metrics, params)  # a loop of log_metric is far slower
             client.log_inputs(run_id, [DatasetInput(dataset)])
-            scores = {score.key: score for score in rubric.read_scores(run)}
-            samples = generate.read_samples(run)
+            samples, scores = generate.read_samples(run), {s.key: s for s in rubric.read_scores(run)}
             table = {name: [getattr(sample, name) for sample in samples] for name in COLUMNS}
             found = [scores.get(sample.key) for sample in samples]
             table[result.primary] = [score and score.values.get(result.primary) for score in found]
@@ -184,10 +186,10 @@ def log_run(run: ModelRun) -> TrackingReport:
         finally:
             client.set_terminated(run_id, status)
         for other in client.search_runs([experiment], f"tags.folder = '{folder}'"):
-            if other.info.run_id != run_id:
-                if old := pages.traces_of(uri, experiment, other.info.run_id):
-                    client.delete_traces(experiment, trace_ids=[trace.info.trace_id for trace in old])
-                client.delete_run(other.info.run_id)
+            if (old := other.info.run_id) != run_id:
+                if ids := [trace.info.trace_id for trace in pages.traces_of(uri, experiment, old)]:
+                    client.delete_traces(experiment, trace_ids=ids)
+                client.delete_run(old)
     report = TrackingReport(shown_uri(), EXPERIMENT, run_id, len(metrics), (*files, "samples.json"))
     store.write_json(run.folder / "tracking.json", report)
     return report
@@ -200,19 +202,15 @@ def _digest(folder: Path) -> str:
 
 def _parent(client: MlflowClient, experiment: str, run_dir: Path) -> dict[str, str]:
     """The tags of a child of this run's MLflow run, which the first model makes; {} for a notebook alone."""
-    from filelock import FileLock
-
     if not (info := read_info(run_dir)):
         return {}
-    with FileLock(store.outputs_dir() / ".mlflow.lock", timeout=store.LOCK_S):
-        found = client.search_runs([experiment], f"tags.whole = '{_digest(run_dir)}'")
-        if found:
+    with _locked():
+        if found := client.search_runs([experiment], f"tags.whole = '{_digest(run_dir)}'"):
             return {CHILD_OF: found[0].info.run_id}
         asked = ", ".join(spec_of(model, info).alias for model in info.models)  # without folders or hosts
         asked += f" on {some(len(info.prompts), 'prompts')}, {some(info.settings.repeats, 'texts')} each"
         tags = {"whole": _digest(run_dir), "mlflow.note.content": asked}
-        tags |= {"mlflow.source.name": "nbhelpers run"}
-        tags |= {"mlflow.source.git.commit": info.git_commit} if info.git_commit else {}
+        tags |= {"mlflow.source.name": "nbhelpers run", "mlflow.source.git.commit": info.git_commit or ""}
         began = int(datetime.fromisoformat(info.started).timestamp() * 1000)
         return {CHILD_OF: client.create_run(experiment, began, tags, run_dir.name).info.run_id}
 
@@ -223,17 +221,16 @@ def attach(run_dir: Path, ratings: Mapping[str, Mapping[str, float]] | None = No
     """
     if not (logged := sorted(run_dir.glob("*/tracking.json"))):
         return
-    compared = run_dir / "comparison.json"
-    whole = [compared, *(run_dir / name for name in WHOLE)]
+    compared, experiment = run_dir / "comparison.json", init_database()
     with _one_sentence():
-        client, holders, experiment = open_client(), set[str](), init_database()
+        client, holders = open_client(), set[str]()
         for path in logged:
             run_id = store.read_json(path, TrackingReport).run_id
             _log_files(client, run_id, [path.with_name(name) for name in LATE])
             pages.rate(tracking_uri(), experiment, run_id, ratings or {})
             holders.add(client.get_run(run_id).data.tags.get(CHILD_OF, run_id))
         for run_id in holders:
-            _log_files(client, run_id, whole)
+            _log_files(client, run_id, [compared, *(run_dir / name for name in WHOLE)])
             if compared.exists() and (verdict := json.loads(compared.read_text()).get("pick_reason")):
                 client.set_tag(run_id, "verdict", verdict)
             client.set_terminated(run_id)

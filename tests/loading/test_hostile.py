@@ -29,7 +29,6 @@ from nbhelpers.loading import load as loading
 from nbhelpers.loading import tokenizer as chat
 from nbhelpers.records import LabError, ModelSpec, NotebookStatus, RunInfo
 from nbhelpers.report import html as report
-from nbhelpers.report import terminal
 from nbhelpers.runner import notebook as execute
 from nbhelpers.runner import run
 from nbhelpers.runner.plan import Plan
@@ -265,7 +264,7 @@ def test_no_terminal_code_reaches_the_terminal(tmp_path, capsys):
     run_dir = hostile_run(tmp_path / "run")
     comparison.compare_run(run_dir)
     info = store.read_json(run_dir / "run.json", RunInfo)
-    print(terminal.outcome(run_dir, info))
+    print(report.outcome(run_dir, info))
     spec = ModelSpec("evil", "evil", "hub")
     plan = Plan(run_dir, replace(info, models=("evil",), specs=(spec,)))
     with run.watching(plan) as watch:

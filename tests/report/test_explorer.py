@@ -33,11 +33,14 @@ def page(tmp_path_factory) -> Path:
     for name, levels in (("first", (5, 5, 9, 5, 5, 5)), ("second", (4, 2, 1, 5, 3, 1))):
         rows = []
         for n, level in enumerate(levels, 1):
-            text = f"a word and number-{n} of {name}" + (EVIL if n == 4 else "")
+            text = f"a word and number-{n} of {name}" + (EVIL if n == 4 else "") + "\na word" * 40 * (n == 5)
             sample = make_sample(name, f"b{n:02d}", 0, text=text, content_type=kinds[n % 2])
             if level == 1 and n == 6:
                 sample = replace(sample, text="", error="out of memory", finish_reason="error")
             rows.append((sample, float(level)))
+        rows.append(
+            (make_sample(name, "b01", 1, text=f"a second text of {name}", content_type=kinds[1]), 5.0)
+        )
         write_model(run_dir, make_result(name, planted(5, 1)), rows)
     write_info(run_dir, ["first", "second"])
     return report.write_report(run_dir)
@@ -86,7 +89,7 @@ def test_one_model_alone(opened):
 
 
 def test_marks_show_where_they_are_asked_for_and_say_what_they_are(opened):
-    opened.run("{ const m = document.querySelector('.items mark'); window.first = m; }")
+    opened.run("{ const m = document.querySelector('.items mark.unknown'); window.first = m; }")
     line = "getComputedStyle(window.first).textDecorationLine"
     assert (opened.run("window.first.textContent"), opened.run(line)) == ("img", "none")
     opened.run("document.getElementById('marks').click()")
@@ -171,3 +174,42 @@ def test_a_table_is_saved_as_a_file_that_no_spreadsheet_runs(opened):
     assert row.startswith(
         '"\'=1+2","\'+1+cmd|\' /C calc\'!A0","\'@sum(1)","\'-2+3+cmd","plain","+1.77 [+0.47, +3.07]"'
     )
+
+
+def test_the_keyboard_reaches_search_filters_texts_and_headings_and_escape_closes(opened):
+    reached, at = [], "(({tagName, name, className}) => [tagName, name ?? className])(document.activeElement)"
+    for _ in range(150):
+        opened.press("Tab")
+        reached.append(tuple(opened.run(at)))
+        if opened.run("document.activeElement.textContent") == "1 more text":
+            break
+    assert {("INPUT", "find"), ("SELECT", "model"), ("SELECT", "order"), ("INPUT", "from")} <= set(reached)
+    assert {("DIV", "text"), ("BUTTON", "")} <= set(reached)  # a text; a heading that sorts
+    opened.press("Enter")
+    assert opened.run("document.activeElement.parentNode.open")
+    opened.press("Tab")
+    assert opened.run("document.activeElement.className") == "text"
+    opened.press("Escape")
+    assert opened.run("document.activeElement.tagName") == "SUMMARY"
+    assert opened.run("document.querySelectorAll('details[open]').length") == 0
+
+
+def test_a_heading_sorts_by_the_keyboard(opened):
+    button = "document.querySelector('#measured table').tHead.rows[0].cells[0].firstChild"
+    opened.run(f"{button}.focus()")
+    opened.press("Enter")
+    assert opened.run(f"{button}.parentNode.getAttribute('aria-sort')") == "ascending"
+
+
+def test_print_shows_every_text_on_white_and_cuts_no_table(tab, page):
+    tab.open(page, width=718)  # A4 without margins of 1 cm, at 96 dpi
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    tab.call("Emulation.setEmulatedMedia", media="print", features=dark)
+    assert tab.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    texts = "[...document.querySelectorAll('.answer .text')]"
+    assert tab.run(f"{texts}.filter((t) => t.checkVisibility()).length") == 13  # one failed
+    assert tab.run(f"{texts}.filter((t) => t.scrollHeight > t.clientHeight + 1).length") == 0
+    cut = "(t) => t.getBoundingClientRect().right > innerWidth"
+    assert tab.run(f"[...document.querySelectorAll('table, figure img')].filter({cut}).length") == 0
+    assert tab.run("getComputedStyle(document.querySelector('#explore')).display") == "none"
+    tab.call("Emulation.setEmulatedMedia", media="")

@@ -43,6 +43,15 @@
     table.parentNode.after(link);
   }
 
+  // Escape closes what a click has opened.
+  document.onkeydown = (event) => {
+    const opened = event.key === "Escape" && event.target.closest("details[open]");
+    if (opened) {
+      opened.open = false;
+      opened.querySelector("summary").focus();
+    }
+  };
+
   // Marks: what each is, for who cannot see the line.
   const marks = document.getElementById("marks"), said = (mark) => `p mark.${mark.className}`;
   if (marks) marks.onchange = () => {
