@@ -66,7 +66,7 @@ def test_every_other_command_works_in_the_order_given():
 
 
 def test_the_python_example_works():
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "usage.md").read_text(), re.S)
     done = subprocess.run([sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"\[\d+\.\d(, \d+\.\d){3}\]", done.stdout.strip())
