@@ -38,7 +38,7 @@ def secrets() -> set[str]:
 
 
 def redacted(value: Any) -> Any:
-    """Text, or what JSON holds, with *** for each secret of the environment."""
+    """Text, or what JSON holds, with asterisks for each secret of the environment."""
     hidden = sorted(secrets(), key=len, reverse=True)
     pattern = re.compile("|".join(map(re.escape, hidden)) or r"(?!)")
 

@@ -19,6 +19,7 @@ from tools import quiz
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"\]\(([^)#:\s]+)(#[^)]*)?\)")
+SHOWN = re.compile(r"(<a href=['\"][\w/]+)\.ipynb")  # in what a cell displays, where Sphinx changes no link
 HIDDEN = {"folded": "hide-input", "solution": "hide-cell"}  # our tags, MyST's
 HEAD = "```{toctree}\n:hidden:\n:maxdepth: 1\n:caption: "
 
@@ -38,6 +39,9 @@ def sources(folder: Path) -> None:
         for cell in notebook["cells"]:
             tags = cell["metadata"].get("tags", [])
             cell["metadata"]["tags"] = [*tags, *(HIDDEN[tag] for tag in tags if tag in HIDDEN)]
+            for data in (output.get("data", {}) for output in cell.get("outputs", ())):
+                if "text/html" in data:
+                    data["text/html"] = SHOWN.sub(r"\1.html", "".join(data["text/html"]))
             if cell["cell_type"] == "markdown":
                 _linked("".join(cell["source"]), path, folder)
         store.write_text(folder / path.relative_to(ROOT), [json.dumps(notebook)])
