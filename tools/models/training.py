@@ -27,7 +27,6 @@ class Recipe:
     family: str
     config: dict[str, Any]
     steps: int
-    copy_steps: int  # of the second part (build.teach_copying)
     learning_rate: float  # of embeddings and vectors (AdamW)
     matrix_rate: float = 2e-2  # of the matrices (Muon, Jordan et al. 2024; as large as AdamW's would be)
     batch_tokens: int = 2000  # padded tokens of a step; its logits stay below malloc's 32 MiB mmap threshold
@@ -35,6 +34,7 @@ class Recipe:
     cool_down: float = 0.6  # share of the steps in which the learning rates fall
     weight_decay: float = 0.01  # of the matrices
     seed: int = 0
+    copy_steps: int = 0  # of the second part (build.teach_copying)
 
 
 def train_tokenizer(texts: Sequence[str]) -> Any:
