@@ -173,14 +173,12 @@ def write(recipe: training.Recipe, cache: Path, out: Path) -> None:
     )
     record = json.loads((cache / f"{recipe.alias}.json").read_text())
     figures = measure(model, tokenizer, prompts, [text.text for text in (*texts, *copying)])
-    corpus_tokens = sum(len(ids) for ids in training.encode(tokenizer, texts))
     figures |= {
         "alias": recipe.alias,
         "name": NAMES[recipe.family],
         "tokens": record["tokens"],
         "steps": recipe.steps + recipe.copy_steps,
         "copy_steps": recipe.copy_steps,
-        "corpus_tokens": corpus_tokens,
         "corpus_texts": len(texts),
         "corpus_topics": len({text.topic for text in texts}),
         "copy_topics": len({text.topic for text in copying}),

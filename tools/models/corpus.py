@@ -128,16 +128,8 @@ COPY_FORMS = (
     "{doing} {a} in the {b} {c}", "{a} on {b}",
 )  # fmt: skip
 DOING = (
-    "choosing",
-    "renewing",
-    "replacing",
-    "measuring",
-    "sharing",
-    "testing",
-    "buying",
-    "moving",
-    "checking",
-)
+    "choosing", "renewing", "replacing", "measuring", "sharing", "testing", "buying", "moving", "checking",
+)  # fmt: skip
 VERBS = ("Write", "Create", "Draft")
 
 
