@@ -146,16 +146,29 @@ def test_the_expansion_is_deterministic() -> None:
     assert first != list(corpus.training_texts(few, seed=1))
 
 
-def test_copying_texts_repeat_topics_of_any_words_and_no_held_out_one() -> None:
+@pytest.mark.parametrize("part", [0, 1])
+def test_copying_texts_repeat_topics_of_any_words_and_no_held_out_one(part: int) -> None:
     banned = corpus.banned_phrases(ROOT / "data" / "prompts.jsonl")
-    texts = list(itertools.islice(corpus.copying_texts(banned=banned), 0, None, 40))
-    assert texts == list(itertools.islice(corpus.copying_texts(banned=banned), 0, None, 40))
+    texts = list(itertools.islice(corpus.copying_texts(part=part, banned=banned), 0, None, 40))
+    assert texts == list(itertools.islice(corpus.copying_texts(part=part, banned=banned), 0, None, 40))
     assert len({text.topic for text in texts}) > 0.99 * len(texts) > 200
     assert len({word for text in texts for word in text.topic.split()}) > 500
     for text in texts:
         assert text.prompt.endswith(f"about {text.topic}:")
         assert text.topic in text.text or text.topic[:1].upper() + text.topic[1:] in text.text
         assert not corpus.contains_any(text.document, (*banned, *corpus.HELD_OUT_WORDS))
+
+
+def test_a_later_part_minds_the_theme_of_a_topic() -> None:
+    def suited(part: int) -> float:
+        themed = []
+        for text in itertools.islice(corpus.copying_texts(part=part), 0, None, 10):
+            themes = corpus.passage_themes(text.content_type)[text.passage]
+            own = {name for name, words in corpus.THEMES.items() if words.search(text.topic)}
+            themed += [bool(own & themes)] if own and themes else []
+        return sum(themed) / len(themed)
+
+    assert suited(0) < 0.4 < 0.6 < suited(1)
 
 
 def test_all_texts_differ_and_so_do_thousands_of_topics(texts: list[corpus.Text]) -> None:
@@ -249,6 +262,19 @@ def test_training_is_reproducible_and_learns(texts: list[corpus.Text]) -> None:
     for left, right in zip(*(model.state_dict().values() for model in models), strict=True):
         assert torch.equal(left, right)
     assert results[0].losses[-1] < results[0].losses[0] - 0.3
+
+
+@pytest.mark.parametrize("shape", [(8, 12), (12, 8)])
+def test_an_orthogonalised_gradient_keeps_its_directions(shape: tuple[int, int]) -> None:
+    import torch
+
+    grad = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    found = training._orthogonalised(grad, (3.4445, -4.775, 2.0315), 5, 1e-7)
+    left, _, right = torch.linalg.svd(grad, full_matrices=False)
+    turned = left.T @ found @ right.T
+    sizes = turned.diagonal()
+    assert torch.allclose(turned, torch.diag(sizes), atol=1e-4)
+    assert sizes.min() > 0.3 and sizes.max() < 1.5
 
 
 def test_perplexity_of_a_uniform_model_is_the_vocabulary(texts: list[corpus.Text]) -> None:

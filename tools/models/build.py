@@ -31,7 +31,7 @@ CACHE = MODELS / "cache"
 WORKERS = 2
 # Of every model: what differs between them is architecture and size, not practice.
 STEPS = 6000
-COPY_STEPS, COPY_RATE = 1000, 0.4  # afterwards, half of them on topics of any words; share of the peak rates
+COPY_STEPS, COPY_RATE = (1000, 1500), 0.4  # then, half on topics of any words; share of the peak rates
 
 # The longest training first, so that the two workers end at about the same time.
 RECIPES = {
@@ -133,7 +133,8 @@ def prepare(out: Path) -> None:
     """Corpus and tokenizer into the cache, with their digests on the screen."""
     prompts = corpus.banned_phrases(MODELS.parent / "prompts.jsonl")
     texts = write_corpus(out / "corpus.jsonl", corpus.training_texts(banned=prompts))
-    write_corpus(out / "copying.jsonl", corpus.copying_texts(banned=prompts))
+    for part in range(len(COPY_STEPS)):
+        write_corpus(out / f"copying{part}.jsonl", corpus.copying_texts(part=part, banned=prompts))
     tokenizer = training.train_tokenizer([text.document for text in texts])
     tokenizer.save_pretrained(out / "tokenizer")
     rows = training.encode(tokenizer, texts)
@@ -143,19 +144,25 @@ def prepare(out: Path) -> None:
     print(f"tokenizer.json {digest(out / 'tokenizer' / 'tokenizer.json')}", flush=True)
 
 
-def teach_copying(model: Any, tokenizer: Any, recipe: training.Recipe, cache: Path) -> training.Training:
-    """The second part of a training: copying topics, beside as many texts of the first part."""
-    texts, known = read_corpus(cache / "copying.jsonl"), read_corpus(cache / "corpus.jsonl")
-    texts += random.Random(recipe.seed).sample(known, min(len(texts), len(known)))
-    second = dataclasses.replace(
+def teach_copying(
+    model: Any, tokenizer: Any, recipe: training.Recipe, cache: Path, part: int
+) -> training.Training:
+    """A later part of a training: copying topics, beside as many texts of the first part."""
+    texts, known = read_corpus(cache / f"copying{part}.jsonl"), read_corpus(cache / "corpus.jsonl")
+    seed = recipe.seed + part
+    texts += random.Random(seed).sample(known, min(len(texts), len(known)))
+    later = dataclasses.replace(
         recipe,
-        steps=recipe.copy_steps,
+        steps=recipe.copy_steps[part],
         learning_rate=COPY_RATE * recipe.learning_rate,
         matrix_rate=COPY_RATE * recipe.matrix_rate,
         cool_down=1.0,
+        seed=seed,
     )
     rows = training.encode(tokenizer, texts)
-    return training.train(model, rows, second, log=lambda line: print(line, flush=True))
+    if part:
+        model.half().float()  # it begins as a file of the weights would: it can be made from one
+    return training.train(model, rows, later, log=lambda line: print(line, flush=True))
 
 
 def build_one(recipe: training.Recipe, cache: Path, out: Path) -> str:
@@ -169,8 +176,9 @@ def build_one(recipe: training.Recipe, cache: Path, out: Path) -> str:
     tokenizer = transformers.AutoTokenizer.from_pretrained(cache / "tokenizer")
     model = training.new_model(recipe)
     rows = training.encode(tokenizer, read_corpus(cache / "corpus.jsonl"))
-    first = training.train(model, rows, recipe, log=lambda line: print(line, flush=True))
-    result = first.then(teach_copying(model, tokenizer, recipe, cache))
+    result = training.train(model, rows, recipe, log=lambda line: print(line, flush=True))
+    for part in range(len(recipe.copy_steps)):
+        result = result.then(teach_copying(model, tokenizer, recipe, cache, part))
     texts = list(corpus.unseen_passage_texts())
     full = training.perplexity(model, tokenizer, texts).per_token  # before the weights are halved
     record = {**dataclasses.asdict(result), "float32_perplexity": full}
@@ -194,7 +202,8 @@ def main() -> None:
     cache = CACHE if args.out == MODELS else args.out / "cache"
     recipes = [recipe for alias, recipe in RECIPES.items() if args.only in (None, alias)]
     if args.steps:
-        recipes = [dataclasses.replace(r, steps=args.steps, copy_steps=args.steps) for r in recipes]
+        short = (args.steps,) * len(COPY_STEPS)
+        recipes = [dataclasses.replace(r, steps=args.steps, copy_steps=short) for r in recipes]
     os.environ["OMP_NUM_THREADS"] = "1"  # for the workers
     if not args.cards:
         prepare(cache)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 from collections.abc import Sequence
@@ -134,29 +135,8 @@ def measure(
     }
 
 
-def plot_losses(losses: Sequence[float], path: Path, alias: str) -> None:
-    """The training loss, smoothed over 25 steps, as a small picture."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    width = min(25, len(losses))
-    smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
-    figure, axes = plt.subplots(figsize=(5, 2.8), dpi=80)
-    axes.plot(losses, color="0.85", linewidth=0.6)
-    axes.plot(np.arange(width - 1, len(losses)), smooth, linewidth=1.5)
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss (nats per token)")
-    axes.set_title(f"{alias}: training loss")
-    axes.set_ylim(bottom=0)
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Software": None})
-    plt.close(figure)
-
-
 def write(recipe: training.Recipe, cache: Path, out: Path) -> None:
-    """Measure the saved model; write README.md and loss.png beside it, the figures into the cache."""
+    """Measure the saved model; write README.md beside it, the figures into the cache."""
     import torch
     import transformers
 
@@ -167,18 +147,19 @@ def write(recipe: training.Recipe, cache: Path, out: Path) -> None:
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     lines = (corpus.FOLDER.parent.parent / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
     prompts = [json.loads(line) for line in lines if line.strip()]
-    texts, copying = (
+    texts, *parts = (
         [corpus.Text(**json.loads(line)) for line in (cache / f"{name}.jsonl").open(encoding="utf-8")]
-        for name in ("corpus", "copying")
+        for name in ("corpus", *(f"copying{part}" for part in range(len(recipe.copy_steps))))
     )
+    copying = list(itertools.chain(*parts))
     record = json.loads((cache / f"{recipe.alias}.json").read_text())
     figures = measure(model, tokenizer, prompts, [text.text for text in (*texts, *copying)])
     figures |= {
         "alias": recipe.alias,
         "name": NAMES[recipe.family],
         "tokens": record["tokens"],
-        "steps": recipe.steps + recipe.copy_steps,
-        "copy_steps": recipe.copy_steps,
+        "steps": recipe.steps + sum(recipe.copy_steps),
+        "copy_steps": sum(recipe.copy_steps),
         "corpus_texts": len(texts),
         "corpus_topics": len({text.topic for text in texts}),
         "copy_topics": len({text.topic for text in copying}),
@@ -188,7 +169,6 @@ def write(recipe: training.Recipe, cache: Path, out: Path) -> None:
         "size_mb": (folder / "model.safetensors").stat().st_size / 1e6,
     }
     (cache / f"{recipe.alias}-figures.json").write_text(json.dumps(figures, indent=2))
-    plot_losses(record["losses"], folder / "loss.png", recipe.alias)
     (folder / "README.md").write_text(render(recipe, figures), encoding="utf-8")
 
 

@@ -285,18 +285,22 @@ def copying_topic(slots: Slots, rng: random.Random) -> str:
     return re.sub(r"\{(\w+)\}", part, rng.choice(COPY_FORMS))
 
 
-def copying_texts(folder: Path = FOLDER, seed: int = 0, banned: Sequence[str] = ()) -> Iterator[Text]:
+def copying_texts(folder: Path = FOLDER, part: int = 0, banned: Sequence[str] = ()) -> Iterator[Text]:
     """The training passages on topics of any words (held-out ones excepted), as ``training_texts``.
 
     A model that has met some thousand topics knows those; to repeat one that it has never met it must copy.
+    Any passage gets any topic in the first part, one that ``suits`` it in later ones.
     """
     slots = load_slots(folder)
     banned = (*banned_phrases(), *HELD_OUT_WORDS, *banned)
     for content_type in CONTENT_TYPES:
         for index, source in training_passages(content_type, folder):
-            rng = random.Random(f"copying {seed}/{content_type}/{index}")
+            rng = random.Random(f"copying {part}/{content_type}/{index}")
+            themes = passage_themes(content_type, folder)[index]
             for _ in range(COPY_VARIANTS[content_type]):
                 topic = copying_topic(slots, rng)
+                while part and not suits(topic, themes, rng):
+                    topic = copying_topic(slots, rng)
                 text = expand(parse(source), slots, rng, topic=topic)
                 prompt = instruction(content_type, topic, rng)
                 too_long = content_type == "short_post" and len(text) > SHORT_POST_LIMIT
