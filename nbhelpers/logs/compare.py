@@ -16,7 +16,7 @@ from nbhelpers.comparison.compare import ComparisonReport
 from nbhelpers.errors import some
 from nbhelpers.logs.read import Log, named, pooled
 from nbhelpers.options import Choice
-from nbhelpers.records import LAB_SCALE, SCHEMA_VERSION, LabError, Record
+from nbhelpers.records import LAB_SCALE, SCHEMA_VERSION, LabError, Record, Scale
 from nbhelpers.stats import estimate, paired, sequential
 from nbhelpers.stats.paired import Scores
 from nbhelpers.tasks import RIGHT
@@ -51,6 +51,7 @@ class Group:
     logs: Sequence[Log]
     scores: dict[str, Scores]  # model -> item or cluster -> mean
     items: str  # what is counted: prompts, items or clusters
+    scale: Scale  # RIGHT of scores from 0 to 1, the laboratory's of all others; its margin is not theirs
     margin: float
     lacking: dict[str, dict[str, str]]
     notes: list[str]
@@ -63,7 +64,7 @@ def compare_logs(logs: Sequence[Log], choice: Choice) -> LogsReport:
     tests = sum(math.comb(len(group.scores), 2) for group in found)
     numbers, rankings, higher = [], [], list[bool]()
     for group in found:
-        means = {model: estimate.estimate(own.values(), model) for model, own in group.scores.items()}
+        means = {m: estimate.mean_score(own.values(), m, group.scale) for m, own in group.scores.items()}
         best_first = sorted(means, key=lambda model: means[model].mean or 0.0, reverse=group.logs[0].higher)
         rankings.append({model: means[model] for model in best_first})
         scores = {model: group.scores[model] for model in best_first}
@@ -175,22 +176,21 @@ def _group(logs: Sequence[Log], choice: Choice) -> Group:
         notes.append(f"{len(shared)} {counted} in {len(units)} clusters: clusters are what is counted.")
         counted = "clusters"
     scores = {g.model: {u: fmean(g.scores[i] for i in own) for u, own in units.items()} for g in logs}
-    margin, own = choice.margin, sorted({log.made.margin for log in logs if log.made.margin})
-    if margin is None and len(own) > 1:
+    own = sorted({g.made.margin for g in logs if g.made.margin}) if choice.margin is None else [choice.margin]
+    if len(own) > 1:
         said = " and ".join(f"{one:g}" for one in own)
         raise LabError(f"The runs' own margins of {first.metric} are {said}: choose one by --margin.")
-    margin = own[0] if margin is None and own else margin
-    if margin is None:
-        margin = compare.MARGIN if first.unit == LAB_SCALE.unit else RIGHT.margin
-        inside = all(0 <= score <= 1 for log in logs for score in log.scores.values())
-        if first.unit != LAB_SCALE.unit and not inside:
-            raise LabError(
-                f"{first.metric} is not a number from 0 to 1: say which difference matters by --margin."
-            )
+    points, inside = first.unit == LAB_SCALE.unit, all(0 <= x <= 1 for g in logs for x in g.scores.values())
+    if not (own or points or inside):
+        raise LabError(
+            f"{first.metric} is not a number from 0 to 1: say which difference matters by --margin."
+        )
+    scale = RIGHT if inside and not points else LAB_SCALE
+    margin = own[0] if own else scale.margin
     if not 0 < margin < math.inf:
         raise LabError(f"The margin is {margin:g}: it must be more than 0.")
     looks = next((log.made.looks for log in logs if log.made.looks), ())
-    return Group(logs, scores, counted, margin, lacking, notes, looks)
+    return Group(logs, scores, counted, scale, margin, lacking, notes, looks)
 
 
 def lines(found: LogsReport) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from made_runs import make_result, make_sample, planted, write_info, write_model
+from scipy.stats import binomtest
 from typer.testing import CliRunner
 
 from nbhelpers import cli, store
@@ -111,6 +112,25 @@ def test_binary_scores_get_the_binary_statistics():
     assert (pair.a, pair.b, pair.n, pair.unit, pair.items) == ("lab-llama", "lab-gpt2", 40, "acc", "items")
     assert (pair.low, pair.high) == pytest.approx(paired.bonett_price(wins, losses, 40))
     assert pair.p == pytest.approx(paired.mcnemar_p(wins, losses, 40))
+
+
+def test_a_mean_has_the_interval_that_a_run_gives_it(tmp_path):
+    """Wilson's of right and wrong answers; Student's of others, of points and of means over clusters."""
+    run = task_run(tmp_path / "run", 0.1)
+    (one,) = compared(run, metric="exact").comparisons
+    own = comparison.assemble(run).ranking
+    assert one.report.ranking == {model: dataclasses.replace(e, name=model) for model, e in own.items()}
+    rows = table({"all": [1] * 12, "half": [0, 1] * 6})
+    (one,) = compared(write_csv(tmp_path / "log.csv", rows)).comparisons
+    ends = binomtest(12, 12).proportion_ci(method="wilson")
+    best = one.report.ranking["all"]
+    assert (best.low, best.high, best.method) == (ends.low, ends.high, "wilson")
+    assert f"[{ends.low:.3f}, 1.000]" in "\n".join(compare.lines(compared(tmp_path / "log.csv")))
+    other = {"counts": (table({"a": [0, 1] * 6, "b": [0, 2] * 6}), {"margin": 0.5})}
+    other["clusters"] = ([row | {"cluster": row["id"] // 4} for row in rows], {})
+    for name, (rows, choice) in other.items():
+        (one,) = compared(write_csv(tmp_path / f"{name}.csv", rows), **choice).comparisons
+        assert one.report.ranking["a" if name == "counts" else "half"].method == "t", name
 
 
 def test_inspect_logs_are_read_by_inspect():
