@@ -224,21 +224,28 @@ def search(wanted: str, text: str) -> Any:
 
 @cache
 def validator(path: Path) -> Any:
-    """The validator of a JSON Schema in a file. LabError for one that is none."""
+    """The validator of a JSON Schema in a file. LabError for one that is none, or refers to other files."""
     import jsonschema
+    import referencing.jsonschema
 
     try:
-        schema = json.loads(path.read_text(encoding="utf-8-sig"))
+        schema, known = json.loads(path.read_text(encoding="utf-8-sig")), jsonschema.validators.SPECIFICATIONS
         kind = jsonschema.validators.validator_for(schema)
         kind.check_schema(schema, kind.FORMAT_CHECKER)
+        dialect = referencing.jsonschema.specification_with(kind.ID_OF(kind.META_SCHEMA))
+        parts = [(known.resolver_with_root(root := dialect.create_resource(schema)), root)]
+        for resolver, part in parts:  # which grow as they are looked at
+            if isinstance(part.contents, dict):
+                part.contents.pop("$schema", None)  # what names its dialect would be checked without limit
+                resolver.lookup(part.contents.get("$ref", "#"))
+            parts += [(resolver.in_subresource(sub), sub) for sub in part.subresources()]
+    except referencing.exceptions.Unresolvable:
+        own = f"{part.contents['$ref']!r}, which is not in it: other files are not read"
+        raise LabError(f"The schema {path.name} refers to {own}.") from None
     except (OSError, ValueError, TypeError, AttributeError, jsonschema.SchemaError) as error:
         raise LabError(f"The schema {path.name} cannot be used ({str(error).splitlines()[0]}).") from None
     limited = {"pattern": _pattern, "patternProperties": _pattern_properties}
-    if isinstance(
-        schema, dict
-    ):  # one that names its dialect would have the parts of it checked without limit
-        schema.pop("$schema", None)
-    return jsonschema.validators.extend(kind, limited)(schema)
+    return jsonschema.validators.extend(kind, limited)(schema, registry=known)
 
 
 def _pattern(validator: Any, wanted: str, found: Any, schema: Any) -> Iterator[Any]:
@@ -277,5 +284,5 @@ def json_schema(text: str, item: Prompt, options: Mapping[str, Any]) -> float:
         return float(schema.is_valid(found))
     except NoScore:
         raise
-    except Exception as error:  # a reference that leads nowhere, or round in a circle
+    except Exception as error:  # a reference that leads round in a circle
         raise NoScore(f"{options['schema']} cannot be applied: {type(error).__name__}") from None

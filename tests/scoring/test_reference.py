@@ -288,12 +288,54 @@ def test_functions_of_one_name_are_each_their_tasks(tmp_path):
         assert reference.own("?", Prompt("i", "?"), given) == value
 
 
-def test_a_schema_that_leads_nowhere_or_round_gives_no_score(tmp_path):
-    for body in ('{"$ref": "http://127.0.0.1:9/none.json"}', '{"$ref": "#"}'):
-        name = f"{len(body)}.json"
-        (tmp_path / name).write_text(body)
-        with pytest.raises(reference.NoScore, match=f"{name} cannot be applied"):
-            reference.json_schema("{}", Prompt("i", "?"), {"folder": tmp_path, "schema": name})
+@pytest.mark.parametrize(
+    ("schema", "named"),
+    [
+        ({"$ref": "other.json"}, "other.json"),
+        (
+            {"$schema": "http://json-schema.org/draft-07/schema#", "items": {"$ref": "other.json#/n"}},
+            "other.json#/n",
+        ),
+        ({"$ref": "http://127.0.0.1:9/none.json"}, "http://127.0.0.1:9/none.json"),
+        ({"properties": {"n": {"anyOf": [{"$ref": "#/$defs/m"}]}}, "$defs": {"n": {}}}, "#/$defs/m"),
+        ({"$ref": "#n"}, "#n"),
+    ],
+)
+def test_a_schema_that_refers_to_what_is_not_in_it_is_refused_with_the_task(tmp_path, schema, named):
+    (tmp_path / "other.json").write_text('{"n": {}}')
+    (tmp_path / "s.json").write_text(json.dumps(schema))
+    (tmp_path / "task.toml").write_text('prompts = "items.jsonl"\n[scorers.json]\nschema = "s.json"\n')
+    said = f"The schema s.json refers to {named!r}, which is not in it: other files are not read."
+    with pytest.raises(LabError, match=re.escape(said)):
+        reference.check(tasks.load_task(str(tmp_path / "task.toml")))
+
+
+def test_references_within_a_schema_are_followed_and_words_like_them_are_none(tmp_path):
+    whole = {"type": "integer", "$anchor": "whole"}
+    for n, schema in enumerate(
+        (
+            {"properties": {"n": {"$ref": "#/$defs/n"}}, "$defs": {"n": whole}},
+            {"properties": {"n": {"$ref": "#whole"}}, "$defs": {"n": whole}},
+            {
+                "properties": {"n": {"$ref": "n.json"}},
+                "$id": "http://x/s.json",
+                "$defs": {"n": {"$id": "n.json"} | whole},
+            },
+            {"properties": {"n": whole, "$ref": {"const": {"$ref": "none.json"}}}},
+        )
+    ):
+        (tmp_path / f"{n}.json").write_text(json.dumps(schema))
+        options = {"folder": tmp_path, "schema": f"{n}.json"}
+        found = [
+            reference.json_schema(text, Prompt("i", "?"), options) for text in ('{"n": 1}', '{"n": "1"}')
+        ]
+        assert found == [1, 0], schema
+
+
+def test_a_schema_that_leads_round_gives_no_score(tmp_path):
+    (tmp_path / "s.json").write_text('{"$ref": "#"}')
+    with pytest.raises(reference.NoScore, match=r"s\.json cannot be applied"):
+        reference.json_schema("{}", Prompt("i", "?"), {"folder": tmp_path, "schema": "s.json"})
 
 
 def test_a_function_of_the_users_that_fails_costs_its_own_score_alone(tmp_path):
