@@ -10,10 +10,12 @@ import threading
 import time
 from dataclasses import replace
 from statistics import median
+from types import SimpleNamespace
 
 import openai_server
 import pytest
 from openai_server import Fault, serve
+from planted_clock import VirtualClock
 
 from nbhelpers import pipeline, registry, store, tasks
 from nbhelpers.generation import generate, latency, server
@@ -89,8 +91,12 @@ def test_rows_are_found_again_and_failed_ones_asked_again(tmp_path):
         (Fault(sent=2, then='{"choices": [{"del'), Failure.BAD_OUTPUT, "JSON"),
         (Fault(sent=2, then='{"choices": 7}'), Failure.BAD_OUTPUT, "TypeError"),
         (Fault(sent=2, then='{"error": {"message": "out of slots"}}'), Failure.SERVER, "out of slots"),
-        (Fault(sent=2, then="stall"), Failure.TIMEOUT, ""),
-        (Fault(sent=0, then="stall"), Failure.TIMEOUT, ""),
+        (
+            Fault(sent=2, then="stall", stall_s=60),
+            Failure.TIMEOUT,
+            "",
+        ),  # it then ends: SERVER, if not stopped
+        (Fault(sent=0, then="stall", stall_s=60), Failure.TIMEOUT, ""),
     ],
     ids=["500", "drop", "end", "half JSON", "no choices", "error", "stall", "silence"],
 )
@@ -98,10 +104,9 @@ def test_what_a_server_does_wrong_is_a_row_with_its_kind(fault, kind, said):
     with serve() as tiny:
         model = connected(tiny)
         tiny.faults = [fault]
-        asked = replace(SHORT, repeats=1)
-        began = time.monotonic()
-        rows = server.generate_samples(model, PROMPTS, asked, batch_size=1, limits=Limits(generation_s=1))
-        assert time.monotonic() - began < 4
+        asked, limits = replace(SHORT, repeats=1), Limits(generation_s=1 if fault.then == "stall" else 300)
+        rows = server.generate_samples(model, PROMPTS[:1], asked, limits=limits)
+        rows += server.generate_samples(model, PROMPTS[1:], asked)
     assert [row.failure for row in rows] == [kind, None, None]
     if kind:
         assert re.search(said, rows[0].error) and rows[0].finish_reason == "error" and rows[0].text == ""
@@ -119,24 +124,28 @@ def test_a_server_that_never_works_costs_its_rows_and_stops_the_run_where_asked(
             server.generate_samples(model, PROMPTS, SHORT, tmp_path / "samples.jsonl", 1, limits)
 
 
-def test_a_slow_answer_ends_at_its_limit():
-    with serve(piece_s=0.15) as slow:
-        row = one_row(slow, Limits(generation_s=1))
+def test_a_slow_answer_ends_at_its_limit(monkeypatch):
+    """On a clock that the server's waits alone move, however the machine is used."""
+    clock = VirtualClock()
+    planted = SimpleNamespace(perf_counter=clock, monotonic=clock, sleep=clock.pause, time=time.time)
+    for module in (server, remote, openai_server):
+        monkeypatch.setattr(module, "time", planted)
+    monkeypatch.setattr(remote, "GRACE_S", 1000)  # the answer's own limit ends it, not that of its bytes
+    with serve(piece_s=15) as slow:
+        row = one_row(slow, Limits(generation_s=100))
     assert (row.failure, row.finish_reason) == (Failure.TIMEOUT, "time")
-    assert row.text and row.new_tokens < 12 and 1 < row.latency_s < 2
+    assert row.text and row.new_tokens < 12 and 100 < row.latency_s <= 11 * 15
 
 
 @pytest.mark.parametrize("piece", [": waiting\n\n", "x"], ids=["comments", "bytes"])
 def test_what_keeps_a_connection_alive_does_not_keep_an_answer_waiting(piece):
     with serve() as tiny:
         model = connected(tiny)
-        tiny.faults = [Fault(sent=1, then="drip", drip=piece, stall_s=20)]
-        began = time.monotonic()
+        tiny.faults = [Fault(sent=1, then="drip", drip=piece, stall_s=60)]
         rows = server.generate_samples(
             model, PROMPTS[:1], replace(SHORT, repeats=1), limits=Limits(generation_s=1)
         )
-        assert time.monotonic() - began < 10
-    assert rows[0].failure is Failure.TIMEOUT
+    assert rows[0].failure is Failure.TIMEOUT  # not stopped, it would break off in the end: SERVER
 
 
 def test_it_waits_as_long_as_the_server_asks():
@@ -145,8 +154,7 @@ def test_it_waits_as_long_as_the_server_asks():
         busy.faults = [Fault(429, {"Retry-After": "1"})]
         row = server.generate_samples(model, PROMPTS[:1], replace(SHORT, repeats=1))[0]
         waited = busy.times[-1] - busy.times[-2]
-    assert row.error is None and waited >= 1
-    assert row.ttft_s < 0.5  # the wait is not the model's
+    assert row.error is None and row.ttft_s < 1 <= waited  # the wait is not the model's
 
 
 @pytest.mark.parametrize(
@@ -234,21 +242,26 @@ def test_as_many_requests_at_a_time_as_asked(at_once):
     assert shared < whole or at_once == 1  # shares add up to the wall time
 
 
-def test_times_are_those_of_a_server_that_waits_by_plan(tmp_path):
-    """TTFT within 5 ms or 2%, TPOT within 5%: of several answers the nearest, as others use the machine."""
-    for first_s, piece_s in ((0.1, 0.01), (0.4, 0.02)):
-        path = tmp_path / f"{first_s}.jsonl"
-        with serve(first_s=first_s, piece_s=piece_s, answer=lambda *_: [" w"] * 12) as slow:
-            prompts, make = registry.load_prompts(limit=5), server.generate_samples
-            latency.measure_latency(connected(slow), prompts, SHORT, path, make=make)
-        rows = list(store.read_rows(path, Sample))
-        own = [(first - asked, (last - first) / 11) for asked, first, *_, last in slow.own[-10:]]
-        assert min(ttft for ttft, _ in own) >= first_s
-        apart = [row.ttft_s - ttft for row, (ttft, _) in zip(rows, own, strict=True)]
-        assert 0 < min(apart) < max(0.005, 0.02 * first_s)
-        assert min(abs(row.tpot_s / tpot - 1) for row, (_, tpot) in zip(rows, own, strict=True)) < 0.05
-        assert {body.get("ignore_eos") for body in slow.requests[-10:]} == {True}
-        assert slow.most == 1
+@pytest.mark.parametrize(("first_s", "piece_s"), [(0.1, 0.01), (0.4, 0.02)])
+def test_times_are_those_of_a_server_that_waits_by_plan(tmp_path, first_s, piece_s):
+    """TTFT within 5 ms or 2%, TPOT within 5%: of many answers the nearest, as others use the machine."""
+    apart, prompts = list[tuple[float, float]](), registry.load_prompts(limit=5)
+    with serve(first_s=first_s, piece_s=piece_s, answer=lambda *_: [" w"] * 12) as slow:
+        model, allowed = connected(slow), (max(0.005, 0.02 * first_s), 0.05)
+        for n in range(10):  # a clock that is off by more is so every time
+            path = tmp_path / f"{n}.jsonl"
+            latency.measure_latency(model, prompts, SHORT, path, make=server.generate_samples)
+            rows = list(store.read_rows(path, Sample))  # in the order in which they were asked
+            own = [(first - asked, (last - first) / 11) for asked, first, *_, last in slow.own[-10:]]
+            assert min(ttft for ttft, _ in own) >= first_s
+            pairs = zip(rows, own, strict=True)
+            apart += [(row.ttft_s - ttft, abs(row.tpot_s / tpot - 1)) for row, (ttft, tpot) in pairs]
+            if all(min(one) < most for one, most in zip(zip(*apart, strict=True), allowed, strict=True)):
+                break
+    nearest = [min(one) for one in zip(*apart, strict=True)]
+    assert 0 < nearest[0] < allowed[0] and nearest[1] < allowed[1]
+    assert {body.get("ignore_eos") for body in slow.requests[-10:]} == {True}
+    assert slow.most == 1
 
 
 @pytest.mark.parametrize(
