@@ -31,15 +31,14 @@ def compare(
     from nbhelpers import store
     from nbhelpers.logs import compare, read
 
-    if (export or dataset) and len(files) > 1:
-        raise LabError("The options --export and --dataset write one run at a time: name one.")
     if export or dataset:
         from nbhelpers.tracking import result
 
-        for file in files:
-            for out, write in ((export, result.export_samples), (dataset, result.export_dataset)):
-                if out:
-                    print(write(_log(file)[0], out))
+        if len(files) > 1:
+            raise LabError("The options --export and --dataset write one run at a time: name one.")
+        for out, write in ((export, result.export_samples), (dataset, result.export_dataset)):
+            if out:
+                print(write(_log(files[0])[0], out))
         return
     choice = Choice(**options)
     logs = [log for file in files for log in read.read(*_log(file), choice)]

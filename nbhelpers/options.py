@@ -23,9 +23,7 @@ class Choice:
 
     metric: str = setting("", "Metric, or all; default: the first of each task.")
     task: str = setting("", "Only this task.")
-    margin: float | None = setting(
-        None, "Difference that matters; default: 0.5 points, 0.05 of a 0..1 metric."
-    )
+    margin: float | None = setting(None, "Difference that matters; default: 0.5 points, 0.05 of 0..1.")
     lower_is_better: bool = setting(False, "Less is better of the metric, where the log does not say so.")
     cluster: str = setting("", "Field of an item that names its cluster (a passage, say).")
     pool: bool = setting(False, "Take all tasks as one, each a cluster of its items.")

@@ -154,13 +154,9 @@ def _task(data: dict[str, Any], path: Path, digest: str) -> Task:
         examples = Examples(**store.checked({"count": 0} | shots, known, f"{where}, [examples]"))
     if "prompts" not in data:
         raise LabError(f"{where}: the field 'prompts' is missing: name a file of prompts beside it.")
-    file, system, stop = (
-        str(path.parent / data["prompts"]),
-        data.get("system", ""),
-        tuple(data.get("stop", ())),
-    )
-    tries = data.get("pass_at", 0)
-    return Task(path.stem, scorers, primary, scale, file, system, stop, examples, tries, path.parent, digest)
+    file, stop = str(path.parent / data["prompts"]), tuple(data.get("stop", ()))
+    rest = data.get("system", ""), stop, examples, data.get("pass_at", 0), path.parent, digest
+    return Task(path.stem, scorers, primary, scale, file, *rest)
 
 
 def _scorer(name: str, table: Any, where: str, folder: Path, judges: dict[str, Any]) -> Scorer:

@@ -210,9 +210,8 @@ def _table(path: Path, found: Rows, choice: Choice) -> Iterator[Row]:
             raise LabError(f"{where} {lacking[0]}: it is empty.")
         if score is None and _named(row, "score"):
             raise LabError(f"{where} score: {row['score']!r} is not a number.")
-        names, text = (_named(row, "model"), _named(row, "task"), _named(row, "metric") or "score"), ""
-        if _named(row, "text"):
-            text = _digest(row["text"])
+        names = _named(row, "model"), _named(row, "task"), _named(row, "metric") or "score"
+        text = _digest(row["text"]) if _named(row, "text") else ""
         cluster, repeat = (_named(row, name) for name in (choice.cluster or "cluster", "repeat"))
         yield Row(*names, _named(row, "id"), score, text, "", cluster, repeat, "no score")
 
