@@ -111,7 +111,7 @@ class _Run:
             begun = self._together(partial(self._pipeline, run, "0", ANSWERS) for run in runs)
             able = list(compress(runs, begun))
             database.join(GRACE_S)
-            if able and not self.refused and not latency.is_whole(able):
+            if len(able) > 1 and not self.refused and not latency.is_whole(able):  # one: 03 times it
                 self._forget_answers()  # they show other timings
                 most_s = self.limits.cell_s * len(able) + GRACE_S
                 self._step(TIMING, "no timing in turn", most_s, latency.measure_in_turn, able)

@@ -277,6 +277,11 @@ def test_a_report_that_cannot_be_written_is_a_failure_until_it_is(steps):
     assert {s.status for s in again.notebooks} == {"passed"}
 
 
+def test_one_model_is_timed_by_its_own_notebook(steps):
+    runner.run(planned(steps, "lab-gpt2"))
+    assert steps.timed == []
+
+
 def test_models_that_cannot_be_timed_in_turn_go_on_alone_and_the_run_says_so(steps):
     plan = planned(steps, "lab-gpt2", "lab-opt")
     steps.timing_status = 1
@@ -535,7 +540,7 @@ def test_mlflow_holds_the_run_with_its_late_notebooks(real_run):
         query = "select value from tags where run_uuid = ? and key = 'mlflow.parentRunId'"
         [whole] = database.execute(query, [report.run_id]).fetchone()
     held = {path.name for path in (run_dir.parent / "mlartifacts" / whole / "artifacts").rglob("*.*")}
-    files = {"comparison.json", "index.html", "latency.json"}
+    files = {"comparison.json", "index.html"}
     assert held == {f"{COMPARISON}.ipynb", f"{COMPARISON}.html", *files}
     assert "Traceback" not in (run_dir / "run.log").read_text()
 
