@@ -71,14 +71,15 @@ class Text:
 
 
 def texts() -> list[Text]:
-    """The rated texts, without those that were rated again."""
-    found = []
-    for line in (store.data_dir() / "readers" / "rated.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        ratings = row.pop("ratings").values()
-        reading = {name: fmean(rating[name] for rating in ratings) for name in rubric.READINGS}
-        if not row["source"].startswith("again:"):
-            found.append(Text(**row, reading=reading))
+    """The rated texts, without those rated again and those of today's models, which are the test."""
+    found, readers = list[Text](), store.data_dir() / "readers"
+    for file, other in (("rated.jsonl", "again:"), ("models.jsonl", "lab-")):
+        for line in (readers / file).read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            ratings = row.pop("ratings").values()
+            reading = {name: fmean(rating[name] for rating in ratings) for name in rubric.READINGS}
+            if not row["source"].startswith(other):
+                found.append(Text(**row, reading=reading))
     return found
 
 

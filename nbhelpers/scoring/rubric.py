@@ -126,8 +126,9 @@ def lab_v2(text: str, prompt: str, content_type: str) -> dict[str, float]:
     found = measures(text, prompt, content_type)
     if not found["own"]:
         return dict(LOWEST)
-    row = np.array([[found[name] for name in rated_texts().names]])
-    values = fitted().readings(row)[0].round(4).tolist()  # beyond it processors differ
+    said = found, found | {"own": 1.0}  # an echo or a repetition may cost, never gain
+    rows = np.array([[one[name] for name in rated_texts().names] for one in said])
+    values = fitted().readings(rows).min(0).round(4).tolist()  # beyond it processors differ
     return dict(zip(LOWEST, values, strict=True))
 
 

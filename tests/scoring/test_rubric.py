@@ -517,30 +517,18 @@ def test_samples_in_another_language_are_rows_without_values_and_with_a_reason()
     assert by_prompt(found, "lab_v2")["p2"] == found[3].values["lab_v2"] > 3
 
 
-# The reader, least agreement overall and in coherence, largest mean error overall, and texts that hardly make
-# sense and score above 4. J is half a point kinder than H to clean texts on little, and lab_v2 is fitted to
-# the like of H.
-@pytest.mark.parametrize(("when", "reader", "overall", "coherence", "error", "fooled"), [
-    ("before", "H", 0.70, 0.75, 0.8, 0),
-    ("now", "J", 0.62, 0.75, 1.2, 1),
-])  # fmt: skip
-def test_lab_v2_agrees_with_readers_of_texts_that_it_was_not_fitted_on(
-    when: str, reader: str, overall: float, coherence: float, error: float, fooled: int
-) -> None:
+@pytest.mark.parametrize("reader", ["N", "O"])
+def test_lab_v2_agrees_with_readers_of_texts_that_it_was_not_fitted_on(reader: str) -> None:
     rows = [json.loads(line) for line in (store.data_dir() / "readers/models.jsonl").open(encoding="utf-8")]
-    rows = [row for row in rows if row["source"].startswith("before") == (when == "before")]
-    fitted = (store.data_dir() / "readers/rated.jsonl").read_text(encoding="utf-8")
-    assert len(rows) == 80 and not [r for r in rows if json.dumps(r["text"], ensure_ascii=False) in fitted]
+    rows = [row for row in rows if row["source"].startswith("lab-")]  # today's models'
+    assert len(rows) == 80 and not {row["id"] for row in rows} & set(scoring.rated_texts().ids)
     found = [scoring.score_text(row["text"], row["prompt"], row["content_type"]) for row in rows]
     given = [row["ratings"][reader] for row in rows]
-    for reading, name, agreement in (
-        ("overall", "lab_v2", overall),
-        ("coherence", "lab_v2/coherence", coherence),
-    ):
+    for reading, name, agreement in (("overall", "lab_v2", 0.6), ("coherence", "lab_v2/coherence", 0.75)):
         ours, readers = (
             np.array(values) for values in ([v[name] for v in found], [r[reading] for r in given])
         )
         assert stats.kendalltau(ours, readers).statistic >= agreement
-        assert abs(ours - readers).mean() <= (error if reading == "overall" else 0.8)
+        assert abs(ours - readers).mean() <= (0.95 if reading == "overall" else 0.8)
     salads = [v["lab_v2"] for v, r in zip(found, given, strict=True) if r["coherence"] <= 2]
-    assert len(salads) > 15 and sum(score > 4 for score in salads) <= fooled
+    assert len(salads) > 15 and max(salads) <= 4
