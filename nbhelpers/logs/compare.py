@@ -147,9 +147,9 @@ def _group(logs: Sequence[Log], choice: Choice) -> Group:
     shared = [item for item in first.scores if all(item in log.scores for log in logs)]
     every = dict.fromkeys(item for log in logs for item in (*log.scores, *log.dropped))
     if not shared:
-        raise LabError(
-            f"The logs of {' and '.join(log.model for log in logs)} have no item{of(first.task)} in common."
-        )
+        why = [f": {g.model} has no score ({w})" for g in logs if not g.scores for w in g.dropped.values()]
+        names = " and ".join(log.model for log in logs)
+        raise LabError(f"The logs of {names} have no item{of(first.task)} in common{''.join(why[:1])}.")
     lacking = {
         g.model: {i: g.dropped.get(i, "not in its log") for i in every if i not in g.scores} for g in logs
     }

@@ -80,7 +80,7 @@ def _logs(rows: Iterable[Row], path: Path, choice: Choice) -> Iterator[Log]:
                 raise LabError(f"{path}: {what} stands twice.")
             seen.add((row.item, row.repeat))
             if row.score is None:
-                dropped[row.item] = row.why
+                dropped[row.item] = row.why.partition("\n")[0][:200]
             elif abs(row.score) < HUGE:
                 scores.setdefault(row.item, []).append(row.score)
             else:

@@ -305,6 +305,17 @@ def test_two_logs_without_a_common_item_and_without_a_common_metric_are_refused(
         compared(a, harness(tmp_path / "b" / "log.jsonl", {"0": 1}), metric="f1")
 
 
+def test_a_log_of_a_run_that_failed_says_why_it_has_no_score(tmp_path):
+    good, bad = ([cell(i, m, f"q{i}", 1.0) for i in range(3)] for m in "ab")
+    for row in bad:
+        row |= {"failureReason": 2, "error": f"no such host{'!' * 300}\nTraceback"}
+    path = tmp_path / "eval.json"
+    path.write_text(json.dumps(promptfoo(good + bad)))
+    said = r"The logs of a and b have no item in common: b has no score \(error: no such host!{181}\)\.$"
+    with pytest.raises(LabError, match=said):
+        compared(path)
+
+
 def test_a_metric_where_less_is_better_turns_the_verdict(tmp_path):
     rng = np.random.default_rng(1)
     base = rng.random(30)
