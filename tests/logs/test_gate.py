@@ -1,15 +1,19 @@
 """The gate: what passes, what is worse, what cannot be told, budgets, and what it writes."""
 
+import importlib.metadata
 import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from test_read import HARNESS, compared, early_run, make_run, table, write_csv
 from typer.testing import CliRunner
 
@@ -232,6 +236,46 @@ def test_the_action_turns_the_answer_into_a_step(code, allow, leaves, tmp_path):
     outcome = {0: "passes", 3: "cannot tell"}[code]
     assert (tmp_path / "GITHUB_OUTPUT").read_text() == f"outcome={outcome}\n"
     assert (tmp_path / "GITHUB_STEP_SUMMARY").read_text() == "said\n"
+
+
+def needed(names: list[str]) -> set[str]:
+    """These packages and all that they need here."""
+    found, left = set(), list(names)
+    while left:
+        if (name := canonicalize_name(left.pop())) not in found:
+            found.add(name)
+            needs = map(Requirement, importlib.metadata.requires(name) or ())
+            left += [need.name for need in needs if not need.marker or need.marker.evaluate({"extra": ""})]
+    return found
+
+
+LACKING = """
+import sys
+
+class Finder:
+    lacks = sys.argv.pop(1).split()
+
+    def find_spec(self, name, *rest):
+        if name.partition(".")[0] in self.lacks:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Finder())
+from nbhelpers import cli
+cli.main()
+"""
+
+
+def test_the_action_installs_what_its_gate_needs(tmp_path):
+    """The gate in a process that lacks every other package of this environment."""
+    install = yaml.safe_load((ROOT / "action.yml").read_text())["runs"]["steps"][1]["run"]
+    own = needed(re.search(r"packages=\((.*)\)", install)[1].split()) | {"nbhelpers"}
+    owners = importlib.metadata.packages_distributions()
+    others = sorted(top for top, names in owners.items() if own.isdisjoint(map(canonicalize_name, names)))
+    assert {"torch", "transformers", "mlflow", "jupyterlab"} <= {*others}
+    files = [option for name in ("junit", "markdown") for option in (f"--{name}", str(tmp_path / name))]
+    command = [sys.executable, "-c", LACKING, " ".join(others), "gate", *map(str, HARNESS), *files]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (3, "") and "the gate: cannot tell" in done.stdout
 
 
 def test_points_that_meet_by_chance_are_no_passes() -> None:
