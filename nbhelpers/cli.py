@@ -145,9 +145,7 @@ def models(
         size = f"{s.parameters / 1e6:,.1f} M" if s.parameters else "?"
         gated, context = "yes" if s.gated else "", s.context or "?"
         print(row(s.alias, s.kind, s.family, size, context, s.prompt_format, s.licence, gated).rstrip())
-    print(
-        "Any other Hub repository (org/name), local folder, shape:<alias> or server:ADDRESS#MODEL works too."
-    )
+    print("Any other Hub repository (org/name), folder, shape:<alias> or server:ADDRESS#MODEL works too.")
 
 
 @app.command()
