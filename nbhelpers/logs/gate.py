@@ -119,13 +119,13 @@ def sentence(check: Check) -> str:
     """One check with its figures."""
     if check.value is None or check.low is None or check.high is None:
         return f"{check.name}: {check.outcome}: not enough to tell by {some(check.n, check.items)}."
-    budget = check.limit > 0
+    budget, worse = check.limit > 0, check.outcome == "worse"
     figures = f"{check.value:.2f} times" if budget else f"{check.value:+.3f}"
-    bound, of_what = (check.high, "at most") if budget else (check.low, "at least")
+    bound, of_what = (check.high, "at most") if budget != worse else (check.low, "at least")  # what decides
     limit = f"budget {check.limit:g}" if budget else f"margin {-check.limit:g}"
     figures += f" ({of_what} {bound:.3f}, {limit}) over {some(check.n, check.items)}"
     said = f"{check.name}: {check.outcome}: {figures}"
-    if check.outcome == "worse":
+    if worse:
         said += f", p {check.p_worse:.2g}"
     if check.reason:
         said += f"; {check.reason}"

@@ -45,6 +45,7 @@ def test_a_run_passes_is_worse_or_cannot_tell(tmp_path):
     assert outcomes == {0.0: "passes", -1.0: "worse", -0.4: outcomes[-0.4]}
     done = invoke("gate", run, tmp_path / "new-1.0")
     assert done.exit_code == 1 and "the gate: worse\n  lab_v2: worse: -1.0" in done.stdout
+    assert "-1.000 (at most -1.000, margin 0.5) over 15 prompts" in done.stdout  # the bound that decides
     assert invoke("gate", run, run).exit_code == 0
     unclear = invoke("gate", *HARNESS, "--task", "lab_endings")
     assert unclear.exit_code == 3
@@ -149,6 +150,9 @@ def test_budgets_hold_ratios_of_means(tmp_path):
         1.5
     )
     assert invoke("gate", run, run, "--budget", "latency=1.2", "--budget", "ttft=1.01").exit_code == 0
+    said = [gate.sentence(check) for check in found.checks[1:]]  # each with the bound that decides
+    assert f"times (at least {checks['latency'].low:.3f}, budget 1.2)" in said[0]
+    assert f"times (at most {checks['cost (by time)'].high:.3f}, budget 2)" in said[1]
     with pytest.raises(LabError, match="There is no memory in both: a budget may be on latency, ttft, tpot"):
         gated(run, run, {"memory": 1.2})
 
