@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -27,8 +28,29 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
     """nbval: stderr carries process ids and library chatter; it is no result."""
     if collector.path.suffix == ".ipynb":
         collector.skip_compare += ("stderr",)
-        if collector.path.name >= "20" and not importlib.util.find_spec("bm25s"):
-            collector.collect = without_applications
+        if collector.path.name >= "20":
+            without_network(collector)
+            if not importlib.util.find_spec("bm25s"):
+                collector.collect = without_applications
+
+
+def without_network(collector: pytest.Collector) -> None:
+    """The kernel of this notebook reaches no other machine, and the notebook fails if it tries."""
+    setup, teardown = collector.setup, collector.teardown
+    tried = Path(_scratch.name) / f"{collector.path.stem}.tried"
+    first = str(Path(__file__).parent / "tests" / "offline")
+
+    def guarded_setup() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("NBHELPERS_TRIED", str(tried))
+            patch.setenv("PYTHONPATH", first, prepend=os.pathsep)
+            setup()
+
+    def checked_teardown() -> None:
+        teardown()
+        assert not tried.exists(), f"reached for the network: {tried.read_text()}"
+
+    collector.setup, collector.teardown = guarded_setup, checked_teardown
 
 
 def without_applications() -> list:
