@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 
+import numpy as np
 import pytest
 from browser import CHROMIUM, browser
 from definitions import definitions
@@ -68,6 +69,40 @@ def test_a_failure_is_not_kept():
             return "no"
 
     assert kept(call, try_it, try_it, try_it) == ["no", "yes", "yes"]
+
+
+def test_a_cancelled_call_is_asked_again():
+    calls = []
+
+    async def call():
+        calls.append(1)
+        if len(calls) == 1:
+            raise asyncio.CancelledError
+        return "yes"
+
+    async def try_it(ask):
+        try:
+            return await ask()
+        except asyncio.CancelledError:
+            return "no"
+
+    assert kept(call, try_it, try_it, try_it) == ["no", "yes", "yes"]
+
+
+def test_no_more_is_held_than_fits_and_the_newest_stays():
+    async def fill():
+        ask = SERVICES.cached(60, clock=lambda: 0.0, size=3)(asyncio.sleep)
+        for n in range(10):
+            await ask(0, n)
+        return [task.result() for task, _ in ask.kept.values()]
+
+    assert asyncio.run(fill()) == [7, 8, 9]
+
+
+def test_arrays_of_objects_are_no_key():
+    """Their bytes are addresses, which are used again."""
+    with pytest.raises(TypeError):
+        hash(SERVICES.content(np.array([{}, 1], dtype=object)))
 
 
 @given(st.lists(st.floats(0, 30), min_size=1, max_size=80), st.integers(1, 5), st.integers(1, 30))
