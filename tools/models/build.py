@@ -1,6 +1,6 @@
 """Make the embedded models from nothing: corpus, tokenizer, weights, cards.
 
-    python tools/models/build.py                    all four, up to two hours on two CPU cores
+    python tools/models/build.py                    all four, about two and a half hours on two CPU cores
     python tools/models/build.py --only lab-gpt2    one of them
     python tools/models/build.py --cards            measure the models again and rewrite their cards
     python tools/models/build.py --steps 30 --out /tmp/try    a short trial, elsewhere
