@@ -110,7 +110,7 @@ def measures(text: str, prompt: str, content_type: str) -> dict[str, float]:
     topic = texts.topic_stems(prompt)
     touched = [topic.intersection(texts.stems(sentence)) for sentence in own]
     added = min(1.0, len(found) / max(1, len(texts.words(text))))
-    return coherence.measures(texts.without_prompt(text, prompt)) | {
+    return coherence.measures(texts.without_prompt(text, prompt).strip()) | {
         "covered": len(frozenset().union(*touched)) / max(1, len(topic)),  # of the words of the topic
         "touching": sum(map(bool, touched)) / max(1, len(own)),  # sentences that name one
         "particulars": min(1.0, sum(word[0].isdigit() or word in particular for word in found) / 4),

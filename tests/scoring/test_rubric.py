@@ -265,6 +265,7 @@ def _against_bad(answer: Any) -> list[tuple[dict[str, float], dict[str, float]]]
 def test_repeating_the_prompt_or_oneself_gains_nothing(answer: Any) -> None:
     fair = lab_v2(answer.text, answer.prompt, answer.content_type)
     asked, text = answer.prompt, answer.text
+    assert lab_v2(f"\n\n{text}\n", asked, answer.content_type) == fair
     for padded in (f"{asked}\n\n{text}", f"{text}\n\n{asked} {asked}", f"{text}\n\n{text}"):
         assert lab_v2(padded, asked, answer.content_type) < fair + 0.3  # below the margin that matters
 
