@@ -103,7 +103,7 @@ def stem(word: str) -> str:
 
     Takes off the longest known ending until none fits, and a plural s (after Lovins 1968).
     """
-    word = word.lower()
+    word = word.lower()[:50]  # no English word is longer, and a model may write one without end
     while True:
         shorter = word[:-1] if len(word) > 3 and word.endswith("s") and word[-2] not in "su" else word
         match = _ending().match(word) or _ending().match(shorter)

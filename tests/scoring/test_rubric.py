@@ -90,6 +90,10 @@ def test_different_words_keep_different_stems() -> None:
     assert len({*stems, *others}) == len(stems) + len(others)
 
 
+def test_a_word_without_end_costs_no_more_than_a_long_one() -> None:
+    assert texts.stem("ing" * 20_000) == texts.stem("ing" * 20)  # each ending taken off reads the rest again
+
+
 @given(st.from_regex(r"[a-z]{1,20}", fullmatch=True))
 def test_a_stem_is_a_beginning_of_the_word_and_stable(word: str) -> None:
     found = texts.stem(word)
