@@ -252,7 +252,7 @@ def _passages() -> list[Any]:
         for passage in corpus.load_passages(kind):
             topic = rng.choice(slots["topic"])
             text = corpus.expand(corpus.parse(passage), slots, rng, topic=topic)
-            found.append(BOOK.Answer(kind, f"Write a {kind.replace('_', ' ')} about {topic}:", text))
+            found.append(BOOK.Answer(kind, f"Write a {kind.replace('_', ' ')} about {topic}:", text, weak=""))
     return found
 
 
@@ -261,7 +261,7 @@ def _against_bad(answer: Any) -> list[tuple[dict[str, float], dict[str, float]]]
     return [
         (top, scoring.score_text(text, answer.prompt, answer.content_type))
         for kind, text in BOOK.known_answers(answer).items()
-        if kind != "strong"
+        if kind != "strong" and (kind != "weak" or answer.weak)  # a passage has no weak answer
     ]
 
 
