@@ -529,7 +529,7 @@ def test_lab_v2_agrees_with_readers_of_texts_that_it_was_not_fitted_on(reader: s
     assert len(rows) == 80 and not {row["id"] for row in rows} & set(scoring.rated_texts().ids)
     found = [scoring.score_text(row["text"], row["prompt"], row["content_type"]) for row in rows]
     given = [row["ratings"][reader] for row in rows]
-    for reading, name, agreement in (("overall", "lab_v2", 0.6), ("coherence", "lab_v2/coherence", 0.75)):
+    for reading, name, agreement in (("overall", "lab_v2", 0.62), ("coherence", "lab_v2/coherence", 0.75)):
         ours, readers = (
             np.array(values) for values in ([v[name] for v in found], [r[reading] for r in given])
         )

@@ -48,6 +48,13 @@ def test_the_models_stand_in_the_order_of_the_readers() -> None:
             means.setdefault(row.source, []).append((row.reading["overall"], score))
     readers, ours = zip(*(np.mean(pairs, axis=0) for pairs in means.values()), strict=True)
     assert len(means) == 12 and sps.kendalltau(readers, ours).statistic > 0.85
+    for generation in ("", "former:", "copying begun:"):
+        four = [
+            np.mean(means[f"{generation}lab-{name}@0.8"], axis=0)
+            for name in ("gpt2", "bloom", "opt", "llama")
+        ]
+        by_readers, by_score = (np.argsort(column).tolist() for column in np.transpose(four))
+        assert by_readers == by_score
 
 
 def test_no_text_of_a_fold_has_its_prompt_in_the_fit() -> None:
