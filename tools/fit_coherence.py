@@ -7,10 +7,12 @@ of Python, PostgreSQL, Django and Rust, the Debian developer's reference and FAQ
 Anarchist FAQ; all under free licences, of all only counts are kept. To it come the passages of the training
 corpora. Words that stand in the same company become classes (singular vectors of positive PMI, k-means).
 
-The network learns from windows of prose that were damaged with known joints: words exchanged, shuffled, left
-out, replaced by unknown ones, and walks that jump from passage to passage wherever one to three words are the
-same, as small models do. Half of the damaged windows are measured with the counts of the other half of the
-passages: that a run is new is no damage. Five processor minutes.
+The network learns from windows of prose that were damaged with known joints: words exchanged (for any, or
+for one of their class), shuffled, left out, replaced by unknown ones; pieces in another order,
+with their signs or around signs that stay; and walks that jump from passage to passage wherever one to three
+words are the same, as small models do. Half of the damaged windows are measured with the counts of the other
+half of the passages: that a run is new is no damage. A quarter of an hour of a processor; with --network the
+words, classes and counts stay as they are.
 """
 
 from __future__ import annotations
@@ -25,17 +27,19 @@ import sys
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from scipy import sparse
 from scipy.sparse.linalg import svds
 from sklearn.cluster import MiniBatchKMeans
-from sklearn.neural_network import MLPClassifier
+from torch import nn
 
 from nbhelpers import store
 from nbhelpers.scoring import coherence
-from nbhelpers.scoring.coherence import SPECIAL, UNKNOWN, English, Ids
+from nbhelpers.scoring.coherence import BREAK, SPECIAL, UNKNOWN, English, Ids
 from tools.models import corpus
 
 DEBIAN = {  # package -> where its prose is
@@ -56,8 +60,28 @@ LEAST = {
     ("classes", 4): 3,
     ("classes", 5): 4,
 }  # counted so often
-WINDOW, HIDDEN = 64, 24
+WINDOW, HIDDEN, BESIDE = 64, 32, 8  # tokens; units of the network; numbers that stand for a class
+MANY, ROUNDS, BATCH = (2080, 3200), 4, 32  # windows of prose and of passages; training
+DAMAGE = {
+    "whole": 1.0,
+    "exchanged": 0.25,
+    "shuffled": 0.25,
+    "unknown": 0.25,
+    "left out": 0.25,
+    "in class": 0.25,
+}
+DAMAGE |= {"pieces": 0.5, "pieces around signs": 0.5}  # share of the windows, each with both halves' counts
 CORPORA = (corpus.FOLDER, store.data_dir() / "readers" / "corpus")
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of tokens, and which of their joints are broken."""
+
+    joints: np.ndarray  # [windows, WINDOW - 1, features]
+    tokens: Ids  # [windows, WINDOW]
+    broken: Ids  # [windows, WINDOW - 1]
+    kinds: list[str]
 
 
 def fetch(work: Path) -> None:
@@ -170,7 +194,7 @@ def counted(prose: list[Ids], own: list[Ids], of: Ids) -> tuple[np.ndarray, np.n
     return runs, ((1 + np.floor(np.log2(counts))).clip(max=15) + coherence.OWN * familiar).astype(np.uint8)
 
 
-def damaged(stream: Ids, how: str, many: int, rng: np.random.Generator, special: int) -> tuple[Ids, Ids]:
+def damaged(stream: Ids, how: str, many: int, rng: np.random.Generator, base: English) -> tuple[Ids, Ids]:
     """[many, WINDOW] tokens, and 1 at each that does not follow the one that it followed in the stream."""
     starts, size = rng.integers(0, len(stream) - 2 * WINDOW, (many, 1)), (many, WINDOW)
     order = np.tile(np.arange(WINDOW), (many, 1))
@@ -178,17 +202,47 @@ def damaged(stream: Ids, how: str, many: int, rng: np.random.Generator, special:
         order = np.argsort(order + rng.choice([1.5, 4, 12], (many, 1)) * rng.random(size), axis=1)
     if how == "left out":
         order = np.cumsum(1 + (rng.random(size) < 0.1), axis=1) - 1
+    if how in ("pieces", "pieces around signs"):
+        word = np.array([word[0].isalpha() or word in SPECIAL for word in base.words])
+        word[base.words[BREAK]] = False
+        for row, start in zip(order, starts, strict=True):
+            free = word[stream[start + row]] if how == "pieces around signs" else row >= 0
+            row[free] = in_pieces(row[free], rng)
     tokens, broken = stream[starts + order], np.zeros(size, np.int64)
     broken[:, 1:] = np.diff(order, axis=1) != 1
-    if how in ("exchanged", "unknown"):
-        shares = [0.05, 0.15, 0.3, 0.5] if how == "exchanged" else [0.03, 0.1]
-        hit = (rng.random(size) < rng.choice(shares, (many, 1))) & (tokens >= len(SPECIAL))
-        tokens = np.where(
-            hit, stream[rng.integers(0, len(stream), size)] if how == "exchanged" else special, tokens
-        )
-        broken = hit.astype(np.int64)
+    if how in ("exchanged", "in class", "unknown"):
+        shares = {"exchanged": [0.05, 0.15, 0.3, 0.5], "in class": [0.1, 0.25, 0.5], "unknown": [0.03, 0.1]}
+        other = {
+            "exchanged": stream[rng.integers(0, len(stream), size)],
+            "in class": alike(stream, tokens, base.classes, rng),
+            "unknown": np.full(size, base.words[UNKNOWN]),
+        }[how]
+        hit = (rng.random(size) < rng.choice(shares[how], (many, 1))) & (tokens >= len(SPECIAL))
+        hit &= other != tokens
+        tokens, broken = np.where(hit, other, tokens), hit.astype(np.int64)
         broken[:, 1:] |= broken[:, :-1].copy()
     return tokens, broken
+
+
+def in_pieces(row: Ids, rng: np.random.Generator) -> Ids:
+    """Some or all of its pieces of one to eight in another order; often within each run without a gap."""
+    gaps = np.flatnonzero(np.diff(row) > 1) + 1 if rng.random() < 0.4 else np.array([], np.int64)
+    found, size, share = list[Ids](), rng.integers(1, 9), rng.choice([0.3, 1.0])
+    for part in np.split(row, gaps):
+        cut = np.split(part, np.arange(size, len(part), size))
+        moving = np.flatnonzero(rng.random(len(cut)) < share)
+        for place, piece in zip(moving, [cut[other] for other in rng.permutation(moving)], strict=True):
+            cut[place] = piece
+        found += cut
+    return np.concatenate(found)
+
+
+def alike(stream: Ids, tokens: Ids, of: Ids, rng: np.random.Generator) -> Ids:
+    """For each token one of the stream that is of its class."""
+    order = np.argsort(of[stream], kind="stable")
+    first, last = (np.searchsorted(of[stream][order], of[tokens], side=side) for side in ("left", "right"))
+    pick = first + (rng.random(tokens.shape) * (last - first)).astype(np.int64)
+    return stream[order[pick]]
 
 
 def walks(stream: Ids, order: int, jumps: float, many: int, rng: np.random.Generator) -> tuple[Ids, Ids]:
@@ -214,42 +268,89 @@ def walks(stream: Ids, order: int, jumps: float, many: int, rng: np.random.Gener
     return stream[at], broken
 
 
-def train(base: English, halves: list[list[list[Ids]]], rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-    """The network's layers, learned from both halves of prose and of passages; says how well it tells."""
+def windows(base: English, halves: list[list[list[Ids]]], rng: np.random.Generator) -> Windows:
+    """Sound and damaged windows of both halves of prose and of passages, measured with one half's counts."""
     tables = [
         English(base.words, base.known, base.classes, *counted(*half, base.classes), ()) for half in halves
     ]
-    features, labels, kinds, unknown = [], [], [], base.words[UNKNOWN]
+    made: list[tuple[str, int, tuple[Ids, Ids]]] = []
     for number, half in enumerate(halves):
-        for stream, many in zip(map(np.concatenate, half), (130, 200), strict=True):
-            made = []
-            for how in ("whole", "exchanged", "shuffled", "unknown", "left out"):
-                windows = many if how == "whole" else many // 4
+        for stream, many in zip(map(np.concatenate, half), MANY, strict=True):
+            for how, share in DAMAGE.items():
                 for new in (0, 1):
-                    made.append(
-                        (
-                            f"{how}, new" if new else how,
-                            number ^ new,
-                            damaged(stream, how, windows, rng, unknown),
-                        )
-                    )
+                    rows = damaged(stream, how, int(many * share), rng, base)
+                    made.append((f"{how}, new" if new else how, number ^ new, rows))
             for order in range(4):
                 for jumps in (0.05, 0.15, 0.4):
                     made.append((f"walk of {order}", number, walks(stream, order, jumps, many // 8, rng)))
-            for kind, table, (rows, broken) in made:
-                for row, label in zip(rows, broken, strict=True):
-                    features.append(tables[table].joints(row))
-                    labels.append(label[1:])
-                    kinds += [kind] * (WINDOW - 1)
-    joints, broken, kind = np.concatenate(features), np.concatenate(labels), np.array(kinds)
-    mean, scale = joints.mean(0), joints.std(0) + 1e-3
-    net = MLPClassifier((HIDDEN,), max_iter=8, batch_size=512, learning_rate_init=3e-3, random_state=0)
-    net.fit((joints - mean) / scale, broken)
-    odds = net.predict_proba((joints - mean) / scale)[:, 1]
-    for name in sorted(set(kinds)):
-        print(f"{name:16s} broken {broken[kind == name].mean():.2f}, read {odds[kind == name].mean():.2f}")
-    (first, second), (bias, last) = net.coefs_, net.intercepts_
-    return mean, scale, first, bias, second, last
+    joints = [tables[half].joints(row) for _, half, (rows, _) in made for row in rows]
+    tokens = np.concatenate([rows for *_, (rows, _) in made])
+    broken = np.concatenate([broken[:, 1:] for *_, (_, broken) in made])
+    return Windows(np.stack(joints), tokens, broken, [kind for kind, _, (rows, _) in made for _ in rows])
+
+
+class Network(nn.Module):
+    """What ``English.broken`` computes."""
+
+    def __init__(self, features: int, of: Ids) -> None:
+        super().__init__()
+        self.of = torch.tensor(of)
+        self.classes = nn.Embedding(int(of.max()) + 1, BESIDE)
+        nn.init.normal_(self.classes.weight, std=0.3)
+        self.first, self.last = nn.Linear(features + 2 * BESIDE, HIDDEN), nn.Linear(HIDDEN, 1)
+        self.wider = nn.ModuleList(
+            nn.Conv1d(HIDDEN, HIDDEN, 3, padding=step, dilation=step) for step in coherence.STEPS
+        )
+
+    def forward(self, joints: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        beside = self.classes(self.of[tokens])
+        seen = torch.relu(self.first(torch.cat([joints, beside[:, :-1], beside[:, 1:]], -1))).transpose(1, 2)
+        for layer in self.wider:
+            seen = seen + torch.relu(layer(seen))
+        return self.last(seen.transpose(1, 2))[..., 0]
+
+    def layers(self) -> list[np.ndarray]:
+        wider = [layer.weight.permute(2, 1, 0).reshape(3 * HIDDEN, HIDDEN) for layer in self.wider]
+        biases = torch.stack([layer.bias for layer in self.wider])
+        found = [self.classes.weight, self.first.weight.T, self.first.bias, torch.stack(wider), biases]
+        return [part.detach().numpy() for part in (*found, self.last.weight[0], self.last.bias)]
+
+
+def train(base: English, halves: list[list[list[Ids]]], rng: np.random.Generator) -> list[np.ndarray]:
+    """The network's layers; says how well it tells the damage of windows that it did not learn from."""
+    made = windows(base, halves, rng)
+    mean, scale = made.joints.mean((0, 1)), made.joints.std((0, 1)) + 1e-3
+    data = torch.tensor((made.joints - mean) / scale), torch.tensor(made.tokens), torch.tensor(made.broken)
+    torch.manual_seed(0)
+    order = torch.randperm(len(made.tokens))
+    held, learned = order[: len(order) // 20], order[len(order) // 20 :]
+    net = Network(len(mean), base.classes)
+    optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.01)
+    steps = ROUNDS * (len(learned) // BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    for _ in range(steps):
+        rows = learned[torch.randint(len(learned), (BATCH,))]
+        joints, tokens, broken = (part[rows] for part in data)
+        loss = nn.functional.binary_cross_entropy_with_logits(net(joints, tokens), broken.float())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        odds = torch.sigmoid(net(data[0][held], data[1][held])).numpy()
+    broken, kind = made.broken[held], np.array(made.kinds)[held]
+    for name in sorted(set(kind)):
+        print(f"{name:24s} broken {broken[kind == name].mean():.2f}, read {odds[kind == name].mean():.2f}")
+    return [mean, scale, *net.layers()]
+
+
+def learned_words(prose: list[str], own: list[list[str]], known: frozenset[str]) -> English:
+    """Words and their classes, without runs."""
+    base = vocabulary([*prose, *(text for texts in own for text in texts)], known)
+    streams = [base.tokens(text)[:-1] for text in (*prose, *(text for texts in own for text in texts))]
+    single = [*range(len(SPECIAL)), *(i for word, i in base.words.items() if not word[0].isalpha())]
+    of = classes(streams, len(base.words), single)
+    return English(base.words, base.known - {*base.words}, of, base.runs, base.levels, ())
 
 
 def main() -> None:
@@ -257,48 +358,46 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, required=True, help="folder for packages, some 300 MB")
-    work = parser.parse_args().work
-    work.mkdir(parents=True, exist_ok=True)
-    fetch(work)
-    blocks = dict.fromkeys(re.sub(r"\s+", " ", block).strip() for block in paragraphs(work))
-    prose = list(filter(is_prose, blocks))
-    wheel = next((work / "symspellpy").glob("*.whl"))
-    listed = subprocess.run(
-        ["unzip", "-p", wheel, "*/frequency_dictionary_en_82_765.txt"], capture_output=True, check=True
-    )
-    known = frozenset(line.split()[0] for line in listed.stdout.decode("utf-8-sig").splitlines())
-    own = passages()
+    parser.add_argument("--network", action="store_true", help="train the network alone")
+    given = parser.parse_args()
+    given.work.mkdir(parents=True, exist_ok=True)
+    fetch(given.work)
+    blocks = dict.fromkeys(re.sub(r"\s+", " ", block).strip() for block in paragraphs(given.work))
+    prose, own = list(filter(is_prose, blocks)), passages()
     print(f"{len(prose):,} paragraphs, {sum(map(len, map(str.split, prose))):,} words; {len(own)} passages")
-    base = vocabulary([*prose, *(text for texts in own for text in texts)], known)
+    base = coherence.english() if given.network else learned_words(prose, own, listed_words(given.work))
     prose_ids = [base.tokens(block)[:-1] for block in prose]
     own_ids = [np.concatenate([base.tokens(text)[:-1] for text in texts]) for texts in own]
-    size = len(base.words)
-    single = [*range(len(SPECIAL)), *(i for word, i in base.words.items() if not word[0].isalpha())]
-    of = classes([*prose_ids, *own_ids], size, single)
-    base = English(base.words, base.known, of, base.runs, base.levels, ())
-    rng = np.random.default_rng(0)
     halves = [
         [[row for number, row in enumerate(ids) if number // 8 % 2 == half] for ids in (prose_ids, own_ids)]
         for half in (0, 1)
     ]
-    layers = train(base, halves, rng)
-    runs, levels = counted(prose_ids, own_ids, of)
+    layers = train(base, halves, np.random.default_rng(0))
+    runs, levels = (base.runs, base.levels) if given.network else counted(prose_ids, own_ids, base.classes)
     gaps = np.diff(runs.astype(np.int64), prepend=0)
     assert gaps.max() < 2**16, "too few runs for gaps of 16 bits"
     text = {
         name: np.frombuffer("\n".join(words).encode(), np.uint8)
-        for name, words in (("words", base.words), ("known", sorted(known - set(base.words))))
+        for name, words in (("words", base.words), ("known", sorted(base.known)))
     }
     path = store.data_dir() / "coherence.npz"
     np.savez_compressed(
         path,
         **text,
-        classes=of.astype(np.uint16),
+        classes=base.classes.astype(np.uint16),
         gaps=gaps.astype(np.uint16),
         levels=levels,
         **{f"layer{number}": layer.astype(np.float32) for number, layer in enumerate(layers)},
     )
     print(f"{len(base.words):,} words, {len(runs):,} runs, {path.stat().st_size / 2**20:.1f} MiB")
+
+
+def listed_words(work: Path) -> frozenset[str]:
+    """The list of words of symspellpy."""
+    wheel = next((work / "symspellpy").glob("*.whl"))
+    command = ["unzip", "-p", wheel, "*/frequency_dictionary_en_82_765.txt"]
+    listed = subprocess.run(command, capture_output=True, check=True)
+    return frozenset(line.split()[0] for line in listed.stdout.decode("utf-8-sig").splitlines())
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 The score itself is fitted by ``rubric.fit`` when it is first used. Here it is fitted to some of the texts and
 judged on the others: those on other prompts, and those of a kind of source that was left out altogether.
 The planted answers are few among the rated texts, so each counts three times; those written for the upper end
-of the scale are by one hand, so each counts half.
+of the scale are by one hand each, so they count half or a quarter.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ from nbhelpers import store
 from nbhelpers.scoring import rubric
 from nbhelpers.stats.estimate import Array
 
-WEIGHTS = {"planted": 3.0, "damaged": 3.0, "written": 0.5}  # how much a text of such a source counts
+# How much a text of such a source counts.
+WEIGHTS = {"planted": 3.0, "damaged": 3.0, "written": 0.5, "by hand": 0.25}
+WEIGHTS |= dict.fromkeys(("pieces", "words in sentences", "words left out", "figures"), 0.6)
 KINDS = {  # sources that are of one kind: left out together
     "damaged": "exchanged",
     "planted:shuffled words": "shuffled",
-    "shuffled by threes": "shuffled",
+    "words in sentences": "shuffled",
+    "shuffled by threes": "pieces",
     "planted:cut in half": "cut in half",
     "written:cut": "cut in half",
     "planted:wrong length": "wrong length",
@@ -39,8 +42,11 @@ KINDS = {  # sources that are of one kind: left out together
     "authored off topic": "off topic",
     "planted:strong": "strong",
     "written:excellent": "strong",
+    "by hand:good": "strong",
     "planted:weak": "weak",
     "written:generic": "weak",
+    "by hand:so-so": "weak",
+    "by hand:figures appended": "figures",
 }
 
 
@@ -58,7 +64,7 @@ class Text:
     @property
     def kind(self) -> str:
         bare = self.source.partition("@")[0]
-        bare = bare if bare.startswith(("planted", "written")) else bare.partition(":")[0]
+        bare = bare if bare.startswith(("planted", "written", "by hand")) else bare.partition(":")[0]
         return KINDS.get(bare, bare)
 
     @property

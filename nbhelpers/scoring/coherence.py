@@ -1,7 +1,8 @@
 """Does a text hang together? Every joint between two words is judged by the runs of words that cross it.
 
 How often a run of two to four words, or of two to five word classes, stands in English prose is counted in
-data/coherence.npz; a small network turns the counts around a joint into the probability that it is broken.
+data/coherence.npz; a small convolutional network turns the counts of seven joints to each side, and the word
+classes there, into the probability that the one in the middle is broken.
 ``tools/fit_coherence.py`` makes the file and says from what. No text decides alone what it is measured with:
 a run that is new may be as sound as a known one, and the network was trained on both.
 """
@@ -31,7 +32,7 @@ BREAK, NUMBER, NAME, UNKNOWN = "<p>", "<num>", "<name>", "<bad>"
 SPECIAL = (BREAK, NUMBER, NAME, UNKNOWN, *(f"<rare:{suffix}>" for suffix in ("", *_SUFFIXES)))
 RUNS = (("words", (1, 2, 3, 4)), ("classes", (2, 3, 4, 5)))  # the orders that are counted
 OWN = 16  # added to the level of a run that stands in the authored passages
-AROUND = (-2, -1, 1, 2)  # neighbouring joints that the network sees too
+STEPS = (1, 2, 4)  # how far each layer of the network looks to both sides
 _MIXED, _SHIFTS = np.uint64(0x9E3779B97F4A7C15), (np.uint64(31), np.uint64(29))
 
 
@@ -44,7 +45,7 @@ class English:
     classes: Ids  # [tokens]
     runs: NDArray[np.uint32]  # [runs], sorted: hashes of the runs of words and of classes
     levels: NDArray[np.uint8]  # [runs]: 1 + floor(log2 of the count), at most 15; plus OWN for passages' runs
-    layers: tuple[Floats, ...]  # of the network: mean, scale, weights, bias, weights, bias
+    layers: tuple[Floats, ...]  # of the network, as ``broken`` unpacks them
 
     def tokens(self, text: str) -> Ids:
         """The text as tokens, with a paragraph's break at both ends, or several: no run is longer than it."""
@@ -76,7 +77,7 @@ class English:
         return NAME if raw[0].isupper() and (inside or not raw[1:].islower()) else UNKNOWN
 
     def joints(self, tokens: Ids) -> Floats:
-        """[tokens - 1, features]: how well the runs across each joint are known, and what is beside it."""
+        """[tokens - 1, features]: how well the runs across each joint are known, and what its tokens are."""
         columns: list[Floats] = []
         for (kind, orders), row in zip(RUNS, (tokens, self.classes[tokens]), strict=True):
             for order in orders:
@@ -87,11 +88,7 @@ class English:
                 level = np.pad(level, order - 2)
                 across = np.lib.stride_tricks.sliding_window_view(level, order - 1)
                 columns += [across.max(1), (across > 0).mean(1)] if order > 2 else [level]
-        known = np.stack([*columns[3:], columns[2]], 1)
-        wide = np.pad(known, ((2, 2), (0, 0)), mode="edge")
-        columns += [column for shift in AROUND for column in wide[2 + shift : len(wide) - 2 + shift].T]
-        ends = np.isin(tokens, [self.words[sign] for sign in (".", "?", "!", ":", BREAK)])
-        for what in (tokens == self.words[UNKNOWN], tokens < len(SPECIAL), ends):
+        for what in (tokens == self.words[UNKNOWN], tokens < len(SPECIAL), self.ends(tokens)):
             columns += [what[:-1].astype(np.float32), what[1:].astype(np.float32)]
         again = tokens[1:] == tokens[:-1]
         again[1:] |= tokens[2:] == tokens[:-2]
@@ -102,11 +99,21 @@ class English:
         at = np.searchsorted(self.runs, run).clip(max=len(self.runs) - 1)
         return np.where(self.runs[at] == run, self.levels[at], np.uint8(0))
 
-    def broken(self, joints: Floats) -> Floats:
-        """[joints]: log odds that a joint is broken."""
-        mean, scale, first, bias, second, last = self.layers
-        hidden = np.maximum((joints - mean) / scale @ first + bias, 0)
-        return np.asarray(hidden @ second + last, dtype=np.float32).ravel()
+    def ends(self, tokens: Ids) -> NDArray[np.bool_]:
+        """[tokens]: whether a sentence ends with it."""
+        return np.isin(tokens, [self.words[sign] for sign in (".", "?", "!", ":", BREAK)])
+
+    def broken(self, tokens: Ids, joints: Floats) -> Floats:
+        """[tokens - 1]: log odds that a joint is broken, by dilated convolutions (Yu and Koltun 2016)."""
+        mean, scale, classes, first, bias, wider, biases, last, level = self.layers
+        beside = classes[self.classes[tokens]]
+        seen = np.hstack([(joints - mean) / scale, beside[:-1], beside[1:]])
+        seen = np.maximum(seen @ first + bias, 0)
+        for step, weights, bias in zip(STEPS, wider, biases, strict=True):
+            padded = np.pad(seen, ((step, step), (0, 0)))
+            three = np.hstack([padded[: len(seen)], seen, padded[2 * step :]])
+            seen = seen + np.maximum(three @ weights + bias, 0)
+        return np.asarray(seen @ last + level, dtype=np.float32)
 
 
 def hashes(row: Ids, order: int, kind: str) -> NDArray[np.uint32]:
@@ -126,7 +133,7 @@ def english() -> English:
         with np.load(store.data_dir() / "coherence.npz", allow_pickle=False) as file:
             words, known = (file[name].tobytes().decode().split("\n") for name in ("words", "known"))
             runs = np.cumsum(file["gaps"], dtype=np.uint64).astype(np.uint32)
-            layers = tuple(file[f"layer{number}"].astype(np.float32) for number in range(6))
+            layers = tuple(file[f"layer{number}"].astype(np.float32) for number in range(9))
             table = dict(zip(words, range(len(words)), strict=True))
             return English(
                 table, frozenset(known), file["classes"].astype(np.int64), runs, file["levels"], layers
@@ -140,11 +147,15 @@ def measures(text: str) -> dict[str, float]:
     model = english()
     tokens = model.tokens(text)
     joints = model.joints(tokens)
-    odds = np.clip(model.broken(joints), -6, 4)  # that a joint is broken, in logarithms
+    odds = np.clip(model.broken(tokens, joints), -6, 4)  # that a joint is broken, in logarithms
+    parts = np.split(odds, np.flatnonzero(model.ends(tokens[1:-1])) + 1)
+    said = [part for part in parts if len(part) > 3] or [odds]  # sentences, without numbers of lists
     found, runs = texts.sentences(text), list(zip(tokens, tokens[1:], tokens[2:], strict=False))
     return {
-        "worst_joints": float(np.quantile(odds, 0.9)),
-        "loose_joints": float((odds > -1.5).mean()),
+        "worst_joints": float(np.quantile(odds, 0.95)),
+        "loose_joints": float((odds > -2.5).mean()),
+        "mean_joint": float(odds.mean()),
+        "sound": float(np.mean([sentence.max() < 0 for sentence in said])),  # sentences that hold
         "new_runs": float((joints[:, 3] == 0).mean()),  # joints that no run of three words in the counts has
         "known_runs": float(joints[:, 6].mean()),  # share of the runs of four words across a joint
         "familiar": float((model.find(hashes(tokens, 2, "words")) >= OWN).mean()),  # pairs of the passages

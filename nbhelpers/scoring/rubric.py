@@ -28,6 +28,7 @@ PRIMARY = "lab_v2"
 READINGS = {"coherence": (1.0, 5.0), "on_topic": (1.0, 5.0), "overall": (1.0, 10.0)}
 LOWEST = dict.fromkeys(("lab_v2/coherence", "lab_v2/on_topic", PRIMARY), 1.0)  # of a failed or empty sample
 NOISE, SLOPE, FAR = 0.3, 0.3, 3.0  # of the fit: ridge, weight of the straight line, most deviations (choices)
+SENTENCE = 6  # words; what is shorter and holds a figure may be strewn in
 SCORE_NAMES = tuple(LOWEST)
 
 
@@ -106,14 +107,16 @@ def measures(text: str, prompt: str, content_type: str) -> dict[str, float]:
     A repeated sentence counts once, an echo of the prompt never. LabError for an unknown content type.
     """
     kind, own = texts.content_type_named(content_type), texts.own_sentences(text, prompt)
-    found, particular = texts.words(" ".join(own)), texts.word_list("particulars")
+    said, particular = list(map(texts.words, own)), texts.word_list("particulars")
+    found = list(chain(*said))
+    exact = [any(w[0].isdigit() or w in particular for w in s) for s in said if len(s) >= SENTENCE]
     topic = texts.topic_stems(prompt)
     touched = [topic.intersection(texts.stems(sentence)) for sentence in own]
     added = min(1.0, len(found) / max(1, len(texts.words(text))))
     return coherence.measures(texts.without_prompt(text, prompt).strip()) | {
         "covered": len(frozenset().union(*touched)) / max(1, len(topic)),  # of the words of the topic
         "touching": sum(map(bool, touched)) / max(1, len(own)),  # sentences that name one
-        "particulars": min(1.0, sum(word[0].isdigit() or word in particular for word in found) / 4),
+        "particulars": min(1.0, sum(exact) / 3),  # sentences with a figure, a weekday or a month
         "own": added,  # words that are no echo and no repetition
         "words": math.log(1 + len(found)),
         "length": texts.band(kind.size(text) * added, kind.low, kind.high) / 10,

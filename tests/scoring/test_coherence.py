@@ -24,6 +24,11 @@ def names(text: str) -> list[str]:
     return [every[token] for token in model.tokens(text)]
 
 
+def odds(tokens: coherence.Ids) -> coherence.Floats:
+    model = coherence.english()
+    return model.broken(tokens, model.joints(tokens))
+
+
 def test_tokens_hand_worked() -> None:
     assert names("The team’s 12% fell.\n\nWhy?") == [
         *("<p>", "the", "<rare:s>", "<num>", "%", "fell", ".", "<p>", "why", "?", "<p>")
@@ -89,17 +94,17 @@ def test_joints_against_brute_force() -> None:
 def test_broken_joints_are_found_in_texts_that_nothing_was_counted_from(text: str) -> None:
     model, generator = coherence.english(), random.Random(0)
     tokens = model.tokens(text)
-    sound = model.broken(model.joints(tokens))
+    sound = odds(tokens)
     order = [0, *generator.sample(range(1, len(tokens) - 1), len(tokens) - 2), len(tokens) - 1]
-    shuffled = model.broken(model.joints(tokens[order]))
+    shuffled = odds(tokens[order])
     rate = np.mean(shuffled[:, None] > sound[None, :])  # a broken joint above a sound one: the area under ROC
     assert rate > 0.8 and np.mean(sound > 0) < 0.25 < np.mean(shuffled > 0)
 
 
 def test_one_exchanged_word_stands_out() -> None:
     model = coherence.english()
-    before = model.broken(model.joints(model.tokens("We switched it off and waited for complaints.")))
-    after = model.broken(model.joints(model.tokens("We switched it off and the for complaints.")))
+    before = odds(model.tokens("We switched it off and waited for complaints."))
+    after = odds(model.tokens("We switched it off and the for complaints."))
     assert int(np.argmax(after - before)) in (5, 6) and (after - before).max() > 1.5
 
 

@@ -232,7 +232,9 @@ def test_measures_hand_worked() -> None:
     assert found["words"] == pytest.approx(math.log(10))
     twice = scoring.measures("Rain fell. Rain fell. it was 3 pm", prompt, "linkedin_post")
     assert twice["own"] == pytest.approx(6 / 8) and twice["lower"] == pytest.approx(1 / 3)
-    assert (twice["covered"], twice["touching"], twice["particulars"]) == (0.0, 0.0, 0.25)
+    assert (twice["covered"], twice["touching"], twice["particulars"]) == (0.0, 0.0, 0.0)
+    said = scoring.measures("It was 3 pm on a cold Monday. Rain fell on 12 roofs.", prompt, "linkedin_post")
+    assert said["particulars"] == pytest.approx(1 / 3)  # the second sentence is too short to count
     assert scoring.measures(prompt, prompt, "linkedin_post")["own"] == 0.0
 
 
@@ -529,7 +531,7 @@ def test_lab_v2_agrees_with_readers_of_texts_that_it_was_not_fitted_on(reader: s
     assert len(rows) == 80 and not {row["id"] for row in rows} & set(scoring.rated_texts().ids)
     found = [scoring.score_text(row["text"], row["prompt"], row["content_type"]) for row in rows]
     given = [row["ratings"][reader] for row in rows]
-    for reading, name, agreement in (("overall", "lab_v2", 0.62), ("coherence", "lab_v2/coherence", 0.75)):
+    for reading, name, agreement in (("overall", "lab_v2", 0.65), ("coherence", "lab_v2/coherence", 0.73)):
         ours, readers = (
             np.array(values) for values in ([v[name] for v in found], [r[reading] for r in given])
         )
@@ -537,3 +539,41 @@ def test_lab_v2_agrees_with_readers_of_texts_that_it_was_not_fitted_on(reader: s
         assert abs(ours - readers).mean() <= (0.95 if reading == "overall" else 0.8)
     salads = [v["lab_v2"] for v, r in zip(found, given, strict=True) if r["coherence"] <= 2]
     assert len(salads) > 15 and max(salads) <= 4
+
+
+OTHERS = [
+    json.loads(line) for line in (store.data_dir() / "readers/other_hands.jsonl").open(encoding="utf-8")
+]
+GOOD = [row for row in OTHERS if row["source"] == "second hand:good"]
+
+
+def in_pieces(text: str, size: int, generator: random.Random) -> str:
+    """The words in another order, in pieces of some; ends of sentences and capitals stay where they were."""
+    words = text.split()
+    ends = [word[-1] if word[-1] in ".!?" else "" for word in words]
+    bare = [word.rstrip(".!?").lower() for word in words]
+    pieces = [bare[start : start + size] for start in range(0, len(bare), size)]
+    generator.shuffle(pieces)
+    moved = [word for piece in pieces for word in piece]
+    starts = [True, *map(bool, ends)]
+    return " ".join((w.capitalize() if s else w) + e for w, s, e in zip(moved, starts, ends, strict=False))
+
+
+@pytest.mark.parametrize(("size", "most"), [(1, 0.0), (2, 0.0), (3, 0.0), (5, 0.2)])
+def test_a_good_text_in_pieces_of_some_words_is_not_good(size: int, most: float) -> None:
+    """Texts by a hand of which the fit has seen nothing."""
+    generator = random.Random(0)
+    asked = [(in_pieces(row["text"], size, generator), row["prompt"], row["content_type"]) for row in GOOD]
+    found = [scoring.score_text(*one)["lab_v2"] for one in asked]
+    assert len(found) == 16 and np.mean(np.array(found) > 4) <= most
+
+
+@pytest.mark.parametrize("appended", [" 12% 40 hours 3 days 2024.", " Saved $4,000, 17 teams, 99.9%."])
+def test_figures_strewn_in_gain_little(appended: str) -> None:
+    rows = [row for row in OTHERS if row["source"].endswith(("so-so", "nonsense", "wrong length"))]
+    gains = [
+        scoring.score_text(row["text"] + appended, row["prompt"], row["content_type"])["lab_v2"]
+        - scoring.score_text(row["text"], row["prompt"], row["content_type"])["lab_v2"]
+        for row in rows
+    ]
+    assert len(gains) > 20 and np.mean(gains) < 1.0 and max(gains) < 2.0
