@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 PIP = $(BIN)/pip install --quiet --disable-pip-version-check
+WHOLE = -c constraints.txt -e ".[dev,concepts,applications]"
 
 .PHONY: run test sweep chaos bench lint install concepts notebooks site clean
 
@@ -39,9 +40,11 @@ install: .venv/installed
 # What notebooks 12, 14, 15 and those from 20 on try besides: in one go, which spares a second look for everything.
 concepts: .venv/concepts
 
+# By uv, in a fifth of the time, which looks for files where pip is told to look; else by pip.
 .venv/concepts: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) -c constraints.txt -e ".[dev,concepts,applications]"
+	$(PIP) -c constraints.txt uv
+	UV_FIND_LINKS="$$PIP_FIND_LINKS" $(BIN)/uv pip install --quiet --python $(BIN)/python $(WHOLE) || $(PIP) $(WHOLE)
 	touch .venv/installed $@
 
 # The series as a site for a browser, without a network: outputs/site/html/index.html
