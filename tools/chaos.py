@@ -1,4 +1,4 @@
-"""Kill a run at random moments, resume it, and hold what comes out against a run that nobody disturbed.
+"""Kill a run at random moments, resume it, and hold what comes out against what nobody disturbed.
 
     python tools/chaos.py --kills 50 [--seed 0]
 
@@ -29,22 +29,12 @@ from pathlib import Path
 import nbformat
 import psutil
 
+from nbhelpers import pipeline
 from nbhelpers.records import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ("lab-gpt2", "lab-opt")
-SETTINGS = (
-    "--limit",
-    "3",
-    "--repeats",
-    "2",
-    "--max-new-tokens",
-    "16",
-    "--device",
-    "cpu",
-    "--dtype",
-    "float32",
-)
+SETTINGS = {"limit": 3, "repeats": 2, "max_new_tokens": 16, "device": "cpu", "dtype": "float32"}
 TARGETS = ("runner KILL", "runner TERM", "runner INT", "kernel", "server", "power")
 ENDS_S = 120.0  # what a dead runner leaves must be gone by then: imports are not interrupted
 LONGEST_S = 20.0  # before the next kill; a resumed run goes on where the last one was
@@ -144,8 +134,9 @@ class Chaos:
 
     def _start(self, run_dir: Path, attempt: int) -> subprocess.Popen[bytes]:
         fresh = not (run_dir / "run.json").exists()
+        settings = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
         what = (
-            [*self.models, *SETTINGS, "--out", str(run_dir)]
+            [*self.models, *settings, "--out", str(run_dir)]
             if fresh
             else ["--resume", self.rng.choice(["latest", str(run_dir)])]
         )
@@ -156,10 +147,11 @@ class Chaos:
             )  # fmt: skip
 
     def _undisturbed(self) -> Rows:
+        """What the models write here, without a runner, a kernel or a fork server."""
         run_dir = self.outputs / "undisturbed"
-        if self._start(run_dir, 0).wait() != 0:
-            raise SystemExit((self.folder / "runner.log").read_text())
-        self._check_ended(run_dir)
+        for model in self.models:
+            settings = Settings(model=model, run_dir=str(run_dir), **SETTINGS)
+            pipeline.make(pipeline.open_run(settings), through="latency")
         return rows(run_dir)
 
     def _wait(self, process: subprocess.Popen[bytes], run_dir: Path) -> bool:

@@ -176,7 +176,7 @@ def test_a_server_that_was_killed_is_started_again(tmp_path, monkeypatch):
 def test_a_server_that_is_killed_while_it_imports_costs_nothing(tmp_path):
     code = (
         "import os, threading\nfrom pathlib import Path\nimport test_kernels\n"
-        "from nbhelpers.runner import kernels\nkernels.serve(Path('log'))\n"
+        "from nbhelpers.runner import kernels\nkernels.PRELOAD[:] = ['torch']\nkernels.serve(Path('log'))\n"
         "threading.Timer(0.2, os.kill, [test_kernels.server_pid(), 9]).start()\n"
         "(started := kernels.start(Path('log'), print, 'here')).join(60)\nprint(started.exitcode)"
     )
