@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -311,6 +312,14 @@ def test_what_the_maker_asks_is_used_on_purpose_as_transformers_uses_it(make: An
     assert {row.key for row in rows}.isdisjoint(request.key for request in plain_keys)
 
 
+@pytest.fixture(scope="module")
+def sensible(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A model that asks for nothing, and what it writes."""
+    folder = make_model(tmp_path_factory.mktemp("sensible"))
+    loaded = loading.load(str(folder), "cpu", "float32")
+    return folder, texts(generation.generate_samples(loaded, PROMPTS, FEW))
+
+
 @pytest.mark.parametrize(
     "asked",
     [
@@ -320,9 +329,11 @@ def test_what_the_maker_asks_is_used_on_purpose_as_transformers_uses_it(make: An
         *({"forced_eos_token_id": "2"}, {"no_repeat_ngram_size": "3"}, {"min_new_tokens": "3"}),
     ],
 )
-def test_what_makes_no_sense_stops_only_who_asks_for_it(tmp_path: Path, asked: Any) -> None:
-    make_model(tmp_path)
-    plain = texts(generation.generate_samples(loading.load(str(tmp_path), "cpu", "float32"), PROMPTS, FEW))
+def test_what_makes_no_sense_stops_only_who_asks_for_it(
+    tmp_path: Path, sensible: tuple[Path, list[str]], asked: Any
+) -> None:
+    folder, plain = sensible
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     edit_json(tmp_path / "generation_config.json", **asked)
     loaded = loading.load(str(tmp_path), "cpu", "float32")
     assert texts(generation.generate_samples(loaded, PROMPTS, FEW)) == plain
