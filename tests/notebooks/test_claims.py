@@ -7,6 +7,7 @@ assertion must hold the corrected value, and the cell must have been executed an
 import ast
 import contextlib
 import copy
+import functools
 import io
 import re
 import tokenize
@@ -29,6 +30,7 @@ FIELDS = {"id", "claim", "where", "verdict", "corrected", "value", "notebook", "
 MARKER = r"claim-\d{2,3}[a-z]?"
 
 
+@functools.cache
 def assertions(source: str) -> dict[str, ast.Assert]:
     """The assertion of each claim id that is named in a comment on it."""
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
