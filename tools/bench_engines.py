@@ -23,8 +23,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from nbhelpers import store
-from nbhelpers.devices import fit
 from nbhelpers.records import LabError
 from tools.bench import ROOT, Ratio, Timing
 
@@ -184,12 +182,13 @@ def engines(case: Case, parts: Sequence[str], python: str) -> dict[str, Any]:
                 if done := field.ask(way.engine, do="write", **_work(case, way)):
                     rates[way.name].append(done["tokens"] / done["seconds"])
             print(f"{case.model}, round {turn + 1} of {case.rounds}", file=sys.stderr)
-        speed = field.ask("ours", do="speed", dtype="float32")
-    machine = store.from_plain(speed, fit.MachineSpeed, "bench")
+        bounds = {way.name: _bound(case, way, field) for way in case.ways if way.engine in field.workers}
     facts, left = {name: worker.facts for name, worker in workers.items()}, field.workers
     found: dict[str, Any] = {
         "timings": [
-            _timing(case, way, rates[way.name], machine, facts["ours"])
+            Timing(
+                case.model, way.name, _rows(case, way), case.tokens, tuple(rates[way.name]), bounds[way.name]
+            )
             for way in case.ways
             if way.engine in left
         ],
@@ -233,17 +232,19 @@ def _work(case: Case, way: Way, temperature: float = TEMPERATURE) -> dict[str, A
     return {**work, "temperature": temperature}
 
 
-def _timing(
-    case: Case, way: Way, rates: list[float], machine: fit.MachineSpeed, facts: dict[str, Any]
-) -> Timing:
-    work, bound = _work(case, way), None
-    rows = work["prompts"] * work["repeats"]
-    if way.engine in ("ours", "compiled"):
-        asked = facts["prompt_tokens"][: work["prompts"]]
-        columns = sum(asked) / len(asked) + case.tokens / 2  # held on average while a row is written
-        cache = int(columns * facts["cache_bytes_per_token"])
-        bound = fit.decode_bound(machine, facts["weight_bytes"], cache, min(way.batch, rows))
-    return Timing(case.model, way.name, rows, case.tokens, tuple(rates), bound)
+def _rows(case: Case, way: Way) -> int:
+    work = _work(case, way)
+    return int(work["prompts"] * work["repeats"])
+
+
+def _bound(case: Case, way: Way, field: Field) -> float | None:
+    """The most tokens per second that the machine allows one of our ways."""
+    if way.engine not in ("ours", "compiled"):
+        return None
+    asked = field.workers["ours"].facts["prompt_tokens"][: _work(case, way)["prompts"]]
+    columns = sum(asked) / len(asked) + case.tokens / 2  # held on average while a row is written
+    done = field.ask("ours", do="bound", columns=columns, rows=min(way.batch, _rows(case, way)))
+    return done["tokens_per_s"] if done else None
 
 
 def ratios(timings: Sequence[Timing], start_s: dict[str, float]) -> list[Ratio]:

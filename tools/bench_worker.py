@@ -247,17 +247,17 @@ ENGINES = {
 
 
 def answer(engine: Any, asked: dict[str, Any]) -> dict[str, Any]:
-    """What one line asks for: texts, lm-eval's search for a batch size, or the machine's speed."""
+    """What one line asks for: texts, lm-eval's search for a batch size, or the machine's bound."""
     started = time.perf_counter()
     if asked["do"] == "search":
         batch = engine.search()
         return {"batch": batch, "seconds": time.perf_counter() - started}
-    if asked["do"] == "speed":
-        from dataclasses import asdict
-
+    if asked["do"] == "bound":
         from nbhelpers.devices import fit
 
-        return asdict(fit.measure(engine.facts["device"], asked["dtype"]))
+        facts, cache = engine.facts, int(asked["columns"] * engine.facts["cache_bytes_per_token"])
+        bound = fit.decode_bound(facts["device"], "float32", facts["weight_bytes"], cache, asked["rows"])
+        return {"tokens_per_s": bound}
     prompts = registry.load_prompts(limit=asked["prompts"])
     how = asked["repeats"], asked["tokens"], asked["batch"], asked["temperature"]
     texts, tokens = engine.write(prompts, *how)

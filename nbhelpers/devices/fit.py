@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from nbhelpers import store
 from nbhelpers.devices import device as devices
-from nbhelpers.records import DTYPES, SCHEMA_VERSION, ModelSpec, Record
+from nbhelpers.records import DTYPES, ModelSpec
 
 HEADROOM = 0.9  # assumed: share of the free memory that a need may take; the rest is for activations
 LOGIT_BYTES = 24  # for each row and entry of the vocabulary: logits, and what drawing from them takes
-SIZES = tuple(mib * 2**20 for mib in (1, 4, 16, 64, 256))  # bytes: from a processor's cache to well beyond it
+LARGEST = 2**28  # bytes: well beyond a processor's cache, all is read as fast
 COLUMNS, MATRIX = 1024, 512  # of the matrix that is read; both sides of those multiplied
+MEASURE_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -61,20 +58,19 @@ def rows_that_fit(one: Need, free: int, loaded: bool = False) -> int:
     return max(0, int(room // max(1, one.cache + one.logits)))
 
 
-@dataclass(frozen=True)
-class MachineSpeed(Record):
-    """speed_….json of a run: what the machine can do at most."""
-
-    device: str
-    dtype: str
-    sizes_bytes: tuple[int, ...]  # working sets, ascending
-    bandwidth_bytes_per_s: tuple[float, ...]  # reading each of them
-    operations_per_s: float  # of matrix products
-    schema_version: int = SCHEMA_VERSION
+def bandwidth(size: float, device: str = "cpu", dtype: str = "float32") -> float:
+    """Bytes per second at which a matrix of about this size, LARGEST at most, is multiplied by a vector."""
+    lines = max(1, int(min(size, LARGEST)) // (COLUMNS * DTYPES[dtype]))
+    return lines * COLUMNS * DTYPES[dtype] / _seconds("a.mv(b)", (lines, COLUMNS), (COLUMNS,), device, dtype)
 
 
-def measure(device: str = "cpu", dtype: str = "float32", seconds: float = 0.6) -> MachineSpeed:
-    """Bandwidth of matrix-vector products by working set, and rate of matrix products; about ``seconds``."""
+def operations_per_s(device: str = "cpu", dtype: str = "float32") -> float:
+    """Rate of matrix products. A linear layer's matrix is transposed: CPUs may have no fast routine else."""
+    return 2 * MATRIX**3 / _seconds("a @ b.T", (MATRIX, MATRIX), (MATRIX, MATRIX), device, dtype)
+
+
+def _seconds(call: str, a: tuple[int, ...], b: tuple[int, ...], device: str, dtype: str) -> float:
+    """Seconds of a call with two tensors of ones, its best in MEASURE_S: disturbances only slow down."""
     import torch
     from torch.utils.benchmark import Timer
 
@@ -82,37 +78,17 @@ def measure(device: str = "cpu", dtype: str = "float32", seconds: float = 0.6) -
         devices.synchronize(device)
         return time.perf_counter()
 
-    def best(call: str, *shape: int) -> float:  # disturbances only slow down
-        a, b = (torch.ones(size, dtype=getattr(torch, dtype), device=device) for size in (shape, shape[1:]))
-        timer = Timer(call, timer=clock, globals={"a": a, "b": b}, num_threads=torch.get_num_threads())
-        return min(timer.blocked_autorange(min_run_time=seconds / (len(SIZES) + 1)).times)
-
-    bandwidth = [size / best("a.mv(b)", size // (COLUMNS * DTYPES[dtype]), COLUMNS) for size in SIZES]
-    # A smaller set can be read as fast as a larger one: a slower measurement of it is overhead.
-    envelope = np.maximum.accumulate(bandwidth[::-1])[::-1]
-    # A linear layer multiplies by a transposed matrix: CPUs may have no fast routine for the other layout.
-    rate = 2 * MATRIX**3 / best("a @ a.T", MATRIX, MATRIX)
-    return MachineSpeed(device, dtype, SIZES, tuple(envelope.tolist()), rate)
+    shapes, how = {"a": a, "b": b}, {"dtype": getattr(torch, dtype), "device": device}
+    given = {name: torch.ones(shape, **how) for name, shape in shapes.items()}
+    timer = Timer(call, timer=clock, globals=given, num_threads=torch.get_num_threads())
+    return min(timer.blocked_autorange(min_run_time=MEASURE_S).times)
 
 
-def machine_speed(folder: Path, device: str, dtype: str) -> MachineSpeed:
-    """The speed in a run's folder; measured and written there by the first model that asks."""
-    path = folder / f"speed_{device}_{dtype}.json"
-    if not path.exists():
-        store.write_json(path, measure(device, dtype))
-    return store.read_json(path, MachineSpeed)
-
-
-def bandwidth_at(speed: MachineSpeed, working_set: float) -> float:
-    """Bytes per second for a working set in bytes: between the measured ones on a logarithmic scale."""
-    return float(np.interp(np.log(working_set), np.log(speed.sizes_bytes), speed.bandwidth_bytes_per_s))
-
-
-def decode_bound(speed: MachineSpeed, weight_bytes: int, cache_bytes: int, rows: int = 1) -> float:
-    """The most tokens per second of ``rows`` together. cache_bytes: keys and values of one row."""
+def decode_bound(device: str, dtype: str, weight_bytes: int, cache_bytes: int, rows: int = 1) -> float:
+    """The most tokens per second of ``rows`` together, as measured now. cache_bytes: of one row."""
     read = weight_bytes + rows * cache_bytes
-    operations = 2 * weight_bytes / DTYPES[speed.dtype] * rows  # without attention's few: still a bound
-    return rows / max(read / bandwidth_at(speed, read), operations / speed.operations_per_s)
+    operations = 2 * weight_bytes / DTYPES[dtype] * rows  # without attention's few: still a bound
+    return rows / max(read / bandwidth(read, device, dtype), operations / operations_per_s(device, dtype))
 
 
 def bytes_per_step(model: Any) -> int:

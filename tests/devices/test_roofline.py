@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from tiny_models import FAMILIES, build
 
-from nbhelpers import store
 from nbhelpers.devices import fit
-from nbhelpers.devices.fit import MachineSpeed
 
 MIB = 2**20
-# 40 GB/s from the cache up to 1 MiB, 10 GB/s from 4 MiB on; 100 billion operations a second
-SPEED = MachineSpeed("cpu", "float32", (MIB, 4 * MIB), (40e9, 10e9), 100e9)
+
+
+def planted(patch: pytest.MonkeyPatch, bandwidth: Callable[[float], float], operations_per_s: float) -> None:
+    patch.setattr(fit, "bandwidth", lambda size, device, dtype: bandwidth(size))
+    patch.setattr(fit, "operations_per_s", lambda device, dtype: operations_per_s)
 
 
 @pytest.mark.parametrize(
@@ -28,19 +28,18 @@ SPEED = MachineSpeed("cpu", "float32", (MIB, 4 * MIB), (40e9, 10e9), 100e9)
         (400_000, 0, 1, 100_000.0),  # fits the cache: 40 GB/s
     ],
 )
-def test_the_bound_by_hand(weights: int, cache: int, rows: int, tokens_per_s: float) -> None:
-    assert fit.decode_bound(SPEED, weights, cache, rows) == pytest.approx(tokens_per_s)
+def test_the_bound_by_hand(
+    weights: int, cache: int, rows: int, tokens_per_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 GB/s from the cache up to 1 MiB, 10 GB/s beyond; 100 billion operations a second."""
+    planted(monkeypatch, lambda size: 40e9 if size <= MIB else 10e9, 100e9)
+    assert fit.decode_bound("cpu", "float32", weights, cache, rows) == pytest.approx(tokens_per_s)
 
 
-def test_half_formats_do_twice_the_operations_per_byte() -> None:
-    half = MachineSpeed("cuda", "bfloat16", (MIB,), (1e12,), 1e12)
+def test_half_formats_do_twice_the_operations_per_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    planted(monkeypatch, lambda size: 1e12, 1e12)
     # 2 GB are 1e9 weights: 2e12 operations for 1,000 rows take 2 s, their reading 0.002 s
-    assert fit.decode_bound(half, 2_000_000_000, 0, 1000) == pytest.approx(500.0)
-
-
-def test_bandwidth_between_two_sizes_is_read_on_a_logarithmic_scale() -> None:
-    assert fit.bandwidth_at(SPEED, 2 * MIB) == pytest.approx(25e9)
-    assert fit.bandwidth_at(SPEED, 100) == 40e9 and fit.bandwidth_at(SPEED, 10**12) == 10e9
+    assert fit.decode_bound("cuda", "bfloat16", 2_000_000_000, 0, 1000) == pytest.approx(500.0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -60,17 +59,12 @@ def test_tables_that_are_looked_up_are_not_read(family: str) -> None:
     assert fit.bytes_per_step(model) == tied - positions
 
 
-def test_a_measurement_is_plausible_and_made_once_per_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fit, "SIZES", (MIB, 4 * MIB))
-    monkeypatch.setattr(fit, "measure", lambda *args, real=fit.measure: real(*args, seconds=0.05))
-    speed = fit.machine_speed(tmp_path, "cpu", "float32")
-    assert speed.sizes_bytes == (MIB, 4 * MIB)
-    assert all(
-        1e6 < b < 1e13 and math.isfinite(b) for b in (*speed.bandwidth_bytes_per_s, speed.operations_per_s)
-    )
-    assert list(speed.bandwidth_bytes_per_s) == sorted(speed.bandwidth_bytes_per_s, reverse=True)
-    assert fit.machine_speed(tmp_path, "cpu", "float32") == speed
-    assert [path.name for path in tmp_path.iterdir()] == ["speed_cpu_float32.json"]
-    assert store.read_json(tmp_path / "speed_cpu_float32.json", MachineSpeed) == speed
+def test_a_measurement_is_plausible_and_no_larger_than_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "MEASURE_S", 0.02)
+    monkeypatch.setattr(fit, "LARGEST", 4 * MIB)
+    read = list[tuple[int, ...]]()
+    real = fit._seconds
+    monkeypatch.setattr(fit, "_seconds", lambda call, a, *rest: read.append(a) or real(call, a, *rest))
+    for size in (MIB, 2**40):
+        assert 1e6 < fit.bandwidth(size) < 1e13
+    assert read == [(256, 1024), (1024, 1024)] and 1e6 < fit.operations_per_s() < 1e15
