@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from nbhelpers import store
-from nbhelpers.records import CONTENT_TYPES, LabError, ModelSpec, Prompt, RunInfo
+from nbhelpers.records import CONTENT_TYPES, LabError, ModelSpec, Prompt
 
 SHAPE, SERVER = "shape:", "server:"
 _FIELDS = "id, text and content_type"
@@ -157,13 +157,6 @@ def digests(prompts: Iterable[Prompt]) -> dict[str, str]:
 def said(prompt: Prompt) -> dict[str, Any]:
     """The fields that every prompt has, and those that this one says."""
     return {name: value for name, value in vars(prompt).items() if value or name in _ALWAYS}
-
-
-def check_unchanged(prompts: Iterable[Prompt], info: RunInfo) -> None:
-    """Raise LabError where these are other prompts than the run began with: one id would have two texts."""
-    if changed := sorted({id for id, _ in digests(prompts).items() ^ info.prompts.items()}):
-        what = f"The prompts of {info.run} have changed since it began ({', '.join(changed[:5])})"
-        raise LabError(f"{what}: restore {info.settings.prompts or 'them'}, or start a new run.")
 
 
 def _is_post(prompt: Prompt) -> None:

@@ -285,5 +285,7 @@ def check_unchanged(info: RunInfo, settings: Settings) -> None:
     """Raise LabError where a run's prompts, or its task, are other ones than it began with."""
     if load_task(settings.task).digest != info.task:
         raise LabError(f"The task of {info.run} has changed since it began: restore it, or start a new run.")
-    if info.prompts:
-        registry.check_unchanged(prompts_of(settings), info)
+    now = registry.digests(prompts_of(settings)) if info.prompts else {}
+    if changed := sorted({id for id, _ in now.items() ^ info.prompts.items()}):
+        what = f"The prompts of {info.run} have changed since it began ({', '.join(changed[:5])})"
+        raise LabError(f"{what}: restore {info.settings.prompts or 'them'}, or start a new run.")
