@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Literal, get_args
 
 from nbhelpers import registry, store, tasks
@@ -12,6 +11,7 @@ from nbhelpers.devices import device
 from nbhelpers.generation import generate, latency, likelihood
 from nbhelpers.loading import load
 from nbhelpers.loading.folder import inspect
+from nbhelpers.loading.load import Loaded
 from nbhelpers.records import ModelRun, RunInfo, Settings
 from nbhelpers.scoring import reference, rubric
 from nbhelpers.tracking import result
@@ -77,17 +77,18 @@ def _make_rows(run: ModelRun, place: device.DeviceReport, purposes: list[generat
     if old and not any(None in generate.found(run, purpose) for purpose in purposes):
         return
     prompts = tasks.prompts_of(run.settings)
-    with latency.opened(run) as (loaded, make):
+    with latency.opened(run) as loaded:
         if served or not old:
             print(f"making {run.folder.name}/{path.name}")
-        if not served:
-            loaded = replace(loaded, report=old or loaded.report)
-        report = loaded.report if served else generate.report_of(loaded, prompts, run.settings)
+        report = loaded.report
+        if isinstance(loaded, Loaded):
+            loaded = replace(loaded, report=old or report)
+            report = generate.report_of(loaded, prompts, run.settings)
         if served and report.prompt_format == "chat" and tasks.load_task(run.settings.task).likelihoods():
             report = replace(report, notes=(*report.notes, likelihood.PLAIN))
         store.write_json(path, report)
         for purpose in purposes:
             if None in generate.found(run, purpose):
                 print(f"making {run.folder.name}/{purpose}.jsonl")
-                maker = partial(latency.measure_latency, make=make) if purpose == "latency" else make
-                maker(loaded, prompts, run.settings, run.folder / f"{purpose}.jsonl", limits=run.limits)
+                make = latency.measure_latency if purpose == "latency" else generate.generate_samples
+                make(loaded, prompts, run.settings, run.folder / f"{purpose}.jsonl", limits=run.limits)

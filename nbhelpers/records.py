@@ -173,11 +173,11 @@ class Sample(Record):
     finish_reason: FinishReason
     error: str | None
     batch_size: int  # most rows at a time
-    latency_s: float | None  # from the start of this row's prefill to this row's last token
-    ttft_s: float | None  # time to first token
-    tpot_s: float | None  # (latency - ttft) / (new_tokens - 1); None below two tokens
-    peak_memory_bytes: int | None
-    energy_j: float | None  # measured, this row's share; None: no counter
+    latency_s: float | None = None  # from the start of this row's prefill to this row's last token
+    ttft_s: float | None = None  # time to first token
+    tpot_s: float | None = None  # (latency - ttft) / (new_tokens - 1); None below two tokens
+    peak_memory_bytes: int | None = None
+    energy_j: float | None = None  # measured, this row's share; None: no counter
     prompt_truncated: bool = False
     share_s: float | None = None  # this row's share of the machine's time: rows alive together pay equally
     engine: Engine = "loop"

@@ -19,6 +19,7 @@ from statistics import fmean, median, stdev
 from nbhelpers import registry, store
 from nbhelpers.comparison import ratings
 from nbhelpers.comparison.ratings import KEY, LABELS, PERSON, Design, LabelKey, Labels, Ratings
+from nbhelpers.generation import server
 from nbhelpers.records import Estimate, LabError, Result
 from nbhelpers.scoring import judge
 from nbhelpers.stats import corrected
@@ -125,12 +126,12 @@ def add_judge(run_dir: Path, results: Sequence[Result], model: str) -> None:
     if not left:  # it is the latest judge now
         store.write_json(path, found)
         return
-    loaded = judge.open_judge(model)
+    loaded = server.open_model(registry.resolve(model))
     try:
         for key, sample in left.items():
             given[key] = judge.judge(loaded, sample.prompt, sample.text).score
     finally:  # what was rated is kept, also when it was stopped
-        judge.close(loaded)
+        server.close(loaded)
         store.write_json(path, found)
 
 

@@ -5,20 +5,21 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from nbhelpers import store, tasks
 from nbhelpers.devices import device as devices
 from nbhelpers.devices import fit, meters
-from nbhelpers.generation import likelihood
+from nbhelpers.generation import likelihood, server
+from nbhelpers.generation.server import Served
 from nbhelpers.loading import load, tokenizer
 from nbhelpers.loading.load import Loaded, LoadingReport
 from nbhelpers.records import Engine, Failure, LabError, Limits, ModelRun, Prompt, Sample, Settings
+from nbhelpers.redact import redacted
 
 if TYPE_CHECKING:
     from nbhelpers.generation.decode import Finished
@@ -121,7 +122,7 @@ def prepare(loaded: Loaded, request: Request, max_new_tokens: int) -> Request:
 
 
 def generate_samples(
-    loaded: Loaded,
+    model: Loaded | Served,
     prompts: Sequence[Prompt],
     settings: Settings,
     path: Path | None = None,
@@ -130,21 +131,27 @@ def generate_samples(
     purpose: Purpose = "samples",
     only: int | None = None,
 ) -> list[Sample]:
-    """One sample per prompt and repeat (or only of one), in that order, each exactly once, in batches.
+    """One sample per prompt and repeat (or only of one), in that order, each exactly once.
 
     path: a JSONL file; its finished rows are reused, its failed ones tried again, new rows appended as they
-    end. batch_size: None chooses by memory. What goes wrong with a row is recorded in it. Raises LabError for
-    a file or a model that cannot be used, and where limits.fail_on_error is reached.
+    end. batch_size: rows or requests at a time; None: what memory holds, limits.at_once of a server. What
+    goes wrong with a row is recorded in it. Raises LabError for a file or a model that cannot be used, and
+    where limits.fail_on_error is reached.
     """
-    wanted = requests(prompts, settings, report_of(loaded, prompts, settings), purpose, only)
-    make = partial(_made, loaded, settings, batch_size or 0, limits.generation_s, purpose)
-    return collect(wanted, likelihood.with_logprobs(loaded, settings, make, purpose), path, limits)
+    report = report_of(model, prompts, settings) if isinstance(model, Loaded) else model.report
+    wanted = requests(prompts, settings, report, purpose, only)
+    if purpose == "latency":  # all texts as long, whatever ends those of the task
+        settings = replace(settings, task="", max_new_tokens=min(LATENCY_TOKENS, settings.max_new_tokens))
+    rest = limits.generation_s, purpose == "latency"
 
+    def make(missing: list[Request]) -> Iterator[Sample]:
+        if isinstance(model, Loaded):
+            yield from _decoded(model, settings, missing, batch_size or 0, *rest)
+            return
+        at_once, asked = batch_size or limits.at_once, [(one.prompt, one.repeat) for one in missing]
+        for place, error, known in server.answers(model, asked, settings, at_once, *rest):
+            yield _sample(model, missing[place], settings, at_once, error, engine="server", **known)
 
-def collect(
-    wanted: list[Request], make: Callable[..., Iterator[Sample]], path: Path | None, limits: Limits
-) -> list[Sample]:
-    """A sample for every request: the file's, or one made now and appended. LabError as generate_samples."""
     with store.appending(path) if path else nullcontext(lambda row: None) as append:
         rows = store.read_rows(path, Sample) if path else ()
         have, failed = {row.key: row for row in rows if row.error is None}, 0
@@ -160,8 +167,8 @@ def collect(
     return [have[request.key] for request in wanted]
 
 
-def _made(
-    loaded: Loaded, settings: Settings, size: int, timeout_s: float, purpose: Purpose, wanted: list[Request]
+def _decoded(
+    loaded: Loaded, settings: Settings, wanted: list[Request], size: int, limit_s: float, latency: bool
 ) -> Iterator[Sample]:
     """A sample for every request, `size` rows at a time (0: as many as fit).
 
@@ -171,20 +178,18 @@ def _made(
     from nbhelpers.generation.decode import Finished, decode, engine_for, failure_of
     from nbhelpers.generation.sampling import maker_sampler, row_seed, sampler
 
-    latency = purpose == "latency"
-    most = min(LATENCY_TOKENS, settings.max_new_tokens) if latency else settings.max_new_tokens
-    jobs, prepared = list[Request](), dict[Prompt, Request]()
+    jobs, prepared, task = list[Request](), dict[Prompt, Request](), tasks.load_task(settings.task)
+    likely = likelihood.of_prompts(loaded, (request.prompt for request in wanted), task.likelihoods())
     for request in wanted:  # a prompt is encoded once, whatever its repeats
         try:
             if request.prompt not in prepared:
-                prepared[request.prompt] = prepare(loaded, request, most)
+                prepared[request.prompt] = prepare(loaded, request, settings.max_new_tokens)
             jobs.append(replace(prepared[request.prompt], key=request.key, repeat=request.repeat))
         except Exception as wrong:
             yield sample_of(loaded, request, settings, 1, error=wrong)
     ends = frozenset[int]() if latency else tokenizer.end_tokens(loaded)
-    stops = () if latency else tasks.load_task(settings.task).stop
     engine = engine_for(loaded.model, max((len(job.ids) + job.max_new_tokens for job in jobs), default=0))
-    late = TimeoutError(f"the limit of {timeout_s:g} s passed")
+    late = TimeoutError(f"the limit of {limit_s:g} s passed")
     devices.reset_peak(loaded.device)
     while jobs:
         size = min(size or best_batch_size(loaded, jobs), len(jobs))
@@ -195,16 +200,17 @@ def _made(
         if settings.maker_settings:
             choose = maker_sampler(loaded.model, settings, [*zip(ids, room, seeds, strict=True)], ends)
         failure: Exception | None = None
-        rest = {"engine": engine, "stopped": tokenizer.stop_check(loaded.tokenizer, ids, stops)}
+        rest = {"engine": engine, "stopped": tokenizer.stop_check(loaded.tokenizer, ids, task.stop)}
         try:
             devices.synchronize(loaded.device)
             ledger = meters.Ledger(loaded.device)
-            for event in decode(loaded.model, ids, room, choose, ends, size, timeout_s, **rest):
+            for event in decode(loaded.model, ids, room, choose, ends, size, limit_s, **rest):
                 share = ledger.charge(max(1, len(paid)))
                 if isinstance(event, Finished):
                     job, share = left.pop(event.row), share.since(paid.pop(event.row))
                     error = late if event.finish_reason == "time" else None
-                    yield sample_of(loaded, job, settings, size, event, error, share, engine)
+                    sample = sample_of(loaded, job, settings, size, event, error, share, engine)
+                    yield replace(sample, logprobs=likely[job.prompt])
                 else:
                     paid.update(dict.fromkeys(event.rows, share))
         except Exception as caught:
@@ -243,33 +249,41 @@ def sample_of(
     thought, text = tokenizer.read_answer(loaded.tokenizer, job.ids, tokens[:-1] if end == "eos" else tokens)
     text = tokenizer.before_stop(text, tasks.load_task(settings.task).stop) if end == "stop" else text
     text = text.encode("utf-8", "replace").decode()  # a vocabulary may hold halves of surrogate pairs
+    known = dict[str, Any](text=text, reasoning=thought, new_tokens=len(tokens), finish_reason=end)
+    known |= {"prompt_tokens": len(job.ids), "engine": engine}
+    if error:
+        known["failure"] = failure_of(error)
+    if row:
+        peak = devices.peak_memory(loaded.device)
+        known |= {"ttft_s": row.ttft_s, "latency_s": row.latency_s, "peak_memory_bytes": peak}
+    if share:
+        known |= {"energy_j": share.joules, "share_s": share.seconds}
+    return _sample(loaded, job, settings, batch_size, error, **known)
+
+
+def _sample(
+    model: Loaded | Served, job: Request, settings: Settings, size: int, error: Exception | None, **known: Any
+) -> Sample:
+    """A row by what both engines know, and by what is ``known`` of this one."""
+    nothing: dict[str, Any] = {"text": "", "prompt_tokens": 0, "new_tokens": 0, "finish_reason": "error"}
+    known = nothing | known
+    timed, further = known.get("ttft_s") is not None, known["new_tokens"] - 1
     return Sample(
         key=job.key,
-        model=loaded.spec.alias,
-        revision=loaded.revision,
+        model=model.spec.alias,
+        revision=model.report.revision,
         prompt_id=job.prompt.id,
         content_type=job.prompt.content_type,
         repeat=job.repeat,
         seed=settings.seed,
         prompt=job.prompt.text,
-        text=text,
-        prompt_tokens=len(job.ids),
-        new_tokens=len(tokens),
-        bytes=len(text.encode()),
-        finish_reason=end,
-        error=f"{type(error).__name__}: {error}".splitlines()[0] if error else None,
-        batch_size=batch_size,
-        latency_s=row.latency_s if row else None,
-        ttft_s=row.ttft_s if row else None,
-        tpot_s=(row.latency_s - row.ttft_s) / (len(tokens) - 1) if row and len(tokens) > 1 else None,
-        peak_memory_bytes=devices.peak_memory(loaded.device) if row else None,
-        energy_j=share.joules if share else None,
+        bytes=len(known["text"].encode()),
+        error=redacted(f"{type(error).__name__}: {error}".splitlines()[0])[:300] if error else None,
+        batch_size=size,
+        tpot_s=(known["latency_s"] - known["ttft_s"]) / further if timed and further > 0 else None,
         prompt_truncated=job.truncated,
-        engine=engine,
-        share_s=share.seconds if share else None,
-        failure=failure_of(error) if error else None,
-        reasoning=thought,
         ids_digest=job.ids_digest,
+        **known,
     )
 
 

@@ -8,10 +8,9 @@ trials, Abedi & Brecht 2017, doi 10.1145/3030207.3030229).
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,13 @@ from nbhelpers import store, tasks
 from nbhelpers.devices import device as devices
 from nbhelpers.devices import fit, meters
 from nbhelpers.generation import generate, server
+from nbhelpers.generation.server import Served
 from nbhelpers.loading import load
+from nbhelpers.loading.load import Loaded
 from nbhelpers.records import SCHEMA_VERSION, LabError, Limits, ModelRun, Prompt, Record, Sample, Settings
 
 FILE = "latency.json"
 WARM_UP_TOKENS = 8  # of a generation before the first timed one, in no row
-Maker = Callable[..., list[Sample]]  # generate_samples, or that with its model given
 
 
 @dataclass(frozen=True)
@@ -37,23 +37,23 @@ class LatencyPass(Record):
 
 
 def measure_latency(
-    loaded: Any,
+    loaded: Loaded | Served,
     prompts: Sequence[Prompt],
     settings: Settings,
     path: Path | None = None,
     limits: Limits = Limits(),
-    make: Maker | None = None,
 ) -> list[Sample]:
     """The latency of one model alone: its first prompts (at most 8) in two rounds, one at a time.
 
     Every row gets as many new tokens (64, or max_new_tokens if that is less), end tokens or not, so that
-    short answers are not called fast. The order is drawn from the seed, as machines slow down. make:
-    generate_samples (None), or that of ``server``, which may end an answer all the same.
+    short answers are not called fast; a server may end an answer all the same. The order is drawn from the
+    seed, as machines slow down.
     """
     first = prompts[: generate.LATENCY_PROMPTS]
-    warm = _warm(partial(make or generate.generate_samples, loaded), first, settings, limits)
+    _warm_up(loaded, first, settings, limits)
     shuffled = random.Random(settings.seed).sample(first, len(first))
-    rows = {(row.prompt_id, row.repeat): row for row in warm(shuffled, settings, path, 1, limits, "latency")}
+    made = generate.generate_samples(loaded, shuffled, settings, path, 1, limits, "latency")
+    rows = {(row.prompt_id, row.repeat): row for row in made}
     return [rows[prompt.id, number] for prompt in first for number in range(generate.ROUNDS)]
 
 
@@ -68,7 +68,7 @@ def measure_in_turn(runs: Sequence[ModelRun]) -> None:
     shuffled = random.Random(runs[0].settings.seed).sample(asked, len(asked))
     groups = [[prompt] for prompt in shuffled] if together else [shuffled]
     made = {run.folder / "latency.jsonl": list[Sample]() for run in runs}
-    keys, order, held = {path: list[str]() for path in made}, list[str](), dict[Path, Maker]()
+    keys, order, held = {path: list[str]() for path in made}, list[str](), dict[Path, Any]()
 
     @contextmanager
     def left_out(path: Path) -> Iterator[None]:
@@ -90,8 +90,9 @@ def measure_in_turn(runs: Sequence[ModelRun]) -> None:
                 if (path := run.folder / "latency.jsonl") not in made:
                     continue
                 before = meters.cpu_times() if run.spec.kind == "server" else None
-                with left_out(path), nullcontext(held[path]) if together else _warmed(run, asked) as make:
-                    rows = make(group, run.settings, None, 1, run.limits, "latency", number)
+                with left_out(path), nullcontext(held[path]) if together else _warmed(run, asked) as model:
+                    given = model, group, run.settings, None, 1, run.limits
+                    rows = generate.generate_samples(*given, "latency", number)
                     made[path] += rows
                     keys[path] += [row.key for row in rows]
                     order += [row.key for row in rows if row.error is None]
@@ -125,26 +126,23 @@ def _fit(runs: Sequence[ModelRun]) -> bool:
 
 
 @contextmanager
-def opened(run: ModelRun) -> Iterator[tuple[Any, Maker]]:
-    """A model that is loaded here, or asked at its server, and what generates its samples."""
-    if run.spec.kind == "server":
-        yield server.connect(run.spec), server.generate_samples
-        return
-    place = devices.read_report(run)
-    loaded = load.load(run.spec, place.device, place.dtype)
+def opened(run: ModelRun) -> Iterator[Loaded | Served]:
+    """The model of a run: loaded here, or asked at its server."""
+    place = None if run.spec.kind == "server" else devices.read_report(run)
+    model = server.open_model(run.spec, *((place.device, place.dtype) if place else ()))
     try:
-        yield loaded, generate.generate_samples
+        yield model
     finally:
-        load.unload(loaded)
+        server.close(model)
 
 
 @contextmanager
-def _warmed(run: ModelRun, prompts: Sequence[Prompt]) -> Iterator[Maker]:
-    with opened(run) as (loaded, make):
-        yield _warm(partial(make, loaded), prompts, run.settings, run.limits)
+def _warmed(run: ModelRun, prompts: Sequence[Prompt]) -> Iterator[Loaded | Served]:
+    with opened(run) as model:
+        _warm_up(model, prompts, run.settings, run.limits)
+        yield model
 
 
-def _warm(make: Maker, prompts: Sequence[Prompt], settings: Settings, limits: Limits) -> Maker:
+def _warm_up(model: Loaded | Served, prompts: Sequence[Prompt], settings: Settings, limits: Limits) -> None:
     few = replace(settings, max_new_tokens=min(WARM_UP_TOKENS, settings.max_new_tokens))
-    make(prompts[:1], few, None, 1, limits, "latency", 0)
-    return make
+    generate.generate_samples(model, prompts[:1], few, None, 1, limits, "latency", 0)

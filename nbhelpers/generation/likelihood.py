@@ -9,14 +9,12 @@ from __future__ import annotations
 import inspect
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from nbhelpers import tasks
 from nbhelpers.loading import remote, tokenizer
-from nbhelpers.records import LabError, ModelSpec, Prompt, Sample, Settings
+from nbhelpers.records import LabError, ModelSpec, Prompt
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -29,41 +27,36 @@ FIRST_ANSWER_S = 120.0  # a server may load the model before it answers
 Pair = tuple[list[int], list[int]]  # ids, and those that follow
 
 
-def next_tokens(loaded: Loaded, rows: Sequence[Sequence[int]], keep: int) -> Any:
-    """Log-probabilities of the token after each of the last ``keep`` places: [rows, keep, vocabulary].
-
-    Shorter rows are padded on the right, which no place before it sees.
-    """
-    import torch
-
-    width, known = max(map(len, rows)), inspect.signature(loaded.model.forward).parameters
-    read = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
-    ids = [[*row, *[0] * (width - len(row))] for row in rows]
-    given = {"attention_mask": torch.tensor(read, device=loaded.device), "logits_to_keep": keep}
-    given = {name: value for name, value in given.items() if name in known}
-    with torch.inference_mode():
-        logits = loaded.model(input_ids=torch.tensor(ids, device=loaded.device), **given).logits
-        return logits[:, -keep:].float().log_softmax(-1)
-
-
 def log_likelihoods(loaded: Loaded, pairs: Sequence[Pair]) -> list[float]:
-    """Log-probability of what follows, for each pair; one that is too long loses its beginning."""
+    """Log-probability of what follows, for each pair; one that is too long loses its beginning.
+
+    What is read alike is read once. Shorter rows are padded on the right, which no place before it sees.
+    """
     import torch
 
     most, found = (loaded.report.context or sys.maxsize) + 1, [0.0] * len(pairs)
     rows = [([*before, *after][-most:], min(len(after), most - 1)) for before, after in pairs]
     order = sorted(range(len(rows)), key=lambda n: len(rows[n][0]))  # those of a batch are about as long
+    known = inspect.signature(loaded.model.forward).parameters
     while order:
         width = len(rows[order[-1]][0]) - 1  # the last token is not read
         size = max(1, LOGITS_BYTES // (4 * width * (loaded.report.vocabulary or 1)))
         order, batch = order[:-size], order[-size:]
-        ends = [width + 1 - len(rows[n][0]) for n in batch]  # places of padding
-        keep = max(end + rows[n][1] for end, n in zip(ends, batch, strict=True))
-        steps = next_tokens(loaded, [rows[n][0][:-1] for n in batch], keep)
-        for step, end, n in zip(steps, ends, batch, strict=True):
-            ids, count = rows[n]
-            said = torch.tensor(ids[-count:], device=step.device)
-            found[n] = float(step[keep - end - count : keep - end].gather(1, said[:, None]).sum())
+        read = list(dict.fromkeys(tuple(rows[n][0][:-1]) for n in batch))
+        keep = max(width + 1 - len(rows[n][0]) + rows[n][1] for n in batch)
+        padded = [
+            ([*row, *[0] * (width - len(row))], [1] * len(row) + [0] * (width - len(row))) for row in read
+        ]
+        ids, mask = (torch.tensor(side, device=loaded.device) for side in zip(*padded, strict=True))
+        given = {"attention_mask": mask, "logits_to_keep": keep}
+        with torch.inference_mode():
+            out = loaded.model(input_ids=ids, **{n: value for n, value in given.items() if n in known})
+            steps = out.logits[:, -keep:].float().log_softmax(-1)
+        for n in batch:
+            row, count = rows[n]
+            said, end = torch.tensor(row[-count:], device=steps.device), keep - (width + 1 - len(row))
+            step = steps[read.index(tuple(row[:-1]))]
+            found[n] = float(step[end - count : end].gather(1, said[:, None]).sum())
     return found
 
 
@@ -149,24 +142,17 @@ def check_server(spec: ModelSpec, kinds: Sequence[str]) -> None:
 MAKERS = {"choices": choices, "text": windows}
 
 
-def with_logprobs(
-    loaded: Loaded, settings: Settings, make: Callable[..., Iterator[Sample]], purpose: str = "samples"
-) -> Callable[..., Iterator[Sample]]:
-    """``make`` with ``Sample.logprobs`` as the task's scorers want them, once a prompt."""
-    wanted = tasks.load_task(settings.task).likelihoods()
-
-    def made(requests: Sequence[Any]) -> Iterator[Sample]:
-        prompts = {request.prompt.id: request.prompt for request in requests}
-        table: dict[str, dict[str, tuple[float, ...]]] = {id: {} for id in prompts}
-        for name in wanted:
-            pairs = dict[str, list[Pair]]()
-            for id, prompt in prompts.items():
-                with suppress(LabError):  # the row, or its score, will say so
-                    pairs[id] = MAKERS[name](loaded, prompt)
-            sums = iter(log_likelihoods(loaded, [pair for own in pairs.values() for pair in own]))
-            for id, own in pairs.items():
-                table[id][name] = tuple(next(sums) for _ in own)
-        for sample in make(requests):
-            yield replace(sample, logprobs=table[sample.prompt_id])
-
-    return made if wanted and purpose == "samples" else make
+def of_prompts(
+    loaded: Loaded, prompts: Iterable[Prompt], kinds: Sequence[str]
+) -> dict[Prompt, dict[str, tuple[float, ...]] | None]:
+    """``Sample.logprobs`` of prompts as a task's scorers want them; None where they want none."""
+    table: dict[Prompt, Any] = {prompt: {} if kinds else None for prompt in prompts}
+    for kind in kinds:
+        pairs = dict[Prompt, list[Pair]]()
+        for prompt in table:
+            with suppress(LabError):  # the row, or its score, will say so
+                pairs[prompt] = MAKERS[kind](loaded, prompt)
+        sums = iter(log_likelihoods(loaded, [pair for own in pairs.values() for pair in own]))
+        for prompt, own in pairs.items():
+            table[prompt][kind] = tuple(next(sums) for _ in own)
+    return table

@@ -1,4 +1,4 @@
-"""A model behind an OpenAI-compatible server: how it is asked, and its streamed answers as rows."""
+"""A model behind an OpenAI-compatible server: how it is asked, and its streamed answers."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbhelpers import redact, tasks
+from nbhelpers import tasks
 from nbhelpers.devices import meters
-from nbhelpers.generation import generate, likelihood
-from nbhelpers.loading import remote, tokenizer
-from nbhelpers.loading.load import LoadingReport
-from nbhelpers.records import Failure, FinishReason, Limits, ModelSpec, Prompt, Sample, Settings
+from nbhelpers.generation import likelihood
+from nbhelpers.loading import load, remote, tokenizer
+from nbhelpers.loading.load import Loaded, LoadingReport
+from nbhelpers.records import Failure, FinishReason, ModelSpec, Prompt, Settings
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -59,6 +58,17 @@ class Answer:
     new_tokens: int | None
 
 
+def open_model(spec: ModelSpec, device: str = "auto", dtype: str = "auto") -> Loaded | Served:
+    """A model that is loaded here, or asked at its server. Raises LabError as ``load`` and ``connect``."""
+    return connect(spec) if spec.kind == "server" else load.load(spec, device, dtype)
+
+
+def close(model: Loaded | Served) -> None:
+    """Free a model that was loaded here."""
+    if isinstance(model, Loaded):
+        load.unload(model)
+
+
 def connect(spec: ModelSpec) -> Served:
     """A server's model with how it is asked, found out by requests for one token. Raises LabError.
 
@@ -73,12 +83,9 @@ def connect(spec: ModelSpec) -> Served:
     formats = ["chat", "plain"]
     if address.endswith("/completions"):
         formats = ["chat" if address.endswith("/chat/completions") else "plain"]
-    known: dict[str, Any] = {one.name: None for one in fields(LoadingReport) if one.default is MISSING}
-    known |= {name: value for name, value in vars(spec).items() if name in known} | {"slug": spec.slug}
-    known |= {"model": spec.alias, "source": f"{address}#{spec.alias.removeprefix('server:')}"}
-    report = LoadingReport(
-        **known | {"device": "server", "dtype": "unknown"}, engine="server", ids_digests={}
-    )
+    source = f"{address}#{spec.alias.removeprefix('server:')}"
+    about = spec.alias, spec.slug, str(spec.revision), source, spec.family, spec.parameters, spec.context
+    report = LoadingReport(*about, engine="server", ids_digests={})
     client, names, refused = remote.client_of(address), tuple(OPTIONS), list[Exception]()
     with remote.one_sentence(address, f"does not answer as the model {model!r}"):
         for report in (replace(report, prompt_format=one) for one in formats):  # type: ignore[arg-type]
@@ -153,65 +160,49 @@ def ask(
     return Answer("".join(words), "".join(thoughts), ENDS[end], pieces, *times, asked, new)
 
 
-def generate_samples(
+def answers(
     served: Served,
-    prompts: Sequence[Prompt],
-    settings: Settings,
-    path: Path | None = None,
-    batch_size: int | None = None,
-    limits: Limits = Limits(),
-    purpose: generate.Purpose = "samples",
-    only: int | None = None,
-) -> list[Sample]:
-    """As ``generate.generate_samples``, with batch_size requests at a time (None: limits.at_once)."""
-    wanted = generate.requests(prompts, settings, served.report, purpose, only)
-    fixed = purpose == "latency"
-    most = min(generate.LATENCY_TOKENS, settings.max_new_tokens) if fixed else settings.max_new_tokens
-    asked, at_once = replace(settings, max_new_tokens=most), batch_size or limits.at_once
-
-    make = partial(_made, served, asked, at_once, limits.generation_s, fixed)
-    return generate.collect(wanted, make, path, limits)
-
-
-def _made(
-    served: Served,
+    asked: Sequence[tuple[Prompt, int]],
     settings: Settings,
     at_once: int,
     limit_s: float,
     fixed: bool,
-    wanted: list[generate.Request],
-) -> Iterator[Sample]:
-    """A sample for every request as it ends, ``at_once`` of them asked at a time."""
+) -> Iterator[tuple[int, Exception | None, dict[str, Any]]]:
+    """The place of each prompt and repeat as its answer ends, ``at_once`` of them asked at a time; what went
+    wrong, and the fields of its row.
+    """
     from nbhelpers.generation.sampling import row_seed
 
-    lock, alive, ledger = threading.Lock(), [0], meters.Ledger("server")
-    kinds = () if fixed else tasks.load_task(settings.task).likelihoods()
-    name = served.spec.source.partition("#")[2]
-    told = partial(likelihood.of_server, served.client, name, kinds, limit_s)
-    likely = dict[str, Future[dict[str, tuple[float, ...]]]]()  # begun before any row, once a prompt
+    task, lock, alive, ledger = tasks.load_task(settings.task), threading.Lock(), [0], meters.Ledger("server")
+    kinds, likely = task.likelihoods(), dict[Prompt, Future[dict[str, tuple[float, ...]]]]()
+    told = partial(likelihood.of_server, served.client, served.spec.source.partition("#")[2], kinds, limit_s)
 
-    def one(request: generate.Request) -> Sample:
+    def one(place: int) -> tuple[int, Exception | None, dict[str, Any]]:
         with lock:
             before = ledger.charge(max(1, alive[0]))
             alive[0] += 1
-        seed = row_seed(settings.seed, request.prompt.id, request.repeat)
-        got: Answer | Exception
-        prompt, sums = request.prompt, None
+        (prompt, repeat), row, error = asked[place], dict[str, Any](), None
         try:
-            sums = likely[prompt.id].result() if kinds else None
-            got = ask(served, prompt.text, settings, seed, limit_s, fixed, prompt.before)
-        except Exception as error:
-            got = error
+            row["logprobs"] = likely[prompt].result() if kinds else None
+            seed = row_seed(settings.seed, prompt.id, repeat)
+            row |= fields_of(ask(served, prompt.text, settings, seed, limit_s, fixed, prompt.before), prompt)
+            row["text"] = tokenizer.before_stop(row["text"], task.stop)
+        except Exception as wrong:
+            row, error = {"failure": failure_of(wrong)}, wrong
         with lock:
             share = ledger.charge(alive[0]).since(before)
             alive[0] -= 1
-        row = sample_of(served, request, settings, at_once, share.seconds, got)
-        return replace(row, logprobs=sums) if kinds and not row.error else row
+        if error is None:
+            row["share_s"] = share.seconds
+            if row["finish_reason"] == "time":
+                error = TimeoutError("the limit of a generation passed")
+                row |= {"failure": Failure.TIMEOUT, "logprobs": None}
+        return place, error, row
 
     with ThreadPoolExecutor(at_once) as pool:
-        for prompt in {request.prompt.id: request.prompt for request in wanted if kinds}.values():
-            likely[prompt.id] = pool.submit(told, prompt)
-        futures = [pool.submit(one, request) for request in wanted]
+        for prompt in dict.fromkeys(prompt for prompt, _ in asked if kinds):  # before any row, once a prompt
+            likely[prompt] = pool.submit(told, prompt)
+        futures = [pool.submit(one, place) for place in range(len(asked))]
         try:
             for future in as_completed(futures):
                 yield future.result()
@@ -219,54 +210,19 @@ def _made(
             pool.shutdown(cancel_futures=True)
 
 
-def sample_of(
-    served: Served,
-    request: generate.Request,
-    settings: Settings,
-    at_once: int,
-    share_s: float,
-    got: Answer | Exception,
-) -> Sample:
-    """The record of one answer, or of its failure."""
-    answer = got if isinstance(got, Answer) else None
-    a = answer or Answer("", "", "time", 0, None, 0.0, 0, 0)
-    late = TimeoutError("the limit of a generation passed") if a.finish_reason == "time" else None
-    error = got if isinstance(got, Exception) else late
-    thought, text = tokenizer.split_reasoning(a.text.encode("utf-8", "replace").decode().strip())
-    text = tokenizer.before_stop(text, tasks.load_task(settings.task).stop)
-    new, asked = a.new_tokens, a.prompt_tokens
-    estimated = None in (new, asked)
-    new = a.pieces if new is None else new
-    if asked is None:
-        asked = math.ceil(len(request.prompt.text) / CHARACTERS_PER_TOKEN)
-    sentence = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-    return Sample(
-        key=request.key,
-        model=served.spec.alias,
-        revision=served.report.revision,
-        prompt_id=request.prompt.id,
-        content_type=request.prompt.content_type,
-        repeat=request.repeat,
-        seed=settings.seed,
-        prompt=request.prompt.text,
-        text=text,
-        prompt_tokens=asked,
-        new_tokens=new,
-        bytes=len(text.encode()),
-        finish_reason=a.finish_reason if answer else "error",
-        error=redact.redacted(sentence) if error else None,
-        batch_size=at_once,
-        latency_s=a.latency_s if answer else None,
-        ttft_s=a.ttft_s,
-        tpot_s=(a.latency_s - a.ttft_s) / (new - 1) if a.ttft_s is not None and new > 1 else None,
-        peak_memory_bytes=None,
-        energy_j=None,
-        share_s=share_s if answer else None,
-        engine="server",
-        failure=failure_of(error) if error else None,
-        reasoning="\n\n".join(filter(None, (a.reasoning.strip(), thought))) or None,
-        estimated=estimated or None,
-    )
+def fields_of(answer: Answer, prompt: Prompt) -> dict[str, Any]:
+    """What a row says of an answer to a prompt."""
+    thought, text = tokenizer.split_reasoning(answer.text.encode("utf-8", "replace").decode().strip())
+    return {
+        "text": text,
+        "prompt_tokens": answer.prompt_tokens or math.ceil(len(prompt.text) / CHARACTERS_PER_TOKEN),
+        "new_tokens": answer.new_tokens or answer.pieces,
+        "estimated": None in (answer.prompt_tokens, answer.new_tokens) or None,
+        "finish_reason": answer.finish_reason,
+        "ttft_s": answer.ttft_s,
+        "latency_s": answer.latency_s,
+        "reasoning": "\n\n".join(filter(None, (answer.reasoning.strip(), thought))) or None,
+    }
 
 
 def failure_of(error: Exception) -> Failure:

@@ -32,18 +32,18 @@ class LoadingReport(Record):
     revision: str
     source: str
     family: str
-    parameters: int | None
-    context: int | None
-    vocabulary: int | None
-    device: str  # "server": another machine's or process's
-    dtype: str
-    fetch_s: float | None
-    load_s: float | None
-    parameter_bytes: int | None  # sum of numel x itemsize, tied weights once
-    rss_before_bytes: int | None
-    rss_after_load_bytes: int | None
-    rss_after_forward_bytes: int | None
-    device_peak_bytes: int | None
+    parameters: int | None = None
+    context: int | None = None
+    vocabulary: int | None = None
+    device: str = "server"  # another machine's or process's
+    dtype: str = "unknown"
+    fetch_s: float | None = None
+    load_s: float | None = None
+    parameter_bytes: int | None = None  # sum of numel x itemsize, tied weights once
+    rss_before_bytes: int | None = None
+    rss_after_load_bytes: int | None = None
+    rss_after_forward_bytes: int | None = None
+    device_peak_bytes: int | None = None
     quality_applies: bool = True  # False for random weights (shape:...)
     prompt_format: Literal["plain", "chat"] = "plain"
     template_date: str | None = None  # what a chat template that writes the date is told; None: none

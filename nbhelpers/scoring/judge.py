@@ -1,8 +1,7 @@
 """A model as judge: it rates a text from 1 to 10. Notebook 18 asks whether to listen; off by default.
 
 The rating is the expected value over the probabilities of the ten answers (the weighting of G-Eval, Liu et
-al. 2023), from one forward pass: nothing is sampled or parsed. A server's model
-says its rating instead, at temperature 0.
+al. 2023): nothing is sampled or parsed. A server's model says its rating instead, at temperature 0.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from nbhelpers import registry
 from nbhelpers.errors import NoScore
 from nbhelpers.generation import likelihood, server
 from nbhelpers.generation.server import Served
-from nbhelpers.loading import load, remote
+from nbhelpers.loading import remote
 from nbhelpers.loading import tokenizer as chat
 from nbhelpers.loading.load import Loaded
 from nbhelpers.records import LabError, Limits, Prompt, Settings
@@ -51,18 +50,6 @@ class JudgeScore(NamedTuple):
     mass: float  # probability that the answer is a rating at all
 
 
-def open_judge(model: str) -> Judge:
-    """A model that is to judge: loaded here, or a server's. Raises LabError."""
-    spec = registry.resolve(model)
-    return server.connect(spec) if spec.kind == "server" else load.load(model)
-
-
-def close(judge: Judge) -> None:
-    """Free a judge that is loaded here."""
-    if isinstance(judge, Loaded):
-        load.unload(judge)
-
-
 def judge(loaded: Judge, prompt: str, text: str, question: str = QUESTION) -> JudgeScore:
     """``rate`` a text by the question, from 1 to 10."""
     return rate(loaded, question.format(prompt=prompt, text=text))
@@ -90,16 +77,10 @@ def chances(loaded: Judge, asked: str, known: Sequence[str]) -> list[float]:
         said = _said(loaded, asked)
         return [float(said == answer) for answer in known]
     question, answers = _tokens(loaded, asked, known)
-    starts = {answer[:-1] for answer in answers}  # what has to be read to know the next token
-    rows = [row for row in starts if not any(row == other[: len(row)] for other in starts - {row})]
-    width = max(map(len, rows))
-    if len(question) + width >= (loaded.report.context or math.inf):
+    if len(question) + max(map(len, answers)) > (loaded.report.context or math.inf):
         return []
-    steps = likelihood.next_tokens(loaded, [[*question, *row] for row in rows], width + 1).exp().cpu()
-    found = list[float]()
-    for answer in answers:
-        read = next(i for i, row in enumerate(rows) if row[: len(answer) - 1] == answer[:-1])
-        found.append(math.prod(float(steps[read, place, token]) for place, token in enumerate(answer)))
+    sums = likelihood.log_likelihoods(loaded, [(question, [*answer]) for answer in answers])
+    found = [math.exp(total) for total in sums]
     for one in sorted(range(len(answers)), key=lambda n: -len(answers[n])):  # what goes on is taken off first
         begun = (n for n, ids in enumerate(answers) if n != one and ids[: len(answers[one])] == answers[one])
         found[one] -= sum(found[n] for n in begun)
@@ -134,7 +115,7 @@ def by_rubric(text: str, item: Prompt, options: Mapping[str, Any]) -> float:
     """The rating of an answer by the user's rubric, and a right answer where there is one. Raises NoScore."""
     model, (low, high), judges = options["model"], options["scale"], options["judges"]
     if model not in judges:
-        judges[model] = open_judge(model)
+        judges[model] = server.open_model(registry.resolve(model))
     right = f"\n\nA right answer: {' or '.join(item.target)}" if item.target else ""
     said = {"rubric": options["rubric"], "prompt": item.text + right, "text": text}
     found = rate(judges[model], BY_RUBRIC.format(low=low, high=high, **said), low, high)

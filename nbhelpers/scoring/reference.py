@@ -22,7 +22,7 @@ from typing import Any
 
 from nbhelpers import registry, store, tasks
 from nbhelpers.errors import LabError, NoScore, nearest
-from nbhelpers.generation import generate
+from nbhelpers.generation import generate, server
 from nbhelpers.loading.folder import inspect
 from nbhelpers.loading.tokenizer import split_reasoning
 from nbhelpers.records import Limits, ModelRun, Prompt, Sample, Score, Settings
@@ -288,7 +288,7 @@ def _scored(task: Task, settings: Settings, samples: Iterable[Sample], at_once: 
     finally:
         for judges in (scorer.options["judges"] for scorer in task.scorers):
             while judges:
-                judge.close(judges.popitem()[1])
+                server.close(judges.popitem()[1])
 
 
 def make_scores(run: ModelRun) -> None:

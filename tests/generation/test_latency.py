@@ -160,7 +160,7 @@ def planted_pass(
     def opened_planted(run: ModelRun) -> Any:
         loaded = planted(0.05, 0.01 * slower[run.settings.model], pause)
         loaded = replace(loaded, report=load.read_report(run), spec=run.spec)
-        yield loaded, generate.generate_samples
+        yield loaded
 
     monkeypatch.setattr(latency, "opened", opened_planted)
     latency.measure_in_turn(runs)

@@ -221,9 +221,9 @@ def test_a_row_whose_log_likelihood_broke_off_is_asked_again(tmp_path: Path) -> 
         served = server.connect(registry.resolve(f"server:{tiny.url}#tiny"))
         asked, file = tasks.prompts_of(settings), tmp_path / "samples.jsonl"
         tiny.faults = [Fault(500)] * 3  # the first choice of the first item, and its retries
-        first = server.generate_samples(served, asked, settings, file, batch_size=1)
+        first = generate.generate_samples(served, asked, settings, file, batch_size=1)
         assert [(row.failure, row.logprobs is None) for row in first] == [("server", True), (None, False)]
-        second = server.generate_samples(served, asked, settings, file)
+        second = generate.generate_samples(served, asked, settings, file)
     assert second[1] == first[1] and len(second[0].logprobs["choices"]) == 3
 
 

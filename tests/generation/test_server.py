@@ -37,13 +37,15 @@ def connected(served, model="tiny"):
 
 
 def one_row(served, limits=Limits()):
-    found = server.generate_samples(connected(served), PROMPTS[:1], replace(SHORT, repeats=1), limits=limits)
+    found = generate.generate_samples(
+        connected(served), PROMPTS[:1], replace(SHORT, repeats=1), limits=limits
+    )
     return found[0]
 
 
 def test_a_row_says_what_was_asked_and_what_came_back():
     with serve(reason="stop") as tiny:
-        rows = server.generate_samples(connected(tiny), PROMPTS, SHORT)
+        rows = generate.generate_samples(connected(tiny), PROMPTS, SHORT)
         asked = [body for body in tiny.requests if body["max_tokens"] == 12]
     assert [(r.prompt_id, r.repeat) for r in rows] == [(p.id, n) for p in PROMPTS for n in range(2)]
     seeds = {(b["messages"][0]["content"], b["seed"]) for b in asked}
@@ -69,15 +71,15 @@ def test_rows_are_found_again_and_failed_ones_asked_again(tmp_path):
     with serve(answer=lambda prompt, seed: openai_server.words(prompt, 0)) as tiny:
         model = connected(tiny)
         tiny.faults = [Fault(sent=3, then="drop")]
-        first = server.generate_samples(model, PROMPTS, SHORT, path, batch_size=1)
+        first = generate.generate_samples(model, PROMPTS, SHORT, path, batch_size=1)
         assert [row.failure for row in first] == [Failure.SERVER, *[None] * 5]
         before = len(tiny.requests)
-        second = server.generate_samples(model, PROMPTS, SHORT, path)
+        second = generate.generate_samples(model, PROMPTS, SHORT, path)
         assert len(tiny.requests) == before + 1
         assert second[1:] == first[1:] and second[0].error is None
-        assert server.generate_samples(connected(tiny), PROMPTS, SHORT, path) == second
+        assert generate.generate_samples(connected(tiny), PROMPTS, SHORT, path) == second
         tiny.models = [{"id": "tiny", "created": 1}]  # another revision
-        server.generate_samples(connected(tiny), PROMPTS, SHORT, path)
+        generate.generate_samples(connected(tiny), PROMPTS, SHORT, path)
     assert len(list(store.read_rows(path, Sample))) == 6 + 1 + 6
     assert "estimated" not in path.read_text()
 
@@ -105,8 +107,8 @@ def test_what_a_server_does_wrong_is_a_row_with_its_kind(fault, kind, said):
         model = connected(tiny)
         tiny.faults = [fault]
         asked, limits = replace(SHORT, repeats=1), Limits(generation_s=1 if fault.then == "stall" else 300)
-        rows = server.generate_samples(model, PROMPTS[:1], asked, limits=limits)
-        rows += server.generate_samples(model, PROMPTS[1:], asked)
+        rows = generate.generate_samples(model, PROMPTS[:1], asked, limits=limits)
+        rows += generate.generate_samples(model, PROMPTS[1:], asked)
     assert [row.failure for row in rows] == [kind, None, None]
     if kind:
         assert re.search(said, rows[0].error) and rows[0].finish_reason == "error" and rows[0].text == ""
@@ -117,11 +119,11 @@ def test_a_server_that_never_works_costs_its_rows_and_stops_the_run_where_asked(
     with serve() as tiny:
         model = connected(tiny)
         tiny.faults = [Fault(500)] * 100
-        rows = server.generate_samples(model, PROMPTS[:1], SHORT)
+        rows = generate.generate_samples(model, PROMPTS[:1], SHORT)
         assert [(row.failure, row.finish_reason) for row in rows] == [(Failure.SERVER, "error")] * 2
         limits = Limits(fail_on_error=FailOnError(count=1))
         with pytest.raises(LabError, match="stopped by --fail-on-error: 1 of 6"):
-            server.generate_samples(model, PROMPTS, SHORT, tmp_path / "samples.jsonl", 1, limits)
+            generate.generate_samples(model, PROMPTS, SHORT, tmp_path / "samples.jsonl", 1, limits)
 
 
 def test_a_slow_answer_ends_at_its_limit(monkeypatch):
@@ -142,7 +144,7 @@ def test_what_keeps_a_connection_alive_does_not_keep_an_answer_waiting(piece):
     with serve() as tiny:
         model = connected(tiny)
         tiny.faults = [Fault(sent=1, then="drip", drip=piece, stall_s=60)]
-        rows = server.generate_samples(
+        rows = generate.generate_samples(
             model, PROMPTS[:1], replace(SHORT, repeats=1), limits=Limits(generation_s=1)
         )
     assert rows[0].failure is Failure.TIMEOUT  # not stopped, it would break off in the end: SERVER
@@ -152,7 +154,7 @@ def test_it_waits_as_long_as_the_server_asks():
     with serve() as busy:
         model = connected(busy)
         busy.faults = [Fault(429, {"Retry-After": "1"})]
-        row = server.generate_samples(model, PROMPTS[:1], replace(SHORT, repeats=1))[0]
+        row = generate.generate_samples(model, PROMPTS[:1], replace(SHORT, repeats=1))[0]
         waited = busy.times[-1] - busy.times[-2]
     assert row.error is None and row.ttft_s < 1 <= waited  # the wait is not the model's
 
@@ -234,9 +236,9 @@ def test_as_many_requests_at_a_time_as_asked(at_once):
     with serve() as tiny:
         model, together = connected(tiny), threading.Barrier(at_once)
         tiny.answer = lambda *asked: [together.wait(60), *openai_server.words(*asked)][1:]
-        rows = server.generate_samples(model, PROMPTS, SHORT, batch_size=at_once)
+        rows = generate.generate_samples(model, PROMPTS, SHORT, batch_size=at_once)
         assert tiny.most == at_once
-        rows += server.generate_samples(model, PROMPTS, SHORT, limits=Limits(at_once=at_once))
+        rows += generate.generate_samples(model, PROMPTS, SHORT, limits=Limits(at_once=at_once))
     assert {(row.batch_size, row.error) for row in rows} == {(at_once, None)}
     shared, whole = (sum(getattr(row, name) for row in rows) for name in ("share_s", "latency_s"))
     assert shared < whole or at_once == 1  # shares add up to the wall time
@@ -250,7 +252,7 @@ def test_times_are_those_of_a_server_that_waits_by_plan(tmp_path, first_s, piece
         model, allowed = connected(slow), (max(0.005, 0.02 * first_s), 0.05)
         for n in range(10):  # a clock that is off by more is so every time
             path = tmp_path / f"{n}.jsonl"
-            latency.measure_latency(model, prompts, SHORT, path, make=server.generate_samples)
+            latency.measure_latency(model, prompts, SHORT, path)
             rows = list(store.read_rows(path, Sample))  # in the order in which they were asked
             own = [(first - asked, (last - first) / 11) for asked, first, *_, last in slow.own[-10:]]
             assert min(ttft for ttft, _ in own) >= first_s
@@ -327,7 +329,7 @@ def test_the_key_is_sent_and_stands_nowhere(monkeypatch, tmp_path):
         run = pipeline.open_run(Settings(name, str(tmp_path), limit=1, repeats=1, max_new_tokens=4))
         model = server.connect(run.spec)
         locked.faults = [Fault(sent=1, then=json.dumps({"error": {"message": f"bad {key}"}}))]
-        row = server.generate_samples(model, PROMPTS[:1], run.settings, run.folder / "samples.jsonl")[0]
+        row = generate.generate_samples(model, PROMPTS[:1], run.settings, run.folder / "samples.jsonl")[0]
         assert row.error == "APIError: bad ***"
         pipeline.make(run, "result")
     written = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
@@ -411,7 +413,7 @@ def test_texts_of_transformers_serve_are_ours(transformers_serve):
     assert model.report.prompt_format == "plain" and model.options == ("stream_options", "seed")
     greedy = Settings(repeats=1, max_new_tokens=40, temperature=0)
     prompts = registry.load_prompts(limit=5)
-    theirs = server.generate_samples(model, prompts, greedy, batch_size=1)
+    theirs = generate.generate_samples(model, prompts, greedy, batch_size=1)
     loaded = load.load("lab-gpt2", "cpu", "float32")
     ours = generate.generate_samples(loaded, prompts, greedy)
     for a, b in zip(theirs, ours, strict=True):

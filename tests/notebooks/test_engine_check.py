@@ -8,7 +8,7 @@ import pytest
 from definitions import definitions
 
 from nbhelpers import registry
-from nbhelpers.generation import server
+from nbhelpers.generation import generate, server
 from nbhelpers.records import Settings
 
 CHECK = definitions("03_server", "definitions").engine_check
@@ -67,7 +67,7 @@ def test_a_real_server_that_mixes_requests_is_found(mixes, verdict):
         model = server.connect(registry.resolve(f"server:{served.url}#tiny"))
 
         def texts(at_once):
-            rows = server.generate_samples(model, prompts, replace(settings), batch_size=at_once)
+            rows = generate.generate_samples(model, prompts, replace(settings), batch_size=at_once)
             assert not any(row.error for row in rows)
             return [row.text for row in rows]
 

@@ -16,9 +16,11 @@ from saved_models import make_tokenizer
 from tiny_models import byte_tokenizer, fixed_judge, tiny
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from nbhelpers import tasks
+from nbhelpers import registry, tasks
+from nbhelpers.generation import server
+from nbhelpers.loading import load
 from nbhelpers.loading.load import Loaded
-from nbhelpers.records import LabError, Limits, Scale, Settings
+from nbhelpers.records import LabError, Limits, ModelSpec, Scale, Settings
 from nbhelpers.scoring import judge, reference
 
 PROMPT, TEXT = "Write a short post about rain:", "It rained for a week, and nobody measured it."
@@ -161,8 +163,13 @@ def rubric_task(folder: Path) -> Settings:
 def test_a_judge_scores_a_task_by_the_users_rubric(tmp_path: Path, monkeypatch: Any) -> None:
     loads, asked, freed = [], [], []
     wishes, rate = {"4": 0.6, "5": 0.2}, judge.rate
-    monkeypatch.setattr(judge.load, "load", lambda name: loads.append(name) or fixed_judge(wishes, 1024))
-    monkeypatch.setattr(judge.load, "unload", freed.append)
+
+    def load_fixed(spec: ModelSpec, *where: str) -> Loaded:
+        loads.append(spec.alias)
+        return fixed_judge(wishes, 1024)
+
+    monkeypatch.setattr(load, "load", load_fixed)
+    monkeypatch.setattr(load, "unload", freed.append)
     monkeypatch.setattr(judge, "rate", lambda *given: asked.append(given[1]) or rate(*given))
     settings = rubric_task(tmp_path)
     samples = [make_sample("m", "b01", repeat, text=f"one {repeat}") for repeat in range(2)]
@@ -233,7 +240,7 @@ def test_a_servers_judge_is_asked_as_many_at_a_time_as_allowed_and_the_order_is_
 @pytest.mark.parametrize("fault", [Fault(500), Fault(sent=1, then="drop"), Fault(sent=1, then='{"choi')])
 def test_a_servers_judge_that_breaks_off_stops_the_scoring(tmp_path: Path, fault: Fault) -> None:
     with serve() as tiny:
-        served = judge.open_judge(f"server:{tiny.url}#tiny")
+        served = server.open_model(registry.resolve(f"server:{tiny.url}#tiny"))
         tiny.faults = [fault] * 3
         with pytest.raises(LabError, match=r"does not judge|not reachable"):
             judge.judge(served, PROMPT, TEXT)
@@ -241,9 +248,9 @@ def test_a_servers_judge_that_breaks_off_stops_the_scoring(tmp_path: Path, fault
 
 def test_two_answers_are_put_to_a_servers_judge() -> None:
     with serve(answer=lambda text, seed: ["B"], reason="stop") as tiny:
-        served = judge.open_judge(f"server:{tiny.url}#tiny")
+        served = server.open_model(registry.resolve(f"server:{tiny.url}#tiny"))
         assert judge.chances(served, "Which?", ("A", "B")) == [0.0, 1.0]
-        judge.close(served)
+        server.close(served)
 
 
 def test_a_judge_that_cannot_judge_is_refused_before_anything_is_made(tmp_path: Path) -> None:
