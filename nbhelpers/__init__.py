@@ -8,7 +8,7 @@
     scoring      (04)          texts, coherence, rubrics, costs, a judge
     tracking     (06)          result.json, MLflow
     pipeline                   makes what is missing of a model's files
-    comparison   (07, 08)      models side by side, routing, plots, readers' ratings, anyone's logs, the gate
+    comparison   (07, 08)      models side by side, plots, readers' ratings, anyone's logs, the gate
     report                     the HTML pages
     runner                     a run: plan, kernels, notebooks, progress
     cli_logs, cli              the command line

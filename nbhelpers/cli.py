@@ -1,5 +1,5 @@
-"""The commands ``nbhelpers run | config | models | lab | doctor | report | ui | route | label |
-compare | gate``.
+"""The commands ``nbhelpers run | config | models | lab | doctor | report | ui | label | compare |
+gate``.
 
 Exit codes: 0 all is well, 1 a model failed (the others are reported), 2 wrong usage, 130 the run was stopped.
 Of the gate: 0 passes, 1 worse, 3 cannot tell, 2 wrong usage.
@@ -211,18 +211,6 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Its place here.
         pass
     finally:
         kernels.kill_tree(server.pid)
-
-
-@app.command()
-def route(run: Run = "latest") -> None:
-    """Choose a model for each content type of a run, and say why."""
-    from nbhelpers.comparison import routing
-    from nbhelpers.runner.plan import find_run
-
-    found = routing.route_run(find_run(run))
-    for row in found.routes:
-        print(f"{row.model or 'no model':24} {row.reason}")
-    print(f"{found.default or 'no model':24} everything else: {found.default_reason}")
 
 
 @app.command()

@@ -145,7 +145,7 @@ def test_a_stopped_run_says_how_to_go_on_and_exits_130(call, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "shift_jis"])
-@pytest.mark.parametrize("command", ["run", "report", "route", "label", "a mistake"])
+@pytest.mark.parametrize("command", ["run", "report", "label", "a mistake"])
 def test_a_terminal_that_lacks_letters_gets_escapes(command, encoding, tmp_path, monkeypatch):
     name = "Модель…–naïve😀"
     folder, model = tmp_path / f"run {name}", tmp_path / name
@@ -292,7 +292,7 @@ def test_a_file_does_not_change_what_a_resumed_run_asks(call, tmp_path):
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        ("nbhelpers ro", ["route"]),
+        ("nbhelpers ga", ["gate"]),
         ("nbhelpers run lab-", ["lab-gpt2", "lab-bloom", "lab-opt", "lab-llama"]),
         ("nbhelpers run --until", ["--until-decided"]),
     ],
