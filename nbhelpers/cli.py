@@ -225,11 +225,12 @@ def label(
 ) -> None:
     """Have people rate a run's texts blindly, tell how far they agree, and correct the verdicts by them."""
     from nbhelpers.comparison import compare, labels, ratings
+    from nbhelpers.comparison.comparable import comparable
     from nbhelpers.runner.plan import find_run
     from nbhelpers.tracking import mlflow_run
 
     folder = find_run(run)
-    results, _, _ = compare.comparable(folder)
+    results, _, _ = comparable(folder)
     if not read and not judge:
         print(labels.write_sheet(folder, results, count, seed))
         sd, widths = labels.planned_widths(results)
@@ -253,7 +254,7 @@ def label(
         interval = f"[{alpha.low:.2f}, {alpha.high:.2f}]" if alpha.low is not None else f"({alpha.reason})"
         mean = "" if alpha.mean is None else f"{alpha.mean:.2f} "
         print(f"  {alpha.name}: {mean}{interval} over {some(alpha.n, 'texts')}")
-    mlflow_run.attach(folder, ratings.by_rater(known))
+    mlflow_run.attach(folder, known.given)
 
 
 app.command()(cli_logs.compare)

@@ -10,7 +10,6 @@ import typer
 
 from nbhelpers.options import Choice, with_options
 from nbhelpers.records import LabError
-from nbhelpers.scoring.texts import printable
 
 LOG = "A log, a folder of logs, or a run; LOG#MODEL takes one model of several."
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
@@ -30,6 +29,7 @@ def compare(
     """Compare results made elsewhere: lm-evaluation-harness, Inspect, promptfoo, CSV or JSONL, runs."""
     from nbhelpers import store
     from nbhelpers.logs import compare, read
+    from nbhelpers.report import html
 
     if export or dataset:
         from nbhelpers.tracking import result
@@ -43,13 +43,10 @@ def compare(
     choice = Choice(**options)
     logs = [log for file in files for log in read.read(*_log(file), choice)]
     found = compare.compare_logs(logs, choice)
-    said = compare.lines(found)
+    page = out and html.write_logs(out, found, logs)
     if out:
-        from nbhelpers.report import html
-
         store.write_json(out / "comparison.json", found)
-        said.append(f"report  {html.write_logs(out, found, logs)}")
-    print(store.as_json(found) if as_json else printable("\n".join(said)) + "\n", end="")
+    print(store.as_json(found).rstrip() if as_json else html.words("logs.txt", found=found, page=page))
 
 
 @with_options(Choice)
@@ -67,15 +64,15 @@ def gate(
     """May the candidate pass? Exit code 0: not worse by the margin, 1: worse, 3: cannot tell, 2: usage."""
     from nbhelpers import store
     from nbhelpers.logs import gate, read
+    from nbhelpers.report import html
 
     choice = Choice(**options)
     old, new = (read.read(*_log(file), choice) for file in (baseline, candidate))
     found = gate.gate(old, new, choice, dict(map(_budget, budget or [])))
-    if junit:
-        store.write_text(junit, [printable(gate.junit(found))])
-    if markdown:
-        store.write_text(markdown, [gate.markdown(found)])
-    print(store.as_json(found) if as_json else printable(gate.text(found)), end="")
+    for out, template in ((junit, "gate.xml"), (markdown, "gate.md")):
+        if out:
+            store.write_text(out, [html.words(template, found=found)])
+    print(store.as_json(found).rstrip() if as_json else html.words("gate.txt", found=found))
     raise typer.Exit(gate.EXIT_CODES[found.outcome])
 
 

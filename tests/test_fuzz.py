@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from saved_models import make_model
 
 from nbhelpers import records, registry, store
-from nbhelpers.comparison import compare as comparison
 from nbhelpers.comparison import labels
 from nbhelpers.loading import folder as checkpoints
 from nbhelpers.loading.folder import inspect
 from nbhelpers.records import LabError
 from nbhelpers.report import html as report
 from nbhelpers.scoring import costs, rubric, texts
+from nbhelpers.tracking import result as tracking
 from tools import quiz
 
 MANY = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
@@ -243,7 +243,7 @@ def test_the_report_of_a_damaged_run(folder, draw):
     made_runs.write_info(run, ["m"])
     path = draw.draw(st.sampled_from(sorted(path for path in run.rglob("*.json*"))))
     path.write_bytes(draw.draw(damaged(path.read_bytes())))
-    outcome(lambda: comparison.read_results(run))
+    outcome(lambda: tracking.read_results(run))
     page = outcome(lambda: report.write_report(run))
     assert page is None or "</html>" in page.read_text()
     assert "</html>" in report.write_runs_index(folder).read_text()

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nbhelpers import registry, store
+from nbhelpers import store
 from nbhelpers.comparison import ratings
+from nbhelpers.comparison.comparable import comparable
 from nbhelpers.comparison.speed import compare_speeds
-from nbhelpers.records import LAB_SCALE, SCHEMA_VERSION, Estimate, LabError, Record, Result, Sample, Scale
+from nbhelpers.records import LAB_SCALE, SCHEMA_VERSION, Estimate, LabError, Record, Result, Scale
 from nbhelpers.stats import paired, sequential
-from nbhelpers.stats.estimate import by_unit, estimate, mean_score
-from nbhelpers.stats.paired import Comparison
-from nbhelpers.tracking.result import read_info, read_results, spec_of
+from nbhelpers.stats.estimate import estimate, mean_score
+from nbhelpers.stats.paired import Comparison, Scores
+from nbhelpers.tracking.result import read_info, read_results
 
 MARGIN = LAB_SCALE.margin  # points below which a difference does not matter to us (a choice)
-FOREIGN = "samples/not_applicable"  # texts without a score, because a rubric reads English
-CONDITIONS = ("task", "prompts", "max_new_tokens", "temperature", "top_k", "top_p")
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,8 @@ class ComparisonReport(Record):
     planned: int | None = None  # of a run --until-decided: its prompts; ``pairs`` hold at every look
     scale: Scale = LAB_SCALE  # of ``primary``
     speed: tuple[Comparison, ...] = ()  # log ratios of speeds, the faster model first; "better" is faster
+    task: str = ""  # of logs
+    lacking: dict[str, dict[str, str]] = field(default_factory=dict)  # model -> items of others -> why
 
     @property
     def verdicts(self) -> tuple[Comparison, ...]:
@@ -75,95 +75,16 @@ def assemble(run_dir: Path, margin: float | None = None) -> ComparisonReport:
             found = ratings.correct(known, results, margin or MARGIN)  # in readers' points
         except LabError as error:  # those that ship may do without the sheet's
             report = replace(report, notes=(*report.notes, f"Not corrected by the ratings: {error}"))
-            found = ratings.correct(known._replace(people={}), results, margin or MARGIN)
+            known = known._replace(given={"readers": known.readers})
+            found = ratings.correct(known, results, margin or MARGIN)
     except LabError as error:
         return replace(report, notes=(*report.notes, f"Not corrected by the ratings: {error}"))
     if found is None:
         return report
-    by_name, basis = {result.model: result for result in results}, f"corrected by {found.ratings} ratings"
-    pick, reason = pick_model([by_name[model] for model in found.ranking], found.pairs)
+    speeds, basis = {r.model: words_per_s(r) for r in results}, f"corrected by {found.ratings} ratings"
+    pick, reason = pick_model([*found.ranking], found.pairs, speeds)
     report = replace(report, readers=found.ranking, corrected=found.pairs)
     return replace(report, pick=pick, pick_reason=reason, basis=basis)
-
-
-def comparable(run_dir: Path) -> tuple[list[Result], dict[str, str], list[str]]:
-    """The results that can be compared, why other models cannot, and what a reader must know of the prompts.
-
-    The results have the prompts that all of them share; those with one text are one unit: the mean of their
-    scores, under the first id. LabError for a folder with neither a run.json nor a result.json.
-    """
-    (results, excluded), info, notes = read_results(run_dir), read_info(run_dir), list[str]()
-    if info is None and not results and not excluded:
-        raise LabError(f"The run {run_dir.name} has no result.json: run the notebooks 01 to 06 first.")
-    done = {result.slug for result in results} | {result.settings.model for result in results}
-    for model in info.models if info else ():
-        spec = spec_of(model, info)
-        if info and not done & {model, spec.slug}:
-            failed = (s for s in info.notebooks if s.status == "failed" and s.model == model)
-            error = next((f"{s.notebook}: {s.error}" for s in failed), "its notebooks have not run")
-            excluded[spec.alias] = excluded.pop(spec.slug, error)
-    made = [_conditions(r) for r in results if r.quality_applies and r.finished]
-    usual, most = max(made, key=made.count, default={}), max((len(r.per_prompt) for r in results), default=0)
-    asked = {r.slug: _asked(run_dir / r.slug, r) for r in results}
-    texts = dict[str, str]()
-    for prompt in sorted(set[str]().union(*asked.values())):
-        said = [own[prompt] for own in asked.values() if prompt in own]
-        texts[prompt] = max(said, key=said.count)
-    own = any(result.settings.task for result in results)  # its texts may be the last turn of many
-    for result in results:
-        clash = [prompt for prompt, text in asked[result.slug].items() if text != texts[prompt]]
-        if why := _why_not(result, usual, clash, most):
-            excluded[result.model] = why
-        for name in (name for name in result.metrics if name.startswith(FOREIGN)):
-            which = name.replace(FOREIGN, "").replace("/", " ", 1)  # "": the primary one
-            part = f"{result.metrics[name]:g} of {result.attempted} texts have no score{which}"
-            why = "scores.jsonl says why" if own else "because the prompt or the answer is not English"
-            notes.append(f"{result.model}: {part}, {why}.")
-    first = dict[str, str]()
-    unit = {p: first.setdefault(p if own else registry.one_text(text), p) for p, text in texts.items()}
-    if len(first) < len(unit):
-        notes.append(f"{len(unit)} prompts have {len(first)} different texts: each text counts once.")
-    if clusters := {prompt: one for result in results for prompt, one in result.clusters.items()}:
-        several = f"{len(clusters)} items stand in {len(set(clusters.values()))} clusters"
-        notes.append(f"{several}: each cluster counts once, as one prompt.")
-        unit |= clusters
-    scores = {r.model: by_unit(r.per_prompt, unit) for r in results if r.model not in excluded}
-    shared = sorted(set[str].intersection(*map(set, scores.values()))) if scores else []
-    if not shared:
-        excluded |= dict.fromkeys(scores, "it shares no prompt with the others")
-    elif lost := sorted(set[str]().union(*scores.values()).difference(shared)):
-        notes.append(f"Left out, because some model has no score there: {', '.join(lost)}.")
-    kept = [result for result in results if result.model not in excluded]
-    kept = [replace(r, per_prompt={prompt: scores[r.model][prompt] for prompt in shared}) for r in kept]
-    return kept, excluded, notes
-
-
-def _why_not(result: Result, usual: dict[str, Any], clash: Sequence[str], most: int) -> str | None:
-    """Why a model cannot be compared on quality, or None."""
-    other = [name for name, value in _conditions(result).items() if value != usual.get(name, value)]
-    if FOREIGN in result.metrics and 2 * len(result.per_prompt) <= most:
-        why = "the rubric reads English, and most of its prompts or answers are not"
-        return "most of its answers have no score" if result.settings.task else why
-    if not result.quality_applies:
-        return "random weights: quality is not applicable, speed and memory are real"
-    if not result.finished:
-        return f"all {result.attempted} generations failed"
-    if other:
-        return f"made under other conditions than most of the models: {', '.join(other)}"
-    return f"its prompts have other texts than those of most models: {', '.join(clash)}" if clash else None
-
-
-def _asked(folder: Path, result: Result) -> dict[str, str]:
-    """Prompt id -> text of a model's samples; empty where there are none to read."""
-    with suppress(LabError):
-        rows = store.read_rows(folder / "samples.jsonl", Sample)
-        return {row.prompt_id: row.prompt for row in rows if row.prompt_id in result.per_prompt}
-    return {}
-
-
-def _conditions(result: Result) -> dict[str, Any]:
-    """What must be equal for scores to be comparable; repeats and seed only change the precision."""
-    return {"score": result.primary, **{name: vars(result.settings)[name] for name in CONDITIONS}}
 
 
 def compare(
@@ -175,21 +96,51 @@ def compare(
     by: str = "",
 ) -> ComparisonReport:
     """Compare results of one score on the same prompts. Pure. looks: ``sequential.looks_of``."""
-    own, scale = any(r.settings.task for r in results), results[0].scale if results else LAB_SCALE
-    margin, sign = scale.margin if margin is None else margin, -1 if scale.higher_is_better else 1
-    means = {r.model: mean_score(r.per_prompt.values(), r.primary, scale) for r in results}
-    ranked = sorted(results, key=lambda result: sign * (means[result.model].mean or 0.0))
-    prompts, planned = tuple(sorted(ranked[0].per_prompt)) if ranked else (), sum(map(len, looks))
-    per_model = {r.model: r.per_prompt for r in ranked}
-    basis = f"by the {by or 'rubric'}" if by or not own else f"by {ranked[0].primary}"
-    basis += f", by an always-valid test after {len(prompts)} of {planned} prompts" if planned else ""
-    numbers = sequential.measured(per_model, margin, looks)
-    numbers = [replace(n, unit=scale.unit, items="items" if own else "prompts") for n in numbers]
-    pairs = paired.judged(numbers, [scale.higher_is_better] * len(numbers))
-    ranking, primary = {r.model: means[r.model] for r in ranked}, ranked[0].primary if ranked else ""
-    advice = *pick_model(ranked, pairs), *size_effect(ranked, scale, looks)
-    report = ComparisonReport(primary, prompts, ranking, pairs, *advice, excluded, notes=tuple(notes))
-    return replace(report, basis=basis, planned=planned or None, scale=scale)
+    own, named = any(r.settings.task for r in results), {r.model: r for r in results}
+    primary, scale = (results[0].primary, results[0].scale) if results else ("", LAB_SCALE)
+    scale = scale if margin is None else replace(scale, margin=margin)
+    scores = {model: dict(sorted(r.per_prompt.items())) for model, r in named.items()}
+    items = "items" if own else "prompts"
+    table = Table(primary=primary, scores=scores, scale=scale, items=items, looks=looks)
+    ranking, numbers = table.measured()
+    speeds = {model: words_per_s(r) for model, r in named.items()}
+    by = f"the {by or 'rubric'}" if by or not own else primary
+    report = table.report(ranking, paired.judged(numbers), by, speeds)
+    slope, said = size_effect([named[model] for model in ranking], scale, looks)
+    return replace(report, size_slope=slope, size_hypothesis=said, excluded=excluded, notes=tuple(notes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Models' scores on the same prompts, of a run or of logs: what a comparison rests on."""
+
+    primary: str  # the score's name
+    scores: dict[str, Scores]  # model -> what is counted -> mean
+    scale: Scale
+    items: str  # what is counted
+    looks: Sequence[Sequence[str]] = ()  # ``sequential.looks_of``
+
+    def measured(self, tests: int | None = None) -> tuple[dict[str, Estimate], list[Comparison]]:
+        """Each model's mean, the best first, and the numbers of every pair, before the verdicts.
+
+        tests: ``paired.measured``.
+        """
+        scale, scores = self.scale, self.scores
+        means = {model: mean_score(own.values(), self.primary, scale) for model, own in scores.items()}
+        order = sorted(means, key=lambda model: means[model].mean or 0.0, reverse=scale.higher_is_better)
+        pairs = sequential.measured({m: scores[m] for m in order}, scale.margin, self.looks, tests=tests)
+        how: dict[str, Any] = {"unit": scale.unit, "items": self.items, "higher": scale.higher_is_better}
+        return {model: means[model] for model in order}, [replace(pair, **how) for pair in pairs]
+
+    def report(
+        self, ranking: dict[str, Estimate], pairs: tuple[Comparison, ...], by: str, speeds: dict[str, float]
+    ) -> ComparisonReport:
+        """What the verdicts come to. by: what they rest on; speeds: ``pick_model``."""
+        units, planned = tuple(next(iter(self.scores.values()), ())), sum(map(len, self.looks))
+        by += f", by an always-valid test after {len(units)} of {planned} {self.items}" if planned else ""
+        pick = pick_model([*ranking], pairs, speeds)
+        report = ComparisonReport(self.primary, units, ranking, pairs, *pick, None, "", {})
+        return replace(report, basis=f"by {by}", planned=planned or None, scale=self.scale)
 
 
 def size_effect(
@@ -219,11 +170,13 @@ def size_effect(
     return slope, f"{found}: {figures} over {slope.n} prompts, for these {len(results)} models only."
 
 
-def pick_model(ranked: Sequence[Result], pairs: Sequence[Comparison]) -> tuple[str | None, str]:
-    """The leader by mean or, of those tied with it, the fastest; and why. ``ranked``: the best first."""
-    if not ranked:
+def pick_model(
+    models: Sequence[str], pairs: Sequence[Comparison], speeds: Mapping[str, float]
+) -> tuple[str | None, str]:
+    """The leader by mean or, of those tied with it, the fastest; and why. ``models``: the best first."""
+    if not models:
         return None, "No model could be compared on quality."
-    leader, rivals = ranked[0].model, [pair for pair in pairs if pair.a == ranked[0].model]
+    leader, rivals = models[0], [pair for pair in pairs if pair.a == models[0]]
     if not rivals:
         return leader, f"{leader} is the only model with comparable results."
     tied = [pair.b for pair in rivals if pair.verdict == "tied"]
@@ -231,7 +184,7 @@ def pick_model(ranked: Sequence[Result], pairs: Sequence[Comparison]) -> tuple[s
     if not tied and not unclear:
         ahead = f"ahead of the next one, {rivals[0].b}, by {_points(rivals[0])}"
         return leader, f"{leader} {_verbs(rivals[0].unit)[0]} better than every other model here: {ahead}."
-    pick = max((r for r in ranked if r.model in (leader, *tied)), key=words_per_s).model
+    pick = max((leader, *tied), key=lambda model: speeds.get(model, 0.0))
     reason = f"No mean is higher than that of {leader}"
     if unclear:
         closest = min(unclear, key=lambda pair: abs(pair.difference or 0.0))
@@ -239,7 +192,7 @@ def pick_model(ranked: Sequence[Result], pairs: Sequence[Comparison]) -> tuple[s
         reason += f", but its lead over {names} cannot be told from chance ({closest.b}: {_points(closest)})"
     if tied:
         reason += f". Within {rivals[0].margin:g} {rivals[0].unit} it is tied with {', '.join(tied)}"
-        reason += f", and of these {pick} writes the most words per second"
+        reason += f", and of these {pick} writes the most words per second" if speeds else ""
     return pick, f"{reason}."
 
 

@@ -1,13 +1,12 @@
 """Ratings by people: a blind sheet of a run's texts goes out, filled-in sheets come back, agreement follows.
 
 Or a judge, a model, rates every text. All rate from 1 to 10, and so does the rubric. results: those of
-``compare.comparable``.
+``comparable``.
 """
 
 from __future__ import annotations
 
 import csv
-import io
 import math
 import random
 import re
@@ -35,7 +34,7 @@ def write_sheet(run_dir: Path, results: Sequence[Result], count: int = 40, seed:
     """Write a sheet of at least ``count`` texts, if there are, without model or score; and the key file.
 
     Whole prompts in the random order that the key records, each with a text of every model, the repeat drawn
-    too. results: of ``compare.comparable``. LabError for a run without texts or with a sheet already.
+    too. results: of ``comparable``. LabError for a run without texts or with a sheet already.
     """
     name = run_dir.name
     if (run_dir / KEY).exists() or (run_dir / SHEET).exists():
@@ -88,29 +87,24 @@ def read_sheet(run_dir: Path, path: Path) -> Labels:
     Commas or semicolons separate its cells. A rater who is read again is replaced. LabError with the line for
     an unknown or repeated item and a bad score.
     """
-    items, found, line = ratings.read_key(run_dir).items, dict[str, float](), 1
+    items, found = ratings.read_key(run_dir).items, dict[str, float]()
     try:
-        content = path.read_bytes().decode("utf-8-sig")
-        heading = content.partition("\n")[0]
-        delimiter = ";" if heading.count(";") > heading.count(",") else ","
-        sheet = csv.DictReader(io.StringIO(content, newline=""), restval="", delimiter=delimiter)
-        if not {"item", "score"} <= set(sheet.fieldnames or ()):
-            raise LabError(f"{path.name}, line 1: the columns item and score are missing.")
-        for row in sheet:
-            item, score, where = row["item"].strip(), row["score"].strip(), f"{path.name}, line {line + 1}"
-            line = sheet.line_num  # a text may run over several lines
-            if not score:
-                continue
-            if item not in items or item in found:
-                raise LabError(f"{where}: item {item!r} is not in {KEY}, or is there twice.")
-            rating = float(score.replace(",", ".")) if _RATING.fullmatch(score) else 0.0
-            if not 1 <= rating <= 10:
-                raise LabError(f"{where}: the score {score!r} of item {item} is no number from 1 to 10.")
-            found[item] = rating
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        text = path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
         raise LabError(f"The sheet {path.name} cannot be read ({error}): save it as CSV in UTF-8.") from None
+    for line, row in store.table(text, path.name):
+        where = f"{path.name}, line {line}"
+        if not {"item", "score"} <= row.keys():
+            raise LabError(f"{where}: the columns item and score are missing.")
+        item, score = row["item"].strip(), row["score"].strip()
+        if score and (item not in items or item in found):
+            raise LabError(f"{where}: item {item!r} is not in {KEY}, or is there twice.")
+        rating = float(score.replace(",", ".")) if _RATING.fullmatch(score) else 0.0
+        if score and not 1 <= rating <= 10:
+            raise LabError(f"{where}: the score {score!r} of item {item} is no number from 1 to 10.")
+        found |= {item: rating} if score else {}
     if not found:
-        raise LabError(f"The sheet {path.name} holds no scores: fill in the column score.")
+        raise LabError(f"The sheet {path.name} holds no scores: fill in the columns item and score.")
     labels = run_dir / LABELS
     old = store.read_json(labels, Labels).ratings if labels.exists() else {}
     store.write_json(labels, new := Labels({**old, f"{PERSON}{path.stem}": found}))
@@ -141,8 +135,8 @@ def agreement(known: Ratings, primary: str) -> tuple[Estimate, ...]:
     "readers" are those whose ratings ship with the default run's texts. ``n`` counts the texts that both have
     rated. () without ratings.
     """
-    others = known.judges | ({"readers": known.readers} if known.readers else {})
-    people = list(known.people.values())
+    others = {who: by for who, by in known.given.items() if not who.startswith(PERSON)}
+    people = known.people
     if not people and not others:
         return ()
     keys = dict.fromkeys(key for by in (*people, *others.values()) for key in by)

@@ -14,9 +14,10 @@ from statistics import fmean
 from typing import NamedTuple
 
 from nbhelpers import registry, store
-from nbhelpers.records import LAB_SCALE, SCHEMA_VERSION, Estimate, LabError, Record, Result, Sample, Score
+from nbhelpers.records import LAB_SCALE, SCHEMA_VERSION, Estimate, LabError, Record, Result, Sample
 from nbhelpers.stats import corrected
 from nbhelpers.stats.paired import Comparison
+from nbhelpers.tracking.result import read_rows
 
 KEY, LABELS, JUDGED = "labels_key.json", "labels.json", "judged.json"
 SHIPPED = "readers/default_run.jsonl"
@@ -90,12 +91,18 @@ class Ratings(NamedTuple):
 
     texts: dict[str, Text]
     scores: By  # by the rubric, or by the judge that takes its place
+    given: dict[str, By]  # by "person NAME", "judge MODEL" and "readers", whose ratings ship with the texts
     key: LabelKey | None  # of the run's sheet
-    people: dict[str, By]  # of that sheet, by rater
-    judges: dict[str, By]  # "judge MODEL"
     judge: str  # the latest, which takes the rubric's place; "" for none
-    readers: By  # what ships with texts of the default run
-    order: list[str]  # the prompts as those readers came to them
+    order: list[str]  # the prompts as the readers came to them
+
+    @property
+    def people(self) -> list[By]:
+        return [by for who, by in self.given.items() if who.startswith(PERSON)]
+
+    @property
+    def readers(self) -> By:
+        return self.given.get("readers", {})
 
 
 class Correction(NamedTuple):
@@ -110,14 +117,13 @@ def read_texts(run_dir: Path, results: Sequence[Result]) -> dict[str, Text]:
     """Key -> text of these models with a score, in the files' order. LabError for a file it cannot read."""
     found = {}
     for result in results:
-        rows = {row.key: row for row in store.read_rows(run_dir / result.slug / "samples.jsonl", Sample)}
-        scores = {s.key: s.values for s in store.read_rows(run_dir / result.slug / "scores.jsonl", Score)}
-        known = (row for row in rows.values() if row.prompt_id in result.per_prompt)
+        rows = read_rows(run_dir / result.slug)
+        known = (row for row, _ in rows if row.prompt_id in result.per_prompt)
         units = {registry.one_text(row.prompt): row.prompt_id for row in known}
-        for key, sample in rows.items():
-            unit, score = units.get(registry.one_text(sample.prompt)), scores.get(key, {}).get(result.primary)
-            if unit is not None and score is not None:
-                found[key] = Text(result.model, unit, sample, score)
+        for sample, score in rows:
+            unit = units.get(registry.one_text(sample.prompt))
+            if unit is not None and score and (value := score.values.get(result.primary)) is not None:
+                found[sample.key] = Text(result.model, unit, sample, value)
     return found
 
 
@@ -139,29 +145,22 @@ def read_judged(run_dir: Path) -> dict[str, dict[str, float | None]]:
 
 def read_ratings(run_dir: Path, results: Sequence[Result]) -> Ratings:
     """All that was given to these models' texts. LabError for a file it cannot read."""
-    texts, sheet = read_texts(run_dir, results), dict[str, By]()
+    texts, given, judge = read_texts(run_dir, results), dict[str, By](), ""
     key = read_key(run_dir) if (run_dir / LABELS).exists() else None
     if key:
-        given = store.read_json(run_dir / LABELS, Labels).ratings
-        sheet = {who: {key.items[n]: r for n, r in by.items() if n in key.items} for who, by in given.items()}
-    people = {who: by for who, by in sheet.items() if who.startswith(PERSON)}
-    judges = {who: by for who, by in sheet.items() if who not in people}
-    judge = ""
+        for who, sheet in store.read_json(run_dir / LABELS, Labels).ratings.items():
+            given[who] = {key.items[item]: r for item, r in sheet.items() if item in key.items}
     for model, rated in read_judged(run_dir).items():
-        judges[judge := f"judge {model}"] = {sample: r for sample, r in rated.items() if r is not None}
+        given[judge := f"judge {model}"] = {sample: r for sample, r in rated.items() if r is not None}
     path = store.data_dir() / SHIPPED
     readings = sorted(store.read_rows(path, Reading), key=lambda r: r.place) if path.exists() else []
     known = {(reading.prompt, reading.text): reading.rating for reading in readings}
     said = {sample: (text.sample.prompt, text.sample.text) for sample, text in texts.items()}
-    readers = {sample: known[words] for sample, words in said.items() if words in known}
+    if readers := {sample: known[words] for sample, words in said.items() if words in known}:
+        given["readers"] = readers
     order = list(dict.fromkeys(reading.prompt_id for reading in readings))
     scores = {sample: text.score for sample, text in texts.items()}
-    return Ratings(texts, scores, key, people, judges, judge, readers, order)
-
-
-def by_rater(known: Ratings) -> dict[str, By]:
-    """Everybody's ratings, "readers" those of the ones that ship."""
-    return known.people | known.judges | ({"readers": known.readers} if known.readers else {})
+    return Ratings(texts, scores, given, key, judge, order)
 
 
 def judged(known: Ratings, results: Sequence[Result]) -> tuple[Ratings, list[Result], list[str]]:
@@ -170,7 +169,7 @@ def judged(known: Ratings, results: Sequence[Result]) -> tuple[Ratings, list[Res
     A text that the judge did not rate is missing; one that was never written has ``LOWEST``. A prompt is left
     out where some model has no text left. Where fewer than ``corrected.LEAST`` stay, all is as it was.
     """
-    given = known.judges[known.judge] | {k: LOWEST for k, t in known.texts.items() if t.sample.error}
+    given = known.given[known.judge] | {k: LOWEST for k, t in known.texts.items() if t.sample.error}
     scores = {key: given[key] for key in known.texts if key in given}
     groups: dict[str, dict[str, list[float]]] = {result.model: {} for result in results}
     for text, rating in ((known.texts[key], rating) for key, rating in scores.items()):
@@ -202,7 +201,7 @@ def correct(known: Ratings, results: Sequence[Result], margin: float) -> Correct
     rated, given = _first_whole(drawn, known, len(results))
     if known.people:
         after = [key for prompt in list(drawn)[len(rated) + 1 :] for key in drawn[prompt].values()]
-        if any(key in by for by in known.people.values() for key in after):
+        if any(key in by for by in known.people for key in after):
             raise LabError(
                 f"no rater has rated every text of the prompt {list(drawn)[len(rated)]}, and later ones are "
                 "rated. Only ratings from the first item on, in their order, are a random sample."
@@ -250,7 +249,7 @@ def _first_whole(drawn: Drawn, known: Ratings, models: int) -> tuple[dict[str, B
     rated, given = dict[str, By](), 0
     for prompt, keys in drawn.items():
         read = [key for key in keys.values() if known.texts[key].sample.error is None]
-        raters = list(known.people.values()) or [known.readers]
+        raters = known.people or [known.readers]
         whole = [by for by in raters if len(keys) == models and all(key in by for key in read)]
         if not whole:
             break

@@ -6,16 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
-
-from scipy import special
+from statistics import fmean
 
 from nbhelpers import store
 from nbhelpers.generation.latency import FILE, LatencyPass
 from nbhelpers.records import LabError, Result, Sample
-from nbhelpers.stats.estimate import by_unit, estimate
-from nbhelpers.stats.paired import Comparison, judged, sign_flip_p
+from nbhelpers.stats import paired
+from nbhelpers.stats.estimate import by_unit
+from nbhelpers.stats.paired import Comparison, Scores
 
 MARGIN = math.log(1.05)  # a smaller ratio of speeds does not matter to us (a choice)
 Speeds = Mapping[tuple[str, int], float]  # (prompt, round) -> log of a speed
@@ -50,24 +49,19 @@ def compare_speeds(run_dir: Path, results: Sequence[Result]) -> tuple[Comparison
 def in_pairs(speeds: Mapping[str, Speeds], clusters: Mapping[str, str]) -> tuple[Comparison, ...]:
     """``Comparison`` of log speeds for every pair, the faster model first; "better" is faster. Pure.
 
-    Differences within a prompt and round lose what the machine did at that time. The unit is the prompt, or
-    its cluster. Student's t gives interval and p: sign flips of a few prompts never tell many pairs apart.
+    Only prompts and rounds that all models have count: the differences then lose what the machine did at that
+    time. The unit is the prompt, or its cluster. Student's t gives interval and p: sign flips of a few
+    prompts never tell many pairs apart.
     """
-    found = list[Comparison]()
-    ranked = sorted(speeds, key=lambda model: -sum(speeds[model].values()) / len(speeds[model]))
-    for one, other in combinations(ranked, 2):
-        ratios = dict[str, list[float]]()
-        for cell in sorted(speeds[one].keys() & speeds[other].keys()):
-            ratios.setdefault(cell[0], []).append(speeds[one][cell] - speeds[other][cell])
-        x = list(by_unit({prompt: sum(own) / len(own) for prompt, own in ratios.items()}, clusters).values())
-        e = estimate(x)
-        pair = Comparison(one, other, e.n, e.mean, e.low, e.high, margin=MARGIN, reason=e.reason)
-        if e.sd and e.mean is not None:
-            pair = replace(pair, p=2 * float(special.stdtr(e.n - 1, -abs(e.mean) / e.sd * math.sqrt(e.n))))
-        elif e.n > 1:  # all differences are equal
-            pair = replace(pair, p=sign_flip_p(x))
-        found.append(replace(pair, unit="log ratio"))
-    return judged(found)
+    per_model = dict[str, Scores]()
+    for model, own in speeds.items():
+        rounds = dict[str, list[float]]()
+        for cell in sorted(set[tuple[str, int]].intersection(*map(set, speeds.values()))):
+            rounds.setdefault(cell[0], []).append(own[cell])
+        per_model[model] = by_unit({prompt: fmean(x) for prompt, x in rounds.items()}, clusters)
+    ranked = sorted(per_model, key=lambda model: -sum(per_model[model].values()))
+    found = paired.measured({model: per_model[model] for model in ranked}, MARGIN, p_of=paired.student_p)
+    return paired.judged([replace(pair, unit="log ratio") for pair in found])
 
 
 def speed_sentence(pair: Comparison) -> str:

@@ -9,16 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
+from typing import Any
 
-from nbhelpers.comparison import compare
-from nbhelpers.comparison.compare import ComparisonReport
-from nbhelpers.errors import some
-from nbhelpers.logs.read import Log, named, pooled
+from nbhelpers.comparison.comparable import units_of
+from nbhelpers.comparison.compare import ComparisonReport, Table
+from nbhelpers.logs.formats import Log
+from nbhelpers.logs.read import named, pooled
 from nbhelpers.options import Choice
-from nbhelpers.records import LAB_SCALE, SCHEMA_VERSION, LabError, Record, Scale
-from nbhelpers.stats import estimate, paired, sequential
-from nbhelpers.stats.paired import Scores
+from nbhelpers.records import LAB_SCALE, SCHEMA_VERSION, LabError, Record
+from nbhelpers.stats import estimate, paired
 from nbhelpers.tasks import RIGHT
 
 MEASURED = ("latency", "ttft", "tpot", "tokens", "energy", "time", "cost")  # for budgets, never compared
@@ -26,67 +25,37 @@ FEW = 5  # items that a sentence names; the JSON has all
 
 
 @dataclass(frozen=True)
-class LogComparison(Record):
-    """Models on one task by one metric."""
-
-    task: str
-    higher_is_better: bool
-    report: ComparisonReport  # its ``primary`` is the metric, its ``prompts`` what is counted
-    lacking: dict[str, dict[str, str]]  # model -> items that others have -> why it has no score
-
-
-@dataclass(frozen=True)
 class LogsReport(Record):
     """comparison.json of `nbhelpers compare --out`; p is corrected over the pairs of all comparisons."""
 
-    comparisons: tuple[LogComparison, ...]
+    comparisons: tuple[ComparisonReport, ...]  # a task and metric each
     notes: tuple[str, ...]
     schema_version: int = SCHEMA_VERSION
 
 
-@dataclass(frozen=True)
-class Group:
+@dataclass(frozen=True, kw_only=True)
+class Group(Table):
     """Logs of one task and metric on what they share."""
 
     logs: Sequence[Log]
-    scores: dict[str, Scores]  # model -> item or cluster -> mean
-    items: str  # what is counted: prompts, items or clusters
-    scale: Scale  # RIGHT of scores from 0 to 1, the laboratory's of all others; its margin is not theirs
-    margin: float
     lacking: dict[str, dict[str, str]]
     notes: list[str]
-    looks: tuple[tuple[str, ...], ...] = ()  # of a run that stopped early
 
 
 def compare_logs(logs: Sequence[Log], choice: Choice) -> LogsReport:
     """Every task and metric of the choice that at least two logs have. LabError where there is none."""
     found, notes = groups(named(logs), choice)
     tests = sum(math.comb(len(group.scores), 2) for group in found)
-    numbers, rankings, higher = [], [], list[bool]()
-    for group in found:
-        means = {m: estimate.mean_score(own.values(), m, group.scale) for m, own in group.scores.items()}
-        best_first = sorted(means, key=lambda model: means[model].mean or 0.0, reverse=group.logs[0].higher)
-        rankings.append({model: means[model] for model in best_first})
-        scores = {model: group.scores[model] for model in best_first}
-        pairs = sequential.measured(scores, group.margin, group.looks, tests=tests)
-        numbers += [replace(pair, unit=group.logs[0].unit, items=group.items) for pair in pairs]
-        higher += [group.logs[0].higher] * len(pairs)
-    judged, comparisons = iter(paired.judged(numbers, higher)), []
-    for group, ranking in zip(found, rankings, strict=True):
-        first, own = group.logs[0], [next(judged) for _ in range(math.comb(len(ranking), 2))]
-        lead, units = own[: len(ranking) - 1], tuple(next(iter(group.scores.values())))
-        pick = lead[0].a if all(pair.verdict == "better" for pair in lead) else None
-        said = " ".join(map(compare.verdict_sentence, lead))
-        basis = f"by {first.metric} ({'higher' if first.higher else 'lower'} is better)"
-        basis += f", margin {group.margin:g}"
-        if group.looks:
-            planned = sum(map(len, group.looks))
-            basis += f", by an always-valid test after {len(units)} of {planned} {group.items}"
-        basis += f", p corrected over {tests} comparisons" if tests > 1 else ""
-        report = ComparisonReport(first.metric, units, ranking, tuple(own), pick, said, None, "", {})
+    numbers = [group.measured(tests) for group in found]
+    judged, reports = iter(paired.judged([pair for _, own in numbers for pair in own])), []
+    for group, (ranking, own) in zip(found, numbers, strict=True):
+        better = "higher" if group.scale.higher_is_better else "lower"
+        by = f"{group.primary} ({better} is better), margin {group.scale.margin:g}"
+        report = group.report(ranking, tuple(next(judged) for _ in own), by, {})
+        basis = report.basis + (f", p corrected over {tests} comparisons" if tests > 1 else "")
         report = replace(report, basis=basis, notes=tuple(group.notes))
-        comparisons.append(LogComparison(first.task, first.higher, report, group.lacking))
-    return LogsReport(tuple(comparisons), tuple(notes))
+        reports.append(replace(report, task=group.logs[0].task, lacking=group.lacking))
+    return LogsReport(tuple(reports), tuple(notes))
 
 
 def groups(logs: Sequence[Log], choice: Choice) -> tuple[list[Group], list[str]]:
@@ -94,7 +63,7 @@ def groups(logs: Sequence[Log], choice: Choice) -> tuple[list[Group], list[str]]
     notes = list(dict.fromkeys(note for log in logs for note in log.notes))
     given, logs = logs, [log for log in logs if log.metric not in MEASURED or log.metric == choice.metric]
     settings = dict[str, dict[str, None]]()
-    for name, said in (one for log in logs for one in log.made.settings):
+    for name, said in (one for log in logs for one in log.settings):
         settings.setdefault(name, {})[said] = None
     if differ := [f"{name} ({' and '.join(said)})" for name, said in settings.items() if len(said) > 1]:
         notes.append(
@@ -165,18 +134,13 @@ def _group(logs: Sequence[Log], choice: Choice) -> Group:
             raise LabError(
                 f"The item {item} stands in two clusters{of(first.task)}: {clusters[item][8:]}, {cluster}."
             )
-    counted, of_text = "prompts" if first.unit == LAB_SCALE.unit else "items", dict[str, str]()
-    one_text = {item: of_text.setdefault(first.asked[item][0] or item, item) for item in shared}
-    if (different := len(set(one_text.values()))) < len(shared):
-        notes.append(f"{len(shared)} {counted} have {different} different texts: each text counts once.")
-    units = dict[str, list[str]]()
-    for item in shared:
-        units.setdefault(clusters.get(item, one_text[item]), []).append(item)
-    if clusters.keys() & set(shared) and len(units) < different:
-        notes.append(f"{len(shared)} {counted} in {len(units)} clusters: clusters are what is counted.")
-        counted = "clusters"
-    scores = {g.model: {u: fmean(g.scores[i] for i in own) for u, own in units.items()} for g in logs}
-    own = sorted({g.made.margin for g in logs if g.made.margin}) if choice.margin is None else [choice.margin]
+    counted = "prompts" if first.unit == LAB_SCALE.unit else "items"
+    texts = {item: first.asked[item][0] or item for item in shared}
+    units, counts = units_of(texts, clusters, counted)
+    counted = "clusters" if len(set(units.values())) < len(set(texts.values())) else counted
+    notes += counts
+    scores = {g.model: estimate.by_unit({i: g.scores[i] for i in shared}, units) for g in logs}
+    own = sorted({g.margin for g in logs if g.margin}) if choice.margin is None else [choice.margin]
     if len(own) > 1:
         said = " and ".join(f"{one:g}" for one in own)
         raise LabError(f"The runs' own margins of {first.metric} are {said}: choose one by --margin.")
@@ -189,21 +153,7 @@ def _group(logs: Sequence[Log], choice: Choice) -> Group:
     margin = own[0] if own else scale.margin
     if not 0 < margin < math.inf:
         raise LabError(f"The margin is {margin:g}: it must be more than 0.")
-    looks = next((log.made.looks for log in logs if log.made.looks), ())
-    return Group(logs, scores, counted, scale, margin, lacking, notes, looks)
-
-
-def lines(found: LogsReport) -> list[str]:
-    """The tables and verdicts as text."""
-    said = list[str]()
-    for one in found.comparisons:
-        report = one.report
-        said.append(f"{report.primary}{of(one.task)} over {some(len(report.prompts), report.pairs[0].items)}")
-        said.append(f"{'model':32} {'mean':>7}  95% interval")
-        for model, e in report.ranking.items():
-            interval = e.reason if e.low is None else f"[{e.low:.3f}, {e.high:.3f}]"
-            said.append(f"{model:32} {e.mean:7.3f}  {interval}")
-        said.append(f"verdicts {report.basis}:")
-        said += [f"  {compare.verdict_sentence(pair)}" for pair in report.pairs]
-        said += [*report.notes, ""]
-    return [*said, *found.notes]
+    scale = replace(scale, margin=margin, unit=first.unit, higher_is_better=first.higher)
+    looks = next((log.looks for log in logs if log.looks), ())
+    table: dict[str, Any] = {"primary": first.metric, "scores": scores, "scale": scale, "items": counted}
+    return Group(**table, looks=looks, logs=logs, lacking=lacking, notes=notes)

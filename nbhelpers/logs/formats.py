@@ -7,18 +7,17 @@ What a file is, its content says. The formats, as their makers write them: lm-ev
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from nbhelpers import store
-from nbhelpers.comparison import compare
 from nbhelpers.options import Choice
 from nbhelpers.records import LAB_SCALE, LabError, Result, Sample, Score
 from nbhelpers.stats import sequential
-from nbhelpers.tracking.result import lower_is_better
+from nbhelpers.tracking.result import lower_is_better, read_info, spec_of
 
 KNOWN = "lm-evaluation-harness (samples_….jsonl), Inspect, promptfoo, or a table with id, model, score"
 LINE = "\nline"  # of a row in its file: no column is named so
@@ -27,23 +26,31 @@ MADE = ("max_new_tokens", "temperature", "top_k", "top_p", "maker_settings")
 Rows = list[dict[str, Any]]
 
 
-class Made(NamedTuple):
-    """How a run made what it scored, and how it was looked at; nothing of other logs."""
+@dataclass(frozen=True)
+class Log:
+    """What a log says of one model on one task by one metric."""
 
-    margin: float | None = None  # of its primary score
-    settings: tuple[tuple[str, str], ...] = ()
+    model: str
+    task: str
+    metric: str
+    higher: bool = True  # is better
+    unit: str = ""  # of a difference
+    notes: tuple[str, ...] = ()  # what a reader must know
+    margin: float | None = None  # of a run's primary score
+    settings: tuple[tuple[str, str], ...] = ()  # how a run made what it scored
     looks: tuple[tuple[str, ...], ...] = ()  # the prompts that each look of --until-decided added
-
-
-ELSEWHERE = Made()
+    source: str = ""
+    scores: dict[str, float] = field(default_factory=dict)  # item -> mean over its repeats
+    clusters: dict[str, str] = field(default_factory=dict)  # item -> cluster, where there are any
+    # item -> digests of the item and of its prompt, "" unknown
+    asked: dict[str, tuple[str, str]] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)  # item -> why it has no score
 
 
 class Row(NamedTuple):
     """One score of one item; repeats of an item are several rows."""
 
-    model: str
-    task: str
-    metric: str
+    log: Log  # whose it is, as yet without scores
     item: str
     score: float | None  # None: ``why`` says why there is none
     text: str = ""  # digest of the item, "" where the log does not say it
@@ -51,10 +58,6 @@ class Row(NamedTuple):
     cluster: str = ""
     repeat: str = ""
     why: str = ""
-    higher: bool = True  # is better
-    unit: str = ""  # default: the metric
-    note: str = ""  # what a reader must know of the log
-    made: Made = ELSEWHERE
 
 
 def rows_of(path: Path, choice: Choice) -> Iterator[Row] | None:
@@ -96,8 +99,7 @@ def _csv(text: str, path: Path) -> Rows:
 
 
 def _digest(value: Any) -> str:
-    canonical = json.dumps(value, sort_keys=True, ensure_ascii=True, default=str)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    return store.row_key(value=value)[:16]
 
 
 def _number(value: Any) -> float | None:
@@ -120,26 +122,21 @@ def _harness(path: Path, found: Rows, choice: Choice) -> Iterator[Row]:
     stamp = path.stem.rsplit("_", 1)[-1]
     beside = sorted(path.parent.glob("results_*.json"), key=lambda file: (stamp in file.name, file.name))
     about = _parsed(beside[-1].read_bytes(), beside[-1])[0] if beside else {}
-    model = compare.spec_of(str(about.get("model_name") or path.parent.resolve().name)).alias
+    model = spec_of(str(about.get("model_name") or path.parent.resolve().name)).alias
     task = path.stem.removeprefix("samples_").rsplit("_", 1)[0] if path.name.startswith("samples_") else ""
     higher = about.get("higher_is_better", {}).get(task, {})
     filters = list(dict.fromkeys(str(row.get("filter", "none")) for row in found))
     used, several = choice.filter if choice.filter in filters else filters[0], len(filters) > 1
     if several and choice.filter not in ("", used):
         raise LabError(f"{path} has no filter {choice.filter!r}: it has {', '.join(filters)}.")
-    note = f"{task}: of the filters {', '.join(filters)} {used} is taken." if several else ""
-    for row in found:
-        item = (str(row["doc_id"]), _named(row, "doc_hash"), _named(row, "prompt_hash"))
-        if str(row.get("filter", "none")) == used:
-            for metric in row["metrics"]:
-                yield Row(
-                    *(model, task, metric, item[0], _number(row.get(metric)), *item[1:]),
-                    cluster=_named(row.get("doc"), choice.cluster),
-                    repeat="1",  # its own are in resps: a document stands there once
-                    why=f"its {metric} is not one number",
-                    higher=bool(higher.get(metric, True)),
-                    note=note,
-                )
+    notes = (f"{task}: of the filters {', '.join(filters)} {used} is taken.",) if several else ()
+    for row in (row for row in found if str(row.get("filter", "none")) == used):
+        digests = _named(row, "doc_hash"), _named(row, "prompt_hash")
+        cluster, repeat = _named(row.get("doc"), choice.cluster), "1"  # its own repeats are in resps
+        for metric in row["metrics"]:
+            log = Log(model, task, metric, bool(higher.get(metric, True)), notes=notes)
+            score, why = _number(row.get(metric)), f"its {metric} is not one number"
+            yield Row(log, str(row["doc_id"]), score, *digests, cluster, repeat, why)
 
 
 def _inspect(path: Path, kind: Any, choice: Choice) -> Iterator[Row]:
@@ -162,7 +159,7 @@ def _inspect(path: Path, kind: Any, choice: Choice) -> Iterator[Row]:
         options = [getattr(metric, "options", None) or {} for metric in metrics]
         clusters[scorer.name] = next((o["cluster"] for o in options if o.get("cluster")), "")
     letters, to_float = ("C", "I", "P", "N", "yes", "no"), value_to_float()
-    note = "" if head.status == "success" else f"{path.name}: Inspect says of this log: {head.status}."
+    notes = () if head.status == "success" else (f"{path.name}: Inspect says of this log: {head.status}.",)
     for sample in samples:
         asked = sample.input
         said = asked if isinstance(asked, str) else [(message.role, message.text) for message in asked]
@@ -172,13 +169,10 @@ def _inspect(path: Path, kind: Any, choice: Choice) -> Iterator[Row]:
             for part, one in value.items() if isinstance(value, dict) else [("", value)]:
                 known = isinstance(one, str) and one in letters
                 metric, score = f"{name}/{part}" if part else name, to_float(one) if known else _number(one)
-                yield Row(
-                    *(head.eval.model, head.eval.task, metric, str(sample.id), score, text),
-                    cluster=_named(sample.metadata, choice.cluster or clusters.get(name, "")),
-                    repeat=str(sample.epoch),
-                    why=str(failed or f"its {name} is {one!r}, not a number"),
-                    note=note,
-                )
+                log = Log(head.eval.model, head.eval.task, metric, notes=notes)
+                cluster = _named(sample.metadata, choice.cluster or clusters.get(name, ""))
+                why = str(failed or f"its {name} is {one!r}, not a number")
+                yield Row(log, str(sample.id), score, text, "", cluster, str(sample.epoch), why)
 
 
 def _promptfoo(path: Path, found: Rows, choice: Choice) -> Iterator[Row]:
@@ -198,8 +192,8 @@ def _promptfoo(path: Path, found: Rows, choice: Choice) -> Iterator[Row]:
         values |= {"latency": row.get("latencyMs"), "cost": row.get("cost")}
         for metric, value in values.items():
             score, why = None if failed else _number(value), f"error: {row.get('error')}"
-            higher = metric not in ("latency", "cost")
-            yield Row(name, "", metric, item, score, text, cluster=cluster, why=why, higher=higher)
+            log = Log(name, "", metric, metric not in ("latency", "cost"))
+            yield Row(log, item, score, text, cluster=cluster, why=why)
 
 
 def _table(path: Path, found: Rows, choice: Choice) -> Iterator[Row]:
@@ -210,10 +204,10 @@ def _table(path: Path, found: Rows, choice: Choice) -> Iterator[Row]:
             raise LabError(f"{where} {lacking[0]}: it is empty.")
         if score is None and _named(row, "score"):
             raise LabError(f"{where} score: {row['score']!r} is not a number.")
-        names = _named(row, "model"), _named(row, "task"), _named(row, "metric") or "score"
+        log = Log(_named(row, "model"), _named(row, "task"), _named(row, "metric") or "score")
         text = _digest(row["text"]) if _named(row, "text") else ""
         cluster, repeat = (_named(row, name) for name in (choice.cluster or "cluster", "repeat"))
-        yield Row(*names, _named(row, "id"), score, text, "", cluster, repeat, "no score")
+        yield Row(log, _named(row, "id"), score, text, "", cluster, repeat, "no score")
 
 
 READERS = {
@@ -228,12 +222,13 @@ def run_rows(folder: Path) -> Iterator[Row]:
     result = store.read_json(folder / "result.json", Result)
     if not result.quality_applies or not result.finished:
         return
-    info, settings = compare.read_info(folder.parent), result.settings
-    model = compare.spec_of(result.model, info).alias
+    info, settings = read_info(folder.parent), result.settings
+    model = spec_of(result.model, info).alias
     known = {name: str(vars(settings)[name]) for name in MADE} | {"dtype": result.dtype}
     known |= {"task file": info.task} if info and info.task else {}
     looks = tuple(map(tuple, sequential.looks_of(info) if info else ()))
-    made = Made(None, tuple((name, said) for name, said in known.items() if said != "unknown"), looks)
+    how = tuple((name, said) for name, said in known.items() if said != "unknown")
+    made, lower = Log(model, "", "", settings=how, looks=looks), lower_is_better(result)
     samples = list(store.read_rows(folder / "samples.jsonl", Sample))
     texts = {row.prompt_id: _digest(row.prompt) for row in samples}
     scored = [(result.primary, item, mean) for item, mean in result.per_prompt.items()]
@@ -241,17 +236,17 @@ def run_rows(folder: Path) -> Iterator[Row]:
         others = [name for name in score.values if name != result.primary]
         scored += [(name, score.prompt_id, score.values[name]) for name in others]
     unit = result.scale.unit if result.scale == LAB_SCALE else ""  # a task's scores are their own
-    lower = lower_is_better(result)
     for metric, item, value in scored:
-        of_item: Any = {"text": texts.get(item, ""), "cluster": result.clusters.get(item, "")}
-        own = made._replace(margin=result.scale.margin) if metric == result.primary else made
-        yield Row(model, "", metric, item, value, **of_item, higher=metric not in lower, unit=unit, made=own)
+        margin = result.scale.margin if metric == result.primary else None
+        log = replace(made, metric=metric, higher=metric not in lower, unit=unit, margin=margin)
+        yield Row(log, item, value, texts.get(item, ""), cluster=result.clusters.get(item, ""))
     timed = list(store.read_rows(folder / "latency.jsonl", Sample))
-    note = "" if result.noise in ("quiet", "not recorded") else f"The timings of {model} are {result.noise}."
+    quiet = result.noise in ("quiet", "not recorded")
+    notes = () if quiet else (f"The timings of {model} are {result.noise}.",)
     energy = all(row.energy_j is not None for row in samples)  # cost is in proportion to it, or to time
     spent = ("energy", "energy_j") if energy else ("time", "share_s")
     taken = [(timed, name, f"{name}_s") for name in ("latency", "ttft", "tpot")]
     for rows, metric, name in (*taken, (samples, "tokens", "new_tokens"), (samples, *spent)):
+        log = Log(model, "", metric, higher=False, notes=notes)
         for row in rows:
-            value, why = vars(row)[name], row.error or "not measured"
-            yield Row(model, "", metric, row.prompt_id, value, why=why, higher=False, note=note)
+            yield Row(log, row.prompt_id, vars(row)[name], why=row.error or "not measured")

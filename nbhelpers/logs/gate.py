@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from nbhelpers.errors import some
 from nbhelpers.logs import compare
-from nbhelpers.logs.read import Log, named
+from nbhelpers.logs.formats import Log
+from nbhelpers.logs.read import named
 from nbhelpers.options import Choice
 from nbhelpers.records import SCHEMA_VERSION, LabError, Record
 from nbhelpers.stats import noninferiority, paired, sequential
@@ -24,8 +25,8 @@ class Check(Kept, Record):
     name: str
     baseline: str
     candidate: str
-    items: str  # what n counts
-    limit: float  # -margin, or the budget
+    items: str = "items"  # what n counts
+    limit: float = 0.0  # -margin, or the budget
     reason: str = ""
 
 
@@ -83,20 +84,19 @@ def gate(
 
 def _kept(group: compare.Group, old: str, new: str) -> Check:
     """``noninferiority.difference`` of a metric; a candidate that lacks items cannot pass."""
-    log, sign = group.logs[0], 1 if group.logs[0].higher else -1
+    log, margin, sign = group.logs[0], group.scale.margin, 1 if group.scale.higher_is_better else -1
     scores, reason = {name: [sign * one for one in group.scores[name].values()] for name in (old, new)}, ""
-    found: Kept = noninferiority.difference(scores[old], scores[new], group.margin)
+    found: Kept = noninferiority.difference(scores[old], scores[new], margin)
     if group.looks:
         rise = zip(group.scores[new], scores[old], scores[new], strict=True)
         ordered = sequential.in_order({unit: round(b - a, 12) for unit, a, b in rise}, group.looks)
         planned = sum(map(len, group.looks))
-        found = noninferiority.early(*ordered, planned, group.margin)
+        found = noninferiority.early(*ordered, planned, margin)
         reason = "" if found.outcome != "cannot tell" else f"{planned} prompts were planned, and may tell"
     if found.outcome == "passes" and (lost := len(group.lacking[new])):
         found, reason = replace(found, outcome="cannot tell"), f"the candidate lacks {some(lost, 'items')}"
-    name, limit = f"{log.metric}{compare.of(log.task)}", -group.margin
-    check = Check(**vars(found), name=name, baseline=old, candidate=new, items=group.items, limit=limit)
-    return replace(check, reason=reason)
+    check = Check(**vars(found), name=f"{log.metric}{compare.of(log.task)}", baseline=old, candidate=new)
+    return replace(check, items=group.items, limit=-margin, reason=reason)
 
 
 def _within(name: str, limit: float, old: Sequence[Log], new: Sequence[Log], names: tuple[str, str]) -> Check:
@@ -110,12 +110,11 @@ def _within(name: str, limit: float, old: Sequence[Log], new: Sequence[Log], nam
     items = sorted(one.keys() & two.keys())
     found = noninferiority.ratio([one[item] for item in items], [two[item] for item in items], limit)
     said = name if used == name else f"{name} (by {used})"
-    return Check(
-        **vars(found), name=said, baseline=names[0], candidate=names[1], items="prompts", limit=limit
-    )
+    check = Check(**vars(found), name=said, baseline=names[0], candidate=names[1])
+    return replace(check, items="prompts", limit=limit)
 
 
-def sentence(check: Check) -> str:
+def check_sentence(check: Check) -> str:
     """One check with its figures."""
     if check.value is None or check.low is None or check.high is None:
         return f"{check.name}: {check.outcome}: not enough to tell by {some(check.n, check.items)}."
@@ -133,33 +132,3 @@ def sentence(check: Check) -> str:
         needed = f"about {check.needed:,}" if check.needed else "too many"
         said += f"; {needed} {check.items} would tell, if the models are equal"
     return f"{said}."
-
-
-def text(report: GateReport) -> str:
-    """The answer as lines."""
-    said = [f"the gate: {report.outcome}", *(f"  {sentence(check)}" for check in report.checks)]
-    return "\n".join([*said, *report.notes]) + "\n"
-
-
-def markdown(report: GateReport) -> str:
-    """The answer as a comment of a pull request."""
-    head = [f"**The gate: {report.outcome}**", "", "| baseline | candidate | outcome | figures |"]
-    cells = [(c.baseline, c.candidate, c.outcome, sentence(c)) for c in report.checks]
-    rows = [f"| {' | '.join(one.replace('|', '&#124;') for one in row)} |" for row in cells]
-    notes = [f"- {note}" for note in report.notes]
-    return "\n".join([*head, "|---|---|---|---|", *rows, "", *notes]) + "\n"
-
-
-def junit(report: GateReport) -> str:
-    """The checks as test cases: worse is a failure, cannot tell an error."""
-    from xml.etree import ElementTree
-
-    kinds = {"worse": "failure", "cannot tell": "error"}
-    outcomes = [str(check.outcome) for check in report.checks]
-    counts = {f"{kind}s": str(outcomes.count(said)) for said, kind in kinds.items()}
-    suite = ElementTree.Element("testsuite", {"name": "gate", "tests": str(len(outcomes))} | counts)
-    for check in report.checks:
-        case = ElementTree.SubElement(suite, "testcase", classname=check.candidate, name=check.name)
-        if kind := kinds.get(check.outcome):
-            ElementTree.SubElement(case, kind, type=check.outcome, message=sentence(check))
-    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"

@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
-from nbhelpers.logs.formats import ELSEWHERE, KNOWN, Made, Row, rows_of, run_rows
+from nbhelpers.logs.formats import KNOWN, Log, Row, rows_of, run_rows
 from nbhelpers.options import Choice
 from nbhelpers.records import LabError
 from nbhelpers.stats.estimate import HUGE
 
 SUFFIXES = (".csv", ".eval", ".json", ".jsonl")  # of what is read in a folder
-
-
-@dataclass(frozen=True)
-class Log:
-    """What a log says of one model on one task by one metric."""
-
-    source: str
-    model: str
-    task: str
-    metric: str
-    scores: dict[str, float]  # item -> mean over its repeats
-    clusters: dict[str, str]  # item -> cluster, where there are any
-    asked: dict[str, tuple[str, str]]  # item -> digests of the item and of its prompt, "" unknown
-    dropped: dict[str, str]  # item -> why it has no score
-    higher: bool
-    unit: str
-    notes: tuple[str, ...] = ()
-    made: Made = ELSEWHERE
 
 
 def read(path: Path, model: str = "", choice: Choice | None = None) -> list[Log]:
@@ -68,15 +50,16 @@ def read(path: Path, model: str = "", choice: Choice | None = None) -> list[Log]
 def _logs(rows: Iterable[Row], path: Path, choice: Choice) -> Iterator[Log]:
     groups = dict[tuple[str, str, str], list[Row]]()
     for row in rows:
-        groups.setdefault((row.model, row.task, row.metric), []).append(row)
-    for names, own in groups.items():
+        groups.setdefault((row.log.model, row.log.task, row.log.metric), []).append(row)
+    for own in groups.values():
+        log = own[0].log
         scores, dropped = dict[str, list[float]](), dict[str, str]()
         asked, seen = dict[str, tuple[str, str]](), set[tuple[str, str]]()
         for row in own:
             if asked.setdefault(row.item, (row.text, row.prompt)) != (row.text, row.prompt):
-                raise LabError(f"{path}: the item {row.item} of {row.model} stands there with two texts.")
+                raise LabError(f"{path}: the item {row.item} of {log.model} stands there with two texts.")
             if row.repeat and (row.item, row.repeat) in seen:
-                what = f"repeat {row.repeat} of the item {row.item} of {row.model}"
+                what = f"repeat {row.repeat} of the item {row.item} of {log.model}"
                 raise LabError(f"{path}: {what} stands twice.")
             seen.add((row.item, row.repeat))
             if row.score is None:
@@ -86,15 +69,15 @@ def _logs(rows: Iterable[Row], path: Path, choice: Choice) -> Iterator[Log]:
             else:
                 dropped[row.item] = "its score is not a number"
         means = {item: fmean(sorted(values)) for item, values in scores.items()}
-        yield Log(
-            *(f"{path}", *names, means),
+        yield replace(
+            log,
+            source=str(path),
+            higher=log.higher and not choice.lower_is_better,
+            unit=log.unit or log.metric,
+            scores=means,
             clusters={row.item: row.cluster for row in own if row.cluster},
             asked=asked,
             dropped={item: why for item, why in dropped.items() if item not in means},
-            higher=own[0].higher and not choice.lower_is_better,
-            unit=own[0].unit or own[0].metric,
-            notes=tuple(dict.fromkeys(row.note for row in own if row.note)),
-            made=own[0].made,
         )
 
 

@@ -23,11 +23,13 @@ from urllib.parse import quote
 from nbhelpers import store, tasks
 from nbhelpers.comparison import compare as comparison
 from nbhelpers.comparison import labels, plots, ratings
+from nbhelpers.comparison.comparable import FOREIGN, comparable
 from nbhelpers.comparison.compare import ComparisonReport
 from nbhelpers.comparison.speed import speed_sentence
 from nbhelpers.errors import some
 from nbhelpers.logs.compare import LogsReport
-from nbhelpers.logs.read import Log
+from nbhelpers.logs.formats import Log
+from nbhelpers.logs.gate import check_sentence
 from nbhelpers.records import LAB_SCALE, Estimate, LabError, Result, RunInfo, Scale
 from nbhelpers.report import texts
 from nbhelpers.report.texts import MARKS, MEANING, Answer, Item
@@ -47,9 +49,9 @@ Rated = tuple[dict[str, ratings.By], Sequence[Estimate] | str]
 def read_ratings(run_dir: Path) -> Rated:
     """What everybody gave to a run's texts, by rater; and how far they agree, or why that is not known."""
     try:
-        results = comparison.comparable(run_dir)[0]
+        results = comparable(run_dir)[0]
         known = ratings.read_ratings(run_dir, results)
-        return ratings.by_rater(known), labels.agreement(known, results[0].primary) if results else ()
+        return known.given, labels.agreement(known, results[0].primary) if results else ()
     except LabError as error:
         return {}, str(error)
 
@@ -61,7 +63,7 @@ def write_report(run_dir: Path, rated: Rated | None = None) -> Path:
     cannot be read.
     """
     run_dir = run_dir.resolve()
-    info, results, note = comparison.read_info(run_dir), comparison.read_results(run_dir)[0], ""
+    info, results, note = tracking.read_info(run_dir), tracking.read_results(run_dir)[0], ""
     try:
         report = store.read_json(run_dir / "comparison.json", ComparisonReport)
     except LabError as error:
@@ -79,7 +81,7 @@ def write_report(run_dir: Path, rated: Rated | None = None) -> Path:
     failed = [(r.model, broken[r.slug], 0) for r in results if r.slug in broken]
     errors = Counter((r.model, s.error) for r in results for s, _ in rows.get(r.slug, ()) if s.error)
     failed += [(model, error, count) for (model, error), count in errors.most_common()]
-    real = [r for r in results if r.quality_applies or comparison.FOREIGN in r.metrics]
+    real = [r for r in results if r.quality_applies or FOREIGN in r.metrics]
     found = texts.items(
         [(r, rows.get(r.slug, [])) for r in real], _by_people(given), list(info.prompts) if info else ()
     )
@@ -101,10 +103,15 @@ def outcome(run_dir: Path, info: RunInfo) -> str:
     path = run_dir / "comparison.json"
     values: dict[str, Any] = {"run_dir": run_dir, "info": info}
     values["found"] = store.read_json(path, ComparisonReport) if path.exists() else None
-    values["results"] = {result.model: result for result in comparison.read_results(run_dir)[0]}
+    values["results"] = {result.model: result for result in tracking.read_results(run_dir)[0]}
     values["kinds"] = tracking.count_failures(info, tracking.read_all_rows(run_dir)[0].values())
-    words = pages(run_dir).overlay(autoescape=False, finalize=None)
-    return printable(words.get_template("outcome.txt").render(values))
+    return words("outcome.txt", **values)
+
+
+def words(template: str, **values: Any) -> str:
+    """A text from a template, for a terminal or a file of another tool; only XML is escaped."""
+    made = pages(Path()).overlay(autoescape=template.endswith("xml"), finalize=None)
+    return printable(made.get_template(template).render(values))
 
 
 def on_scale(mean: Estimate, scale: Scale) -> Estimate:
@@ -168,7 +175,7 @@ def write_logs(folder: Path, found: LogsReport, logs: Sequence[Log]) -> Path:
 
     LabError for a page there that is not ours.
     """
-    shown = [(one, _pictures((), one.report).get("pairs")) for one in found.comparisons]
+    shown = [(report, _pictures((), report).get("pairs")) for report in found.comparisons]
     both = texts.side_by_side(logs)
     models = list(dict.fromkeys(model for item in both for model in item.answers))
     values = {"shown": shown, "notes": found.notes, "items": _first(both), "most": len(both)}
@@ -236,9 +243,9 @@ def _addresses(figures: dict[Any, Any]) -> dict[Any, str]:
 def _notebooks(run_dir: Path, info: RunInfo | None, results: Sequence[Result]) -> dict[str, Any]:
     """Statuses by model and notebook, folders by model, the executed pages, and the notebooks' names."""
     statuses = (
-        {(comparison.spec_of(s.model, info).alias, s.notebook): s for s in info.notebooks} if info else {}
+        {(tracking.spec_of(s.model, info).alias, s.notebook): s for s in info.notebooks} if info else {}
     )
-    specs = [comparison.spec_of(model, info) for model in info.models] if info else []
+    specs = [tracking.spec_of(model, info) for model in info.models] if info else []
     pages = [page.relative_to(run_dir) for page in run_dir.glob("**/[0-9]*.html")]
     names = {(len(page.parts) > 1, page.stem) for page in pages} | {(bool(m), name) for m, name in statuses}
     return {
@@ -274,8 +281,9 @@ def pages(folder: Path) -> Environment:
     files = FileSystemLoader(TEMPLATES)
     made = Environment(loader=files, autoescape=True, finalize=clean, undefined=StrictUndefined)
     made.trim_blocks = made.lstrip_blocks = True
-    sentences = (some, comparison.spec_of, comparison.verdict_sentence, speed_sentence, plots.question)
-    made.filters |= {function.__name__: function for function in (plain, *sentences)}
+    filters: list[Any] = [plain, some, tracking.spec_of, plots.question]
+    filters += [comparison.verdict_sentence, speed_sentence, check_sentence]
+    made.filters |= {function.__name__: function for function in filters}
     script = (TEMPLATES / "explore.js").read_text(encoding="utf-8")
     policy = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     made.globals |= {"mark": MARK, "script": Markup(script), "policy": policy}

@@ -12,7 +12,8 @@ from statistics import fmean
 
 from nbhelpers import store
 from nbhelpers.errors import NoScore
-from nbhelpers.logs.read import Log, named
+from nbhelpers.logs.formats import Log
+from nbhelpers.logs.read import named
 from nbhelpers.records import Result, Sample
 from nbhelpers.scoring import coherence, texts
 from nbhelpers.tasks import Scorer

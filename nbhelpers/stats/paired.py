@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import combinations, repeat
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,7 @@ class Comparison(Record):
     rated: int | None = None  # prompts with readers' ratings; None: by the score alone
     unit: str = "points"  # of the difference and the margin
     items: str = "prompts"  # what n counts
+    higher: bool = True  # is better
 
 
 def compare_two(a: Scores, b: Scores, one: str = "a", other: str = "b", margin: float = 0.5) -> Comparison:
@@ -69,13 +70,24 @@ def compare_all(per_model: dict[str, Scores], margin: float = 0.5) -> tuple[Comp
     return judged(measured(per_model, margin))
 
 
-def measured(per_model: dict[str, Scores], margin: float, tests: int | None = None) -> list[Comparison]:
-    """The numbers of every pair, before the verdict; planned for so many tests (default: one a pair)."""
+def measured(
+    per_model: dict[str, Scores],
+    margin: float,
+    tests: int | None = None,
+    p_of: Callable[[Array], float] | None = None,
+) -> list[Comparison]:
+    """The numbers of every pair, before the verdict; planned for so many tests (default: one a pair).
+
+    p_of: of differences that are not all equal, where no pair is binary; default ``paired_p``.
+    """
     pairs = list(combinations(per_model, 2))
-    return [_measured(a, b, per_model[a], per_model[b], margin, tests or len(pairs)) for a, b in pairs]
+    given = margin, tests or len(pairs), p_of or paired_p
+    return [_measured(a, b, per_model[a], per_model[b], *given) for a, b in pairs]
 
 
-def _measured(one: str, other: str, a: Scores, b: Scores, margin: float, tests: int) -> Comparison:
+def _measured(
+    one: str, other: str, a: Scores, b: Scores, margin: float, tests: int, p_of: Callable[[Array], float]
+) -> Comparison:
     common = sorted(a.keys() & b.keys())
     found = Comparison(one, other, len(common), margin=margin)
     if a.keys() != b.keys():
@@ -99,7 +111,7 @@ def _measured(one: str, other: str, a: Scores, b: Scores, margin: float, tests: 
         share = sps.binomtest(sum(discordant), n).proportion_ci(method="wilson")
         spreads = span * np.sqrt([sum(discordant) / n, share.low, share.high])
     else:
-        p, (low, high) = paired_p(x), t_interval(mean, sd, n)
+        p, (low, high) = p_of(x), t_interval(mean, sd, n)
         spreads = sd * np.sqrt([1.0, *((n - 1) / special.chdtri(n - 1, np.array(TAILS)))])
     needed, fewest, most = (planned(float(spread), margin, tests) for spread in spreads)
     found = replace(found, p=p, low=low, high=high)
@@ -112,17 +124,13 @@ def binary_span(scores: Array) -> float:
     return float(np.ptp(levels)) if len(levels) == 2 and np.array_equal(levels, levels.round()) else 0.0
 
 
-def judged(found: Sequence[Comparison], higher: Iterable[bool] = repeat(True)) -> tuple[Comparison, ...]:
-    """Add Holm's p over all pairs that have a p, and the verdicts (rules in ``compare_all``).
-
-    higher: for each pair, whether more is better.
-    """
+def judged(found: Sequence[Comparison]) -> tuple[Comparison, ...]:
+    """Add Holm's p over all pairs that have a p, and the verdicts (rules in ``compare_all``)."""
     adjusted = iter(holm([c.p for c in found if c.p is not None]))
-    pairs = zip(found, higher, strict=False)
-    return tuple(c if c.p is None else _judged(c, next(adjusted), more) for c, more in pairs)
+    return tuple(c if c.p is None else _judged(c, next(adjusted)) for c in found)
 
 
-def _judged(c: Comparison, p_holm: float, higher: bool) -> Comparison:
+def _judged(c: Comparison, p_holm: float) -> Comparison:
     c = replace(c, p_holm=p_holm)
     low, high = ((c.difference or 0.0) if end is None else end for end in (c.low, c.high))
     settled = replace(c, prompts_needed=None, prompts_low=None, prompts_high=None)
@@ -132,7 +140,7 @@ def _judged(c: Comparison, p_holm: float, higher: bool) -> Comparison:
         small = f"the difference is significant, but inside ±{c.margin:g}: too small to matter"
         return replace(settled, verdict="tied", reason=small if significant else c.reason)
     if significant:
-        return replace(settled, verdict="better" if (low > 0) == higher else "worse")
+        return replace(settled, verdict="better" if (low > 0) == c.higher else "worse")
     reason = f"the interval holds 0 and reaches outside ±{c.margin:g}"
     if apart:
         reason = f"the interval excludes 0, but the adjusted p of {p_holm:.3f} is not below {ALPHA:g}"
@@ -179,6 +187,11 @@ def paired_p(differences: Iterable[float]) -> float:
     x = sorted_array(differences)
     p, t = sign_flip_p(x), hall_t(x)
     return p if t is None else max(p, 2 * float(special.stdtr(len(x) - 1, -abs(t))))
+
+
+def student_p(x: Array) -> float:
+    """Two-sided p of the paired t test, of differences that are not all equal."""
+    return float(sps.ttest_1samp(x, 0).pvalue)
 
 
 def hall_t(differences: Iterable[float]) -> float | None:

@@ -258,30 +258,29 @@ def export_samples(run_dir: Path, out: Path) -> Path:
 
 
 def export_dataset(run_dir: Path, out: Path) -> Path:
-    """A run's samples and scores as a dataset of the Hugging Face Hub: JSON lines, and a card whose head
-    declares the columns, so that no reader guesses them. Returns ``out``. LabError without any.
+    """A run's samples and scores as a dataset of the Hugging Face Hub: a Parquet file, whose columns have
+    their types, and a card. Returns ``out``. LabError without any.
     """
-    kinds = {"str": "string", "int": "int64", "float": "float64", "FinishReason": "string"}
-    columns = {f.name: kinds.get(str(f.type).partition(" ")[0]) for f in dataclasses.fields(Sample)}
-    columns = {name: kind for name, kind in columns.items() if kind}
-    made, card = _scored(run_dir), out / "README.md"
-    if card.exists() and "dataset_info" not in card.read_text(encoding="utf-8", errors="replace"):
+    import pyarrow
+    from pyarrow import parquet
+
+    made, card, number, text = _scored(run_dir), out / "README.md", pyarrow.float64(), pyarrow.string()
+    if card.exists() and "tags: [nbhelpers]" not in card.read_text(encoding="utf-8", errors="replace"):
         raise LabError(f"The file {card} is no card of ours: move it away, or name another folder.")
-    names = dict.fromkeys(name for _, rows in made for _, score in rows for name in score.values)
-    features: list[dict[str, Any]] = [{"name": name, "dtype": kind} for name, kind in columns.items()]
-    features += [{"name": "target", "list": "string"}]
-    features += [{"name": "scores", "struct": [{"name": name, "dtype": "float64"} for name in names]}]
-    lines = list[str]()
-    for row, score in (pair for _, rows in made for pair in rows):
-        extra = {"target": score.target or (), "scores": dict.fromkeys(names) | score.values}
-        lines.append(json.dumps({name: vars(row)[name] for name in columns} | extra) + "\n")
-    files = {"config_name": "default", "data_files": [{"split": "test", "path": "samples.jsonl"}]}
-    head = {"pretty_name": run_dir.name, "configs": [files], "dataset_info": {"features": features}}
+    kinds = {"str": text, "int": pyarrow.int64(), "float": number, "FinishReason": text}
+    columns = {f.name: kinds.get(str(f.type).partition(" ")[0]) for f in dataclasses.fields(Sample)}
+    names = dict.fromkeys(name for _, own in made for _, score in own for name in score.values)
+    columns |= {"target": pyarrow.list_(text)}
+    columns |= {"scores": pyarrow.struct([(name, number) for name in names])} if names else {}
+    pairs = [pair for _, own in made for pair in own]
+    rows = [vars(row) | {"target": score.target, "scores": score.values} for row, score in pairs]
+    schema = pyarrow.schema([(name, kind) for name, kind in columns.items() if kind])
+    out.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pyarrow.Table.from_pylist(rows, schema), out / "test.parquet")
     of = ", ".join(f"`{spec_of(result.model).alias}` ({result.revision})" for result, _ in made)
-    text = f"# {run_dir.name}\n\n{len(lines)} answers of {of}, each with its scores and what it took.\n"
-    text += f"\nVerdicts rest on `{made[0][0].primary}`.\n"
-    store.write_text(out / "samples.jsonl", lines)
-    store.write_text(card, ["---\n", json.dumps(head, indent=1), "\n---\n", text])  # JSON is YAML
+    said = f"{len(rows)} answers of {of}, each with its scores and what it took."
+    said += f"\n\nVerdicts rest on `{made[0][0].primary}`."
+    store.write_text(card, [f"---\ntags: [nbhelpers]\n---\n# {run_dir.name}\n\n{said}\n"])
     return out
 
 

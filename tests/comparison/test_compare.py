@@ -16,10 +16,12 @@ from scipy.stats import binomtest
 from nbhelpers import store
 from nbhelpers.comparison import compare as comparison
 from nbhelpers.comparison import plots
+from nbhelpers.comparison.comparable import FOREIGN, comparable
 from nbhelpers.comparison.compare import ComparisonReport
 from nbhelpers.records import LabError, ModelSpec, Result, Scale
 from nbhelpers.stats import paired, sequential
 from nbhelpers.stats.paired import Comparison
+from nbhelpers.tracking.result import spec_of
 
 
 @pytest.fixture(autouse=True)
@@ -257,14 +259,14 @@ def test_a_local_folder_goes_by_its_name(tmp_path: Path):
     [("/a/b/", "b"), ("../x/y", "y"), ("~/m", "m"), (".", "."), ("org/name", "org/name"), ("gpt2", "gpt2")],
 )
 def test_names_show_no_paths(name, shown):
-    assert comparison.spec_of(name).alias == shown
+    assert spec_of(name).alias == shown
 
 
 def test_a_name_means_what_the_run_says(tmp_path):
     spec = ModelSpec("lab-gpt2", "data/models/lab-gpt2", "embedded")
     info = replace(write_info(tmp_path, ["data/models/lab-gpt2", "/a/b"]), specs=(spec,))
-    assert comparison.spec_of("data/models/lab-gpt2", info) == spec
-    assert comparison.spec_of("/a/b", info).slug == "b"  # a run that is older than specs
+    assert spec_of("data/models/lab-gpt2", info) == spec
+    assert spec_of("/a/b", info).slug == "b"  # a run that is older than specs
 
 
 def test_results_made_under_other_conditions_are_left_out(tmp_path: Path):
@@ -339,13 +341,11 @@ def test_models_without_scores_for_most_prompts_are_left_out_and_counted(tmp_pat
     scores = planted(5, 1)
     few = dict(list(zip(prompt_ids(), scores, strict=True))[:5])
     write_model(tmp_path, make_result("a", scores))
-    write_model(tmp_path, make_result("b", scores, per_prompt=few, metrics={comparison.FOREIGN: 20.0}))
+    write_model(tmp_path, make_result("b", scores, per_prompt=few, metrics={FOREIGN: 20.0}))
     one = {prompt: score for prompt, score in zip(prompt_ids(), scores, strict=True) if prompt != "b04"}
     write_model(
         tmp_path,
-        make_result(
-            "c", scores, per_prompt=one, metrics={comparison.FOREIGN: 2.0, f"{comparison.FOREIGN}/judge": 9.0}
-        ),
+        make_result("c", scores, per_prompt=one, metrics={FOREIGN: 2.0, f"{FOREIGN}/judge": 9.0}),
     )
     report = comparison.assemble(tmp_path)
     assert set(report.ranking) == {"a", "c"} and len(report.prompts) == 14
@@ -364,7 +364,7 @@ def test_a_run_in_another_language_has_no_verdict_and_is_no_failure(tmp_path: Pa
             "per_prompt": {},
             "quality": {},
             "quality_applies": False,
-            "metrics": {comparison.FOREIGN: 30.0},
+            "metrics": {FOREIGN: 30.0},
         }
         write_model(tmp_path, make_result(model, planted(5, 1), **foreign))
     report = comparison.assemble(tmp_path)
@@ -492,6 +492,6 @@ def test_items_of_a_cluster_count_once(tmp_path):
         result = task_result(model, scores, clusters=clusters)
         rows = [(make_sample(model, prompt, 0), 5.0) for prompt in prompt_ids(4)]
         write_model(tmp_path, result, rows)
-    results, _, notes = comparison.comparable(tmp_path)
+    results, _, notes = comparable(tmp_path)
     assert results[0].per_prompt == {"b01": 0.5, "b03": 1.0, "b04": 0.0}
-    assert notes == ["2 items stand in 1 clusters: each cluster counts once, as one prompt."]
+    assert notes == ["2 items in 1 cluster: each cluster counts once."]

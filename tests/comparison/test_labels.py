@@ -12,7 +12,8 @@ from made_runs import make_result, make_sample, make_score, write_info, write_mo
 from typer.testing import CliRunner
 
 from nbhelpers import cli, store
-from nbhelpers.comparison import compare, labels, ratings
+from nbhelpers.comparison import labels, ratings
+from nbhelpers.comparison.comparable import comparable
 from nbhelpers.records import LabError
 from nbhelpers.report import html as report
 from nbhelpers.scoring.judge import JudgeScore
@@ -43,7 +44,7 @@ def text(model: str, i: int) -> str:
 
 
 def compared(run: Path) -> list:
-    return compare.comparable(run)[0]
+    return comparable(run)[0]
 
 
 def agreement(run: Path) -> tuple:
@@ -157,12 +158,13 @@ def test_a_wrong_score_is_refused_with_its_line(run: Path, wrong: str) -> None:
         ("item,prompt,text,score\n1,p,t,5\n99,p,t,5\n", r"line 3: item '99' is not in"),
         ("item,score\n2,5\n2,5\n", r"line 3: item '2' .* is there twice"),
         ('item,text,score\n1,"a\nb",5\n2,"c\n\nd",99\n', r"line 4: the score '99'"),
-        ("number,rating\n1,5\n", r"line 1: the columns item and score are missing"),
-        ("", r"line 1: the columns"),
-        ("item,score\n1,\n2\n\n,\n", r"holds no scores"),
+        ("number,rating\n1,5\n", r"line 2: the columns item and score are missing"),
+        ("", r"holds no scores: fill in the columns"),
+        ("item,score\n1,\n2,\n\n,\n", r"holds no scores"),
+        ("item,score\n1,5\n2\n", r"line 3: it has more or fewer cells than the header"),
         ("item,score\n,5\n", r"line 2: item ''"),
         (b"item,score\n1,\xff\n", r"cannot be read .* CSV in UTF-8"),
-        (b"PK\x03\x04\x00\x00", r"line 1: the columns"),
+        (b"PK\x03\x04\x00\x00", r"holds no scores"),
     ],
 )
 def test_a_broken_sheet_is_refused_in_one_sentence(run: Path, content: str | bytes, message: str) -> None:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from nbhelpers import cli, store
 from nbhelpers.comparison import compare as comparison
 from nbhelpers.comparison import labels, ratings
+from nbhelpers.comparison.comparable import comparable
 from nbhelpers.comparison.compare import ComparisonReport
 from nbhelpers.report import html as report
 
@@ -48,7 +49,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def compared(run: Path) -> list:
-    return comparison.comparable(run)[0]
+    return comparable(run)[0]
 
 
 def agreement(run: Path) -> tuple:

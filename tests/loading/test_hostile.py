@@ -33,6 +33,7 @@ from nbhelpers.runner import notebook as execute
 from nbhelpers.runner import run
 from nbhelpers.runner.plan import Plan
 from nbhelpers.scoring import texts
+from nbhelpers.tracking import result as tracking
 
 
 class Bomb:
@@ -321,7 +322,7 @@ def test_a_result_that_names_another_folder_is_not_followed(tmp_path):
     store.write_json(tmp_path / "run" / "good" / "result.json", replace(result, slug="../../outside"))
     sample = made_runs.make_sample("good", "b01", 0, text="a secret text")
     store.append_row(tmp_path.parent / "outside" / "samples.jsonl", sample)
-    results, broken = comparison.read_results(tmp_path / "run")
+    results, broken = tracking.read_results(tmp_path / "run")
     assert not results and "'../../outside'" in broken["good"]
     assert "a secret text" not in report.write_report(tmp_path / "run").read_text()
 

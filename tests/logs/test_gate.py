@@ -150,7 +150,7 @@ def test_budgets_hold_ratios_of_means(tmp_path):
         1.5
     )
     assert invoke("gate", run, run, "--budget", "latency=1.2", "--budget", "ttft=1.01").exit_code == 0
-    said = [gate.sentence(check) for check in found.checks[1:]]  # each with the bound that decides
+    said = [gate.check_sentence(check) for check in found.checks[1:]]  # each with the bound that decides
     assert f"times (at least {checks['latency'].low:.3f}, budget 1.2)" in said[0]
     assert f"times (at most {checks['cost (by time)'].high:.3f}, budget 2)" in said[1]
     with pytest.raises(LabError, match="There is no memory in both: a budget may be on latency, ttft, tpot"):
@@ -215,7 +215,7 @@ def test_names_with_bars_and_controls_leave_a_table_and_xml_whole(tmp_path):
 
 def test_the_gate_and_the_comparison_count_the_same(tmp_path):
     (check, _) = gated(*HARNESS, cluster="passage").checks
-    pair = compared(*HARNESS, cluster="passage").comparisons[0].report.pairs[0]
+    pair = compared(*HARNESS, cluster="passage").comparisons[0].pairs[0]
     assert (check.n, check.items) == (pair.n, pair.items) == (4, "clusters")
     assert check.value == pytest.approx(pair.difference)
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from made_runs import make_result, make_sample, planted, write_info, write_model
+from pyarrow import parquet
 from scipy.stats import binomtest
 from typer.testing import CliRunner
 
@@ -21,6 +22,7 @@ from nbhelpers.logs import compare
 from nbhelpers.logs import read as reading
 from nbhelpers.options import Choice
 from nbhelpers.records import LabError, Result, Sample, Scale, Score, Settings
+from nbhelpers.report.html import words
 from nbhelpers.stats import paired
 from tools import make_schema
 
@@ -94,21 +96,21 @@ def test_another_filter_can_be_chosen_and_the_choice_is_said():
 
 def test_tasks_are_kept_apart_and_holm_covers_them_all():
     found = compared(*HARNESS)
-    assert [(one.task, one.report.primary) for one in found.comparisons] == [
+    assert [(one.task, one.primary) for one in found.comparisons] == [
         ("lab_endings", "acc"),
         ("lab_words", "exact_match"),
     ]
-    pairs = [one.report.pairs[0] for one in found.comparisons]
+    pairs = [one.pairs[0] for one in found.comparisons]
     assert [pair.p_holm for pair in pairs] == pytest.approx(paired.holm([pair.p for pair in pairs]))
     assert "Other metrics of lab_endings, by --metric: acc_norm." in found.notes
     every = compared(*HARNESS, metric="all")
-    assert [one.report.primary for one in every.comparisons] == ["acc", "acc_norm", "exact_match"]
+    assert [one.primary for one in every.comparisons] == ["acc", "acc_norm", "exact_match"]
 
 
 def test_binary_scores_get_the_binary_statistics():
     a, b = (by_metric(read(folder))[folder.name, "lab_endings", "acc"].scores for folder in HARNESS)
     wins, losses = (sum(x[i] > y[i] for i in a) for x, y in ((b, a), (a, b)))
-    pair = compared(*HARNESS, task="lab_endings").comparisons[0].report.pairs[0]
+    pair = compared(*HARNESS, task="lab_endings").comparisons[0].pairs[0]
     assert (pair.a, pair.b, pair.n, pair.unit, pair.items) == ("lab-llama", "lab-gpt2", 40, "acc", "items")
     assert (pair.low, pair.high) == pytest.approx(paired.bonett_price(wins, losses, 40))
     assert pair.p == pytest.approx(paired.mcnemar_p(wins, losses, 40))
@@ -119,18 +121,18 @@ def test_a_mean_has_the_interval_that_a_run_gives_it(tmp_path):
     run = task_run(tmp_path / "run", 0.1)
     (one,) = compared(run, metric="exact").comparisons
     own = comparison.assemble(run).ranking
-    assert one.report.ranking == {model: dataclasses.replace(e, name=model) for model, e in own.items()}
+    assert one.ranking == own
     rows = table({"all": [1] * 12, "half": [0, 1] * 6})
     (one,) = compared(write_csv(tmp_path / "log.csv", rows)).comparisons
     ends = binomtest(12, 12).proportion_ci(method="wilson")
-    best = one.report.ranking["all"]
+    best = one.ranking["all"]
     assert (best.low, best.high, best.method) == (ends.low, ends.high, "wilson")
-    assert f"[{ends.low:.3f}, 1.000]" in "\n".join(compare.lines(compared(tmp_path / "log.csv")))
+    assert f"[{ends.low:.3f}, 1.000]" in words("logs.txt", found=compared(tmp_path / "log.csv"), page=None)
     other = {"counts": (table({"a": [0, 1] * 6, "b": [0, 2] * 6}), {"margin": 0.5})}
     other["clusters"] = ([row | {"cluster": row["id"] // 4} for row in rows], {})
     for name, (rows, choice) in other.items():
         (one,) = compared(write_csv(tmp_path / f"{name}.csv", rows), **choice).comparisons
-        assert one.report.ranking["a" if name == "counts" else "half"].method == "t", name
+        assert one.ranking["a" if name == "counts" else "half"].method == "t", name
 
 
 def test_inspect_logs_are_read_by_inspect():
@@ -142,10 +144,10 @@ def test_inspect_logs_are_read_by_inspect():
         assert not log.clusters
         assert len(set(found[f"mockllm/{name}", "trees", "overlap"].clusters.values())) == 10
     (match,) = compared(*INSPECT).comparisons
-    assert match.report.pairs[0].verdict == "better" and match.report.pick == "mockllm/tuesday"
+    assert match.pairs[0].verdict == "better" and match.pick == "mockllm/tuesday"
     (overlap,) = compared(*INSPECT, metric="overlap").comparisons
-    assert (overlap.report.pairs[0].n, overlap.report.pairs[0].items) == (10, "clusters")
-    again = compared(INSPECT[1], INSPECT[1].with_suffix(".json")).comparisons[0].report.pairs[0]
+    assert (overlap.pairs[0].n, overlap.pairs[0].items) == (10, "clusters")
+    again = compared(INSPECT[1], INSPECT[1].with_suffix(".json")).comparisons[0].pairs[0]
     assert again.n == 30 and again.unit == "match"
 
 
@@ -166,7 +168,7 @@ def test_differences_agree_with_an_independent_package(case):
     if "inspect" in case["files"][0]:
         pytest.importorskip("inspect_ai", reason="inspect_ai is not installed (extra logs)")
     choice = {"metric": case["metric"], "task": case["task"], "cluster": case["cluster"]}
-    one = compared(*(LOGS / file for file in case["files"]), **choice).comparisons[0].report
+    one = compared(*(LOGS / file for file in case["files"]), **choice).comparisons[0]
     pair = one.pairs[0]
     sign = 1 if pair.a == case["model_a"] else -1
     assert sign * pair.difference == pytest.approx(case["mean_diff"], abs=1e-9)
@@ -207,7 +209,7 @@ def test_promptfoo_cells_are_paired_by_their_vars_and_repeats_averaged(tmp_path)
     assert a.dropped == {'{"q": "q0"}': "error: 504"} and len(a.scores) == 2
     assert {metric for _, _, metric in found} == {"score", "pass", "tone", "latency", "cost"}
     (one,) = compared(path).comparisons
-    assert one.report.notes == ('Left out, because a has no score there: {"q": "q0"} (error: 504).',)
+    assert one.notes == ('Left out, because a has no score there: {"q": "q0"} (error: 504).',)
     path.write_text(json.dumps(promptfoo(rows, 9)))
     with pytest.raises(LabError, match="promptfoo results of version 9 are unknown to this release"):
         read(path)
@@ -245,11 +247,11 @@ def test_clusters_are_what_is_counted(tmp_path):
     scores = {m: rng.random(20) for m in "ab"}
     rows = [r | {"cluster": f"c{r['id'] // 2}"} for r in table({m: s.tolist() for m, s in scores.items()})]
     (one,) = compared(write_csv(tmp_path / "log.csv", rows)).comparisons
-    pair = one.report.pairs[0]
+    pair = one.pairs[0]
     x = (scores[pair.a] - scores[pair.b]).reshape(10, 2).mean(axis=1)
     assert pair.n == 10 and pair.items == "clusters"
     assert (pair.low, pair.high) == pytest.approx(paired.t_interval(x.mean(), x.std(ddof=1), 10))
-    assert one.report.notes == ("20 items in 10 clusters: clusters are what is counted.",)
+    assert one.notes == ("20 items in 10 clusters: each cluster counts once.",)
 
 
 def test_tasks_can_be_pooled_as_clusters(tmp_path):
@@ -258,7 +260,7 @@ def test_tasks_can_be_pooled_as_clusters(tmp_path):
             scores = {f"{i}": (i + right) % 2 for i in range(4)}
             harness(tmp_path / model / f"samples_mm_{task}_2026-01-01T00-00-00.jsonl", scores)
     (one,) = compared(tmp_path / "a", tmp_path / "b", pool=True).comparisons
-    assert (one.task, one.report.pairs[0].n, one.report.pairs[0].items) == ("all tasks", 3, "clusters")
+    assert (one.task, one.pairs[0].n, one.pairs[0].items) == ("all tasks", 3, "clusters")
 
 
 def test_a_task_is_named_as_the_harness_names_its_files(tmp_path):
@@ -275,10 +277,8 @@ def test_items_that_one_side_lacks_are_listed(tmp_path):
         "a": {},
         "b": {"0": "not in its log", "1": "not in its log", "9": one.lacking["b"]["9"]},
     }
-    assert one.report.prompts == tuple("2345678")
-    assert one.report.notes[0].startswith(
-        "Left out, because b has no score there: 0 (not in its log); 1 (not in"
-    )
+    assert one.prompts == tuple("2345678")
+    assert one.notes[0].startswith("Left out, because b has no score there: 0 (not in its log); 1 (not in")
 
 
 def test_other_documents_and_other_prompts_are_refused(tmp_path):
@@ -290,7 +290,7 @@ def test_other_documents_and_other_prompts_are_refused(tmp_path):
     other = harness(tmp_path / "b" / "log.jsonl", scores, prompt_hash="x")
     with pytest.raises(LabError, match=r"has another prompt than a for the item 0 \(--any-prompt"):
         compared(a, other)
-    assert compared(a, other, any_prompt=True).comparisons[0].report.pairs[0].n == 6
+    assert compared(a, other, any_prompt=True).comparisons[0].pairs[0].n == 6
 
 
 def test_two_logs_without_a_common_item_and_without_a_common_metric_are_refused(tmp_path):
@@ -322,9 +322,9 @@ def test_a_metric_where_less_is_better_turns_the_verdict(tmp_path):
     rows = [r | {"metric": "wer"} for r in table({"a": (base / 2).tolist(), "b": (base / 2 + 0.3).tolist()})]
     path = write_csv(tmp_path / "log.csv", rows)
     (one,) = compared(path, lower_is_better=True).comparisons
-    pair = one.report.pairs[0]
-    assert (pair.a, pair.verdict, one.report.pick) == ("a", "better", "a") and pair.difference < 0
-    assert compared(path).comparisons[0].report.pairs[0].a == "b"
+    pair = one.pairs[0]
+    assert (pair.a, pair.verdict, one.pick) == ("a", "better", "a") and pair.difference < 0
+    assert compared(path).comparisons[0].pairs[0].a == "b"
 
 
 def test_the_harness_says_itself_where_less_is_better(tmp_path):
@@ -332,7 +332,7 @@ def test_the_harness_says_itself_where_less_is_better(tmp_path):
         harness(tmp_path / model / "samples_t_2026-01-01T00-00-00.jsonl", {"0": 1, "1": 0})
         about = {"model_name": model, "higher_is_better": {"t": {"acc": False}}}
         (tmp_path / model / "results_2026-01-01T00-00-00.json").write_text(json.dumps(about))
-    assert not compared(tmp_path / "a", tmp_path / "b").comparisons[0].higher_is_better
+    assert not compared(tmp_path / "a", tmp_path / "b").comparisons[0].scale.higher_is_better
 
 
 def test_one_model_in_two_logs_is_named_after_them(tmp_path):
@@ -341,8 +341,8 @@ def test_one_model_in_two_logs_is_named_after_them(tmp_path):
             tmp_path / day / "m" / "samples_t_2026-01-01T00-00-00.jsonl", {f"{i}": i % 2 for i in range(8)}
         )
     (one,) = compared(tmp_path / "monday", tmp_path / "tuesday").comparisons
-    assert set(one.report.ranking) == {"m (monday)", "m (tuesday)"}
-    assert one.report.pairs[0].verdict == "tied"
+    assert set(one.ranking) == {"m (monday)", "m (tuesday)"}
+    assert one.pairs[0].verdict == "tied"
 
 
 def test_a_log_given_twice_is_refused():
@@ -363,7 +363,7 @@ def test_a_margin_is_asked_for_where_nobody_can_guess_it(tmp_path):
         LabError, match=r"score is not a number from 0 to 1: say which difference matters by --margin"
     ):
         compared(path)
-    assert compared(path, margin=2.0).comparisons[0].report.pairs[0].margin == 2
+    assert compared(path, margin=2.0).comparisons[0].pairs[0].margin == 2
     for bad in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(LabError, match="it must be more than 0"):
             compared(path, margin=bad)
@@ -443,7 +443,7 @@ def test_ten_thousand_rows_take_under_two_seconds(tmp_path):
     for files in ((path,), (tmp_path / "h", tmp_path / "k")):
         start = time.process_time()
         found = compared(*files)
-        assert found.comparisons[0].report.pairs[0].n == 5000
+        assert found.comparisons[0].pairs[0].n == 5000
         assert time.process_time() - start < 2
 
 
@@ -517,7 +517,7 @@ def make_run(
 def test_runs_are_logs_in_points(tmp_path):
     run = make_run(tmp_path / "run")
     (one,) = compared(run).comparisons
-    pair = one.report.pairs[0]
+    pair = one.pairs[0]
     assert (pair.a, pair.n, pair.unit, pair.items, pair.margin) == ("b", 15, "points", "prompts", 0.5)
     a, b = (log.scores for log in read(run) if log.metric == "lab_v2")
     x = np.array([b[item] - a[item] for item in a])
@@ -526,15 +526,15 @@ def test_runs_are_logs_in_points(tmp_path):
     )
     assert {log.model for log in read(run / "a")} == {"a"}
     two = compared(run / "a", make_run(tmp_path / "later") / "a")
-    assert set(two.comparisons[0].report.ranking) == {"a (run)", "a (later)"}
+    assert set(two.comparisons[0].ranking) == {"a (run)", "a (later)"}
 
 
 def test_an_exported_run_says_the_same_as_the_run(tmp_path):
     run = make_run(tmp_path / "run")
     done = CliRunner().invoke(cli.app, ["compare", str(run), "--export", str(tmp_path / "out")])
     assert done.exit_code == 0 and done.stdout.strip() == str(tmp_path / "out")
-    before = compared(run).comparisons[0].report.pairs[0]
-    after = compared(tmp_path / "out", margin=0.5).comparisons[0].report.pairs[0]
+    before = compared(run).comparisons[0].pairs[0]
+    after = compared(tmp_path / "out", margin=0.5).comparisons[0].pairs[0]
     assert (after.a, after.n, after.low, after.high) == pytest.approx(
         (before.a, before.n, before.low, before.high)
     )
@@ -561,7 +561,7 @@ def test_less_is_better_of_a_score_in_a_run_beside_its_primary_one_and_in_its_ex
             choice = ["--metric", "bits_per_byte", "--margin", "0.1", "--json"]
             asked = ["compare", str(place / "good"), str(place / "bad"), *choice]
             (found,) = json.loads(CliRunner().invoke(cli.app, asked).stdout)["comparisons"]
-            pair = found["report"]["pairs"][0]
+            pair = found["pairs"][0]
             assert (pair["a"], pair["verdict"]) == ("good", "better"), place
 
 
@@ -584,14 +584,14 @@ def test_a_run_is_a_dataset_that_the_hubs_library_reads(tmp_path, monkeypatch):
         store.append_row(run / "a" / "samples.jsonl", sample)
     done = CliRunner().invoke(cli.app, ["compare", str(run), "--dataset", str(out)])
     assert done.exit_code == 0 and done.stdout.strip() == str(out)
-    lines = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    lines = parquet.read_table(out / "test.parquet").to_pylist()
     assert len(lines) == 2 * 15 * 4  # what was tried again stands there once
     first = next(store.read_rows(run / "a" / "scores.jsonl", Score))
     assert lines[0]["scores"] == first.values and lines[0]["text"] == "Answer 0 of a."
     head, body = (out / "README.md").read_text().split("---\n")[1:]
-    declared = yaml.safe_load(head)["dataset_info"]["features"]
-    assert {feature["name"] for feature in declared} == lines[0].keys() and "120 answers of `a` (r)" in body
+    assert yaml.safe_load(head) == {"tags": ["nbhelpers"]} and "120 answers of `a` (r)" in body
     assert str(tmp_path) not in body
+    assert CliRunner().invoke(cli.app, ["compare", str(run), "--dataset", str(out)]).exit_code == 0  # again
     datasets = pytest.importorskip("datasets", reason="datasets is not installed")
     found = datasets.load_dataset(str(out), split="test", cache_dir=str(tmp_path / "cache"))
     assert found.to_list() == lines
@@ -637,8 +637,8 @@ def test_one_text_counts_once_and_a_document_twice_is_refused(tmp_path):
     scores = {f"{i}": i % 2 for i in range(6)}
     a, b = (harness(tmp_path / m / "log.jsonl", scores, doc_hash="d", prompt_hash="p") for m in "ab")
     (one,) = compared(a, b).comparisons
-    assert one.report.pairs[0].n == 1
-    assert one.report.notes == ("6 items have 1 different texts: each text counts once.",)
+    assert one.pairs[0].n == 1
+    assert one.notes == ("6 items have 1 different texts: each text counts once.",)
     a.write_text(a.read_text() * 2)
     with pytest.raises(LabError, match="of the item 0 of a stands twice"):
         read(a)
@@ -662,9 +662,7 @@ def test_blanks_around_cells_tell_nothing_apart(tmp_path):
 def test_scores_beyond_all_measure_are_listed(tmp_path):
     path = write_csv(tmp_path / "log.csv", table({"a": [1e300, 1, 0], "b": [1, 1, 1]}))
     (one,) = compared(path, margin=1.0).comparisons
-    assert one.lacking["a"] == {"0": "its score is not a number"} and compare.lines(
-        compared(path, margin=1.0)
-    )
+    assert one.lacking["a"] == {"0": "its score is not a number"}
 
 
 def test_an_item_in_two_clusters_is_refused(tmp_path):
@@ -683,7 +681,7 @@ def test_a_metric_named_as_what_runs_measure_is_compared_where_it_is_asked_for(t
     with pytest.raises(LabError, match="they have latency by a; latency by b"):
         compared(path)
     (one,) = compared(path, metric="latency", margin=1.0).comparisons
-    assert one.report.primary == "latency"
+    assert one.primary == "latency"
 
 
 def test_a_score_too_large_for_a_number_is_refused(tmp_path):
@@ -703,7 +701,7 @@ def test_a_run_of_a_task_keeps_its_scale_its_direction_and_its_clusters(tmp_path
     rows = [(make_sample("m", name, 0), score) for name, score in result.per_prompt.items()]
     write_model(tmp_path, result, rows)
     (log,) = [log for log in reading.read(tmp_path) if log.metric == "wrong"]
-    assert (log.unit, log.higher, log.made.margin) == ("wrong", False, 0.1)
+    assert (log.unit, log.higher, log.margin) == ("wrong", False, 0.1)
     assert log.clusters == {"b01": "b01", "b02": "b01"}
 
 
@@ -720,8 +718,8 @@ def task_run(folder: Path, margin: float, models=("a", "b"), **settings) -> Path
 def test_a_run_brings_its_tasks_margin_and_two_that_disagree_are_asked(tmp_path):
     run = task_run(tmp_path / "run", 0.2)
     (one,) = compared(run, metric="exact").comparisons
-    assert one.report.pairs[0].margin == 0.2 and "margin 0.2" in one.report.basis
-    assert compared(run, metric="exact", margin=0.3).comparisons[0].report.pairs[0].margin == 0.3
+    assert one.pairs[0].margin == 0.2 and "margin 0.2" in one.basis
+    assert compared(run, metric="exact", margin=0.3).comparisons[0].pairs[0].margin == 0.3
     with pytest.raises(LabError, match="must be more than 0"):
         compared(run, metric="exact", margin=0.0)
     other = task_run(tmp_path / "other", 0.1)
@@ -754,8 +752,8 @@ def test_a_run_that_stopped_early_keeps_its_always_valid_figures(tmp_path):
     run = early_run(tmp_path / "run", 0.4)
     whole = comparison.assemble(run)
     (one,) = compared(run).comparisons
-    assert one.report.pairs == whole.pairs
-    assert "by an always-valid test after 40 of 60 prompts" in one.report.basis
+    assert one.pairs == whole.pairs
+    assert "by an always-valid test after 40 of 60 prompts" in one.basis
     # the size sentence: with twice the parameters, a doubling is the difference of the pair
     assert whole.size_slope.method == "always-valid"
     ends = whole.pairs[0].low, whole.pairs[0].high

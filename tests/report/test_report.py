@@ -24,6 +24,7 @@ from made_runs import (
 
 from nbhelpers import store
 from nbhelpers.comparison import compare as comparison
+from nbhelpers.comparison.comparable import FOREIGN
 from nbhelpers.generation.latency import LatencyPass
 from nbhelpers.records import LabError, Sample, Scale
 from nbhelpers.report import html as report
@@ -132,7 +133,7 @@ def test_every_cost_says_whether_its_energy_was_measured(tmp_path: Path):
 def test_a_run_in_another_language_shows_its_texts_and_no_score(tmp_path: Path):
     ask, rows = "Schreibe über die Kosten", samples_of("lab-gpt2", prompt="Schreibe über die Kosten")
     no_score = {"per_prompt": {}, "quality": {}, "quality_applies": False}
-    result = make_result("lab-gpt2", planted(5, 1), metrics=METRICS | {comparison.FOREIGN: 30.0}, **no_score)
+    result = make_result("lab-gpt2", planted(5, 1), metrics=METRICS | {FOREIGN: 30.0}, **no_score)
     folder = write_model(tmp_path, result, rows)
     score = replace(
         make_score(rows[0][0], 1.0), values={}, reason="not applicable: the prompt is not English"

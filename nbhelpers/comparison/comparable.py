@@ -1,0 +1,109 @@
+"""Which models of a run can be compared, on which prompts, and why the others cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nbhelpers import registry, store
+from nbhelpers.errors import some
+from nbhelpers.records import LabError, Result, Sample
+from nbhelpers.stats.estimate import by_unit
+from nbhelpers.tracking.result import read_info, read_results, spec_of
+
+FOREIGN = "samples/not_applicable"  # texts without a score, because a rubric reads English
+CONDITIONS = ("task", "prompts", "max_new_tokens", "temperature", "top_k", "top_p")
+
+
+def comparable(run_dir: Path) -> tuple[list[Result], dict[str, str], list[str]]:
+    """The results that can be compared, why other models cannot, and what a reader must know of the prompts.
+
+    The results have the prompts that all of them share; those with one text are one unit: the mean of their
+    scores, under the first id. LabError for a folder with neither a run.json nor a result.json.
+    """
+    (results, excluded), info, notes = read_results(run_dir), read_info(run_dir), list[str]()
+    if info is None and not results and not excluded:
+        raise LabError(f"The run {run_dir.name} has no result.json: run the notebooks 01 to 06 first.")
+    done = {result.slug for result in results} | {result.settings.model for result in results}
+    for model in info.models if info else ():
+        spec = spec_of(model, info)
+        if info and not done & {model, spec.slug}:
+            failed = (s for s in info.notebooks if s.status == "failed" and s.model == model)
+            error = next((f"{s.notebook}: {s.error}" for s in failed), "its notebooks have not run")
+            excluded[spec.alias] = excluded.pop(spec.slug, error)
+    made = [_conditions(r) for r in results if r.quality_applies and r.finished]
+    usual, most = max(made, key=made.count, default={}), max((len(r.per_prompt) for r in results), default=0)
+    asked = {r.slug: _asked(run_dir / r.slug, r) for r in results}
+    texts = dict[str, str]()
+    for prompt in sorted(set[str]().union(*asked.values())):
+        known = [own[prompt] for own in asked.values() if prompt in own]
+        texts[prompt] = max(known, key=known.count)
+    own = any(result.settings.task for result in results)  # its texts may be the last turn of many
+    for result in results:
+        clash = [prompt for prompt, text in asked[result.slug].items() if text != texts[prompt]]
+        if why := _why_not(result, usual, clash, most):
+            excluded[result.model] = why
+        for name in (name for name in result.metrics if name.startswith(FOREIGN)):
+            which = name.replace(FOREIGN, "").replace("/", " ", 1)  # "": the primary one
+            part = f"{result.metrics[name]:g} of {result.attempted} texts have no score{which}"
+            why = "scores.jsonl says why" if own else "because the prompt or the answer is not English"
+            notes.append(f"{result.model}: {part}, {why}.")
+    said = {prompt: prompt if own else registry.one_text(text) for prompt, text in texts.items()}
+    clusters = {prompt: one for result in results for prompt, one in result.clusters.items()}
+    unit, more = units_of(said, clusters, "items" if own else "prompts")
+    notes += more
+    scores = {r.model: by_unit(r.per_prompt, unit) for r in results if r.model not in excluded}
+    shared = sorted(set[str].intersection(*map(set, scores.values()))) if scores else []
+    if not shared:
+        excluded |= dict.fromkeys(scores, "it shares no prompt with the others")
+    elif lost := sorted(set[str]().union(*scores.values()).difference(shared)):
+        notes.append(f"Left out, because some model has no score there: {', '.join(lost)}.")
+    kept = [result for result in results if result.model not in excluded]
+    kept = [replace(r, per_prompt={prompt: scores[r.model][prompt] for prompt in shared}) for r in kept]
+    return kept, excluded, notes
+
+
+def units_of(
+    texts: Mapping[str, str], clusters: Mapping[str, str], items: str
+) -> tuple[dict[str, str], list[str]]:
+    """Item -> what counts once: its cluster, or the first item of its text; and what a reader must know."""
+    first, notes = dict[str, str](), list[str]()
+    unit = {item: first.setdefault(text, item) for item, text in texts.items()}
+    if len(first) < len(unit):
+        notes.append(f"{len(unit)} {items} have {len(first)} different texts: each text counts once.")
+    unit |= (own := {item: clusters[item] for item in unit if item in clusters})
+    if len(set(unit.values())) < len(first):
+        several = some(len(set(own.values())), "clusters")
+        notes.append(f"{some(len(own), items)} in {several}: each cluster counts once.")
+    return unit, notes
+
+
+def _why_not(result: Result, usual: dict[str, Any], clash: Sequence[str], most: int) -> str | None:
+    """Why a model cannot be compared on quality, or None."""
+    other = [name for name, value in _conditions(result).items() if value != usual.get(name, value)]
+    if FOREIGN in result.metrics and 2 * len(result.per_prompt) <= most:
+        why = "the rubric reads English, and most of its prompts or answers are not"
+        return "most of its answers have no score" if result.settings.task else why
+    if not result.quality_applies:
+        return "random weights: quality is not applicable, speed and memory are real"
+    if not result.finished:
+        return f"all {result.attempted} generations failed"
+    if other:
+        return f"made under other conditions than most of the models: {', '.join(other)}"
+    return f"its prompts have other texts than those of most models: {', '.join(clash)}" if clash else None
+
+
+def _asked(folder: Path, result: Result) -> dict[str, str]:
+    """Prompt id -> text of a model's samples; empty where there are none to read."""
+    with suppress(LabError):
+        rows = store.read_rows(folder / "samples.jsonl", Sample)
+        return {row.prompt_id: row.prompt for row in rows if row.prompt_id in result.per_prompt}
+    return {}
+
+
+def _conditions(result: Result) -> dict[str, Any]:
+    """What must be equal for scores to be comparable; repeats and seed only change the precision."""
+    return {"score": result.primary, **{name: vars(result.settings)[name] for name in CONDITIONS}}
