@@ -185,7 +185,7 @@ def pick_model(
         ahead = f"ahead of the next one, {rivals[0].b}, by {_points(rivals[0])}"
         return leader, f"{leader} {_verbs(rivals[0].unit)[0]} better than every other model here: {ahead}."
     pick = max((leader, *tied), key=lambda model: speeds.get(model, 0.0))
-    reason = f"No mean is higher than that of {leader}"
+    reason = f"No mean is {'higher' if rivals[0].higher else 'lower'} than that of {leader}"
     if unclear:
         closest = min(unclear, key=lambda pair: abs(pair.difference or 0.0))
         names = " and ".join(pair.b for pair in unclear)
