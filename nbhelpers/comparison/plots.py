@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from nbhelpers.comparison.compare import ComparisonReport, words_per_s
@@ -18,6 +19,7 @@ BLUE, ORANGE, GREY, GREEN, RED = "#2b6cb0", "#c05621", "#718096", "#2f855a", "#c
 MODEL_COLOURS = [BLUE, ORANGE, GREEN, RED, "#6b46c1", "#975a16", "#2c7a7b", "#97266d"]
 VERDICT_COLOURS = {"better": GREEN, "worse": RED, "tied": BLUE, "cannot tell": GREY}
 MARKERS = "os^Dv"  # with the colours 40 different points
+WIDTH = 4.3  # inches: letters of 10 points are 11 pixels high on a telephone, which is 390 wide
 ForestRow = tuple[str, Estimate, str, str]  # label, mean with interval, colour, note
 
 
@@ -25,20 +27,20 @@ def dimensions(quality: Mapping[str, Estimate], scale: Scale = LAB_SCALE) -> Fig
     """Where are points won and lost? Every score's mean with its 95% interval."""
     rows = [(name, e, BLUE, "") for name, e in quality.items() if e.mean is not None]
     figure, axes = _forest("Where are points won and lost?", rows)
-    axes.set(xlim=_limits(scale), xlabel="score, each on its own scale, mean and 95% interval over prompts")
+    axes.set(xlim=_limits(scale), xlabel="score, each on its own scale,\nmean and 95% interval over prompts")
     return figure
 
 
 def ranking(report: ComparisonReport) -> Figure:
     """Which model writes best, and how sure are we?"""
     short = _short_names(report.ranking)
-    title = question(report) + (" (orange: the pick)" if len(short) > 1 else "")
+    title = question(report) + ("\n(orange: the pick)" if len(short) > 1 else "")
     colours = [ORANGE if name == report.pick else BLUE for name in short]
     rows = [
         (short[m], e, c, f"{e.mean:.2f}") for (m, e), c in zip(report.ranking.items(), colours, strict=True)
     ]
     figure, axes = _forest(title, rows, "black")
-    axes.set(xlim=_limits(report.scale), xlabel=f"{_label(report)}, mean and 95% interval over prompts")
+    axes.set(xlim=_limits(report.scale), xlabel=f"{_label(report)},\nmean and 95% interval over prompts")
     return figure
 
 
@@ -49,18 +51,18 @@ def pair_differences(report: ComparisonReport) -> Figure:
         if p.difference is not None:
             e = Estimate("", p.n, p.difference, None, p.low, p.high)
             rows.append((f"{short[p.a]} − {short[p.b]}", e, VERDICT_COLOURS[p.verdict], p.verdict))
-    figure, axes = _forest(f"Which differences are real? ({report.basis})", rows)
+    figure, axes = _forest(f"Which differences are real?\n({report.basis})", rows)
     if rows:
         axes.axvspan(-report.pairs[0].margin, report.pairs[0].margin, color=GREY, alpha=0.18, lw=0)
-    axes.axvline(0, color="black", lw=0.8)
+    axes.axvline(0, color=GREY, lw=0.8)
     unit = report.pairs[0].unit if report.pairs else "points"
-    axes.set(xlabel=f"difference in {unit}, 95% interval; grey band: too small to matter")
+    axes.set(xlabel=f"difference in {unit}, 95% interval;\ngrey band: too small to matter")
     return figure
 
 
 def quality_speed_memory(results: Sequence[Result], report: ComparisonReport) -> Figure:
     """What does quality cost? Quality with its interval against speed; the area of a point is memory."""
-    figure, axes = _axes("What does quality cost? (area: memory of the weights)", 8, 4.4)
+    figure, axes = _axes("What does quality cost?\n(area: memory of the weights)", 3.4 + 0.2 * len(results))
     shown = [result for result in results if result.model in report.ranking and words_per_s(result)]
     memory = {r.model: r.metrics.get("memory/parameters_mib", 0.0) for r in shown}  # 0: unknown
     short, speeds = _short_names(memory), [words_per_s(result) for result in shown]
@@ -73,8 +75,9 @@ def quality_speed_memory(results: Sequence[Result], report: ComparisonReport) ->
         label = f"{short[result.model]} ({f'{mib:,.1f} MiB' if mib else 'a server'})"
         axes.plot(speed, quality.mean, marker, color=colour, ms=6, label=label)
     if speeds:
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
+        figure.legend(loc="outside lower left", frameon=False)
         axes.set_xscale("log" if max(speeds) > 20 * min(speeds) else "linear")
+        axes.xaxis.set_major_formatter("{x:g}")  # a power of ten would be too small to read
     axes.margins(0.2)
     axes.set(xlabel="words per second at batch 1", ylabel=_label(report))
     return figure
@@ -82,7 +85,7 @@ def quality_speed_memory(results: Sequence[Result], report: ComparisonReport) ->
 
 def history(primary: str, runs: Sequence[str], means: Mapping[str, Mapping[str, Estimate]]) -> Figure:
     """Has a model become better or worse? runs: oldest first; means: model -> run -> mean of this score."""
-    figure, axes = _axes(f"How did {_plain(primary)} change from run to run?", 8, 3.6)
+    figure, axes = _axes(f"How did {_plain(primary)} change from run to run?", 4 + 0.2 * len(means))
     runs = [run for run in runs if any(run in own for own in means.values())]
     short = _short_names(means)
     styles = zip(cycle(MODEL_COLOURS), cycle(MARKERS), strict=False)
@@ -91,34 +94,36 @@ def history(primary: str, runs: Sequence[str], means: Mapping[str, Mapping[str, 
         axes.plot(places, middle, f"{marker}-", color=colour, ms=5, label=short[model])
         for place, e in zip(places, own.values(), strict=True):
             axes.vlines(place, *_ends(e), color=colour, lw=1, alpha=0.6)
-    axes.set_xticks(range(len(runs)), [_plain(run) for run in runs], rotation=30, ha="right", fontsize=8)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
+    axes.set_xticks(range(len(runs)), [_plain(run) for run in runs], rotation=60, ha="right")
+    figure.legend(loc="outside lower left", frameon=False)
     axes.set_ylabel(f"{_plain(primary)}, mean and 95% interval")
     return figure
 
 
-def _axes(title: str, width: float, height: float) -> tuple[Figure, Any]:
+def _axes(title: str, height: float) -> tuple[Figure, Any]:
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(width, height), layout="constrained", dpi=100)
+    figure, axes = pyplot.subplots(figsize=(WIDTH, height), layout="constrained", dpi=100)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
-    axes.set_title(title)
+    axes.set_title("\n".join(fill(line, 42) for line in title.splitlines()))
     return figure, axes
 
 
 def _forest(title: str, rows: Sequence[ForestRow], ink: str | None = None) -> tuple[Figure, Any]:
-    """Means with intervals below each other, wide enough for long labels; notes on the right."""
-    width = max(7.0, 4.5 + 0.085 * max((len(row[0]) for row in rows), default=0))
-    figure, axes = _axes(title, width, 0.9 + 0.32 * max(1, len(rows)))
+    """Means with intervals below each other, each under its label with a note on the right."""
+    labels = [fill(row[0], 38) for row in rows]
+    lines = 1 + max((label.count("\n") for label in labels), default=0)
+    figure, axes = _axes(title, 1.1 + (0.22 + 0.17 * lines) * max(1, len(rows)))
     margin = axes.get_yaxis_transform()
-    for place, (_, e, colour, note) in enumerate(rows):
+    for place, (label, (_, e, colour, note)) in enumerate(zip(labels, rows, strict=True)):
         axes.hlines(place, *_ends(e), color=colour, lw=2)
         axes.plot(e.mean, place, "o", color=colour, ms=6)
-        axes.text(1.01, place, note, transform=margin, va="center", fontsize=9, color=ink or colour)
-    axes.set_yticks(range(len(rows)), [row[0] for row in rows])
-    axes.set_ylim(max(1, len(rows)) - 0.5, -0.5)
+        axes.text(0.01, place - 0.2, label, transform=margin, va="bottom")
+        axes.text(1, place - 0.2, note, transform=margin, va="bottom", ha="right", color=ink or colour)
+    axes.set_yticks([])
+    axes.set_ylim(max(1, len(rows)) - 0.6, -0.8)
     return figure, axes
 
 

@@ -210,11 +210,7 @@ def _table(path: Path, found: Rows, choice: Choice) -> Iterator[Row]:
         yield Row(log, _named(row, "id"), score, text, "", cluster, repeat, "no score")
 
 
-READERS = {
-    ("doc_id", "metrics"): _harness,
-    ("evalId", "results"): _promptfoo,
-    COLUMNS: _table,
-}
+READERS = {("doc_id", "metrics"): _harness, ("evalId", "results"): _promptfoo, COLUMNS: _table}
 
 
 def run_rows(folder: Path) -> Iterator[Row]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from made_runs import make_result, make_sample, planted, write_info, write_model
 from typer.testing import CliRunner
 
 from nbhelpers import cli
+from nbhelpers.comparison import compare as comparison
 from nbhelpers.report import html as report
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine")
@@ -145,6 +148,39 @@ def test_nothing_is_wider_than_the_screen_and_nothing_hostile_runs(tab, page, wi
     assert tab.run("document.documentElement.scrollWidth") <= width
     assert tab.run("window.ran === undefined")
     assert tab.log == []  # the policy had nothing to refuse
+
+
+@pytest.fixture(scope="module")
+def charts(tmp_path_factory) -> Path:
+    """Two runs, their index and their comparison, with names as long as the Hub's and speeds far apart."""
+    folder = tmp_path_factory.mktemp("charts")
+    names = ["lab-llama", "HuggingFaceTB/SmolLM2-360M-Instruct", "Qwen/Qwen2.5-0.5B-Instruct"]
+    for run in ("run", "later"):
+        for n, name in enumerate(names):
+            row = make_sample(name, "b01", 0), float(n)
+            write_model(folder / run, make_result(name, planted(4 + n, n), words_per_s=2.0 * 10**n), [row])
+        write_info(folder / run, names)
+        comparison.compare_run(folder / run)
+        report.write_report(folder / run)
+    report.write_runs_index(folder)
+    asked = ["compare", str(folder / "run"), "--out", str(folder / "logs")]
+    assert CliRunner().invoke(cli.app, asked).exit_code == 0
+    return folder
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("place", ["run/index.html", "index.html", "logs/index.html"])
+def test_every_chart_is_whole_on_a_telephone_with_text_of_11_pixels(tab, charts, place, dark):
+    tab.open(charts / place, 390, dark)
+    shown = tab.run("""[...document.querySelectorAll('figure img')].map((img) =>
+        [img.src, img.x, img.width, 2 * parseFloat(getComputedStyle(img).padding)])""")
+    assert shown
+    for address, left, width, padding in shown:
+        svg = base64.b64decode(address.partition(",")[2]).decode()
+        points = float(re.search(r'viewBox="0 0 ([\d.]+)', svg)[1])
+        letters = [100 * float(scale) for scale in re.findall(r"scale\(([\d.]+) -", svg)]
+        assert left >= 0 and left + width <= 390
+        assert min(letters) * (width - padding) / points >= 11
 
 
 def test_the_policy_refuses_a_script_that_is_not_ours(opened):
