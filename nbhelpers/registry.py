@@ -139,7 +139,7 @@ def nearest(name: str, known: list[str]) -> str:
 
 
 def shape_config(spec: ModelSpec) -> dict[str, Any]:
-    """The configuration of a registered Hub or shape: model, ready for AutoConfig.for_model(**config)."""
+    """The configuration of a registered Hub or shape: model, ready for ``AutoConfig.for_model(**config)``."""
     return dict(_tables()[spec.alias.removeprefix(SHAPE)][1])
 
 
