@@ -38,10 +38,9 @@ from nbhelpers import store
 
 FORKS = sys.platform == "linux"  # elsewhere forking after imports is not safe
 PRELOAD = [
-    *("ipykernel.kernelapp", "matplotlib.pyplot", "scipy.stats", "pandas", "mlflow.tracking", "torch"),
+    *("ipykernel.kernelapp", "matplotlib.pyplot", "scipy.stats", "pandas", "torch"),
     *(f"transformers.models.{name}.modeling_{name}" for name in ("gpt2", "bloom", "opt", "llama")),
-    *("transformers.generation", "nbhelpers.pipeline", "nbhelpers.report.html"),
-    "nbhelpers.tracking.mlflow_run",
+    *("nbhelpers.pipeline", "nbhelpers.report.html", "mlflow.store.tracking.sqlalchemy_store"),
 ]
 ENVIRONMENT = {  # the libraries read it when they are imported
     **{"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONWARNINGS": "ignore"},

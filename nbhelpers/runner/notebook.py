@@ -11,6 +11,7 @@ import functools
 import html
 import logging
 import re
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -39,6 +40,7 @@ KINDS = {
     "MemoryError": Failure.OUT_OF_MEMORY,
     "OutOfMemoryError": Failure.OUT_OF_MEMORY,
 }
+GRAMMAR = "rfc3987_syntax"  # of addresses in any script: jsonschema would compile it for 1.5 s, unasked
 Problem = tuple[str, Failure]  # a sentence and its kind
 _exporting = threading.Lock()  # an exporter makes one page at a time
 
@@ -69,6 +71,7 @@ def run_notebook(
 
 
 def _execute(notebook: Path, output: Path, parameters: dict[str, Any], timeout_s: float) -> Problem | None:
+    how = {"engine_name": engine(), "kernel_name": "python3", "progress_bar": False}
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
@@ -80,13 +83,11 @@ def _execute(notebook: Path, output: Path, parameters: dict[str, Any], timeout_s
     output.parent.mkdir(parents=True, exist_ok=True)
     for stale in (output, output.with_suffix(".html")):
         stale.unlink(missing_ok=True)
-    how = {"engine_name": engine(), "kernel_name": "python3", "progress_bar": False}
     how["execution_timeout"] = max(1, int(timeout_s))
     try:
-        with kernels.kernel_config(output.with_name(kernels.LOG)) as config:
+        log = output.with_name(kernels.LOG)
+        with kernels.kernel_config(log) as config, suppress(PapermillExecutionError):  # a cell says it
             papermill.execute_notebook(source, target, parameters, config=config, **how)
-    except PapermillExecutionError:
-        pass  # a cell says it
     finally:
         if output.exists():
             to_html(output)
@@ -99,7 +100,11 @@ def engine() -> str:
 
     It is saved at its start and, without secrets, at its end, however it ends.
     """
+    known = sys.modules.setdefault(GRAMMAR, None)  # type: ignore[arg-type]
     from papermill.engines import NBClientEngine, papermill_engines
+
+    if known is None:  # for whoever needs it
+        del sys.modules[GRAMMAR]
 
     class SavedOnce(NBClientEngine):
         @classmethod

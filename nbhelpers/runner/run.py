@@ -181,8 +181,7 @@ class _Run:
 
     def _pipeline(self, run: ModelRun, first: str, end: str = "1") -> bool:
         """The notebooks of a model whose names lie from ``first`` on and before ``end``."""
-        names = notebook.pipeline_of(run.spec, run.settings.task)
-        names = tuple(name for name in names if first <= name < end)
+        names = [n for n in notebook.pipeline_of(run.spec, run.settings.task) if first <= n < end]
         return self._notebooks(run.settings.model, run.folder, names, asdict(run.settings))
 
     def _notebooks(self, model: str, folder: Path, names: Sequence[str], parameters: dict[str, Any]) -> bool:
