@@ -56,7 +56,7 @@ def log_likelihoods(loaded: Loaded, pairs: Sequence[Pair]) -> list[float]:
             row, count = rows[n]
             said, end = torch.tensor(row[-count:], device=steps.device), keep - (width + 1 - len(row))
             step = steps[read.index(tuple(row[:-1]))]
-            found[n] = float(step[end - count : end].gather(1, said[:, None]).sum())
+            found[n] = sum(step[end - count : end].gather(1, said[:, None])[:, 0].tolist())
     return found
 
 

@@ -9,6 +9,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -63,6 +64,21 @@ def test_a_batch_says_what_reading_token_by_token_says(family: str, monkeypatch)
     sizes = watch(model.model)
     assert likelihood.log_likelihoods(model, pairs) == pytest.approx(want, abs=1e-4)
     assert len(sizes) > 1 and sum(sizes) == len(pairs)
+
+
+def test_a_long_sum_is_not_rounded_on_the_way() -> None:
+    """Added up in float32, 2,000 summands lose up to a thousandth: more than the harness may differ."""
+    logits = torch.rand(1, 2000, 3, generator=torch.manual_seed(0))
+
+    class Planted:
+        def forward(self, input_ids: torch.Tensor) -> SimpleNamespace:
+            return SimpleNamespace(logits=logits)
+
+        __call__ = forward
+
+    model = replace(tiny("gpt2", 4096, tokenizer=byte_tokenizer(begins=False)), model=Planted())
+    (found,) = likelihood.log_likelihoods(model, [([0], [1] * 2000)])
+    assert found == pytest.approx(math.fsum(logits.log_softmax(-1)[0, :, 1].tolist()), abs=1e-9)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
