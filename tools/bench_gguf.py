@@ -1,13 +1,15 @@
-"""The same weights for llama.cpp: a float32 GGUF of a GPT-2, Llama or BLOOM model, without a vocabulary.
+"""The same weights for llama.cpp: a float32 GGUF of a GPT-2, Llama or BLOOM model.
 
     python -m tools.bench_gguf lab-llama lab-llama.gguf
 
 llama.cpp's own converter is not part of a package; this writes what it would for these three families
-(conversion/llama.py, gpt2.py and bloom.py of llama.cpp). Ids go in and come out, so no vocabulary is needed.
+(conversion/llama.py, gpt2.py and bloom.py of llama.cpp). With a vocabulary where the tokenizer has every id
+of the model, as of the embedded ones; of others, as those of random weights, ids go in and come out.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from typing import Any
@@ -20,11 +22,13 @@ FAMILIES = {"gpt2": gguf.MODEL_ARCH.GPT2, "llama": gguf.MODEL_ARCH.LLAMA, "bloom
 
 
 def convert(model: str, path: str) -> None:
-    net = loading.load(model, "cpu", "float32").model
+    loaded = loading.load(model, "cpu", "float32")
+    net = loaded.model
     config, family = net.config, net.config.model_type
     layers = config.num_hidden_layers
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[FAMILIES[family]])
     _describe(writer, config)
+    _vocabulary(writer, loaded.tokenizer, config.vocab_size)
     names = gguf.get_tensor_name_map(FAMILIES[family], layers)
     tied = net.get_output_embeddings().weight is net.get_input_embeddings().weight
     for name, tensor in net.state_dict().items():
@@ -56,8 +60,27 @@ def _describe(writer: gguf.GGUFWriter, config: Any) -> None:
     else:
         writer.add_layer_norm_eps(config.layer_norm_epsilon)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("no_vocab")
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+
+
+def _vocabulary(writer: gguf.GGUFWriter, tokenizer: Any, size: int) -> None:
+    """Of byte-level BPE, as GPT-2's."""
+    ids = tokenizer.get_vocab()
+    if len(ids) != size:
+        return writer.add_tokenizer_model("no_vocab")
+    kinds, special = (gguf.TokenType.NORMAL, gguf.TokenType.CONTROL), set(tokenizer.all_special_tokens)
+    words, merges = (
+        sorted(ids, key=ids.get),
+        json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"],
+    )
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(words)
+    writer.add_token_types([kinds[word in special] for word in words])
+    writer.add_token_merges([" ".join(pair) for pair in merges])
+    writer.add_bos_token_id(tokenizer.bos_token_id)
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_add_bos_token(tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id)
 
 
 def _arranged(name: str, tensor: Any, config: Any) -> Any:
