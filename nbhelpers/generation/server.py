@@ -25,12 +25,15 @@ CHARACTERS_PER_TOKEN = 4  # of a prompt whose tokens the server does not tell (a
 UNMEASURED = "the server's memory and energy are not measured"
 OPTIONS = {  # that a server may refuse, in the order in which they are given up, and what that means
     "ignore_eos": "it ends an answer where it likes, also where speed is measured",
+    "top_k": "it may leave out rare words, or punish repeated ones, as it likes",
     "stream_options": "it may not tell the tokens of an answer: then the pieces of its stream are counted",
     "seed": "it takes no seed: its texts cannot be made again",
 }
+PLAIN_SAMPLING = {"min_p": 0.0, "repeat_penalty": 1.0, "repetition_penalty": 1.0}  # not the server's own
 HOT = Settings(temperature=1.5, max_new_tokens=8)  # at which two seeds give two texts, if anything does
 COLD = "it gave two seeds one text at a high temperature: it ignores that, and repeats say nothing new"
 UNSTEADY = "it gave one seed two texts: they cannot be made again"
+THOUGHTS = ("reasoning_content", "reasoning")  # the fields of a piece that some servers set apart
 ENDS: dict[str, FinishReason] = {"stop": "eos", "length": "length", "time": "time"}
 
 
@@ -73,8 +76,7 @@ def connect(spec: ModelSpec) -> Served:
     """A server's model with how it is asked, found out by requests for one token. Raises LabError.
 
     By chat or, where the server has no template for it, by completion; an address that ends in /completions
-    says which. Options that the server refuses are left out; the report's notes say so, and whether
-    temperature and seed have an effect.
+    says which. Options that the server refuses are left out, and the report's notes say what has no effect.
     """
     import openai
 
@@ -121,41 +123,38 @@ def ask(
     Raises what the client raises, ValueError for what is no answer, and EOFError for one that breaks off.
     """
     chat, model = served.report.prompt_format == "chat", served.spec.source.partition("#")[2]
-    extra = {"ignore_eos": True, "stream_options": {"include_usage": True}, "seed": seed & 0x7FFFFFFF}
+    values: Any = True, settings.top_k, {"include_usage": True}, seed & 0x7FFFFFFF
+    extra = dict(zip(OPTIONS, values, strict=True))
     extra = {name: extra[name] for name in served.options if fixed or name != "ignore_eos"}
-    body: dict[str, Any] = {"model": model, "stream": True, "extra_body": extra, "timeout": limit_s}
-    body |= {"temperature": settings.temperature, "top_p": settings.top_p}
-    body |= {"max_tokens": settings.max_new_tokens}
+    extra |= PLAIN_SAMPLING if "top_k" in extra and not settings.maker_settings else {}
+    body: dict[str, Any] = {"model": model, "extra_body": extra, "max_tokens": settings.max_new_tokens}
+    body |= {"temperature": settings.temperature, "top_p": settings.top_p, "timeout": limit_s, "stream": True}
     turns = [{"role": role, "content": said} for role, said in (*before, ("user", text))]
     body |= {"messages": turns} if chat else {"prompt": tokenizer.plain(text, before)}
     body |= {"stop": [*stops]} if (stops := tasks.load_task(settings.task).stop) and not fixed else {}
-    create: Any = served.client.chat.completions.create if chat else served.client.completions.create
     remote.CLOCK.until = time.perf_counter() + limit_s
     words, thoughts, end, usage, first, pieces = list[str](), list[str](), "", None, None, 0
-    with create(**body) as stream:
+    with (served.client.chat if chat else served.client).completions.create(**body) as stream:
         began = last = remote.CLOCK.began
         for chunk in stream:
             now, usage = time.perf_counter(), getattr(chunk, "usage", None) or usage
             for choice in (chunk.choices or [])[:1]:
-                part = choice.delta if chat else choice
-                words.append(getattr(part, "content" if chat else "text", None) or "")
-                found = (getattr(part, name, None) for name in ("reasoning_content", "reasoning"))
-                thoughts.append(next(filter(None, found), ""))
+                one = choice.delta if chat else choice
+                words.append(getattr(one, "content" if chat else "text", None) or "")
+                thoughts.append(next((t for n in THOUGHTS if (t := getattr(one, n, None))), ""))
                 if words[-1] or thoughts[-1]:
                     first, last, pieces = first or now, now, pieces + 1
-                if choice.finish_reason:
-                    end, last = str(choice.finish_reason), now
+                end, last = (str(choice.finish_reason), now) if choice.finish_reason else (end, last)
             if not end and now - began > limit_s:
                 end, last = "time", now
                 break
     if not end:
-        raise EOFError("the answer breaks off")
+        raise EOFError("the answer breaks off: if the server ends one for the next, use --at-once 1")
     if end not in ENDS:
         raise ValueError(f"the server ended its answer with {end!r}")
     counts = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
     asked, new = (count if type(count) is int and count > 0 else None for count in counts)
-    if new and not pieces <= new <= settings.max_new_tokens:  # a piece of the stream is a token or more
-        new = None
+    new = new if new and pieces <= new <= settings.max_new_tokens else None  # a piece is a token or more
     times = first and first - began, last - began
     return Answer("".join(words), "".join(thoughts), ENDS[end], pieces, *times, asked, new)
 
@@ -168,9 +167,7 @@ def answers(
     limit_s: float,
     fixed: bool,
 ) -> Iterator[tuple[int, Exception | None, dict[str, Any]]]:
-    """The place of each prompt and repeat as its answer ends, ``at_once`` of them asked at a time; what went
-    wrong, and the fields of its row.
-    """
+    """The place of each prompt and repeat as its answer ends, what went wrong, and the fields of its row."""
     from nbhelpers.generation.sampling import row_seed
 
     task, lock, alive, ledger = tasks.load_task(settings.task), threading.Lock(), [0], meters.Ledger("server")

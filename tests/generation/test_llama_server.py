@@ -68,7 +68,7 @@ def test_its_texts_are_ours(address, at_once):
     """Word for word, or up to a token that is about as likely as ours: it adds up in another order."""
     model, ours = asked(address), load.load("lab-llama", "cpu", "float32")
     assert model.report.prompt_format == "plain" and model.options == tuple(server.OPTIONS)
-    theirs = server.generate_samples(model, PROMPTS, GREEDY, batch_size=at_once)
+    theirs = generate.generate_samples(model, PROMPTS, GREEDY, batch_size=at_once)
     for a, b in zip(theirs, generate.generate_samples(ours, PROMPTS, GREEDY), strict=True):
         assert (a.error, a.finish_reason) == (None, b.finish_reason) and 0 < a.ttft_s < a.latency_s
         assert a.estimated  # while it streams it counts no tokens
@@ -103,18 +103,18 @@ def test_what_it_breaks_off_and_what_its_end_costs_is_asked_again(folder, tmp_pa
     process, at = start(folder)
     try:
         model = asked(at)
-        rows = server.generate_samples(model, PROMPTS[:2], warm, file, batch_size=4)
+        rows = generate.generate_samples(model, PROMPTS[:2], warm, file, batch_size=4)
         assert any("use --at-once 1" in (row.error or "") for row in rows)
-        rows = server.generate_samples(model, PROMPTS[:2], warm, file, batch_size=1)
+        rows = generate.generate_samples(model, PROMPTS[:2], warm, file, batch_size=1)
         assert [row.error for row in rows] == [None] * 4
     finally:
         process.kill()
         process.wait()
-    dead = server.generate_samples(model, PROMPTS[:3], warm, file, batch_size=2)
+    dead = generate.generate_samples(model, PROMPTS[:3], warm, file, batch_size=2)
     assert dead[:4] == rows and [row.failure for row in dead[4:]] == [Failure.SERVER] * 2
     process, at = start(folder)  # at another address, which is no part of what decides a text
     try:
-        again = server.generate_samples(asked(at), PROMPTS[:3], warm, file, batch_size=1)
+        again = generate.generate_samples(asked(at), PROMPTS[:3], warm, file, batch_size=1)
     finally:
         process.kill()
         process.wait()

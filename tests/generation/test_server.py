@@ -45,13 +45,14 @@ def one_row(served, limits=Limits()):
 
 def test_a_row_says_what_was_asked_and_what_came_back():
     with serve(reason="stop") as tiny:
-        rows = generate.generate_samples(connected(tiny), PROMPTS, SHORT)
+        rows = generate.generate_samples(connected(tiny), PROMPTS, replace(SHORT, top_k=7))
         asked = [body for body in tiny.requests if body["max_tokens"] == 12]
     assert [(r.prompt_id, r.repeat) for r in rows] == [(p.id, n) for p in PROMPTS for n in range(2)]
     seeds = {(b["messages"][0]["content"], b["seed"]) for b in asked}
     assert len(seeds) == 6 and all(0 <= seed < 2**31 for _, seed in seeds)
     assert {(b["temperature"], b["top_p"], b["stream"]) for b in asked} == {(0.8, 0.9, True)}
     assert not any("ignore_eos" in body for body in asked)
+    assert all((server.PLAIN_SAMPLING | {"top_k": 7}).items() <= body.items() for body in asked)
     for row in rows:
         seed = next(
             s
@@ -201,10 +202,14 @@ def test_options_that_a_server_refuses_are_left_out_and_said():
         assert connected(all_of_them).report.notes == (server.UNMEASURED,)
     with serve(refused=("ignore_eos",)) as tiny:
         model = connected(tiny)
-        assert model.options == ("stream_options", "seed") and "ends an answer" in model.report.notes[1]
+        assert model.options == ("top_k", "stream_options", "seed")
+        assert "ends an answer" in model.report.notes[1]
+    with serve(refused=("min_p",)) as tiny:
+        model = connected(tiny)
+        assert model.options == ("stream_options", "seed") and "rare words" in model.report.notes[2]
     with serve(refused=("seed",)) as tiny:
         model = connected(tiny)
-        assert model.options == () and len(model.report.notes) == 5
+        assert model.options == () and len(model.report.notes) == 6
         assert one_row(tiny).error is None and "seed" not in tiny.requests[-1]
     with (
         serve(refused=("temperature",)) as strict,
@@ -218,6 +223,16 @@ def test_a_temperature_or_seed_without_effect_is_said():
         assert connected(cold).report.notes == (server.UNMEASURED, server.COLD)
     with serve(answer=lambda *_: openai_server.words(str(time.perf_counter()), 0)) as unsteady:
         assert connected(unsteady).report.notes == (server.UNMEASURED, server.UNSTEADY)
+
+
+def test_what_a_server_adds_to_sampling_is_set_aside_unless_it_is_asked_for():
+    asked = replace(SHORT, repeats=1, maker_settings=True)
+    with serve() as tiny:
+        model = connected(tiny)
+        generate.generate_samples(model, PROMPTS[:1], asked)
+        assert not server.PLAIN_SAMPLING.keys() & tiny.requests[-1].keys()
+        generate.generate_samples(model, PROMPTS[:1], replace(asked, maker_settings=False))
+        assert server.PLAIN_SAMPLING.keys() <= tiny.requests[-1].keys()
 
 
 def test_reasoning_is_set_aside_however_it_comes():
