@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 PIP = $(BIN)/pip install --quiet --disable-pip-version-check
-WHOLE = -c constraints.txt -e ".[dev,concepts,applications]"
+WHOLE = -c constraints.txt -e ".[dev,concepts,applications,text]"
 
 .PHONY: run test sweep chaos bench lint install concepts notebooks site clean
 
@@ -37,7 +37,8 @@ install: .venv/installed
 	$(PIP) -c constraints.txt -e ".[dev]"
 	touch $@
 
-# What notebooks 12, 14, 15 and those from 20 on try besides: in one go, which spares a second look for everything.
+# What notebooks 12, 14, 15 and those from 20 on try besides, and the scorers of `text` (13 MB), in one go. The tests
+# of `logs` (90 MB) and `bench` (100 MB, and llama.cpp is compiled) skip themselves where these are not installed.
 concepts: .venv/concepts
 
 # By uv, in a fifth of the time, which looks for files where pip is told to look; else by pip.
