@@ -44,7 +44,7 @@ concepts: .venv/concepts
 # By uv, in a fifth of the time, which looks for files where pip is told to look; else by pip.
 .venv/concepts: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) -c constraints.txt uv && UV_FIND_LINKS="$$PIP_FIND_LINKS" \
+	$(PIP) -c constraints.txt uv && UV_LINK_MODE=copy UV_FIND_LINKS="$$PIP_FIND_LINKS" \
 		$(BIN)/uv pip install --quiet --python $(BIN)/python $(WHOLE) || $(PIP) $(WHOLE)
 	touch .venv/installed $@
 
