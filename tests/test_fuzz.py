@@ -233,6 +233,16 @@ def test_weight_indexes(folder, draw):
     assert all(path.parent == copy and path.is_file() for path in found)
 
 
+def test_the_report_of_a_result_whose_interval_lacks_an_end(folder):
+    run = folder / "half"
+    made_runs.write_model(run, made_runs.make_result("m", [5.0, 6.0, 7.0]), [])
+    made_runs.write_info(run, ["m"])
+    path = run / "m" / "result.json"
+    assert '"latency/words_per_s/high"' in (text := path.read_text())
+    path.write_text(text.replace('"latency/words_per_s/high"', '"latency/words_per_s/hihg"'))
+    assert "</html>" in report.write_report(run).read_text()
+
+
 @settings(MANY, max_examples=10)
 @given(draw=st.data())
 def test_the_report_of_a_damaged_run(folder, draw):
