@@ -238,7 +238,8 @@ def test_the_report_of_a_result_whose_interval_lacks_an_end(folder):
     made_runs.write_model(run, made_runs.make_result("m", [5.0, 6.0, 7.0]), [])
     made_runs.write_info(run, ["m"])
     path = run / "m" / "result.json"
-    assert '"latency/words_per_s/high"' in (text := path.read_text())
+    text = path.read_text()
+    assert '"latency/words_per_s/high"' in text
     path.write_text(text.replace('"latency/words_per_s/high"', '"latency/words_per_s/hihg"'))
     assert "</html>" in report.write_report(run).read_text()
 
