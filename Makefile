@@ -2,7 +2,9 @@
 PYTHON ?= python3
 BIN = .venv/bin
 PIP = $(BIN)/pip install --quiet --disable-pip-version-check
-WHOLE = -c constraints.txt -e ".[dev,concepts,applications,text]"
+# By uv, in a fifth of the time, which looks for files where pip is told to look; else by pip.
+FETCH = $(PIP) -c constraints.txt uv && UV_LINK_MODE=copy UV_FIND_LINKS="$$PIP_FIND_LINKS" \
+	$(BIN)/uv pip install --quiet --python $(BIN)/python $(WANTED) || $(PIP) $(WANTED)
 
 .PHONY: run test sweep chaos bench lint install concepts notebooks site clean
 
@@ -32,20 +34,20 @@ lint: install
 
 install: .venv/installed
 
+.venv/installed: WANTED = -c constraints.txt -e ".[dev]"
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) -c constraints.txt -e ".[dev]"
+	$(FETCH)
 	touch $@
 
 # What notebooks 12, 14, 15 and those from 20 on try besides, and the scorers of `text` (13 MB), in one go. The tests
 # of `logs` (90 MB) and `bench` (100 MB, and llama.cpp is compiled) skip themselves where these are not installed.
 concepts: .venv/concepts
 
-# By uv, in a fifth of the time, which looks for files where pip is told to look; else by pip.
+.venv/concepts: WANTED = -c constraints.txt -e ".[dev,concepts,applications,text]"
 .venv/concepts: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) -c constraints.txt uv && UV_LINK_MODE=copy UV_FIND_LINKS="$$PIP_FIND_LINKS" \
-		$(BIN)/uv pip install --quiet --python $(BIN)/python $(WHOLE) || $(PIP) $(WHOLE)
+	$(FETCH)
 	touch .venv/installed $@
 
 # The series as a site for a browser, without a network: outputs/site/html/index.html
