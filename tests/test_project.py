@@ -44,7 +44,7 @@ FLOORS = (
 MOST_LINES, MOST_CODE_LINES, MOST_FILES, LONGEST_FILE = 10_407, 7_407, 58, 300
 
 
-PINNED = ("dev", "concepts", "applications", "text", "logs")  # the extras whose packages are all pinned
+PINNED = ("dev", "concepts", "applications", "text", "pages", "logs")  # extras whose packages are all pinned
 
 
 def pyproject() -> dict:
@@ -54,7 +54,7 @@ def pyproject() -> dict:
 def test_conda_and_pip_users_get_the_same_packages():
     lines = (ROOT / "environment.yml").read_text().splitlines()
     listed = [line.strip()[2:] for line in lines if line.startswith("      - ")]
-    assert listed[:2] == ["-c constraints.txt", "-e .[dev,concepts,applications,text]"]
+    assert listed[:2] == ["-c constraints.txt", "-e .[dev,concepts,applications,text,pages]"]
     assert listed[2:] == pyproject()["project"]["dependencies"]
     python = pyproject()["project"]["requires-python"]
     assert f"  - python{python}" in lines

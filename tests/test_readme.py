@@ -21,7 +21,7 @@ COMMANDS = [
     for line in block.splitlines()
     if line
 ]
-EXTRAS = '-c constraints.txt -e ".[dev,concepts,applications,text]"'
+EXTRAS = '-c constraints.txt -e ".[dev,concepts,applications,text,pages]"'
 # These install, or run this very test; make runs them, and CI runs make.
 BY_MAKE = {
     "make lint": "lint: install",

@@ -165,7 +165,8 @@ def exporter() -> Any:
         def block_math(self, body: str, mark: str = "$$") -> str:
             if mark == "$$" or not re.search(r"^\s|\s$|`", body):  # amounts of money, and code
                 with suppress(Exception):  # whatever convert raises for what it cannot read
-                    return str(convert(body, display="block" if mark == "$$" else "inline"))
+                    shown = str(convert(body, display="block" if mark == "$$" else "inline"))
+                    return f'<span class="formula" tabindex="0">{shown}</span>' if mark == "$$" else shown
             return html.escape(f"{mark}{body}{mark}")
 
         def inline_math(self, body: str) -> str:
@@ -179,9 +180,7 @@ def exporter() -> Any:
         return title[1] if title else ""
 
     made = HTMLExporter(raw_template=PAGE.read_text(encoding="utf-8"))
-    made.register_preprocessor(
-        TagRemovePreprocessor(remove_input_tags={"folded"}, enabled=True), enabled=True
-    )
+    made.register_preprocessor(TagRemovePreprocessor(remove_input_tags={"folded"}), enabled=True)
     made.register_filter("markdown2html", markdown)
     made.register_filter("title_of", title_of)
     return made

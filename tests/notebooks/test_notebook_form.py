@@ -12,7 +12,7 @@ from statistics import median
 import pytest
 
 from nbhelpers.records import Settings
-from nbhelpers.runner.notebook import COMPARISON, LEARNERS, OWN_TASK, PIPELINE, SERVED
+from nbhelpers.runner.notebook import COMPARISON, LEARNERS, OWN_TASK, PIPELINE, SERVED, exporter
 
 OF_A_RUN = sorted({*PIPELINE, *SERVED, OWN_TASK})
 
@@ -62,6 +62,15 @@ def test_opens_with_goal_prerequisites_run_time_and_versions(cells):
     for word in ("# ", "Goal", "Prerequisites", "Run time", "ardware"):
         assert word in opening
     assert "print_versions" in source(code(cells)[0])
+
+
+def test_every_formula_can_be_shown_without_a_script(cells):
+    for cell in cells:
+        if cell["cell_type"] == "markdown":
+            page = exporter().environment.filters["markdown2html"](source(cell))
+            formulas = re.findall(r"<math.*?</math>", page, re.S)
+            assert len(re.findall(r'display="block"', page)) == source(cell).count("$$") / 2
+            assert "\\" not in re.sub("<[^>]+>", "", "".join(formulas))
 
 
 def test_shows_a_plot(cells):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from typer.testing import CliRunner
 from nbhelpers import cli
 from nbhelpers.comparison import compare as comparison
 from nbhelpers.report import html as report
+from nbhelpers.runner import notebook
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine")
 EVIL = '<script>window.ran=1</script><img src=x onerror="window.ran=1">'
@@ -249,3 +252,59 @@ def test_print_shows_every_text_on_white_and_cuts_no_table(tab, page):
     assert tab.run(f"[...document.querySelectorAll('table, figure img')].filter({cut}).length") == 0
     assert tab.run("getComputedStyle(document.querySelector('#explore')).display") == "none"
     tab.call("Emulation.setEmulatedMedia", media="")
+
+
+AXE = find_spec("axe_playwright_python")
+axed = pytest.mark.skipif(not AXE, reason="axe comes with the extra pages")
+READ = ("00_start_here", "09_claims_audit", "17_distributed")  # with pictures, formulas, tables and code
+VIOLATIONS = """axe.run({resultTypes: ["violations"]}).then((found) =>
+    found.violations.flatMap((v) => v.nodes.map((node) => `${v.id}: ${node.html.slice(0, 200)}`)))"""
+
+
+def violations(tab) -> list[str]:
+    """What axe finds in the opened page once all that a click opens is open and what is far off is drawn."""
+    tab.run(Path(AXE.origin).with_name("axe.min.js").read_text(encoding="utf-8"))
+    tab.run(
+        "{ const s = new CSSStyleSheet(); s.replaceSync('.item { content-visibility: visible !important }'); "
+        "document.adoptedStyleSheets = [s]; "
+        "document.querySelectorAll('details').forEach((closed) => { closed.open = true }) }"
+    )
+    return tab.run(VIOLATIONS)
+
+
+@pytest.fixture(scope="module")
+def looked_at(tmp_path_factory, page, charts) -> list[Path]:
+    """The report, the index, a comparison, two runs side by side, and executed notebooks."""
+    folder = tmp_path_factory.mktemp("notebooks")
+    asked = ["compare", str(charts / "run"), str(charts / "later"), "--out", str(folder / "both")]
+    assert CliRunner().invoke(cli.app, asked).exit_code == 0
+    notebooks = [Path(__file__).parents[2] / "notebooks" / f"{name}.ipynb" for name in READ]
+    read = [notebook.to_html(Path(shutil.copy(path, folder))) for path in notebooks]
+    reports = [page, charts / "run" / "index.html", charts / "index.html", charts / "logs" / "index.html"]
+    return [*reports, folder / "both" / "index.html", *read]
+
+
+@axed
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_axe_finds_nothing(tab, looked_at, width, dark):
+    found = {}
+    # Pages of notebooks are light whatever is asked for.
+    for path in looked_at[: None if dark == (width == 1280) else -len(READ)]:
+        tab.open(path, width, dark)
+        found[f"{path.parent.name}/{path.name}"] = violations(tab)
+    assert found == {key: [] for key in found}
+
+
+@axed
+@pytest.mark.parametrize(
+    ("rule", "planted"),
+    [
+        ("image-alt", "<img src='data:,'>"),
+        ("label", "<input>"),
+        ("color-contrast", "<p style='color: #888; background: #999'>pale</p>"),
+    ],
+)
+def test_axe_finds_what_is_planted(opened, rule, planted):
+    opened.run(f"document.querySelector('main').insertAdjacentHTML('beforeend', {json.dumps(planted)})")
+    assert [line.partition(":")[0] for line in violations(opened)] == [rule]
