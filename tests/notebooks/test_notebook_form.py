@@ -198,6 +198,18 @@ def test_exercises_check_themselves_and_have_a_hint_and_a_solution(cells):
             assert said in "".join(cell["outputs"][0]["text"])
 
 
+def test_an_open_exercise_does_not_answer_itself(cells):
+    """What it is checked against stands in a folded cell; only a prediction may be run before the eyes."""
+    for n, cell in enumerate(cells):
+        if "exercise" not in tags(cell) or "**Predict" in re.sub(r"\d\. ", "", source(cells[n - 1])):
+            continue
+        tree = ast.parse(source(cell))
+        (call,) = [c for c in ast.walk(tree) if isinstance(c, ast.Call) and ast.unparse(c.func) == "check"]
+        right = call.args[1]
+        made = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        assert isinstance(right, ast.Lambda) or (isinstance(right, ast.Name) and right.id not in made)
+
+
 def test_each_notebook_leads_to_the_one_before_and_the_one_after():
     second = ("03_server", "04_own_task")  # beside the notebook of their number, which comes first
     order = sorted(NOTEBOOKS, key=lambda path: (path.stem[:2], path.stem in second))
