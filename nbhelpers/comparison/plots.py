@@ -62,7 +62,7 @@ def pair_differences(report: ComparisonReport) -> Figure:
 
 def quality_speed_memory(results: Sequence[Result], report: ComparisonReport) -> Figure:
     """What does quality cost? Quality with its interval against speed; the area of a point is memory."""
-    figure, axes = _axes("What does quality cost?\n(area: memory of the weights)", 3.4 + 0.2 * len(results))
+    figure, axes = _axes("What does quality cost?\n(area: memory of the weights)", 3.2 + 0.2 * len(results))
     shown = [result for result in results if result.model in report.ranking and words_per_s(result)]
     memory = {r.model: r.metrics.get("memory/parameters_mib", 0.0) for r in shown}  # 0: unknown
     short, speeds = _short_names(memory), [words_per_s(result) for result in shown]
@@ -103,11 +103,12 @@ def history(primary: str, runs: Sequence[str], means: Mapping[str, Mapping[str, 
 def _axes(title: str, height: float) -> tuple[Figure, Any]:
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(WIDTH, height), layout="constrained", dpi=100)
+    title = "\n".join(fill(line, 42) for line in title.splitlines())
+    figure, axes = pyplot.subplots(figsize=(WIDTH, height + 0.2 * title.count("\n")), layout="constrained")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
-    axes.set_title("\n".join(fill(line, 42) for line in title.splitlines()))
+    axes.set_title(title)
     return figure, axes
 
 
@@ -115,15 +116,15 @@ def _forest(title: str, rows: Sequence[ForestRow], ink: str | None = None) -> tu
     """Means with intervals below each other, each under its label with a note on the right."""
     labels = [fill(row[0], 38) for row in rows]
     lines = 1 + max((label.count("\n") for label in labels), default=0)
-    figure, axes = _axes(title, 1.1 + (0.22 + 0.17 * lines) * max(1, len(rows)))
+    figure, axes = _axes(title, 0.9 + (0.22 + 0.17 * lines) * max(1, len(rows)))
     margin = axes.get_yaxis_transform()
     for place, (label, (_, e, colour, note)) in enumerate(zip(labels, rows, strict=True)):
         axes.hlines(place, *_ends(e), color=colour, lw=2)
         axes.plot(e.mean, place, "o", color=colour, ms=6)
         axes.text(0.01, place - 0.2, label, transform=margin, va="bottom")
         axes.text(1, place - 0.2, note, transform=margin, va="bottom", ha="right", color=ink or colour)
-    axes.set_yticks([])
-    axes.set_ylim(max(1, len(rows)) - 0.6, -0.8)
+    axes.locator_params("x", nbins=6)
+    axes.set(yticks=[], ylim=(max(1, len(rows)) - 0.6, -0.8))
     return figure, axes
 
 

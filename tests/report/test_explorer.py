@@ -98,6 +98,8 @@ def test_marks_show_where_they_are_asked_for_and_say_what_they_are(opened):
     opened.run("{ const m = document.querySelector('.items mark.unknown'); window.first = m; }")
     line = "getComputedStyle(window.first).textDecorationLine"
     assert (opened.run("window.first.textContent"), opened.run(line)) == ("img", "none")
+    colour = "getComputedStyle(window.first{}).color"
+    assert opened.run(colour.format("")) == opened.run(colour.format(".parentNode"))
     opened.run("document.getElementById('marks').click()")
     assert (opened.run(line), opened.run("window.first.title")) == (
         "underline",

@@ -124,9 +124,7 @@ def test_every_cost_says_whether_its_energy_was_measured(tmp_path: Path):
     report.write_report(tmp_path)
     html = (tmp_path / "index.html").read_text()
     table = html[html.index("Quality, speed, memory, cost") :]
-    rows = re.findall(
-        r'<th scope="row">(\w+) <span.*?\$0\.000017 <span class="unit">(\w+)</span>', table, re.S
-    )
+    rows = re.findall(r'<th scope="row">(\w+) <span.*?\$17\.10 <span class="unit">(\w+)</span>', table, re.S)
     assert dict(rows) == {"metered": "measured", "guessed": "assumed"}
 
 
@@ -188,9 +186,9 @@ def test_the_table_gives_every_figure_with_its_unit(page: Page):
     row = page.text[page.text.index("lab-llama 4.98M parameters") :][:200]
     assert row.startswith("lab-llama 4.98M parameters noise not recorded 6.00 [")  # 6 is the planted mean
     # words/s, tokens/s, TTFT ms, TPOT ms, MiB, cost, finished: from METRICS, by hand
-    assert "150 [140, 160] 200 [190, 210] 12.3 5.00 10.0 $0.000017 assumed 29 of 30 97%, 1 failed" in row
+    assert "150 [140, 160] 200 [190, 210] 12.3 5.00 10.0 $17.10 assumed 29 of 30 97%, 1 failed" in row
     assert "shape:bloom-560m 559M parameters noise not recorded not applicable 150" in page.text
-    for unit in ("words/s", "tokens/s", "ms", "weights MiB", "per request", "1 to 10"):
+    for unit in ("words/s", "tokens/s", "ms", "weights MiB", "per million requests", "1 to 10"):
         assert unit in page.text
 
 
@@ -447,7 +445,7 @@ def test_figures_are_short_and_never_in_scientific_notation(tmp_path: Path):
     digits = {None: "–", 0.0: "0", 0.00123: "0.00123", 5.0: "5.00", 12.34: "12.3", 1234.5: "1,234"}
     digits |= {1e-9: "0.00000000100"}
     assert {number: shown.three(number).strip() for number in digits} == digits
-    prices = {None: "–", METRICS["cost/usd_per_request"]: "$0.000017", 0.0: "$0", 1234.5: "$1,234.50"}
+    prices = {None: "–", 0.0000171: "$0.000017", 0.4: "$0.40", 0.0: "$0", 1234.5: "$1,234.50"}
     assert {usd: shown.dollars(usd).strip() for usd in prices} == prices
 
 
