@@ -37,11 +37,7 @@ from traitlets.config import Config
 from nbhelpers import store
 
 FORKS = sys.platform == "linux"  # elsewhere forking after imports is not safe
-PRELOAD = [
-    *("ipykernel.kernelapp", "matplotlib.pyplot", "scipy.stats", "pandas", "torch"),
-    *(f"transformers.models.{name}.modeling_{name}" for name in ("gpt2", "bloom", "opt", "llama")),
-    *("nbhelpers.pipeline", "nbhelpers.report.html", "mlflow.store.tracking.sqlalchemy_store"),
-]
+PRELOAD = ["nbhelpers.runner.preload"]
 ENVIRONMENT = {  # the libraries read it when they are imported
     **{"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONWARNINGS": "ignore"},
     "MLFLOW_DISABLE_TELEMETRY": os.environ.get("MLFLOW_DISABLE_TELEMETRY", "true"),
