@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from nbhelpers import store
+from nbhelpers import store, tasks
 from nbhelpers.devices import device as devices
 from nbhelpers.records import Failure, LabError, Limits, ModelRun, NotebookStatus, Result, RunInfo, Settings
 from nbhelpers.runner import kernels, notebook
@@ -66,7 +66,6 @@ def run(
 def _kept(plan: Plan) -> tuple[NotebookStatus, ...]:
     """What has passed before, once half rows are cut off: nothing of a model that lost or failed a row, and
     no more than its answers where a file that decides their scores has changed."""
-    from nbhelpers import tasks
     from nbhelpers.scoring import reference
 
     torn, files = set(), reference.files(tasks.load_task(plan.info.settings.task))
@@ -94,8 +93,7 @@ class _Run:
         self.began = time.monotonic() - (info.seconds or 0.0)
         self.refused = False  # --fail-on-error: no further notebook of a model
         self.ending = False  # whatever fails from now on was killed
-        self.pool, self.lock = ThreadPoolExecutor(info.jobs), threading.Lock()
-        self.work = list[Future[bool]]()
+        self.lock, self.at_once, self.work = threading.Lock(), info.jobs or 1, list[Future[bool]]()
 
     def execute(self) -> RunInfo:
         self._save()
@@ -117,7 +115,11 @@ class _Run:
                 self._step(TIMING, "no timing in turn", most_s, latency.measure_in_turn, able)
             if self.info.looks:
                 settings = self._until_decided(settings, {run.settings.model for run in able})
-            self._together(partial(self._pipeline, run, ANSWERS) for run in self._runs(settings))
+            runs = self._runs(settings)
+            self._together(partial(self._pipeline, run, ANSWERS, SCORES) for run in runs)
+            if "judge" not in tasks.load_task(settings.task).kinds():  # a model, which may be large
+                self.at_once *= 2  # no clock runs any more, and kernels that start leave cores idle
+            self._together(partial(self._pipeline, run, SCORES) for run in runs)
             given = {"run_dir": str(self.folder)}
             self._together([partial(self._notebooks, "", self.folder, (notebook.COMPARISON,), given)])
             self._save()  # the report reads it
@@ -127,7 +129,6 @@ class _Run:
             kernels.kill(self.folder)
             while wait(self.work, 0.5).not_done:  # a thread was about to start one
                 kernels.kill(self.folder)
-            self.pool.shutdown()
             self._save()
         return self.info
 
@@ -135,9 +136,10 @@ class _Run:
         given = ((replace(settings, model=model), spec) for model, spec in self.models.items())
         return [ModelRun(own, spec, self.folder / spec.slug, self.limits) for own, spec in given]
 
-    def _together(self, tasks: Iterable[Callable[[], bool]]) -> list[bool]:
-        """What the tasks return, as many at a time as there are jobs."""
-        self.work = [self.pool.submit(task) for task in tasks]
+    def _together(self, parts: Iterable[Callable[[], bool]]) -> list[bool]:
+        """What the parts return, so many of them at a time."""
+        pool = ThreadPoolExecutor(self.at_once)
+        self.work = [pool.submit(part) for part in parts]
         return [future.result() for future in self.work]
 
     def _step(self, name: str, problem: str, most_s: float, target: Callable[..., object], *of: Any) -> None:
@@ -225,7 +227,6 @@ class _Run:
 
 def settled(info: RunInfo, runs: Sequence[ModelRun]) -> bool:
     """Whether every pair of these models has a verdict after the prompts that they have scores of."""
-    from nbhelpers import tasks
     from nbhelpers.loading import load
     from nbhelpers.scoring import rubric
     from nbhelpers.stats import estimate, paired, sequential
