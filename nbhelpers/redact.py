@@ -39,8 +39,7 @@ def secrets() -> set[str]:
 
 def redacted(value: Any) -> Any:
     """Text, or what JSON holds, with asterisks for each secret of the environment."""
-    hidden = sorted(secrets(), key=len, reverse=True)
-    pattern = re.compile("|".join(map(re.escape, hidden)) or r"(?!)")
+    pattern = re.compile("|".join(map(re.escape, sorted(secrets(), key=len, reverse=True))) or r"(?!)")
 
     def clean(value: Any) -> Any:
         if isinstance(value, dict):

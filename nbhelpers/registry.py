@@ -188,8 +188,7 @@ def load_prompts(
         except LabError as error:
             raise LabError(f"{where}: {error}") from None
         alike = one_text(prompt.text) if check is _is_post else prompt.text.strip()  # US is not us
-        said = (alike, prompt.choices, prompt.before)
-        first = texts.setdefault(said, prompt.id)
+        first = texts.setdefault((alike, prompt.choices, prompt.before), prompt.id)
         if prompt.id in prompts:
             raise LabError(f"{where}: the id {prompt.id!r} was used before; ids are unique.")
         if first != prompt.id:

@@ -159,8 +159,7 @@ def read_ratings(run_dir: Path, results: Sequence[Result]) -> Ratings:
     if readers := {sample: known[words] for sample, words in said.items() if words in known}:
         given["readers"] = readers
     order = list(dict.fromkeys(reading.prompt_id for reading in readings))
-    scores = {sample: text.score for sample, text in texts.items()}
-    return Ratings(texts, scores, given, key, judge, order)
+    return Ratings(texts, {sample: text.score for sample, text in texts.items()}, given, key, judge, order)
 
 
 def judged(known: Ratings, results: Sequence[Result]) -> tuple[Ratings, list[Result], list[str]]:

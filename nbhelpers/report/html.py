@@ -206,8 +206,7 @@ def write_runs_index(outputs: Path) -> Path:
                 changed = f"Changed: the run before it picked {picks[same] or 'no model'}."
             picks[same] = report.pick
             for model, mean in report.ranking.items():
-                of_model = means.setdefault(asked, {}).setdefault(model, {})
-                of_model[folder.name] = on_scale(mean, report.scale)
+                means.setdefault(asked, {}).setdefault(model, {})[folder.name] = on_scale(mean, report.scale)
         href = f"{quote(folder.name)}/index.html" if (folder / "index.html").exists() else None
         runs.insert(0, (folder.name, info, verdict, changed, href))
     names = [name for name, *_ in reversed(runs)]

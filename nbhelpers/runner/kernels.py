@@ -144,8 +144,7 @@ class Provisioner(LocalProvisioner):
     process: Any = None
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> Any:
-        file = self.parent.connection_file  # type: ignore[union-attr]
-        self.process = start(Path(self.log_file), _kernel, file)
+        self.process = start(Path(self.log_file), _kernel, self.parent.connection_file)  # type: ignore[union-attr]
         self.pid = self.pgid = self.process.pid
         return self.connection_info
 

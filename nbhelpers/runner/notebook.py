@@ -176,8 +176,7 @@ def exporter() -> Any:
         return str(MarkdownWithMath(Renderer(escape=False, exclude_anchor_links=True)).render(source))
 
     def title_of(source: str) -> str:
-        title = re.search(r"""title[=(]\s*f?["'](.+?)["']""", source)
-        return title[1] if title else ""
+        return "".join(re.findall(r"""title[=(]\s*f?["'](.+?)["']""", source)[:1])
 
     made = HTMLExporter(raw_template=PAGE.read_text(encoding="utf-8"))
     made.register_preprocessor(TagRemovePreprocessor(remove_input_tags={"folded"}), enabled=True)

@@ -100,6 +100,7 @@ class _Run:
         try:
             kernels.serve(self.log)  # it imports for seconds; meanwhile this process does
             notebook.engine(), notebook.exporter()
+            import nbhelpers.report.html  # noqa: F401  # it tells the outcome
             from nbhelpers.generation import latency
             from nbhelpers.tracking import mlflow_run
 

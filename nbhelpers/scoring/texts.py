@@ -137,8 +137,7 @@ def without_prompt(text: str, prompt: str) -> str:
     """The text with the whole prompt cut out wherever it stands."""
     if not (whole := prompt.strip(" :\n")):
         return text
-    pattern = r"\s+".join(map(re.escape, whole.split()))
-    return re.sub(pattern + ":?", "\n", text, flags=re.IGNORECASE)
+    return re.sub(r"\s+".join(map(re.escape, whole.split())) + ":?", "\n", text, flags=re.IGNORECASE)
 
 
 def own_sentences(text: str, prompt: str) -> list[str]:

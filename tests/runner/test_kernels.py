@@ -30,10 +30,13 @@ def server(tmp_path_factory):
 
 
 def facts() -> None:
+    import gc
     import random
     import threading
 
     found = {
+        "collects": gc.isenabled(),  # what the server does not while it imports
+        "preloaded": "nbhelpers.runner.preload" in sys.modules,
         "modules": sorted({"torch", "transformers", "mlflow"} & set(sys.modules)),
         "cwd": str(Path.cwd()),
         "mark": os.environ.get("MARK"),
@@ -92,6 +95,7 @@ def test_a_forked_process_is_as_if_started_with_the_libraries_loaded(tmp_path, m
         assert (fact["mark"], fact["cwd"], fact["stdin"]) == ("here", str(tmp_path), "")
         assert (fact["leader"], fact["tqdm"], fact["threads"]) == (True, "1", 2)  # one waits for our end
         assert fact["sum"] == 300.0**3
+        assert fact["preloaded"] and fact["collects"]
     assert found[0]["drawn"] != found[1]["drawn"]
 
 
