@@ -57,7 +57,8 @@ class Question(Record):
 @dataclass(frozen=True)
 class Bank(Record):
     topics: tuple[str, ...]
-    question: tuple[Question, ...]
+    question: tuple[Question, ...]  # of the documents
+    added: tuple[Question, ...] = ()  # our own
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,14 @@ def select(topic: str = "", level: int | None = None) -> list[Question]:
     """
 
     def build(data: dict[str, Any]) -> Bank:
-        return store.from_plain({key: data[key] for key in ("topics", "question")}, Bank, "questions")
+        return store.from_plain(
+            {key: data[key] for key in ("topics", "question", "added") if key in data}, Bank, "questions"
+        )
 
     bank = store.read_table("questions.toml", build)
     if topic and topic not in bank.topics:
         raise LabError(f"There is no topic {topic!r}: choose one of {', '.join(bank.topics)}.")
-    found = [q for q in bank.question if topic in ("", q.topic) and level in (None, q.level)]
+    found = [q for q in (*bank.question, *bank.added) if topic in ("", q.topic) and level in (None, q.level)]
     return sorted(found, key=lambda q: q.level)
 
 

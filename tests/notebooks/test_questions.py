@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = tomllib.loads((ROOT / "data" / "questions.toml").read_text(encoding="utf-8"))
-QUESTIONS = {question["id"]: question for question in DATA["question"]}
+QUESTIONS = {question["id"]: question for question in [*DATA["question"], *DATA["added"]]}
 CELLS = {
     path.stem: [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -69,6 +69,12 @@ def test_every_question_of_the_documents_is_there_once():
     posed = [f"{kind}{n}" for kind, count in POSED.items() for n in range(1, count + 1)]
     assert [question["id"] for question in DATA["question"]] == posed
     assert len(posed) == 71
+
+
+def test_questions_of_our_own_are_kept_apart_and_come_from_no_document():
+    assert [(q["id"], q["where"]) for q in DATA["added"]] == [
+        (f"lab-{n}", []) for n in range(1, len(DATA["added"]) + 1)
+    ]
 
 
 @pytest.mark.parametrize("name", QUESTIONS)

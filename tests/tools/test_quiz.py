@@ -195,9 +195,9 @@ def test_overdue_comes_first_then_new_and_nothing_early(offsets):
 
 def test_topics_and_levels_split_the_bank():
     every = quiz.select()
-    assert len(every) == 71
-    assert sum(len(quiz.select(level=level)) for level in (1, 2, 3)) == 71
-    assert sum(len(quiz.select(topic)) for topic in {q.topic for q in every}) == 71
+    assert len(every) == 73
+    assert sum(len(quiz.select(level=level)) for level in (1, 2, 3)) == 73
+    assert sum(len(quiz.select(topic)) for topic in {q.topic for q in every}) == 73
     assert [q.level for q in every] == sorted(q.level for q in every)
 
 
@@ -209,7 +209,7 @@ def read_cards(text: str) -> list[list[str]]:
 
 def test_exports_every_card(tmp_path):
     done = call("", "--export", tmp_path / "anki.csv")
-    assert done.returncode == 0 and "71 cards" in done.stdout
+    assert done.returncode == 0 and "73 cards" in done.stdout
     rows = read_cards((tmp_path / "anki.csv").read_text(encoding="utf-8"))
     assert [html.unescape(front) for front, _, _ in rows] == [q.question for q in quiz.select()]
     for (_, back, tags), q in zip(rows, quiz.select(), strict=True):
