@@ -61,7 +61,8 @@ def without_applications() -> list:
 # The files that take longest are given out first, so that no worker is left alone with one of them.
 FIRST = (
     *("test_run.py", "test_chaos", "15_", "08_", "12_", "11_", "10_", "test_wheel", "16_", "22_", "25_"),
-    *("26_", "24_", "test_engines", "test_readme", "test_until_decided", "20_", "14_", "23_", "13_", "17_"),
+    *("26_", "24_", "27_", "test_ray_tune"),
+    *("test_engines", "test_readme", "test_until_decided", "20_", "14_", "23_", "13_", "17_"),
     *("test_kernels", "21_", "test_secrets", "03_", "07_", "test_hub", "test_tracking", "18_", "19_"),
 )
 
