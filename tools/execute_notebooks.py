@@ -2,8 +2,8 @@
 
     python tools/execute_notebooks.py [notebooks/03_generation.ipynb ...]     (default: all)
 
-Normalised means: outputs and execution counts kept; papermill, widget and language-version metadata
-and time stamps removed; stable cell ids; cells tagged ``folded`` or ``solution`` are folded. Re-running on
+Normalised means: outputs and execution counts kept; papermill and widget metadata and time stamps
+removed; stable cell ids; cells tagged ``folded`` or ``solution`` are folded. Re-running on
 the same machine leaves a small diff.
 """
 
@@ -25,8 +25,8 @@ KERNEL_ENV = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE":
 
 def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     notebook.metadata = {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
+        "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+        "language_info": notebook.metadata.language_info,  # the kernel's, as JupyterLab writes it
     }
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number:02d}"

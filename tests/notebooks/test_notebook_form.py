@@ -10,6 +10,9 @@ from pathlib import Path
 from statistics import median
 
 import pytest
+from ipykernel.ipkernel import IPythonKernel
+from jupyter_client.kernelspec import get_kernel_spec
+from nbconvert import ScriptExporter
 
 from nbhelpers.records import Settings
 from nbhelpers.runner.notebook import COMPARISON, LEARNERS, OWN_TASK, PIPELINE, SERVED, exporter
@@ -71,6 +74,15 @@ def test_every_formula_can_be_shown_without_a_script(cells):
             formulas = re.findall(r"<math.*?</math>", page, re.S)
             assert len(re.findall(r'display="block"', page)) == source(cell).count("$$") / 2
             assert "\\" not in re.sub("<[^>]+>", "", "".join(formulas))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_jupyterlab_changes_nothing_by_opening_it_and_nbconvert_writes_a_python_file(path):
+    kept, spec = json.loads(path.read_text(encoding="utf-8"))["metadata"], get_kernel_spec("python3")
+    written = {"display_name": spec.display_name, "language": spec.language, "name": "python3"}
+    assert kept["kernelspec"] == written
+    assert kept["language_info"] | {"version": ""} == IPythonKernel.language_info | {"version": ""}
+    assert ScriptExporter().from_filename(str(path))[1]["output_extension"] == ".py"
 
 
 def test_shows_a_plot(cells):
