@@ -63,6 +63,9 @@ def run(
     ] = None,
     server: Annotated[str, typer.Option(help="Address of an OpenAI-compatible server that has them.")] = "",
     jobs: Annotated[int, typer.Option(min=0, help="Models at a time; 0: two small ones on a CPU.")] = 0,
+    cluster: Annotated[
+        str, typer.Option(help="Ray cluster that runs the models: ray://HOST:PORT, or auto.")
+    ] = "",
     out: Annotated[str, typer.Option(help="Folder of this run; default: outputs/<date-time>.")] = "",
     resume: Annotated[str, typer.Option(help="Continue a run: its folder, its name, or 'latest'.")] = "",
     until_decided: Annotated[bool, typer.Option(help="Ask prompts until every pair is decided.")] = False,
@@ -72,9 +75,11 @@ def run(
 ) -> None:
     """Evaluate models (default: the embedded ones) and write the report."""
     from nbhelpers import store
+    from nbhelpers.runner import cluster as clusters
     from nbhelpers.runner import plan as plans
     from nbhelpers.runner import run as runner
 
+    spread = clusters.connect(cluster)  # it sets a signal handler
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     allowed = {field.name: options[name] for name, field in LIMITS.items()}
     limits = Limits(**allowed, fail_on_error=_tolerated(fail_on_error))
@@ -98,7 +103,7 @@ def run(
         store.write_text(plan.run_dir / "run.toml", [config_text(run, asked)])
     try:
         with runner.watching(plan, quiet=as_json) as watch:
-            info = runner.run(plan, jobs or plans.default_jobs(plan), limits, watch)
+            info = runner.run(plan, jobs or plans.default_jobs(plan), limits, watch, spread)
     except KeyboardInterrupt:
         kept = "The run was stopped; what was finished is kept. Continue with: nbhelpers run --resume"
         raise LabError(f"{kept} {plan.run_dir}", Failure.STOPPED) from None

@@ -293,5 +293,6 @@ class RunInfo(Record):
     limits: Limits = Limits()  # of the latest start or resume
     prompts: dict[str, str] = field(default_factory=dict)  # id -> digest of all that is asked
     task: str = ""  # digest of the task's file
+    nodes: dict[str, str] = field(default_factory=dict)  # of a cluster: model -> where it ran and was timed
     looks: tuple[int, ...] = ()  # --until-decided: after so many prompts the models are compared
     schema_version: int = SCHEMA_VERSION

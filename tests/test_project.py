@@ -44,7 +44,7 @@ FLOORS = (
 MOST_LINES, MOST_CODE_LINES, MOST_FILES, LONGEST_FILE = 10_414, 7_408, 59, 300
 
 
-PINNED = ("dev", "concepts", "applications", "text", "pages", "logs")  # extras whose packages are all pinned
+PINNED = ("dev", "concepts", "applications", "text", "pages", "logs", "cluster")  # these extras are pinned
 
 
 def pyproject() -> dict:

@@ -103,6 +103,8 @@ def _digest(path: Path, size: int, changed: int) -> str:
 
 def revision_of(spec: ModelSpec, folder: Path | None = None) -> str:
     """What exactly a model is: the Hub commit, or 12 hex digits over all files that decide its text."""
+    if spec.kind == "hub" and len(spec.revision or "") == 40:  # a commit
+        return str(spec.revision)
     folder = folder or fetch(spec)
     if spec.kind == "hub":
         return folder.name  # the Hub's cache names snapshots by commit

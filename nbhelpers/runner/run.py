@@ -41,9 +41,15 @@ Watcher = Callable[[NotebookStatus], None]  # called when a notebook ends
 
 
 def run(
-    plan: Plan, jobs: int = 1, limits: Limits = Limits(), watch: Watcher = lambda status: None
+    plan: Plan,
+    jobs: int = 1,
+    limits: Limits = Limits(),
+    watch: Watcher = lambda status: None,
+    spread: Callable[[Run], None] = lambda whole: None,
 ) -> RunInfo:
     """Execute a plan, `jobs` models at a time, and return the run's final RunInfo.
+
+    spread: makes first what it can elsewhere (``cluster.connect``).
 
     A model that fails is in there as failed, never raised. KeyboardInterrupt kills the kernels and leaves a
     run that can be resumed. Raises LabError where another process is at this run.
@@ -57,7 +63,7 @@ def run(
     try:
         with FileLock(plan.run_dir / ".lock", timeout=0), kernels.environment(threads):
             old = (plan.run_dir / "run.json").exists()
-            return _Run(plan, replace(info, notebooks=_kept(plan) if old else ()), watch).execute()
+            return Run(plan, replace(info, notebooks=_kept(plan) if old else ()), watch).execute(spread)
     except Timeout:
         busy = f"The run {plan.run_dir} is being executed by another process"
         raise LabError(f"{busy}: wait, or stop it.") from None
@@ -86,7 +92,7 @@ def _kept(plan: Plan) -> tuple[NotebookStatus, ...]:
     return tuple(s for s in passed if s.notebook < SCORES or s.model not in stale)
 
 
-class _Run:
+class Run:
     def __init__(self, plan: Plan, info: RunInfo, watch: Watcher) -> None:
         self.folder, self.models, self.info, self.watch = plan.run_dir, plan.models, info, watch
         self.limits, self.log = info.limits, plan.run_dir / kernels.LOG
@@ -95,8 +101,8 @@ class _Run:
         self.ending = False  # whatever fails from now on was killed
         self.lock, self.at_once, self.work = threading.Lock(), info.jobs or 1, list[Future[bool]]()
 
-    def execute(self) -> RunInfo:
-        self._save()
+    def execute(self, spread: Callable[[Run], None]) -> RunInfo:
+        self.save()
         try:
             kernels.serve(self.log)  # it imports for seconds; meanwhile this process does
             notebook.engine(), notebook.exporter()
@@ -106,34 +112,36 @@ class _Run:
 
             database = kernels.start(self.log, mlflow_run.init_database)
             settings = replace(self.info.settings, run_dir=str(self.folder))
-            runs = self._runs(settings)
-            begun = self._together(partial(self._pipeline, run, "0", ANSWERS) for run in runs)
+            spread(self)
+            runs = self.runs(settings)
+            begun = self._together(partial(self.pipeline, run, "0", ANSWERS) for run in runs)
             able = list(compress(runs, begun))
             database.join(GRACE_S)
-            if len(able) > 1 and not self.refused and not latency.is_whole(able):  # one: 03 times it
+            alone = len(able) < 2 or self.info.nodes  # then 03 times each
+            if not alone and not self.refused and not latency.is_whole(able):
                 self._forget_answers()  # they show other timings
                 most_s = self.limits.cell_s * len(able) + GRACE_S
                 self._step(TIMING, "no timing in turn", most_s, latency.measure_in_turn, able)
             if self.info.looks:
                 settings = self._until_decided(settings, {run.settings.model for run in able})
-            runs = self._runs(settings)
-            self._together(partial(self._pipeline, run, ANSWERS, SCORES) for run in runs)
+            runs = self.runs(settings)
+            self._together(partial(self.pipeline, run, ANSWERS, SCORES) for run in runs)
             if "judge" not in tasks.load_task(settings.task).kinds():  # a model, which may be large
                 self.at_once *= 2  # no clock runs any more, and kernels that start leave cores idle
-            self._together(partial(self._pipeline, run, SCORES) for run in runs)
+            self._together(partial(self.pipeline, run, SCORES) for run in runs)
             given = {"run_dir": str(self.folder)}
             self._together([partial(self._notebooks, "", self.folder, (notebook.COMPARISON,), given)])
-            self._save()  # the report reads it
+            self.save()  # the report reads it
             self._step(REPORT, "the report was not written", self.limits.cell_s, write_pages, self.folder)
         finally:
             self.ending = True
             kernels.kill(self.folder)
             while wait(self.work, 0.5).not_done:  # a thread was about to start one
                 kernels.kill(self.folder)
-            self._save()
+            self.save()
         return self.info
 
-    def _runs(self, settings: Settings) -> list[ModelRun]:
+    def runs(self, settings: Settings) -> list[ModelRun]:
         given = ((replace(settings, model=model), spec) for model, spec in self.models.items())
         return [ModelRun(own, spec, self.folder / spec.slug, self.limits) for own, spec in given]
 
@@ -147,7 +155,7 @@ class _Run:
         """Have a process of its own do something for the whole run; run.json says so where it failed."""
         if not self._process(self.log, most_s, target, *of):
             problem = f"{problem}; see {self.log.name}"
-            self._save(NotebookStatus(name, "", "failed", 0.0, problem, Failure.OTHER))
+            self.save(NotebookStatus(name, "", "failed", 0.0, problem, Failure.OTHER))
 
     def _process(self, log: Path, most_s: float, target: Callable[..., object], *of: Any) -> bool:
         process = kernels.start(log, target, *of)
@@ -174,7 +182,7 @@ class _Run:
 
         for prompts in self.info.looks:
             settings = replace(settings, limit=prompts)
-            runs = [run for run in self._runs(settings) if run.settings.model in able]
+            runs = [run for run in self.runs(settings) if run.settings.model in able]
             runs = list(compress(runs, self._together(partial(answer, run) for run in runs)))
             able = {run.settings.model for run in runs}
             if settled(self.info, runs):
@@ -182,7 +190,7 @@ class _Run:
         self._forget_answers()  # others showed fewer prompts before a resume
         return settings
 
-    def _pipeline(self, run: ModelRun, first: str, end: str = "1") -> bool:
+    def pipeline(self, run: ModelRun, first: str, end: str = "1") -> bool:
         """The notebooks of a model whose names lie from ``first`` on and before ``end``."""
         names = [n for n in notebook.pipeline_of(run.spec, run.settings.task) if first <= n < end]
         return self._notebooks(run.settings.model, run.folder, names, asdict(run.settings))
@@ -196,7 +204,7 @@ class _Run:
                 continue
             if failed or (model and self.refused):
                 reason = STOPPED if self.refused else f"{failed} failed"
-                self._save(NotebookStatus(name, model, "skipped", 0.0, reason))
+                self.save(NotebookStatus(name, model, "skipped", 0.0, reason))
                 continue
             began, most = time.monotonic(), self.limits.cell_s + GRACE_S
             timer = threading.Timer(most, kernels.kill, [folder / kernels.LOG])
@@ -209,18 +217,20 @@ class _Run:
                 if time.monotonic() - began > most:
                     error = f"stopped by the runner after {most:.0f} s"
                     status = replace(status, error=error, failure=Failure.TIMEOUT)
-                first = self.limits.fail_on_error.count == 1 and status.failure is not Failure.TRACKING
-                self.refused |= first or status.failure is Failure.STOPPED
                 failed = name
-            self._save(status)
+            self.save(status)
         return not failed
 
-    def _save(self, *new: NotebookStatus) -> None:
+    def save(self, *new: NotebookStatus, **changes: Any) -> None:
         """Write run.json, with what came of these notebooks unless the run is ending."""
         new = () if self.ending else tuple(with_disk(status, self.folder) for status in new)
+        for status in (status for status in new if status.model and status.status == "failed"):
+            first = self.limits.fail_on_error.count == 1 and status.failure is not Failure.TRACKING
+            self.refused |= first or status.failure is Failure.STOPPED
         with self.lock:
             seconds = round(time.monotonic() - self.began, 1)
-            self.info = replace(self.info, notebooks=(*self.info.notebooks, *new), seconds=seconds)
+            new_info = replace(self.info, notebooks=(*self.info.notebooks, *new), seconds=seconds)
+            self.info = replace(new_info, **changes)
             store.write_json(self.folder / "run.json", self.info)
         for status in new:
             self.watch(status)

@@ -1,0 +1,249 @@
+"""The models of a run, spread over a Ray cluster: the notebooks of each up to 05 run on one of its nodes.
+
+Ray schedules, keeps the resources apart and starts again elsewhere what a lost node ran. No disk is shared:
+a node sends what it makes to an inbox on the head node, from where this machine collects it and a second
+node goes on. MLflow (06) and the comparison stay on this machine, with their addresses and passwords.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nbhelpers import registry, store
+from nbhelpers.devices import fit
+from nbhelpers.loading import load
+from nbhelpers.records import SHORT_DTYPES, Failure, LabError, ModelRun, NotebookStatus, RunInfo
+from nbhelpers.runner import kernels, notebook
+from nbhelpers.runner.plan import Plan
+from nbhelpers.runner.run import Run
+
+HERE = "06"  # with it begin the notebooks that do not run on a node
+FILES = "[!.]*"  # of a model's folder, without locks
+ROWS = "samples.jsonl"  # only grows: its new lines are sent as they come, other files when a notebook ends
+EVERY_S = 1.0  # between two looks for new rows, and at the inbox
+HEAD = "node:__internal_head__"  # Ray's name of a resource that only the head node has
+
+Files = dict[str, bytes]
+Made = tuple[Files, list[NotebookStatus]]  # of a model
+
+
+class Inbox:
+    """An actor: what nodes sent of the models under way. ``news`` is what was not collected yet."""
+
+    def __init__(self) -> None:
+        self.made, self.news = dict[str, Made](), list[tuple[str, str, Files, list[NotebookStatus]]]()
+
+    def begin(self, model: str, node: str, made: Made) -> Made:
+        """A node starts on a model: what is there of it, from earlier (``made``) or from a lost node."""
+        self.news.append((model, node, {}, []))
+        return self.made.setdefault(model, made)
+
+    def put(self, model: str, files: Files, statuses: list[NotebookStatus]) -> None:
+        kept, before = self.made[model]
+        kept |= {name: kept.get(name, b"") + data if name == ROWS else data for name, data in files.items()}
+        before += statuses
+        self.news.append((model, "", files, statuses))
+
+    def collect(self, done: list[str]) -> list[tuple[str, str, Files, list[NotebookStatus]]]:
+        """The news; models that are done are forgotten."""
+        for model in done:
+            self.made.pop(model, None)
+        news, self.news = self.news, []
+        return news
+
+
+def connect(address: str) -> Callable[[Run], None]:
+    """What ``run.run`` is to do first, for ``--cluster``: nothing where that is "". LabError without Ray, and
+    where no cluster answers."""
+    if not address:
+        return lambda whole: None
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise LabError("The option --cluster needs Ray: install nbhelpers[cluster] here and there.") from None
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        if address != "auto":  # Ray would wait for it for half a minute
+            socket.create_connection((host, int(port)), timeout=10).close()
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError, ValueError) as error:
+        first = " ".join(str(error).split())[:300]
+        hint = "start one with `ray start --head`, or give ray://HOST:10001 from outside of it"
+        raise LabError(f"No Ray cluster can be used at {address} ({first}): {hint}.") from None
+    return partial(spread, ray, int(os.environ.get("OMP_NUM_THREADS") or 1))
+
+
+def spread(ray: Any, cores: int, whole: Run) -> None:
+    """Have the cluster run the notebooks up to 05 of the run's models; what follows is run here meanwhile.
+
+    A model behind a server stays here. cores: of each model. LabError where the cluster is lost.
+    """
+    if whole.info.looks:
+        raise LabError("The option --until-decided takes all models at once: leave out --cluster.")
+    settings = replace(whole.info.settings, run_dir=str(whole.folder))
+    runs = {run.folder.name: run for run in whole.runs(settings)}
+    try:
+        inbox = ray.remote(Inbox).options(num_cpus=0, resources={HEAD: 0.001}).remote()
+        tasks, begun, gpus = dict[str, Any](), set[str](), "GPU" in ray.cluster_resources()
+        wanted = {slug: needs(run, cores, gpus) for slug, run in runs.items()}
+        for slug, run in runs.items():
+            known = [status for status in whole.info.notebooks if status.model == run.settings.model]
+            if run.spec.kind == "server" or not _missing(run, known):
+                _finish(whole, run)
+                continue
+            files = {path.name: path.read_bytes() for path in run.folder.glob(FILES)}
+            info = replace(whole.info, models=(run.settings.model,), specs=(run.spec,), notebooks=())
+            task = ray.remote(work).options(**wanted[slug])
+            tasks[slug] = task.remote(inbox, info, str(whole.folder), (files, known))
+        while tasks:
+            done, _ = ray.wait([*tasks.values()], num_returns=len(tasks), timeout=EVERY_S)
+            ended = [slug for slug, task in tasks.items() if task in done]
+            for slug, node, files, statuses in ray.get(inbox.collect.remote(ended)):
+                _take(whole, runs[slug], node, files, statuses, slug in begun)
+                begun.add(slug)
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            for slug, task in [*tasks.items()]:
+                if whole.refused and slug not in ended:
+                    ray.cancel(task, force=True)  # it ends, and the runner says why
+                elif slug in ended or not any(_has(node, wanted[slug]) for node in nodes):
+                    _finish(whole, runs[slug], _problem(ray, tasks.pop(slug)))
+        for future in whole.work:
+            future.result()
+    except ray.exceptions.RayError as error:
+        first = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise LabError(
+            f"The Ray cluster was lost ({first}): continue with --resume {whole.folder}."
+        ) from None
+    finally:
+        ray.shutdown()
+
+
+def needs(run: ModelRun, cores: int, gpus: bool) -> dict[str, Any]:
+    """What a model takes of a node, in Ray's words: memory for its weights where no GPU has them."""
+    asked = run.settings
+    if asked.device not in ("cpu", "auto") or (gpus and asked.device == "auto"):
+        return {"num_cpus": cores, "num_gpus": 1}
+    dtype = "float32" if asked.dtype == "auto" else SHORT_DTYPES.get(asked.dtype, asked.dtype)
+    return {"num_cpus": cores, "memory": int(fit.generation_need(run.spec, dtype).total / fit.HEADROOM)}
+
+
+def _has(node: dict[str, float], need: dict[str, Any]) -> bool:
+    names = {"num_cpus": "CPU", "num_gpus": "GPU"}
+    return all(node.get(names.get(name, name), 0) >= amount for name, amount in need.items())
+
+
+def _missing(run: ModelRun, known: list[NotebookStatus]) -> list[str]:
+    """The notebooks that a node is to run, in order."""
+    names = notebook.pipeline_of(run.spec, run.settings.task)
+    return [name for name in names if name < HERE and name not in {status.notebook for status in known}]
+
+
+def _take(
+    whole: Run, run: ModelRun, node: str, files: Files, statuses: list[NotebookStatus], again: bool
+) -> None:
+    """Write what a node made into the run's folder; ``node`` says that it begins."""
+    for name, data in files.items():
+        if name == ROWS:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            with (run.folder / name).open("ab") as out:
+                out.write(data)
+        else:
+            store.write_text(run.folder / name, [data.decode("utf-8", "replace")])
+    model, nodes = run.settings.model, whole.info.nodes
+    if node and again:
+        print(f"{run.spec.alias}: {nodes[model]} was lost, {node} goes on with it", file=sys.stderr)
+    if node:
+        ran = nodes.get(model, node)
+        nodes = nodes | {model: ran if ran.endswith(node) else f"{ran}, {node}"}
+    whole.save(*statuses, nodes=nodes)
+
+
+def _problem(ray: Any, task: Any) -> LabError | None:
+    """Why a task has not done its work."""
+    try:
+        ray.get(task, timeout=0)
+    except ray.exceptions.GetTimeoutError:
+        ray.cancel(task)
+        return LabError("No node of the cluster has the cores, memory or GPU that this model needs.")
+    except ray.exceptions.TaskCancelledError:
+        return None
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", error)
+        if isinstance(cause, LabError):
+            return cause
+        first = f"{type(cause).__name__}: {cause}".splitlines()[0]
+        return LabError(f"The cluster could not run it ({first}).", Failure.OTHER)
+    return None
+
+
+def _finish(whole: Run, run: ModelRun, problem: LabError | None = None) -> None:
+    """Have the rest of a model's notebooks run here. The commit that a node took from the Hub is kept."""
+    known = [status for status in whole.info.notebooks if status.model == run.settings.model]
+    if problem and (missing := _missing(run, known)):
+        error, model = str(problem), run.settings.model
+        whole.save(NotebookStatus(missing[0], model, "failed", 0.0, error, problem.kind))
+    if run.spec.kind == "hub" and (run.folder / "loading.json").exists():
+        fetched = replace(run.spec, revision=load.read_report(run).revision)
+        whole.save(specs=tuple(fetched if spec == run.spec else spec for spec in whole.info.specs))
+    whole.work.append(whole.pool.submit(whole.pipeline, run, "0"))
+
+
+def work(inbox: Any, info: RunInfo, home: str, made: Made) -> None:
+    """On a node: the notebooks of ``info``'s one model that are missing. home: the run's folder over there.
+
+    LabError for a model's folder, a task or prompts that this node has not.
+    """
+    import ray
+
+    [spec], over, lock = info.specs, threading.Event(), threading.Lock()
+    context, node = ray.get_runtime_context(), f"{platform.node()} ({ray.util.get_node_ip_address()})"
+    named = [registry.folder_of(spec), Path(info.settings.task), Path(info.settings.prompts)]
+    for path in (path for path in named if path and path.is_absolute() and not path.exists()):
+        raise LabError(f"The node {node} has no {path}: copy it there, to the same place.")
+    threads = str(int(context.get_assigned_resources().get("CPU", 1)))
+    with kernels.environment(threads), tempfile.TemporaryDirectory() as scratch:
+        files, statuses = ray.get(inbox.begin.remote(spec.slug, node, made))
+        folder, sent = Path(scratch, spec.slug), {ROWS: b""} | files
+        folder.mkdir()
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+
+        def send(status: NotebookStatus | None = None, names: str = FILES) -> None:
+            with lock:
+                now = {path.name: path.read_bytes() for path in folder.glob(names)}
+                now = {name: data.replace(scratch.encode(), home.encode()) for name, data in now.items()}
+                rows = now.pop(ROWS, b"")
+                rows = rows[: rows.rfind(b"\n") + 1]
+                new = {name: data for name, data in now.items() if data != sent.get(name)}
+                if grown := rows.removeprefix(sent[ROWS]):
+                    new[ROWS] = grown
+                sent.update(new | {ROWS: rows})
+                if new or status:
+                    ray.get(inbox.put.remote(spec.slug, new, [status] if status else []))
+
+        def stream() -> None:
+            while not over.wait(EVERY_S):
+                send(names=ROWS)
+
+        part = Run(Plan(Path(scratch), info), replace(info, jobs=1, notebooks=tuple(statuses)), send)
+        threading.Thread(target=stream, daemon=True).start()
+        try:
+            part.save()
+            kernels.serve(part.log)
+            [run] = part.runs(replace(info.settings, run_dir=scratch))
+            part.pipeline(run, "0", HERE)
+        finally:
+            over.set()
+            kernels.kill(part.folder)

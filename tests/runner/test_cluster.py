@@ -1,0 +1,144 @@
+"""A real Ray cluster on loopback, a head and two nodes of one core: one is killed in the middle of a run."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+
+from nbhelpers import registry, store
+from nbhelpers.generation import generate
+from nbhelpers.loading import load
+from nbhelpers.records import LabError, Result, RunInfo, Sample, Settings
+from nbhelpers.runner import cluster
+from nbhelpers.runner import plan as plans
+from nbhelpers.runner import run as runner
+
+NO_RAY = "the extra cluster (Ray) is not installed"
+MODELS = ("lab-gpt2", "lab-opt")
+GIVEN = {"limit": 8, "repeats": 40, "max_new_tokens": 64}  # several batches: time enough for a kill
+# No token of this user, no statistics, and both also in what the nodes run.
+QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[SimpleNamespace]:
+    pytest.importorskip("ray", reason=NO_RAY)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in QUIET.items():
+            patch.setenv(name, value)
+        from ray.cluster_utils import Cluster
+
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        small = {"object_store_memory": 80_000_000}
+        # Not 127.0.0.1, for which Ray would put the machine's address on its network.
+        head = {"num_cpus": 0, "node_ip_address": "127.0.0.2", "ray_client_server_port": port}
+        made = Cluster(initialize_head=True, head_node_args=head | small | {"include_dashboard": False})
+        try:
+            nodes = [made.add_node(num_cpus=1, node_ip_address=f"127.0.0.{last}", **small) for last in (3, 4)]
+            yield SimpleNamespace(cluster=made, nodes=nodes, address=f"ray://127.0.0.2:{port}")
+        finally:
+            made.shutdown()
+
+
+def texts(rows: list[Sample]) -> list[tuple[str, str, int, str]]:
+    return sorted((row.key, row.prompt_id, row.repeat, row.text) for row in rows)
+
+
+def test_a_node_killed_in_the_middle_loses_nothing_and_its_model_runs_elsewhere(ray_cluster, tmp_path):
+    out = tmp_path / "run"
+    options = [part for name, value in GIVEN.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    command = [sys.executable, "-m", "nbhelpers.cli", "run", *MODELS, *options, "--out", str(out)]
+    with (tmp_path / "said").open("w+") as said:
+        begun = time.monotonic()
+        process = subprocess.Popen([*command, "--cluster", ray_cluster.address], stdout=said, stderr=said)
+        try:
+            lost = ray_cluster.nodes[1]
+            address, kept = f"({lost.node_ip_address})", []
+            while not kept and process.poll() is None and time.monotonic() - begun < 300:
+                info = store.read_json(out / "run.json", RunInfo) if (out / "run.json").exists() else None
+                for model, node in info.nodes.items() if info else ():
+                    if node.endswith(address):
+                        victim, rows = model, out / model / "samples.jsonl"
+                        kept = rows.read_text().splitlines() if rows.exists() else []
+                time.sleep(0.1)
+            ray_cluster.cluster.remove_node(lost, allow_graceful=False)
+            assert process.wait(timeout=300) == 0, (tmp_path / "said").read_text()
+        finally:
+            process.kill()
+        said.seek(0)
+        output = said.read()
+    total = GIVEN["limit"] * GIVEN["repeats"]
+    assert 0 < len(kept) < total
+    lines = (out / victim / "samples.jsonl").read_text().splitlines()
+    assert lines[: len(kept)] == kept and len(lines) == total  # timings included, and none made twice
+    assert f"{address} was lost" in output
+    info = store.read_json(out / "run.json", RunInfo)
+    assert {status.status for status in info.notebooks} == {"passed"}
+    survivor = ray_cluster.nodes[0].node_ip_address
+    assert [part.partition(" (")[2] for part in info.nodes[victim].split(", ")] == [
+        address[1:],
+        f"{survivor})",
+    ]
+    for model in MODELS:
+        here = generate.generate_samples(load.load(model), registry.load_prompts(limit=8), Settings(**GIVEN))
+        rows = list(store.read_rows(out / model / "samples.jsonl", Sample))
+        assert texts(rows) == texts(here)
+        result = store.read_json(out / model / "result.json", Result)
+        assert (result.attempted, result.failed) == (total, 0)
+        notebook = json.loads((out / model / "03_generation.ipynb").read_text())
+        assert str(out) in json.dumps(notebook)  # and not a folder of the node
+    page = (out / "index.html").read_text()
+    assert "Ray cluster" in page and info.nodes[victim] in page
+
+
+def refused(plan: plans.Plan, address: str) -> str:
+    """What run.json says of a run's only model after it was given to the cluster."""
+    whole = runner.Run(plan, plan.info, lambda status: None)
+    whole.save()
+    cluster.connect(address)(whole)
+    first, *rest = whole.info.notebooks
+    assert first.status == "failed" and {status.status for status in rest} == {"skipped"}
+    return str(first.error)
+
+
+def test_a_folder_that_a_node_lacks_is_named(ray_cluster, tmp_path):
+    folder = tmp_path / "mine"
+    shutil.copytree(load.fetch(registry.resolve("lab-gpt2")), folder)
+    plan = plans.plan_run([str(folder)], Settings(limit=1), str(tmp_path / "run"))
+    shutil.rmtree(folder)
+    assert refused(plan, ray_cluster.address).endswith(f"has no {folder}: copy it there, to the same place.")
+
+
+def test_a_model_that_no_node_can_hold_is_refused(ray_cluster, tmp_path):
+    plan = plans.plan_run(["lab-gpt2"], Settings(limit=1, device="cuda"), str(tmp_path / "run"))
+    assert "No node of the cluster has" in refused(plan, ray_cluster.address)
+
+
+def test_no_ray_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(LabError, match=r"^The option --cluster needs Ray: install nbhelpers\[cluster\]"):
+        cluster.connect("auto")
+
+
+@pytest.mark.parametrize("address", ["ray://127.0.0.1:9", "127.0.0.1:9", "ray://nonsense"])
+def test_no_cluster_there_is_one_sentence(address):
+    pytest.importorskip("ray", reason=NO_RAY)
+    with pytest.raises(LabError, match=f"No Ray cluster can be used at {address}"):
+        cluster.connect(address)
+
+
+def test_memory_is_asked_for_where_no_gpu_has_the_weights():
+    plan = plans.plan_run(["shape:bloom-560m"], Settings(limit=1), "unused")
+    [run] = runner.Run(plan, plan.info, print).runs(plan.info.settings)
+    weights = 4 * run.spec.parameters
+    need = cluster.needs(run, 2, gpus=False)
+    assert need["num_cpus"] == 2 and weights < need["memory"] < 1.3 * weights
+    assert cluster.needs(run, 2, gpus=True) == {"num_cpus": 2, "num_gpus": 1}
