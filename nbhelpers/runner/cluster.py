@@ -36,29 +36,29 @@ HEAD = "node:__internal_head__"  # Ray's name of a resource that only the head n
 
 Files = dict[str, bytes]
 Made = tuple[Files, list[NotebookStatus]]  # of a model
+News = tuple[str, str, Made]  # of which model; the node that begins with it, or ""; what came
 
 
 class Inbox:
-    """An actor: what nodes sent of the models under way. ``news`` is what was not collected yet."""
+    """An actor: what nodes made of the models under way. ``news`` was not collected yet."""
 
     def __init__(self) -> None:
-        self.made, self.news = dict[str, Made](), list[tuple[str, str, Files, list[NotebookStatus]]]()
+        self.made, self.news = dict[str, Made](), list[News]()
 
     def begin(self, model: str, node: str, made: Made) -> Made:
         """A node starts on a model: what is there of it, from earlier (``made``) or from a lost node."""
-        self.news.append((model, node, {}, []))
+        self.news.append((model, node, ({}, [])))
         return self.made.setdefault(model, made)
 
     def put(self, model: str, files: Files, statuses: list[NotebookStatus]) -> None:
         kept, before = self.made[model]
         kept |= {name: kept.get(name, b"") + data if name == ROWS else data for name, data in files.items()}
         before += statuses
-        self.news.append((model, "", files, statuses))
+        self.news.append((model, "", (files, statuses)))
 
-    def collect(self, done: list[str]) -> list[tuple[str, str, Files, list[NotebookStatus]]]:
+    def collect(self, done: list[str]) -> list[News]:
         """The news; models that are done are forgotten."""
-        for model in done:
-            self.made.pop(model, None)
+        self.made = {model: made for model, made in self.made.items() if model not in done}
         news, self.news = self.news, []
         return news
 
@@ -96,22 +96,22 @@ def spread(ray: Any, cores: int, whole: Run) -> None:
     runs = {run.folder.name: run for run in whole.runs(settings)}
     try:
         inbox = ray.remote(Inbox).options(num_cpus=0, resources={HEAD: 0.001}).remote()
-        tasks, begun, gpus = dict[str, Any](), set[str](), "GPU" in ray.cluster_resources()
-        wanted = {slug: needs(run, cores, gpus) for slug, run in runs.items()}
+        tasks, wanted, begun = dict[str, Any](), dict[str, dict[str, Any]](), set[str]()
         for slug, run in runs.items():
+            info = replace(whole.info, models=(run.settings.model,), specs=(run.spec,), notebooks=())
             known = [status for status in whole.info.notebooks if status.model == run.settings.model]
             if run.spec.kind == "server" or not _missing(run, known):
-                _finish(whole, run)
+                _finish(whole, run, None)
                 continue
             files = {path.name: path.read_bytes() for path in run.folder.glob(FILES)}
-            info = replace(whole.info, models=(run.settings.model,), specs=(run.spec,), notebooks=())
+            wanted[slug] = needs(run, cores, "GPU" in ray.cluster_resources())
             task = ray.remote(work).options(**wanted[slug])
             tasks[slug] = task.remote(inbox, info, str(whole.folder), (files, known))
         while tasks:
             done, _ = ray.wait([*tasks.values()], num_returns=len(tasks), timeout=EVERY_S)
             ended = [slug for slug, task in tasks.items() if task in done]
-            for slug, node, files, statuses in ray.get(inbox.collect.remote(ended)):
-                _take(whole, runs[slug], node, files, statuses, slug in begun)
+            for slug, node, made in ray.get(inbox.collect.remote(ended)):
+                _take(whole, runs[slug], node, made, slug in begun)
                 begun.add(slug)
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             for slug, task in [*tasks.items()]:
@@ -150,23 +150,21 @@ def _missing(run: ModelRun, known: list[NotebookStatus]) -> list[str]:
     return [name for name in names if name < HERE and name not in {status.notebook for status in known}]
 
 
-def _take(
-    whole: Run, run: ModelRun, node: str, files: Files, statuses: list[NotebookStatus], again: bool
-) -> None:
+def _take(whole: Run, run: ModelRun, node: str, made: Made, again: bool) -> None:
     """Write what a node made into the run's folder; ``node`` says that it begins."""
+    (files, statuses), model, nodes = made, run.settings.model, whole.info.nodes
+    run.folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         if name == ROWS:
-            run.folder.mkdir(parents=True, exist_ok=True)
             with (run.folder / name).open("ab") as out:
                 out.write(data)
         else:
             store.write_text(run.folder / name, [data.decode("utf-8", "replace")])
-    model, nodes = run.settings.model, whole.info.nodes
-    if node and again:
-        print(f"{run.spec.alias}: {nodes[model]} was lost, {node} goes on with it", file=sys.stderr)
     if node:
-        ran = nodes.get(model, node)
-        nodes = nodes | {model: ran if ran.endswith(node) else f"{ran}, {node}"}
+        before = nodes.get(model, node)
+        nodes = nodes | {model: before if before.endswith(node) else f"{before}, {node}"}
+        if again:
+            print(f"{run.spec.alias}: {before} was lost, {node} goes on with it", file=sys.stderr)
     whole.save(*statuses, nodes=nodes)
 
 
@@ -188,7 +186,7 @@ def _problem(ray: Any, task: Any) -> LabError | None:
     return None
 
 
-def _finish(whole: Run, run: ModelRun, problem: LabError | None = None) -> None:
+def _finish(whole: Run, run: ModelRun, problem: LabError | None) -> None:
     """Have the rest of a model's notebooks run here. The commit that a node took from the Hub is kept."""
     known = [status for status in whole.info.notebooks if status.model == run.settings.model]
     if problem and (missing := _missing(run, known)):
