@@ -1,17 +1,22 @@
 """A real Ray cluster on loopback, a head and two nodes of one core: one is killed in the middle of a run."""
 
 import json
+import re
+import shlex
 import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import typer
+from mlflow import cli as mlflow_cli
 
-from nbhelpers import registry, store
+from nbhelpers import cli, registry, store
 from nbhelpers.generation import generate
 from nbhelpers.loading import load
 from nbhelpers.records import LabError, Result, RunInfo, Sample, Settings
@@ -29,6 +34,7 @@ QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_T
 @pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[SimpleNamespace]:
     pytest.importorskip("ray", reason=NO_RAY)
+    pytest.importorskip("grpc", reason=NO_RAY)  # what the extra has besides
     with pytest.MonkeyPatch.context() as patch:
         for name, value in QUIET.items():
             patch.setenv(name, value)
@@ -128,11 +134,38 @@ def test_no_ray_is_one_sentence(monkeypatch):
         cluster.connect("auto")
 
 
-@pytest.mark.parametrize("address", ["ray://127.0.0.1:9", "127.0.0.1:9", "ray://nonsense"])
+@pytest.mark.parametrize("address", ["ray://127.0.0.1:9", "127.0.0.1:9", "ray://no"])
 def test_no_cluster_there_is_one_sentence(address):
     pytest.importorskip("ray", reason=NO_RAY)
     with pytest.raises(LabError, match=f"No Ray cluster can be used at {address}"):
         cluster.connect(address)
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text(encoding="utf-8")
+COMMANDS = [line for block in re.findall(r"```console\n(.*?)```", PAGE, re.S) for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "nbhelpers run" in c])
+def test_the_page_s_runs_have_options_that_are_there(command, tmp_path):
+    (config := tmp_path / "forty.toml").write_text('models = ["lab-gpt2", "lab-opt"]\n')
+    words = shlex.split(command.partition("nbhelpers run ")[2].replace("forty.toml", str(config)))
+    context = typer.main.get_command(cli.app).commands["run"].make_context("run", words)
+    assert context.params["cluster"] in ("auto", "ray://HEAD:10001")
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "ray start" in c or c.startswith("ray ")])
+def test_the_page_s_commands_of_ray_are_ray_s(command):
+    scripts = pytest.importorskip("ray.scripts.scripts", reason=NO_RAY)
+    name, *words = shlex.split(command.partition("ray ")[2])
+    assert scripts.cli.commands[name].make_context(name, words)
+
+
+def test_the_page_s_other_commands_are_known():
+    rest = [c for c in COMMANDS if "nbhelpers run" not in c and "ray st" not in c]
+    assert [c.split()[0] for c in rest] == ["pip", "mlflow"]
+    words = shlex.split(rest[1])
+    assert mlflow_cli.cli.commands[words[1]].make_context(words[1], words[2:])
+    assert "get-auth-token" in PAGE
 
 
 def test_memory_is_asked_for_where_no_gpu_has_the_weights():

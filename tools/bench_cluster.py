@@ -1,0 +1,182 @@
+"""What many models cost: over the nodes of a cluster, in the comparison, and in rows to be read.
+
+    python -m tools.bench_cluster spread [--models 40] [--nodes 1 --nodes 2]
+    python -m tools.bench_cluster compare [--models 1000] [--prompts 100]
+    python -m tools.bench_cluster rows [--models 100] [--rows 10000]
+
+``spread`` starts Ray nodes of one core on loopback and runs copies of one small model on them. The others
+make a synthetic run and measure each step in a process of its own; ``rows`` leaves out the report.
+Prints a JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nbhelpers import registry, store
+from nbhelpers.comparison import compare
+from nbhelpers.devices import device as devices
+from nbhelpers.loading import load
+from nbhelpers.records import ModelSpec, Result, RunInfo, Sample, Score, Settings
+from nbhelpers.report import html
+from nbhelpers.scoring import rubric
+from nbhelpers.stats.estimate import estimate
+from nbhelpers.tracking import result as tracking
+
+MODEL = "lab-gpt2"
+SMALL = ("--limit", "4", "--repeats", "2", "--max-new-tokens", "32")
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+TEXT = "A team that measures first spends less. " * 15  # 600 bytes
+
+
+def spread(models: int, nodes: int) -> float:
+    """Seconds of a run of so many copies over so many nodes of one core; the cluster is there before."""
+    os.environ.update(QUIET)
+    from ray.cluster_utils import Cluster
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    small: dict[str, Any] = {"object_store_memory": 80_000_000}
+    head = {"num_cpus": 0, "node_ip_address": "127.0.0.2", "ray_client_server_port": port}
+    cluster = Cluster(initialize_head=True, head_node_args=head | small | {"include_dashboard": False})
+    try:
+        for place in range(nodes):
+            cluster.add_node(num_cpus=1, node_ip_address=f"127.0.0.{3 + place}", **small)
+        with tempfile.TemporaryDirectory() as folder:
+            source = load.fetch(registry.resolve(MODEL))
+            copies = [shutil.copytree(source, Path(folder) / f"copy{i:02d}") for i in range(models)]
+            command = [sys.executable, "-m", "nbhelpers.cli", "run", *map(str, copies), *SMALL]
+            command += ["--out", f"{folder}/run", "--cluster", f"ray://127.0.0.2:{port}"]
+            environment = {**os.environ, "NBHELPERS_OUTPUTS": folder, "HF_HUB_OFFLINE": "1"}
+            began = time.perf_counter()
+            subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+            return time.perf_counter() - began
+    finally:
+        cluster.shutdown()
+
+
+def make_run(folder: Path, models: int, prompts: int, rows: int) -> None:
+    """A run as the notebooks leave it: models of different quality, ``rows`` texts each (0: no files of
+    them). A prompt is hard or easy for all models alike."""
+    draw, now = np.random.default_rng(0), datetime.now(UTC).isoformat(timespec="seconds")
+    ids = [f"p{number:05d}" for number in range(prompts)]
+    names = [f"model-{number:04d}" for number in range(models)]
+    hard, good = draw.normal(0, 1, prompts), draw.normal(5.5, 1, models)
+    specs = tuple(ModelSpec(name, f"org/{name}", "hub") for name in names)
+    info = RunInfo(folder.name, tuple(names), Settings(""), now, 1.0, devices.versions(), "", None)
+    store.write_json(folder / "run.json", RunInfo(**{**vars(info), "specs": specs}))
+    for name, quality in zip(names, good, strict=True):
+        own = np.clip(quality + hard + draw.normal(0, 0.7, prompts), 1, 10).tolist()
+        counts = {"attempted": max(rows, prompts), "finished": max(rows, prompts), "failed": 0}
+        speed = {f"latency/words_per_s/{part}": float(200 * quality) for part in ("mean", "low", "high")}
+        result = Result(
+            **{"model": name, "slug": name, "revision": "r", "family": "gpt2", "parameters": 10**6},
+            **{"device": "cpu", "dtype": "float32", "primary": rubric.PRIMARY, "quality_applies": True},
+            **counts,
+            quality={rubric.PRIMARY: estimate(own, rubric.PRIMARY)},
+            metrics=speed,
+            per_prompt=dict(zip(ids, own, strict=True)),
+            settings=Settings(name),
+        )
+        store.write_json(folder / name / "result.json", result)
+        if rows:
+            _write_rows(folder / name, ids, own, rows)
+
+
+def _write_rows(folder: Path, ids: list[str], means: list[float], rows: int) -> None:
+    timed = {"latency_s": 1.0, "ttft_s": 0.01, "tpot_s": 0.005, "share_s": 0.1}
+    row = asdict(
+        Sample("", folder.name, "r", "", "short_post", 0, 0, "Ask", TEXT, 5, 100, 600, "eos", None, 8)
+    )
+    score = asdict(Score("", "", 0, "short_post", False, 100, dict.fromkeys(rubric.SCORE_NAMES, 5.0)))
+    optional = ("failure", "reasoning", "estimated", "logprobs", "reason", "target", "tags")
+    row, score = ({n: v for n, v in one.items() if n not in optional} for one in (row | timed, score))
+    with (folder / "samples.jsonl").open("w") as samples, (folder / "scores.jsonl").open("w") as scores:
+        for number in range(rows):
+            place = number % len(ids)
+            own = {"key": f"{number:032d}", "prompt_id": ids[place], "repeat": number // len(ids)}
+            score["values"] = score["values"] | {rubric.PRIMARY: means[place]}
+            samples.write(json.dumps(row | own) + "\n")
+            scores.write(json.dumps(score | own) + "\n")
+
+
+def aggregated(folder: Path) -> None:
+    """What 04 to 06 read and add up of each model in turn, without the rubric's own work on a text."""
+    for path in sorted(folder.glob("*/samples.jsonl")):
+        scores = list(store.read_rows(path.with_name("scores.jsonl"), Score))
+        samples = list(store.read_rows(path, Sample))
+        tracking.quality_estimates(scores)
+        tracking.latency_estimates(samples[:16])
+
+
+def measured(step: Callable[[Path], object], folder: Path) -> dict[str, float]:
+    """Seconds, those of the processor, and peak memory (GB) of a step in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    mine, other = context.Pipe()
+    process = context.Process(target=_measure, args=(step, folder, other))
+    process.start()
+    other.close()
+    found: dict[str, float] = mine.recv()
+    process.join()
+    return found
+
+
+def _measure(step: Callable[[Path], object], folder: Path, answer: Any) -> None:
+    devices.reset_peak("cpu")
+    began, busy = time.perf_counter(), time.process_time()
+    step(folder)
+    took = {"seconds": time.perf_counter() - began, "cpu_s": time.process_time() - busy}
+    took["peak_gb"] = (devices.peak_memory("cpu") or 0) / 1e9
+    answer.send({name: round(value, 3) for name, value in took.items()})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=("spread", "compare", "rows"))
+    parser.add_argument("--models", type=int)
+    parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--rows", type=int, default=10_000, help="of a model")
+    parser.add_argument("--nodes", type=int, action="append", help="default: 1 and 2")
+    given = parser.parse_args()
+    models = given.models or {"spread": 40, "compare": 1000, "rows": 100}[given.part]
+    found: dict[str, Any] = {"models": models}
+    if given.part == "spread":
+        nodes = given.nodes or [1, 2]
+        found["seconds"] = {count: round(spread(models, count), 1) for count in nodes}
+        first, last = nodes[0], nodes[-1]
+        ratio = found["seconds"][first] * first / (found["seconds"][last] * last)
+        found["efficiency"] = round(ratio, 3)
+    else:
+        rows = given.rows if given.part == "rows" else 0
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "run"
+            make_run(folder, models, given.prompts, rows)
+            found |= {"prompts": given.prompts, "rows": rows}
+            if rows:
+                found["04 to 06"] = measured(aggregated, folder)
+            found["07"] = measured(compare.compare_run, folder)
+            if not rows:
+                found["report"] = measured(html.write_report, folder)
+                found["page_mb"] = round((folder / "index.html").stat().st_size / 1e6, 2)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
