@@ -122,7 +122,7 @@ def test_another_fail_on_error_is_refused(text):
 def test_the_command_line_hands_settings_and_limits_to_the_run(call, tmp_path, monkeypatch):
     seen: list[tuple[Settings, Limits]] = []
 
-    def run(plan, jobs, limits, watch) -> RunInfo:
+    def run(plan, jobs, limits, watch, spread) -> RunInfo:
         seen.append((plan.info.settings, limits))
         return plan.info
 
@@ -136,7 +136,7 @@ def test_the_command_line_hands_settings_and_limits_to_the_run(call, tmp_path, m
 
 
 def test_a_stopped_run_says_how_to_go_on_and_exits_130(call, tmp_path, monkeypatch):
-    def run(plan, jobs, limits, watch) -> RunInfo:
+    def run(plan, jobs, limits, watch, spread) -> RunInfo:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(runner, "run", run)
@@ -155,7 +155,7 @@ def test_a_terminal_that_lacks_letters_gets_escapes(command, encoding, tmp_path,
         write_model(folder, result, [(make_sample(result.model, id, 0), 5.0) for id in prompt_ids()])
     compare.compare_run(folder)
     info = write_info(folder, [name, "lab-opt"], failures={"lab-opt": "geht nicht: …"})
-    monkeypatch.setattr(runner, "run", lambda plan, jobs, limits, watch: watch(event) or info)
+    monkeypatch.setattr(runner, "run", lambda plan, jobs, limits, watch, spread: watch(event) or info)
     event = NotebookStatus("02_loading", str(model), "failed", 1.0, "…")
     wanted = {
         "run": ["run", str(model), "--out", str(folder.with_name("new"))],
@@ -222,7 +222,7 @@ def asked(call, monkeypatch, *arguments: str) -> tuple[plans.Plan, int, Limits]:
     """What `run` would have done."""
     seen = []
 
-    def run(plan, jobs, limits, watch) -> RunInfo:
+    def run(plan, jobs, limits, watch, spread) -> RunInfo:
         seen.append((plan, jobs, limits))
         return plan.info
 
