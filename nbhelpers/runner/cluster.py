@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -93,7 +94,8 @@ def spread(ray: Any, cores: int, whole: Run) -> None:
     if whole.info.looks:
         raise LabError("The option --until-decided takes all models at once: leave out --cluster.")
     settings = replace(whole.info.settings, run_dir=str(whole.folder))
-    runs = {run.folder.name: run for run in whole.runs(settings)}
+    runs, pool = {run.folder.name: run for run in whole.runs(settings)}, ThreadPoolExecutor(whole.at_once)
+    finish = partial(_finish, whole, pool)
     try:
         inbox = ray.remote(Inbox).options(num_cpus=0, resources={HEAD: 0.001}).remote()
         tasks, wanted, begun = dict[str, Any](), dict[str, dict[str, Any]](), set[str]()
@@ -101,7 +103,7 @@ def spread(ray: Any, cores: int, whole: Run) -> None:
             info = replace(whole.info, models=(run.settings.model,), specs=(run.spec,), notebooks=())
             known = [status for status in whole.info.notebooks if status.model == run.settings.model]
             if run.spec.kind == "server" or not _missing(run, known):
-                _finish(whole, run, None)
+                finish(run)
                 continue
             files = {path.name: path.read_bytes() for path in run.folder.glob(FILES)}
             wanted[slug] = needs(run, cores, "GPU" in ray.cluster_resources())
@@ -118,7 +120,7 @@ def spread(ray: Any, cores: int, whole: Run) -> None:
                 if whole.refused and slug not in ended:
                     ray.cancel(task, force=True)  # it ends, and the runner says why
                 elif slug in ended or not any(_has(node, wanted[slug]) for node in nodes):
-                    _finish(whole, runs[slug], _problem(ray, tasks.pop(slug)))
+                    finish(runs[slug], _problem(ray, tasks.pop(slug)))
         for future in whole.work:
             future.result()
     except ray.exceptions.RayError as error:
@@ -186,7 +188,7 @@ def _problem(ray: Any, task: Any) -> LabError | None:
     return None
 
 
-def _finish(whole: Run, run: ModelRun, problem: LabError | None) -> None:
+def _finish(whole: Run, pool: ThreadPoolExecutor, run: ModelRun, problem: LabError | None = None) -> None:
     """Have the rest of a model's notebooks run here. The commit that a node took from the Hub is kept."""
     known = [status for status in whole.info.notebooks if status.model == run.settings.model]
     if problem and (missing := _missing(run, known)):
@@ -195,7 +197,7 @@ def _finish(whole: Run, run: ModelRun, problem: LabError | None) -> None:
     if run.spec.kind == "hub" and (run.folder / "loading.json").exists():
         fetched = replace(run.spec, revision=load.read_report(run).revision)
         whole.save(specs=tuple(fetched if spec == run.spec else spec for spec in whole.info.specs))
-    whole.work.append(whole.pool.submit(whole.pipeline, run, "0"))
+    whole.work.append(pool.submit(whole.pipeline, run, "0"))
 
 
 def work(inbox: Any, info: RunInfo, home: str, made: Made) -> None:

@@ -229,8 +229,8 @@ class Run:
             self.refused |= first or status.failure is Failure.STOPPED
         with self.lock:
             seconds = round(time.monotonic() - self.began, 1)
-            new_info = replace(self.info, notebooks=(*self.info.notebooks, *new), seconds=seconds)
-            self.info = replace(new_info, **changes)
+            changes |= {"notebooks": (*self.info.notebooks, *new), "seconds": seconds}
+            self.info = replace(self.info, **changes)
             store.write_json(self.folder / "run.json", self.info)
         for status in new:
             self.watch(status)
