@@ -178,9 +178,18 @@ def kernel_config(log: Path) -> Iterator[Config]:
         yield Config({"Provisioner": {"log_file": str(log)}, "KernelManager": manager})
 
 
+def exit_code(process: BaseProcess, most_s: float) -> int | None:
+    """Of a process that ends within so many seconds; None of one that does not."""
+    wait([process.sentinel], most_s)
+    with _lock:  # a pipe holds it once: two threads that read it together take a success for a failure
+        return process.exitcode
+
+
 def kill(where: Path) -> None:
     """Kill what prints to this log, or to a log in this folder."""
-    for process in multiprocessing.active_children():
+    with _lock:  # it reads exit codes too
+        running = multiprocessing.active_children()
+    for process in running:
         if Path(process.name).is_relative_to(where):
             kill_tree(process.pid or 0)
 

@@ -158,11 +158,10 @@ class Run:
             self.save(NotebookStatus(name, "", "failed", 0.0, problem, Failure.OTHER))
 
     def _process(self, log: Path, most_s: float, target: Callable[..., object], *of: Any) -> bool:
-        process = kernels.start(log, target, *of)
-        process.join(most_s)
-        if process.exitcode != 0:
+        code = kernels.exit_code(kernels.start(log, target, *of), most_s)
+        if code != 0:
             kernels.kill(log)  # if it takes longer
-        return process.exitcode == 0
+        return code == 0
 
     def _forget_answers(self) -> None:
         kept = (s for s in self.info.notebooks if s.notebook < ANSWERS or not s.model)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from multiprocessing import forkserver
 from pathlib import Path
@@ -109,6 +110,27 @@ def test_killing_reaches_what_a_process_started(tmp_path):
     process.join(30)
     assert process.exitcode == -signal.SIGKILL
     assert until(lambda: gone(process.pid) and gone(int(log.read_text())))
+
+
+def test_whoever_looks_at_the_processes_meanwhile_leaves_their_exit_codes(tmp_path, monkeypatch):
+    """The moment in which two threads may read one exit code is made longer."""
+    read, ended = forkserver.read_signed, threading.Event()
+    monkeypatch.setattr(forkserver, "read_signed", lambda pipe: time.sleep(0.1) or read(pipe))
+
+    def look() -> None:
+        while not ended.is_set():
+            kernels.kill(tmp_path / "another log")
+
+    (looker := threading.Thread(target=look)).start()
+    try:
+        codes = [kernels.exit_code(kernels.start(tmp_path / "log", os.getpid), 60) for _ in range(5)]
+    finally:
+        ended.set()
+        looker.join()
+    assert codes == [0] * 5
+    assert kernels.exit_code(late := kernels.start(tmp_path / "log", family), 0.1) is None
+    kernels.kill(tmp_path / "log")
+    assert kernels.exit_code(late, 60) == -signal.SIGKILL
 
 
 RUNNER = """

@@ -76,6 +76,7 @@ def steps(monkeypatch, tmp_path):
     monkeypatch.setattr(runner.notebook, "run_notebook", made.run_notebook)
     monkeypatch.setattr(kernels, "serve", lambda log: None)
     monkeypatch.setattr(kernels, "start", made.start)
+    monkeypatch.setattr(kernels, "exit_code", lambda process, most_s: process.exitcode)
     monkeypatch.setattr(kernels, "kill", lambda where: made.killed.set())
     return made
 
