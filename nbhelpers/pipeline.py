@@ -14,14 +14,14 @@ from nbhelpers.loading.folder import inspect
 from nbhelpers.loading.load import Loaded
 from nbhelpers.records import ModelRun, RunInfo, Settings
 from nbhelpers.scoring import reference, rubric
-from nbhelpers.tracking import result
+from nbhelpers.tracking import metrics, result
 
 Step = Literal["device", "loading", "samples", "latency", "scores", "stats", "result"]
 STEPS: tuple[Step, ...] = get_args(Step)
 # What is computed from other files: the function that does it, the file it writes, and those it reads.
 COMPUTED: dict[Step, tuple[Callable[[ModelRun], object], str, tuple[str, ...]]] = {
     "scores": (reference.make_scores, "scores.jsonl", ("samples.jsonl",)),
-    "stats": (result.make_stats, "stats.json", ("scores.jsonl", "latency.jsonl")),
+    "stats": (metrics.make_stats, "stats.json", ("scores.jsonl", "latency.jsonl")),
     "result": (result.make_result, "result.json", ("stats.json",)),
 }
 

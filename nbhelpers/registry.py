@@ -87,7 +87,11 @@ def resolve(name: str) -> ModelSpec:
         return ModelSpec(alias=_folder_name(folder), source=str(folder), kind="local")
     if _HUB_NAME.fullmatch(name):
         return ModelSpec(alias=name, source=name, kind="hub")
-    raise LabError(f"There is no model {name!r}: {nearest(name, list(known))}")
+    begun = [alias for alias in known if name and alias.startswith(name.lower())]
+    near = (begun or difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5))[:3]
+    hint = f"did you mean {' or '.join(near)}? Otherwise " if near else ""
+    kinds = "give an alias (`nbhelpers models` lists them), an org/name of the Hub, or a model folder."
+    raise LabError(f"There is no model {name!r}: {hint}{kinds}")
 
 
 def server_address(address: str) -> str:
@@ -128,14 +132,6 @@ def tell_apart(specs: Iterable[ModelSpec]) -> list[ModelSpec]:
             if slugs[spec.slug] > 1 and spec.kind in ("local", "server") and alias.isprintable():
                 found[i] = replace(spec, alias=alias)
     return found
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """What to do about a name that is not known: the nearest known ones, and what a name can be."""
-    begun = [alias for alias in known if name and alias.startswith(name.lower())]
-    close = (begun or difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5))[:3]
-    hint = f"did you mean {' or '.join(close)}? Otherwise " if close else ""
-    return f"{hint}give an alias (`nbhelpers models` lists them), an org/name of the Hub, or a model folder."
 
 
 def shape_config(spec: ModelSpec) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from nbhelpers import store
 from nbhelpers.records import Estimate, LabError, Limits, Result, Sample, Score, Settings
-from nbhelpers.tracking.result import StatsReport
+from nbhelpers.tracking.metrics import StatsReport
 
 RECORDS = [kind for kind in all_records() if hasattr(kind, "schema_version")]
 OPEN = settings(max_examples=50)

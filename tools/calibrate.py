@@ -27,7 +27,7 @@ from scipy import stats as sps
 
 from nbhelpers.comparison.speed import MARGIN
 from nbhelpers.generation.generate import LATENCY_PROMPTS, ROUNDS
-from nbhelpers.stats import corrected, noninferiority, paired, sequential
+from nbhelpers.stats import noninferiority, paired, ppi, sequential
 
 Array = NDArray[np.float64]
 Ends = tuple[Array, Array]  # lower and upper ends of many intervals; NaN where there is none
@@ -360,12 +360,12 @@ def _rated_rows(n: int, simulations: int, rng: np.random.Generator) -> list[Row]
     readers = rng.normal(0, READERS_SD, (simulations, PROMPTS))
     judge = readers + rng.normal(FAVOURED, JUDGE_SD, readers.shape)
     y, f, rest = readers[:, :n], judge[:, :n], judge[:, n:]
-    t, means = sps.t.isf(0.025, n - 1), [corrected.tuned(*row) for row in zip(y, f, f, rest, strict=True)]
+    t, means = sps.t.isf(0.025, n - 1), [ppi.tuned(*row) for row in zip(y, f, f, rest, strict=True)]
     ends = {
         "score alone": _around(judge.mean(axis=1), sps.sem(judge, axis=1), sps.t.isf(0.025, PROMPTS - 1)),
         "ratings alone": _around(y.mean(axis=1), sps.sem(y, axis=1), t),
-        "PPI++, 1.96": ppi(y, f, rest),
-        "corrected": tuple(np.array([corrected.interval(found)[:2] for found in means]).T),
+        "PPI++, 1.96": ppi_python(y, f, rest),
+        "corrected": tuple(np.array([ppi.interval(found)[:2] for found in means]).T),
     }
     rows = [_row("interval", method, FAVOUR, n, _covered(*found, 0.0)) for method, found in ends.items()]
     alone = np.subtract(*reversed(ends["ratings alone"])).mean()
@@ -449,7 +449,7 @@ def told_apart(speeds: Array) -> NDArray[np.bool_]:
     return (mean > half) & (holm < 0.05) & (mean + half >= MARGIN)
 
 
-def ppi(y: Array, f: Array, rest: Array) -> Ends:
+def ppi_python(y: Array, f: Array, rest: Array) -> Ends:
     """PPI++ as ppi-python's ppi_mean_ci has it: normal quantile, tuning clipped to [0, 1]."""
     n, m = y.shape[1], rest.shape[1]
     both = np.concatenate([f, rest], axis=1)

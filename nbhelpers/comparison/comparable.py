@@ -12,9 +12,9 @@ from nbhelpers import registry, store
 from nbhelpers.errors import some
 from nbhelpers.records import LabError, Result, Sample
 from nbhelpers.stats.estimate import by_unit
+from nbhelpers.tracking.metrics import FOREIGN
 from nbhelpers.tracking.result import read_info, read_results, spec_of
 
-FOREIGN = "samples/not_applicable"  # texts without a score, because a rubric reads English
 CONDITIONS = ("task", "prompts", "max_new_tokens", "temperature", "top_k", "top_p")
 
 

@@ -62,23 +62,29 @@ def compare_run(run_dir: Path) -> ComparisonReport:
 def assemble(run_dir: Path, margin: float | None = None) -> ComparisonReport:
     """The comparison of a run's folder, not written. margin None: the scale's. LabError as ``comparable``."""
     (results, excluded, notes), info = comparable(run_dir), read_info(run_dir)
-    looks = sequential.looks_of(info) if info else ()
+    looks, found, known, missed = (
+        sequential.looks_of(info) if info else (),
+        None,
+        None,
+        "Not corrected by the ratings:",
+    )
     speed = compare_speeds(run_dir, read_results(run_dir)[0])  # also of models without a score
-    report = replace(compare(results, excluded, margin, notes, looks), speed=speed)
     try:
         known = ratings.read_ratings(run_dir, results)
-        if known.judge and results:
-            known, results, more = ratings.judged(known, results)
-            report = compare(results, excluded, margin, [*notes, *more], looks, known.judge or "")
-            report = replace(report, speed=speed)
-        try:
-            found = ratings.correct(known, results, margin or MARGIN)  # in readers' points
-        except LabError as error:  # those that ship may do without the sheet's
-            report = replace(report, notes=(*report.notes, f"Not corrected by the ratings: {error}"))
-            known = known._replace(given={"readers": known.readers})
-            found = ratings.correct(known, results, margin or MARGIN)
     except LabError as error:
-        return replace(report, notes=(*report.notes, f"Not corrected by the ratings: {error}"))
+        notes.append(f"{missed} {error}")
+    if known and known.judge and results:
+        known, results, more = ratings.judged(known, results)
+        notes += more
+    report = compare(results, excluded, margin, notes, looks, known.judge if known else "")
+    report = replace(report, speed=speed)
+    # Ratings that ship may do without the sheet's.
+    for one in (known, known._replace(given={"readers": known.readers})) if known else ():
+        try:
+            found = ratings.correct(one, results, margin or MARGIN)  # in readers' points
+            break
+        except LabError as error:
+            report = replace(report, notes=(*report.notes, f"{missed} {error}"))
     if found is None:
         return report
     speeds, basis = {r.model: words_per_s(r) for r in results}, f"corrected by {found.ratings} ratings"

@@ -21,8 +21,8 @@ from nbhelpers.comparison.ratings import KEY, LABELS, PERSON, Design, LabelKey, 
 from nbhelpers.generation import server
 from nbhelpers.records import Estimate, LabError, Result
 from nbhelpers.scoring import judge
-from nbhelpers.stats import corrected
-from nbhelpers.stats.estimate import krippendorff
+from nbhelpers.stats import ppi
+from nbhelpers.stats.agreement import krippendorff
 
 SHEET = "labels.csv"
 ASSUMED = 0.6  # correlation of score and readers over prompts, for planning; nobody has measured yours
@@ -46,13 +46,13 @@ def write_sheet(run_dir: Path, results: Sequence[Result], count: int = 40, seed:
     if not groups or any(len(of) < len(results) for of in groups.values()):
         raise LabError(f"The run {name} has no texts of the same prompts: run its models to the end.")
     rng, strata = random.Random(seed), ratings.strata_of(texts.values())
-    order = corrected.random_order(strata, seed)
+    order = ppi.random_order(strata, seed)
     drawn = order[: math.ceil(count / len(results))]
     mixed = (rng.sample([*groups[prompt].values()], len(results)) for prompt in drawn)
     samples = [texts[rng.choice(keys)].sample for of_prompt in mixed for keys in of_prompt]
     failed = tuple(sample.key for sample in samples if sample.error is not None)
     items = {str(n): sample for n, sample in enumerate((s for s in samples if s.error is None), 1)}
-    design = Design(seed, tuple(order), len(drawn), corrected.chances(strata, drawn), failed)
+    design = Design(seed, tuple(order), len(drawn), ppi.chances(strata, drawn), failed)
     store.write_json(run_dir / KEY, LabelKey({number: s.key for number, s in items.items()}, design))
     # The byte order mark tells spreadsheet programs that it is UTF-8.
     with (run_dir / SHEET).open("w", encoding="utf-8-sig", errors="replace", newline="") as file:
@@ -73,12 +73,12 @@ def planned_widths(results: Sequence[Result]) -> tuple[float, dict[int, float]]:
     is ``ASSUMED``. {} for fewer than two models or too few prompts.
     """
     n = len(results[0].per_prompt) if len(results) > 1 else 0
-    if n < corrected.LEAST:
+    if n < ppi.LEAST:
         return 0.0, {}
     pairs = [(a.per_prompt, b.per_prompt) for a, b in combinations(results, 2)]
     sd = median(stdev(a[prompt] - b[prompt] for prompt in a) for a, b in pairs)
     steps = [*(step for step in (6, 10, 20, 40, 80, 160, 320) if step < n), n]
-    return sd, {k * len(results): corrected.half_width(sd, k, n, ASSUMED) for k in steps}
+    return sd, {k * len(results): ppi.half_width(sd, k, n, ASSUMED) for k in steps}
 
 
 def read_sheet(run_dir: Path, path: Path) -> Labels:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from nbhelpers import registry, store
 from nbhelpers.records import LAB_SCALE, SCHEMA_VERSION, Estimate, LabError, Record, Result, Sample
-from nbhelpers.stats import corrected
+from nbhelpers.stats import ppi
 from nbhelpers.stats.paired import Comparison
 from nbhelpers.tracking.result import read_rows
 
@@ -32,7 +32,7 @@ class Design(Record):
     """How the texts of a sheet were drawn: its prompts are the first ``drawn`` of a random order."""
 
     seed: int
-    order: tuple[str, ...]  # every prompt of the comparison, by ``corrected.random_order``
+    order: tuple[str, ...]  # every prompt of the comparison, by ``ppi.random_order``
     drawn: int
     chances: dict[str, float]  # content type -> the chance of each of its prompts to be on the sheet
     failed: tuple[str, ...] = ()  # keys of drawn samples without a text: rated ``LOWEST``, not shown
@@ -166,7 +166,7 @@ def judged(known: Ratings, results: Sequence[Result]) -> tuple[Ratings, list[Res
     """The ratings and results with the judge's ratings as the scores, and what a reader must know of that.
 
     A text that the judge did not rate is missing; one that was never written has ``LOWEST``. A prompt is left
-    out where some model has no text left. Where fewer than ``corrected.LEAST`` stay, all is as it was.
+    out where some model has no text left. Where fewer than ``ppi.LEAST`` stay, all is as it was.
     """
     given = known.given[known.judge] | {k: LOWEST for k, t in known.texts.items() if t.sample.error}
     scores = {key: given[key] for key in known.texts if key in given}
@@ -174,8 +174,8 @@ def judged(known: Ratings, results: Sequence[Result]) -> tuple[Ratings, list[Res
     for text, rating in ((known.texts[key], rating) for key, rating in scores.items()):
         groups[text.model].setdefault(text.prompt, []).append(rating)
     shared = sorted(set[str].intersection(*map(set, groups.values())))
-    if len(shared) < corrected.LEAST:
-        why = f"it rated texts of every model on {len(shared)} prompts, of {corrected.LEAST}"
+    if len(shared) < ppi.LEAST:
+        why = f"it rated texts of every model on {len(shared)} prompts, of {ppi.LEAST}"
         return known._replace(judge=""), list(results), [f"Not by the {known.judge}: {why}."]
     every = len(results[0].per_prompt)
     note = f"{len(shared)} of {every} prompts count: the {known.judge} rated no text of some model on others."
@@ -205,21 +205,21 @@ def correct(known: Ratings, results: Sequence[Result], margin: float) -> Correct
                 f"no rater has rated every text of the prompt {list(drawn)[len(rated)]}, and later ones are "
                 "rated. Only ratings from the first item on, in their order, are a random sample."
             )
-        if len(rated) < corrected.LEAST:
+        if len(rated) < ppi.LEAST:
             lack = f"on {len(rated)} prompts every model's text is rated"
-            raise LabError(f"{lack}, and at least {corrected.LEAST} are needed.")
-    elif len(rated) < corrected.LEAST:
+            raise LabError(f"{lack}, and at least {ppi.LEAST} are needed.")
+    elif len(rated) < ppi.LEAST:
         return None
     strata = {prompt: strata[prompt] for prompt in results[0].per_prompt}
-    chance = corrected.chances(strata, list(rated))
+    chance = ppi.chances(strata, list(rated))
     weights = {prompt: 1 / chance[strata[prompt]] for prompt in rated}
     of_model = {}
     for model, scores in ((result.model, result.per_prompt) for result in results):
         same = {prompt: known.scores[drawn[prompt][model]] for prompt in rated}
-        of_model[model] = corrected.Rated({p: rated[p][model] for p in rated}, same, scores)
-    means = {model: corrected.corrected_mean(of, weights, model)[0] for model, of in of_model.items()}
+        of_model[model] = ppi.Rated({p: rated[p][model] for p in rated}, same, scores)
+    means = {model: ppi.corrected_mean(of, weights, model)[0] for model, of in of_model.items()}
     ranking = dict(sorted(means.items(), key=lambda pair: -(pair[1].mean or 0.0)))
-    pairs = corrected.correct_all({model: of_model[model] for model in ranking}, weights, margin)
+    pairs = ppi.correct_all({model: of_model[model] for model in ranking}, weights, margin)
     return Correction(ranking, pairs, given)
 
 
@@ -229,7 +229,7 @@ def _drawn(known: Ratings) -> Drawn:
         drawn, keys = {prompt: dict[str, str]() for prompt in known.order}, list(known.readers)
     elif not (design := known.key.design):
         raise LabError(f"{KEY} records no random draw of the texts. Draw a new sheet with `nbhelpers label`.")
-    elif list(design.order) != corrected.random_order(strata_of(known.texts.values()), design.seed):
+    elif list(design.order) != ppi.random_order(strata_of(known.texts.values()), design.seed):
         raise LabError("the sheet was not drawn at random from the prompts compared here. Draw a new one.")
     else:
         drawn = {prompt: {} for prompt in design.order[: design.drawn]}

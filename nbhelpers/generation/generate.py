@@ -200,11 +200,13 @@ def _decoded(
         if settings.maker_settings:
             choose = maker_sampler(loaded.model, settings, [*zip(ids, room, seeds, strict=True)], ends)
         failure: Exception | None = None
-        rest = {"engine": engine, "stopped": tokenizer.stop_check(loaded.tokenizer, ids, task.stop)}
+        stopped = tokenizer.stop_check(loaded.tokenizer, ids, task.stop)
         try:
             devices.synchronize(loaded.device)
             ledger = meters.Ledger(loaded.device)
-            for event in decode(loaded.model, ids, room, choose, ends, size, limit_s, **rest):
+            for event in decode(
+                loaded.model, ids, room, choose, ends, size, limit_s, engine=engine, stopped=stopped
+            ):
                 share = ledger.charge(max(1, len(paid)))
                 if isinstance(event, Finished):
                     job, share = left.pop(event.row), share.since(paid.pop(event.row))
@@ -217,7 +219,7 @@ def _decoded(
             # Without the traceback, whose frames would keep this batch's tensors alive during the next try.
             failure = caught.with_traceback(None)
         if failure and size > 1 and failure_of(failure) == Failure.OUT_OF_MEMORY:
-            size //= 2
+            size //= 2  # try again with what is left
         elif failure:
             for row in list(paid or left):
                 yield sample_of(loaded, left.pop(row), settings, size, error=failure)

@@ -23,7 +23,7 @@ from urllib.parse import quote
 from nbhelpers import store, tasks
 from nbhelpers.comparison import compare as comparison
 from nbhelpers.comparison import labels, plots, ratings
-from nbhelpers.comparison.comparable import FOREIGN, comparable
+from nbhelpers.comparison.comparable import comparable
 from nbhelpers.comparison.compare import ComparisonReport
 from nbhelpers.comparison.speed import speed_sentence
 from nbhelpers.errors import some
@@ -36,6 +36,7 @@ from nbhelpers.report.texts import MARKS, MEANING, Answer, Item
 from nbhelpers.scoring.texts import printable
 from nbhelpers.stats.estimate import mean_score
 from nbhelpers.tracking import result as tracking
+from nbhelpers.tracking.metrics import FOREIGN
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -1,4 +1,4 @@
-"""Estimates with 95% intervals: means, percentiles, and how far raters agree.
+"""Estimates with 95% intervals: means and percentiles.
 
 The unit is the prompt: its repeats are averaged first (``by_prompt``). Too little or unusable data is a
 result with a ``reason``, never an interval of width zero. The order of the values changes nothing. How far
@@ -8,7 +8,6 @@ each interval keeps its promise: ``data/calibration.csv``.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -24,7 +23,7 @@ Array = NDArray[np.float64]
 LEVEL = 0.95  # of every interval
 TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 BOOTSTRAP_MIN = 5  # below this a bootstrap interval is little more than the sample's extremes
-RESAMPLES, ALPHA_RESAMPLES = 9999, 2000  # of the bootstrap
+RESAMPLES = 9999  # of the bootstrap
 HUGE = 1e100  # beyond it squares overflow, below 1 / HUGE they vanish
 
 
@@ -100,48 +99,6 @@ def percentile_estimate(values: Iterable[float], q: float, name: str = "") -> Es
         more = math.ceil(math.log(TAILS[0]) / math.log(1 - tail))
         return replace(found, reason=f"n = {n}: an interval for {label} needs at least {more} values")
     return replace(found, low=float(low), high=float(high))
-
-
-def krippendorff(ratings: Iterable[Sequence[float | None]], name: str = "") -> Estimate:
-    """Krippendorff's alpha at interval level: 1 is full agreement of the raters, 0 what chance would give.
-
-    ratings: one row a text, one entry a rater, None where there is no rating; texts with fewer than two are
-    left out. alpha = 1 - D_o / D_e with squared differences: D_o over the pairs within each text, weighted by
-    1 / (its ratings - 1), D_e over all pairs (Krippendorff 2011). Ours, because no library at hand gives it
-    an interval: BCa bootstrap over texts.
-    """
-    rows = [np.array([value for value in row if value is not None]) for row in ratings]
-    rows = [row for row in rows if len(row) > 1]
-    found = Estimate(name, len(rows), method="alpha")
-    every = np.concatenate(rows) if rows else np.array([])
-    if refused := unusable(every, "ratings"):
-        return replace(found, reason=refused)
-    if np.ptp(every) < 1e-12:
-        return replace(found, reason="all ratings are equal: alpha is not defined")
-    sums = tuple(np.array([_sums(row - every.mean()) for row in rows]).T)
-    found = replace(found, mean=float(_alpha(*sums)))
-    if len(rows) < BOOTSTRAP_MIN:
-        return replace(found, reason=f"n = {len(rows)}: too few texts to resample")
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # NaN ends are answered with a reason
-        rng = np.random.default_rng(0)
-        drawn = sps.bootstrap(sums, _alpha, paired=True, n_resamples=ALPHA_RESAMPLES, method="BCa", rng=rng)
-    low, high = map(float, drawn.confidence_interval)
-    if not low < high:
-        return replace(found, reason="at its limit or degenerate: no interval")
-    return replace(found, low=low, high=high)
-
-
-def _sums(row: Array) -> tuple[float, float, float, float]:
-    """Of one text's m ratings: m, its share of D_o (m times twice the variance), sum, sum of squares."""
-    m = len(row)
-    return m, 2 * m * float(np.sum((row - row.mean()) ** 2)) / (m - 1), float(row.sum()), float(row @ row)
-
-
-def _alpha(m: Array, within: Array, total: Array, square: Array, axis: int = -1) -> Array:
-    n = m.sum(axis)
-    expected = 2 * (square.sum(axis) - total.sum(axis) ** 2 / n) / (n - 1)
-    return 1 - within.sum(axis) / n / expected
 
 
 def grouped(scores: Iterable[Score], name: str) -> dict[str, list[float]]:

@@ -1,16 +1,14 @@
-"""One model's run in numbers: stats.json, and result.json, which every other tool reads."""
+"""One model's run in one record, result.json, which every other tool reads; and what is read of a run."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from types import MappingProxyType
 from typing import Any
 
 from nbhelpers import store, tasks
@@ -18,53 +16,19 @@ from nbhelpers.devices import device, meters
 from nbhelpers.generation import generate
 from nbhelpers.loading import load
 from nbhelpers.records import (
-    LAB_SCALE,
-    SCHEMA_VERSION,
-    Estimate,
     LabError,
     ModelRun,
     ModelSpec,
-    Record,
     Result,
     RunInfo,
     Sample,
-    Scale,
     Score,
 )
 from nbhelpers.scoring import costs, rubric
-from nbhelpers.stats import estimate as stats
+from nbhelpers.stats.estimate import by_prompt
+from nbhelpers.tracking.metrics import FOREIGN, StatsReport, flat_metrics
 
-MEMORY = ("rss_before", "rss_after_load", "rss_after_forward", "device_peak")  # of loading.json
-AMOUNTS: dict[str, Callable[[Sample], int]] = {  # what a sample counts for
-    "tokens": lambda row: row.new_tokens,
-    "bytes": lambda row: row.bytes,
-    "words": lambda row: len(row.text.split()),
-}
 Rows = list[tuple[Sample, Score | None]]
-
-
-@dataclass(frozen=True)
-class StatsReport(Record):
-    """stats.json of one model: estimates over prompts, one for each score and each latency."""
-
-    __pydantic_config__ = Record.__pydantic_config__ | {"extra": "ignore"}  # older ones hold percentiles
-    model: str
-    attempted: int
-    finished: int
-    failed: int
-    quality: dict[str, Estimate]
-    latency: dict[str, Estimate]  # "ttft_s/p50" is the median: seconds, in ``mean``
-    schema_version: int = SCHEMA_VERSION
-
-
-def make_stats(run: ModelRun) -> StatsReport:
-    """Estimates over prompts of every score and latency, from their files; writes stats.json."""
-    scores, task = rubric.read_scores(run), tasks.load_task(run.settings.task)
-    failed, quality = quality_estimates(scores, task.scale, tasks.clusters(run.settings))
-    times = latency_estimates(generate.read_samples(run, "latency"))
-    report = StatsReport(run.settings.model, len(scores), len(scores) - failed, failed, quality, times)
-    store.write_json(run.folder / "stats.json", report)
-    return report
 
 
 def make_result(run: ModelRun) -> Result:
@@ -75,11 +39,11 @@ def make_result(run: ModelRun) -> Result:
     passes, scores = meters.passes(run.folder, here), rubric.read_scores(run)
     task, money = tasks.load_task(run.settings.task), costs.cost_summary(samples, device.read_report(run))
     metrics = flat_metrics(report, loaded, samples, money) | meters.metrics(passes)
-    per_prompt = stats.by_prompt(scores, task.primary)
+    per_prompt = by_prompt(scores, task.primary)
     others = {s.name for s in task.scorers} - {task.primary, task.primary.partition("/")[0]}
     for name in (task.primary, *sorted(others)):  # of the primary score without its name
         if lacking := sum(name not in score.values for score in scores):
-            metrics["samples/not_applicable" + ("" if name == task.primary else f"/{name}")] = lacking
+            metrics[FOREIGN + ("" if name == task.primary else f"/{name}")] = lacking
     common = {field.name for field in dataclasses.fields(Result)} - {"schema_version"}
     known = vars(loaded) | vars(report) | {"quality_applies": loaded.quality_applies and bool(per_prompt)}
     result = Result(
@@ -94,76 +58,6 @@ def make_result(run: ModelRun) -> Result:
     )
     store.write_json(run.folder / "result.json", result)
     return result
-
-
-def quality_estimates(
-    scores: Sequence[Score], scale: Scale = LAB_SCALE, clusters: Mapping[str, str] = MappingProxyType({})
-) -> tuple[int, dict[str, Estimate]]:
-    """How many samples failed, and the estimates of every score over prompts, or over their clusters."""
-    quality = dict[str, Estimate]()
-    for name in dict.fromkeys(name for score in scores for name in score.values):
-        means = stats.by_unit(stats.by_prompt(scores, name), clusters).values()
-        quality[name] = stats.mean_score(means, name, scale)
-    return sum(score.failed for score in scores), quality
-
-
-def latency_estimates(rows: Iterable[Sample]) -> dict[str, Estimate]:
-    """Times at batch 1, their medians, and speeds, over prompts: the mean of their rounds.
-
-    Times are skewed: bootstrap-t, which covers them best (notebook 05); speeds, their inverses, have t.
-    """
-    found, prompts = dict[str, Estimate](), dict[str, list[Sample]]()
-    for row in rows:
-        if row.error is None and row.latency_s:
-            prompts.setdefault(row.prompt_id, []).append(row)
-    for name in ("latency_s", "ttft_s", "tpot_s"):
-        known = [[t for row in own if (t := getattr(row, name)) is not None] for own in prompts.values()]
-        times = [fmean(own) for own in known if own]
-        found[name] = stats.estimate(times, name, method="bootstrap-t")
-        found[f"{name}/p50"] = stats.percentile_estimate(times, 50, f"{name}/p50")
-    for name, amount in AMOUNTS.items():
-        speeds = [fmean(amount(row) / (row.latency_s or 1) for row in own) for own in prompts.values()]
-        found[f"{name}_per_s"] = stats.estimate(speeds, f"{name}_per_s")
-    return {n: dataclasses.replace(e, low=e.low and max(0.0, e.low)) for n, e in found.items()}
-
-
-def flat_metrics(
-    report: StatsReport, loaded: load.LoadingReport, samples: Sequence[Sample], money: dict[str, float]
-) -> dict[str, float]:
-    """Metrics under grouped names: ``quality/…``, ``latency/…``, ``memory/…``, ``cost/…``, ``samples/…``.
-
-    A figure that was not measured or does not apply (the quality of random weights) is absent, never zero.
-    """
-    good = [sample for sample in samples if sample.error is None]
-    every, finished, sums = len(samples), len(good), {n: sum(map(of, good)) for n, of in AMOUNTS.items()}
-    sizes = {"parameters": loaded.parameter_bytes} | {name: vars(loaded)[f"{name}_bytes"] for name in MEMORY}
-    sizes["generation_peak"] = max((sample.peak_memory_bytes or 0 for sample in samples), default=0) or None
-    counts = {"attempted": every, "finished": finished, "failed": every - finished}
-    counts["truncated_prompts"] = sum(sample.prompt_truncated for sample in samples)
-    counts["new_tokens_total"] = sum(sample.new_tokens for sample in samples)
-    ratios = {
-        "success_rate": (finished, every),
-        "ended_by_itself_rate": (sum(sample.finish_reason == "eos" for sample in samples), every),
-        "new_tokens_mean": (sums["tokens"], finished),
-        "words_mean": (sums["words"], finished),
-        "bytes_per_token": (sums["bytes"], sums["tokens"]),
-    }
-    groups: dict[str, dict[str, Any]] = {
-        "quality": _parts(report.quality if loaded.quality_applies else {}),
-        "latency": _parts(report.latency) | {name: vars(loaded)[name] for name in ("fetch_s", "load_s")},
-        "memory": {f"{name}_mib": size and size / 2**20 for name, size in sizes.items()},
-        "samples": counts | {name: part / whole for name, (part, whole) in ratios.items() if whole},
-        "model": {name: vars(loaded)[name] for name in ("parameters", "context", "vocabulary")},
-        "cost": money,
-    }
-    groups["latency"]["batch_tokens_per_s"] = generate.throughput(good)
-    found = {f"{group}/{name}": value for group, own in groups.items() for name, value in own.items()}
-    return {name: float(value) for name, value in found.items() if value is not None}
-
-
-def _parts(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
-    parts = ("n", "mean", "sd", "low", "high")
-    return {f"{name}/{part}": vars(e)[part] for name, e in estimates.items() for part in parts}
 
 
 def read_info(run_dir: Path) -> RunInfo | None:

@@ -16,11 +16,12 @@ from scipy.stats import binomtest
 from nbhelpers import store
 from nbhelpers.comparison import compare as comparison
 from nbhelpers.comparison import plots
-from nbhelpers.comparison.comparable import FOREIGN, comparable
+from nbhelpers.comparison.comparable import comparable
 from nbhelpers.comparison.compare import ComparisonReport
 from nbhelpers.records import LabError, ModelSpec, Result, Scale
 from nbhelpers.stats import paired, sequential
 from nbhelpers.stats.paired import Comparison
+from nbhelpers.tracking.metrics import FOREIGN
 from nbhelpers.tracking.result import spec_of
 
 

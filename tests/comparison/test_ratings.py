@@ -113,7 +113,7 @@ def test_planned_widths_shrink_with_the_ratings(run: Path) -> None:
     by_score = [score("lab-gpt2", p) - score("lab-llama", p) for p in PROMPTS]
     assert list(widths) == [12, 20, 28] and sd == pytest.approx(stdev(by_score))
     assert list(widths.values()) == sorted(widths.values(), reverse=True)
-    assert widths[20] == pytest.approx(ratings.corrected.half_width(sd, 10, 14, 0.6))
+    assert widths[20] == pytest.approx(ratings.ppi.half_width(sd, 10, 14, 0.6))
 
 
 def test_prompts_that_a_model_lacks_are_not_drawn(run: Path) -> None:
@@ -217,7 +217,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_texts_that_ship_with_ratings_are_found_by_their_words(run: Path, data: Path) -> None:
-    order = ratings.corrected.random_order(TYPES, 0)
+    order = ratings.ppi.random_order(TYPES, 0)
     ship(data, run, order[:8])
     found = comparison.assemble(run)
     assert (found.basis, found.pick) == ("corrected by 16 ratings", "lab-llama")
@@ -230,7 +230,7 @@ def test_texts_that_ship_with_ratings_are_found_by_their_words(run: Path, data: 
 
 
 def test_only_the_beginning_whose_texts_are_found_counts(run: Path, data: Path) -> None:
-    order = ratings.corrected.random_order(TYPES, 0)
+    order = ratings.ppi.random_order(TYPES, 0)
     ship(data, run, order)
     path = run / "lab-gpt2" / "samples.jsonl"
     rows = list(store.read_rows(path, ratings.Sample))
@@ -241,7 +241,7 @@ def test_only_the_beginning_whose_texts_are_found_counts(run: Path, data: Path) 
 
 
 def test_a_sheet_of_the_run_goes_before_what_ships(run: Path, data: Path) -> None:
-    ship(data, run, ratings.corrected.random_order(TYPES, 0))
+    ship(data, run, ratings.ppi.random_order(TYPES, 0))
     draw(run)
     rate(run, "anna", range(1, 13))
     assert comparison.assemble(run).basis == "corrected by 12 ratings"
@@ -250,7 +250,7 @@ def test_a_sheet_of_the_run_goes_before_what_ships(run: Path, data: Path) -> Non
 
 
 def test_a_sheet_that_corrects_nothing_leaves_what_ships(run: Path, data: Path) -> None:
-    ship(data, run, ratings.corrected.random_order(TYPES, 0)[:8])
+    ship(data, run, ratings.ppi.random_order(TYPES, 0)[:8])
     draw(run)
     rate(run, "anna", range(1, 5))
     found = comparison.assemble(run)

@@ -23,7 +23,7 @@ from nbhelpers.generation import generate as generation
 from nbhelpers.generation import latency
 from nbhelpers.records import Prompt, Sample, Settings
 from nbhelpers.stats.estimate import estimate, percentile_estimate
-from nbhelpers.tracking import result as summary
+from nbhelpers.tracking import metrics as summary
 
 # The last letter is the plan: c ends after 3 tokens, e after 5, z would after 26 but meets the limit.
 PROMPTS = [Prompt("p1", "Hi c", "short_post"), Prompt("p2", "A longer one e", "short_post")]

@@ -24,12 +24,12 @@ from made_runs import (
 
 from nbhelpers import store
 from nbhelpers.comparison import compare as comparison
-from nbhelpers.comparison.comparable import FOREIGN
 from nbhelpers.generation.latency import LatencyPass
 from nbhelpers.records import LabError, Sample, Scale
 from nbhelpers.report import html as report
 from nbhelpers.report import texts
 from nbhelpers.tracking import result as tracking
+from nbhelpers.tracking.metrics import FOREIGN
 
 VOID = {"meta", "img", "wbr", "br", "link", "input"}
 EVIL = "<script>alert(1)</script>"

@@ -16,7 +16,7 @@ from nbhelpers.errors import NoScore
 from nbhelpers.records import LabError, Prompt, Settings
 from nbhelpers.scoring import reference, texts
 from nbhelpers.stats.estimate import by_prompt, estimate, mean_score, pass_at
-from nbhelpers.tracking import result as tracking
+from nbhelpers.tracking import metrics
 
 ITEM = Prompt("i", "Which city?", target=("The Hague", "Den Haag"))
 LOOSE, STRICT = {"strict": False}, {"strict": True}
@@ -482,7 +482,7 @@ def test_repeats_of_a_task_can_mean_pass_at_k(tmp_path, monkeypatch):
     for n in range(8):
         assert found[f"i{n}"] == pytest.approx(pass_at([1.0] * (n % 3) + [0.0] * (4 - n % 3), 2))
     # its interval counts clusters, and it is what verdicts rest on
-    _, quality = tracking.quality_estimates(scores, tasks.RIGHT, tasks.clusters(settings))
+    _, quality = metrics.quality_estimates(scores, tasks.RIGHT, tasks.clusters(settings))
     halves = [(found[f"i{n}"] + found[f"i{n + 1}"]) / 2 for n in range(0, 8, 2)]
     want, got = estimate(halves, "exact/pass_at_2"), quality["exact/pass_at_2"]
     assert (got.n, got.mean, got.low, got.high) == pytest.approx((4, want.mean, want.low, want.high))

@@ -10,7 +10,7 @@ from definitions import definitions
 from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats as sps
-from test_corrected import PPI_ENDS, REST, F, Y
+from test_ppi import PPI_ENDS, REST, F, Y
 
 from nbhelpers.comparison import speed
 from nbhelpers.generation.generate import LATENCY_PROMPTS
@@ -233,7 +233,7 @@ def test_capital_bets_are_a_fair_game():
 def test_the_rival_is_ppi_python():
     """On numbers whose interval version 0.2.3 of it gave."""
     y, f, rest = (np.array(row.split(), dtype=float)[None] for row in (Y, F, REST))
-    assert [float(end[0]) for end in calibrate.ppi(y, f, rest)] == pytest.approx(PPI_ENDS, abs=1e-4)
+    assert [float(end[0]) for end in calibrate.ppi_python(y, f, rest)] == pytest.approx(PPI_ENDS, abs=1e-4)
 
 
 @given(st.lists(st.integers(-3, 3), min_size=2, max_size=15))

@@ -25,7 +25,7 @@ from nbhelpers import store
 from nbhelpers.devices import device as devices
 from nbhelpers.generation import generate
 from nbhelpers.scoring import rubric as scoring
-from nbhelpers.tracking import result as summary
+from nbhelpers.tracking import metrics
 from nbhelpers.records import Sample, Score
 folder, count = Path(sys.argv[1]), int(sys.argv[2])
 sample = json.loads(sys.argv[3])
@@ -37,7 +37,7 @@ for name, row in (("samples", sample), ("scores", score)):
             out.write(json.dumps(row) + "\\n")
 samples = list(store.read_rows(folder / "samples.jsonl", Sample))
 scores = list(store.read_rows(folder / "scores.jsonl", Score))
-failed, quality = summary.quality_estimates(scores)
+failed, quality = metrics.quality_estimates(scores)
 generate.throughput(samples)
 positions = len(list(scoring.score_samples(samples[:200])))
 peak = devices.peak_memory("cpu") / 2**20

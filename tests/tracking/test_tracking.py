@@ -40,9 +40,8 @@ from nbhelpers.records import (
 from nbhelpers.scoring import rubric as scoring
 from nbhelpers.tracking import mlflow_pages as pages
 from nbhelpers.tracking import mlflow_run as tracking
-from nbhelpers.tracking import result as summary
+from nbhelpers.tracking.metrics import StatsReport, flat_metrics
 from nbhelpers.tracking.mlflow_run import TrackingReport
-from nbhelpers.tracking.result import StatsReport
 
 SETTINGS = Settings(model="lab-gpt2", limit=2, repeats=2, max_new_tokens=16)
 GROUPS = {"quality", "latency", "memory", "cost", "samples", "model", "noise"}
@@ -565,7 +564,7 @@ REPORT = StatsReport("m", 3, 2, 1, {"lab_v2": Estimate("lab_v2", 1, 4.0, None, N
 
 
 def test_flat_metrics_by_hand():
-    metrics = summary.flat_metrics(REPORT, LOADED, SAMPLES, {"usd_per_request": 0.25})
+    metrics = flat_metrics(REPORT, LOADED, SAMPLES, {"usd_per_request": 0.25})
     wanted = {
         "quality/lab_v2/n": 1,
         "quality/lab_v2/mean": 4.0,
@@ -597,10 +596,10 @@ def test_flat_metrics_by_hand():
 
 
 def test_what_was_not_measured_is_absent_and_random_weights_have_no_quality():
-    nothing = summary.flat_metrics(REPORT, LOADED, [], {})
+    nothing = flat_metrics(REPORT, LOADED, [], {})
     assert not {"samples/success_rate", "memory/generation_peak_mib", "memory/device_peak_mib"} & set(nothing)
     random = dataclasses.replace(LOADED, quality_applies=False, device_peak_bytes=2**21)
-    metrics = summary.flat_metrics(REPORT, random, SAMPLES, {})
+    metrics = flat_metrics(REPORT, random, SAMPLES, {})
     assert not [name for name in metrics if name.startswith("quality/")]
     assert metrics["memory/device_peak_mib"] == 2
 

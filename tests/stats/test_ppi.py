@@ -11,8 +11,8 @@ import pytest
 from scipy import optimize
 from scipy import stats as sps
 
-from nbhelpers.stats import corrected, estimate, paired
-from nbhelpers.stats.corrected import Rated
+from nbhelpers.stats import estimate, paired, ppi
+from nbhelpers.stats.ppi import Rated
 
 RNG = np.random.default_rng(1)
 TYPES = {f"p{i:02d}": "post" if i < 30 else "note" if i < 45 else "rare" for i in range(48)}
@@ -61,7 +61,7 @@ def test_the_estimate_and_its_error_are_those_of_deleting_each_prompt_by_hand(n:
     without = np.array([estimated(np.delete(every, i))[0] for i in every])
     first = (n - 1) / n * np.sum((without - without.mean()) ** 2)
     second = tuning**2 * others / total**2 * np.var(np.concatenate([f, rest]), ddof=1)
-    found = corrected.tuned(y, g, f, rest)
+    found = ppi.tuned(y, g, f, rest)
     assert (found.mean, found.tuning) == pytest.approx((mean, tuning), abs=1e-5)
     assert found.error == pytest.approx(math.sqrt(first + second), rel=1e-5)
     assert found.df == pytest.approx(
@@ -74,26 +74,26 @@ def test_it_is_students_where_a_score_can_add_nothing(case: str) -> None:
     y, g, f, rest = draw(12, 0 if case == "all rated" else 30, repeats=False)
     if case == "constant score":
         g, f, rest = np.full_like(g, 3.0), np.full_like(f, 3.0), np.full_like(rest, 3.0)
-    found = corrected.tuned(y, g, f, rest)
-    low, high, p = corrected.interval(found)
-    assert found.tuning == 0.0 and found.df == 11
+    found = ppi.tuned(y, g, f, rest)
+    low, high, p = ppi.interval(found)
+    assert found.tuning == 0.0 and found.df == pytest.approx(11)
     assert (low, high) == pytest.approx(estimate.t_interval(y.mean(), y.std(ddof=1), 12))
     assert p == pytest.approx(sps.ttest_1samp(y, 0).pvalue)
 
 
 def test_neither_favour_nor_scale_of_the_score_matters() -> None:
     y, g, f, rest = draw(20, 80)
-    plain = corrected.tuned(y, g, f, rest)
-    moved = corrected.tuned(y, 10 * g + 7, 10 * f + 7, 10 * rest + 7)
+    plain = ppi.tuned(y, g, f, rest)
+    moved = ppi.tuned(y, 10 * g + 7, 10 * f + 7, 10 * rest + 7)
     assert moved[:3] == pytest.approx(plain[:3]) and moved.tuning == pytest.approx(plain.tuning / 10)
-    back = corrected.tuned(-y, -g, -f, -rest)
+    back = ppi.tuned(-y, -g, -f, -rest)
     assert back.mean == pytest.approx(-plain.mean) and back.error == pytest.approx(plain.error)
 
 
 def test_it_is_near_ppi_python_and_wider() -> None:
     y, f, rest = (np.array(row.split(), dtype=float) for row in (Y, F, REST))
-    found = corrected.tuned(y, f, f, rest)
-    low, high, _ = corrected.interval(found)
+    found = ppi.tuned(y, f, f, rest)
+    low, high, _ = ppi.interval(found)
     assert abs(found.mean - PPI_POINT) < found.error / 4
     assert 1.02 < (high - low) / (PPI_ENDS[1] - PPI_ENDS[0]) < 1.15  # theirs is normal, with one tuning
 
@@ -101,14 +101,14 @@ def test_it_is_near_ppi_python_and_wider() -> None:
 def test_unequal_chances_are_weighed() -> None:
     """Two of 40 prompts of one kind and six of 10 of the other: their means count 40 to 10."""
     y, none = np.array([1.0, 2.0, *[7.0, 8.0, 9.0] * 2]), np.zeros(8)
-    found = corrected.tuned(y, none, none, np.zeros(42), np.array([20.0] * 2 + [10 / 6] * 6))
+    found = ppi.tuned(y, none, none, np.zeros(42), np.array([20.0] * 2 + [10 / 6] * 6))
     assert found.mean == pytest.approx((40 * 1.5 + 10 * 8) / 50)
 
 
 def test_weights_of_a_score_count_on_the_rated_texts_only() -> None:
     y, g, f, rest = draw(8, 12)
     weight = np.array([3.0, 1.0] * 4)
-    found = corrected.tuned(y, g, f, rest, weight)
+    found = ppi.tuned(y, g, f, rest, weight)
     everything = np.concatenate([f, rest]).mean()
     assert found.mean == pytest.approx(
         np.average(y - found.tuning * g, weights=weight) + found.tuning * everything
@@ -134,27 +134,27 @@ def planted(favour: float, truth: float, rated: int = 20, seed: int = 3) -> dict
 def test_ratings_overrule_a_score_that_favours_a_model() -> None:
     models, even = planted(favour=2.0, truth=1.0), dict.fromkeys(TYPES | planted(0, 0)["one"].scores, 5.0)
     (by_score,) = paired.compare_all({name: model.scores for name, model in models.items()})
-    (found,) = corrected.correct_all(models, even)
+    (found,) = ppi.correct_all(models, even)
     assert by_score.verdict == "worse" and found.verdict == "better"
     assert (found.a, found.b, found.n, found.rated) == ("one", "other", 100, 20)
     assert found.low < 1.0 < found.high and found.p_holm == found.p
     differences = [value - models["other"].ratings[p] for p, value in models["one"].ratings.items()]
     alone = 2 * estimate.t_interval(0, float(np.std(differences, ddof=1)), 20)[1]
     assert found.high - found.low < 0.75 * alone
-    mean, _ = corrected.corrected_mean(models["other"], even, "x")
+    mean, _ = ppi.corrected_mean(models["other"], even, "x")
     assert mean.low < 5 < mean.high and mean.mean < fmean(models["other"].scores.values()) - 1
 
 
 def test_too_few_ratings_or_equal_ones_say_so() -> None:
     even = dict.fromkeys(planted(0, 0)["one"].scores, 1.0)
-    (few,) = corrected.correct_all(planted(0, 0, rated=5), even)
+    (few,) = ppi.correct_all(planted(0, 0, rated=5), even)
     assert few.difference is None and few.verdict == "cannot tell"
     assert few.reason == "5 rated prompts: a correction needs at least 6"
     model = planted(0, 0)["one"]
-    (same,) = corrected.correct_all({"a": model, "b": model}, even)
+    (same,) = ppi.correct_all({"a": model, "b": model}, even)
     assert same.difference is None and same.reason == "all differences are equal: no interval"
     broken = Rated(model.ratings | {"p000": math.nan}, model.same, model.scores)
-    (refused,) = corrected.correct_all({"a": model, "b": broken}, even)
+    (refused,) = ppi.correct_all({"a": model, "b": broken}, even)
     assert "not finite" in refused.reason
 
 
@@ -163,7 +163,7 @@ def test_where_all_is_rated_the_ratings_are_compared_as_scores_are() -> None:
     prompts, gains = [f"p{i}" for i in range(6)], [3.0, 3.2, 2.8, 3.1, 2.9, -0.5]
     one, other = (dict(zip(prompts, values, strict=True)) for values in (gains, [0.0] * 6))
     known = {"one": Rated(one, one, one), "other": Rated(other, other, other)}
-    (found,) = corrected.correct_all(known, dict.fromkeys(prompts, 1.0))
+    (found,) = ppi.correct_all(known, dict.fromkeys(prompts, 1.0))
     (alone,) = paired.compare_all({"one": one, "other": other})
     assert found.low > 0 and found.verdict == "cannot tell" and found.rated == 6
     assert (found.low, found.high, found.p) == (alone.low, alone.high, alone.p)
@@ -172,7 +172,7 @@ def test_where_all_is_rated_the_ratings_are_compared_as_scores_are() -> None:
 
 def test_p_is_adjusted_over_all_pairs() -> None:
     models = planted(0.0, 0.4) | {"third": planted(0.0, 0.2, seed=4)["one"]}
-    found = corrected.correct_all(models, dict.fromkeys(models["one"].scores, 1.0))
+    found = ppi.correct_all(models, dict.fromkeys(models["one"].scores, 1.0))
     assert [c.p_holm for c in found] == pytest.approx(paired.holm([c.p for c in found]))
 
 
@@ -182,21 +182,19 @@ def test_p_is_adjusted_over_all_pairs() -> None:
 def test_every_beginning_is_a_stratified_sample() -> None:
     sizes = Counter(TYPES.values())
     for seed in range(50):
-        order = corrected.random_order(TYPES, seed)
-        assert sorted(order) == sorted(TYPES) and order == corrected.random_order(
+        order = ppi.random_order(TYPES, seed)
+        assert sorted(order) == sorted(TYPES) and order == ppi.random_order(
             dict(reversed(TYPES.items())), seed
         )
         assert {TYPES[p] for p in order[:3]} == set(sizes)
         for k in range(3, len(order)):
             for kind, count in Counter(TYPES[p] for p in order[:k]).items():
                 assert abs(count - k * sizes[kind] / len(TYPES)) <= 2
-        assert (
-            corrected.chances(TYPES, order[:24])["note"] == sum(TYPES[p] == "note" for p in order[:24]) / 15
-        )
+        assert ppi.chances(TYPES, order[:24])["note"] == sum(TYPES[p] == "note" for p in order[:24]) / 15
 
 
 def test_within_a_stratum_every_prompt_is_as_likely() -> None:
-    first = Counter(p for seed in range(4000) for p in corrected.random_order(TYPES, seed)[:12])
+    first = Counter(p for seed in range(4000) for p in ppi.random_order(TYPES, seed)[:12])
     for kind in set(TYPES.values()):
         assert sps.chisquare([first[p] for p in TYPES if TYPES[p] == kind]).pvalue > 1e-4
 
@@ -207,6 +205,6 @@ def test_the_planned_width_comes_true(rated: int) -> None:
     for _ in range(400):
         y = rng.normal(0, 3.4, 100)
         f = y + rng.normal(0.7, 2.55, 100)  # correlation 0.8
-        low, high, _ = corrected.interval(corrected.tuned(y[:rated], f[:rated], f[:rated], f[rated:]))
+        low, high, _ = ppi.interval(ppi.tuned(y[:rated], f[:rated], f[:rated], f[rated:]))
         widths.append((high - low) / 2)
-    assert fmean(widths) == pytest.approx(corrected.half_width(3.4, rated, 100, 0.8), rel=0.04)
+    assert fmean(widths) == pytest.approx(ppi.half_width(3.4, rated, 100, 0.8), rel=0.04)
