@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import ctypes
 import functools
-import gc
 import multiprocessing
 import os
 import shutil
@@ -123,7 +122,6 @@ def _become(log: Path, environment: dict[str, str], target: Callable[..., object
             os._exit(1)  # the server ended before it was watched
         os.setsid()
     threading.Thread(target=_end_with_runner, daemon=True).start()
-    gc.freeze()  # the collector would otherwise touch, and so copy, every shared page
     with log.open("a") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)

@@ -13,4 +13,5 @@ for name in (
     *("nbhelpers.pipeline", "nbhelpers.report.html", "mlflow.store.tracking.sqlalchemy_store"),
 ):
     import_module(name)
+gc.freeze()  # the collectors of forked processes would otherwise touch, and so copy, every shared page
 gc.enable()
