@@ -141,6 +141,9 @@ def test_a_run_in_another_language_shows_its_texts_and_no_score(tmp_path: Path):
     assert "No model could be compared on quality" in text and "not applicable" in text
     assert "lab-gpt2: 30 of 30 texts have no score, because the prompt or the answer is not English" in text
     assert ask in text and "random weights" not in text
+    comparison.compare_run(tmp_path)
+    said = report.outcome(tmp_path, write_info(tmp_path, {"lab-gpt2": []}))
+    assert "No model could be compared on quality" in said and "over 0" not in said and "tokens/s" not in said
 
 
 def test_a_difference_without_an_interval_shows_its_p(tmp_path: Path):
