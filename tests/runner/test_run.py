@@ -23,6 +23,7 @@ from nbhelpers.comparison.compare import ComparisonReport
 from nbhelpers.devices import device as devices
 from nbhelpers.generation import latency
 from nbhelpers.loading.folder import inspect
+from nbhelpers.loading.load import LoadingReport
 from nbhelpers.records import (
     FailOnError,
     Failure,
@@ -529,6 +530,14 @@ def test_every_executed_notebook_has_its_page_and_the_run_its_report(real_run):
     page = (run_dir / "index.html").read_text()
     assert "lab-gpt2" in page and "broken" in page
     assert run_dir.name in (run_dir.parent / "index.html").read_text()
+
+
+def test_no_notebook_after_the_answers_loads_the_model_again(real_run):
+    run_dir, _, _ = real_run
+    for name in PIPELINE[3:]:
+        assert "making lab-gpt2/loading.json" not in (run_dir / "lab-gpt2" / f"{name}.ipynb").read_text()
+    made = store.read_json(run_dir / "lab-gpt2" / "loading.json", LoadingReport)
+    assert made.engine == "loop" and made.ids_digests
 
 
 def test_mlflow_holds_the_run_with_its_late_notebooks(real_run):
