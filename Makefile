@@ -12,7 +12,7 @@ run: install
 	$(BIN)/nbhelpers run $(ARGS)
 
 test: concepts
-	OMP_NUM_THREADS=1 $(BIN)/pytest --nbval tests notebooks -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest --nbval tests notebooks -n 3 --dist loadfile --no-loadscope-reorder
 
 # Every causal architecture of the installed transformers, built small: which engine serves it, and is it exact?
 sweep: concepts
