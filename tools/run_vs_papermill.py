@@ -2,9 +2,9 @@
 
     python tools/run_vs_papermill.py [--rounds 2] [--limit 15] [--repeats 4] [--max-new-tokens 256] [MODEL]
 
-Interleaved (loop, run with --jobs 1, run with --jobs 2, loop, …), each into a fresh outputs folder. Prints a
-line per execution and, as JSON, wall and processor seconds with the ratio of the loop's medians to those of
-the default, --jobs 2; exits with 1 if a notebook failed.
+Interleaved (loop, run with --jobs 1, run with --jobs 2, loop, …), each into a fresh outputs folder; the loop
+executes the cells that a run executes. Prints a line per execution and, as JSON, the seconds with the ratio
+of the loop's median to that of the default, --jobs 2; exits with 1 if a notebook failed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -21,15 +20,22 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
+import nbformat
+
 from nbhelpers import registry, store
-from nbhelpers.runner.notebook import COMPARISON, PIPELINE
+from nbhelpers.runner.notebook import COMPARISON, LEARNERS, PIPELINE
 
 SIZES = ("limit", "repeats", "max_new_tokens")
 
 
 def loop(models: list[str], given: argparse.Namespace, run_dir: Path) -> list[list[str]]:
     """The commands a shell script would hold, in order."""
-    commands, notebooks = [], store.project_root() / "notebooks"
+    commands, notebooks = [], run_dir.parent / "notebooks"
+    notebooks.mkdir()
+    for name in (*PIPELINE, COMPARISON):
+        whole = nbformat.read(store.project_root() / "notebooks" / f"{name}.ipynb", as_version=4)
+        whole.cells = [cell for cell in whole.cells if not LEARNERS & set(cell.metadata.get("tags", ()))]
+        nbformat.write(whole, notebooks / f"{name}.ipynb")
     common = [part for name in SIZES for part in ("-p", name, str(getattr(given, name)))]
     for model in models:
         folder = run_dir / registry.resolve(model).slug
@@ -52,19 +58,16 @@ def ours(models: list[str], given: argparse.Namespace, run_dir: Path, jobs: int)
     return [["-m", "nbhelpers.cli", "run", *models, *flags, "--jobs", str(jobs), "--out", str(run_dir)]]
 
 
-def timed(commands: list[list[str]], outputs: Path) -> tuple[float, float]:
-    """Wall and processor seconds of the commands, one after another."""
+def timed(commands: list[list[str]], outputs: Path) -> float:
+    """Seconds by the clock of the commands, one after another; a processor's would lack what a run forks."""
     environment = {**os.environ, "NBHELPERS_OUTPUTS": str(outputs), "HF_HUB_OFFLINE": "1"}
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
     for command in commands:
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
         done = subprocess.run([sys.executable, *command], env=environment, text=True, **quiet)
         if done.returncode != 0:
             sys.exit(f"{' '.join(command[:5])} failed: {done.stderr[-500:]}")
-    wall = time.perf_counter() - started
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return wall, after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
+    return time.perf_counter() - started
 
 
 def main() -> None:
@@ -75,18 +78,17 @@ def main() -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
     given = parser.parse_args()
     ways = {"papermill": loop, "jobs 1": partial(ours, jobs=1), "jobs 2": partial(ours, jobs=2)}
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    found: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(given.rounds):
         for name, make in ways.items():
             with tempfile.TemporaryDirectory() as outputs:
                 seconds = timed(make(given.models, given, Path(outputs) / "run"), Path(outputs))
             found[name].append(seconds)
-            print(f"{name:10} {seconds[0]:7.1f} s wall, {seconds[1]:7.1f} s of processor", flush=True)
-    middle = {name: [median(column) for column in zip(*rows, strict=True)] for name, rows in found.items()}
-    ratios = [a / b for a, b in zip(middle["papermill"], middle["jobs 2"], strict=True)]
-    jobs = middle["jobs 1"][0] / middle["jobs 2"][0]
+            print(f"{name:10} {seconds:7.1f} s", flush=True)
+    middle = {name: median(rows) for name, rows in found.items()}
     sizes = {"limit": given.limit, "repeats": given.repeats, "tokens": given.max_new_tokens}
-    ratio = {"wall_ratio": ratios[0], "processor_ratio": ratios[1], "jobs_1_to_2": jobs}
+    ratio = {"wall_ratio": middle["papermill"] / middle["jobs 2"]}
+    ratio["jobs_1_to_2"] = middle["jobs 1"] / middle["jobs 2"]
     print(json.dumps({"models": given.models, **sizes, "seconds": found, **ratio}))
 
 
