@@ -62,12 +62,9 @@ def compare_run(run_dir: Path) -> ComparisonReport:
 def assemble(run_dir: Path, margin: float | None = None) -> ComparisonReport:
     """The comparison of a run's folder, not written. margin None: the scale's. LabError as ``comparable``."""
     (results, excluded, notes), info = comparable(run_dir), read_info(run_dir)
-    looks, found, known, missed = (
-        sequential.looks_of(info) if info else (),
-        None,
-        None,
-        "Not corrected by the ratings:",
-    )
+    looks, missed = sequential.looks_of(info) if info else (), "Not corrected by the ratings:"
+    known: ratings.Ratings | None = None
+    found: ratings.Correction | None = None
     speed = compare_speeds(run_dir, read_results(run_dir)[0])  # also of models without a score
     try:
         known = ratings.read_ratings(run_dir, results)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from statistics import stdev
@@ -212,6 +213,9 @@ def ship(data: Path, run: Path, prompts: list[str]) -> None:
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "data").mkdir()
+    for name in ("words.toml", "coherence.npz"):  # whichever test comes first reads them
+        shutil.copy(ratings.store.data_dir() / name, tmp_path / "data")
     monkeypatch.setattr(ratings.store, "data_dir", lambda: tmp_path / "data")
     return tmp_path / "data"
 
