@@ -16,7 +16,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -50,11 +49,8 @@ def spread(models: int, nodes: int) -> float:
     os.environ.update(QUIET)
     from ray.cluster_utils import Cluster
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     small: dict[str, Any] = {"object_store_memory": 80_000_000}
-    head = {"num_cpus": 0, "node_ip_address": "127.0.0.2", "ray_client_server_port": port}
+    head = {"num_cpus": 0, "node_ip_address": "127.0.0.2"}
     cluster = Cluster(initialize_head=True, head_node_args=head | small | {"include_dashboard": False})
     try:
         for place in range(nodes):
@@ -63,7 +59,7 @@ def spread(models: int, nodes: int) -> float:
             source = load.fetch(registry.resolve(MODEL))
             copies = [shutil.copytree(source, Path(folder) / f"copy{i:02d}") for i in range(models)]
             command = [sys.executable, "-m", "nbhelpers.cli", "run", *map(str, copies), *SMALL]
-            command += ["--out", f"{folder}/run", "--cluster", f"ray://127.0.0.2:{port}"]
+            command += ["--out", f"{folder}/run", "--cluster", cluster.address]
             environment = {**os.environ, "NBHELPERS_OUTPUTS": folder, "HF_HUB_OFFLINE": "1"}
             began = time.perf_counter()
             subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
