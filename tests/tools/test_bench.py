@@ -76,6 +76,21 @@ def test_a_quick_bench_with_real_engines(tmp_path):
     assert (tmp_path / "bench.png").exists() and set(report.dates) == set(report.loads) == {"lab-gpt2"}
 
 
+def test_a_bound_is_asked_for_the_rows_that_a_way_writes_at_a_time_and_for_their_cache():
+    asked = []
+
+    def ask(worker, **given):
+        asked.append((worker, given["rows"], given["columns"]))
+        return {"tokens_per_s": 7.0}
+
+    field = SimpleNamespace(workers={"ours": SimpleNamespace(facts={"prompt_tokens": [10, 20, 60]})}, ask=ask)
+    case = Case("lab-gpt2", 2, 100, 1, (), prompts=3, alone=2)
+    for way in (Way(OURS, "ours", 4), Way(OURS, "ours", 99), Way(ALONE, "ours", 1)):
+        assert bench_engines._bound(case, way, field) == 7.0
+    assert asked == [("ours", 4, 80.0), ("ours", 6, 80.0), ("ours", 1, 65.0)]
+    assert bench_engines._bound(case, Way(LOOP, "loop", 1), field) is None
+
+
 PLAIN = {"start_s": {}, "same_text": {}, "compile_s": {}, "not_run": {}, "versions": {}, "ratios": []}
 
 
