@@ -12,14 +12,14 @@ from nbhelpers.logs.read import named
 from nbhelpers.options import Choice
 from nbhelpers.records import SCHEMA_VERSION, LabError, Record
 from nbhelpers.stats import noninferiority, paired, sequential
-from nbhelpers.stats.noninferiority import Kept, Outcome
+from nbhelpers.stats.noninferiority import NonInferiority, Outcome
 from nbhelpers.stats.paired import ALPHA
 
 EXIT_CODES: dict[Outcome, int] = {"passes": 0, "worse": 1, "cannot tell": 3}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check(Kept, Record):
+class Check(NonInferiority, Record):
     """What a candidate must keep: a metric within its margin, or a mean within a factor (a budget)."""
 
     name: str
@@ -86,7 +86,7 @@ def _kept(group: compare.Group, old: str, new: str) -> Check:
     """``noninferiority.difference`` of a metric; a candidate that lacks items cannot pass."""
     log, margin, sign = group.logs[0], group.scale.margin, 1 if group.scale.higher_is_better else -1
     scores, reason = {name: [sign * one for one in group.scores[name].values()] for name in (old, new)}, ""
-    found: Kept = noninferiority.difference(scores[old], scores[new], margin)
+    found: NonInferiority = noninferiority.difference(scores[old], scores[new], margin)
     if group.looks:
         rise = zip(group.scores[new], scores[old], scores[new], strict=True)
         ordered = sequential.in_order({unit: round(b - a, 12) for unit, a, b in rise}, group.looks)

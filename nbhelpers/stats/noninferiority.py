@@ -20,8 +20,8 @@ FEWEST = math.floor(1 - math.log2(2 * ALPHA)) + 1  # at which sign flips can rea
 
 
 @dataclass(frozen=True)
-class Kept:
-    """How a candidate's mean stands to a baseline's."""
+class NonInferiority:
+    """A test of a candidate's mean against a baseline's."""
 
     n: int
     value: float | None = None  # the difference, above 0 where the candidate is better; or the ratio
@@ -32,7 +32,7 @@ class Kept:
     needed: int | None = None  # prompts at which an equal candidate passes with 80% power
 
 
-def difference(baseline: Sequence[float], candidate: Sequence[float], margin: float) -> Kept:
+def difference(baseline: Sequence[float], candidate: Sequence[float], margin: float) -> NonInferiority:
     """Non-inferiority of paired scores, higher is better: it passes where a difference is above -margin, and
     is worse where one is below 0 but not above -margin.
 
@@ -41,55 +41,69 @@ def difference(baseline: Sequence[float], candidate: Sequence[float], margin: fl
     alone. LabError for scores that are not finite.
     """
     scores = np.array([baseline, candidate], dtype=float)
-    if refused := unusable(scores.ravel(), "scores"):
-        raise LabError(f"No test of a margin: {refused}.")
+    if refusal := unusable(scores.ravel(), "scores"):
+        raise LabError(f"No test of a margin: {refusal}.")
     x = np.sort(np.round(scores[1] - scores[0], 12))
     n, (mean, sd) = len(x), mean_sd(x)
     if sd is None:
-        return Kept(n, mean)
+        return NonInferiority(n, mean)
     if sd and (size := paired.binary_span(scores)):
         wins, losses = int(np.sum(x > 0)), int(np.sum(x < 0))
         low, high = (size * end for end in paired.bonett_price(wins, losses, n, 1 - ALPHA))
-        p, kept, spread = paired.mcnemar_p(wins, losses, n), True, size * math.sqrt((wins + losses) / n)
+        spread = size * math.sqrt((wins + losses) / n)
+        p = paired.mcnemar_p(wins, losses, n)
+        above_margin = True  # the bound decides alone
     else:
-        half = float(sps.t.isf(ALPHA, n - 1)) * sd / math.sqrt(n)
-        low, high, spread, p = mean - half, mean + half, sd, paired.paired_p(x)
-        kept = mean > -margin and paired.paired_p(x + margin) / 2 < ALPHA
+        half = _half_width(sd, n)
+        low, high, spread = mean - half, mean + half, sd
+        p = paired.paired_p(x)
+        above_margin = mean > -margin and paired.paired_p(x + margin) / 2 < ALPHA
     p_worse = p / 2 if mean < 0 else 1 - p / 2
-    found = Kept(n, mean, low, high, p_worse)
-    if kept and low > -margin:
-        return replace(found, outcome="passes")
+    test = NonInferiority(n, mean, low, high, p_worse)
+    if above_margin and low > -margin:
+        return replace(test, outcome="passes")
     if high < 0 and p_worse < ALPHA:
-        return replace(found, outcome="worse")
+        return replace(test, outcome="worse")
     needed = paired.prompts_needed(margin, spread, 2 * ALPHA) if sd else FEWEST
-    return replace(found, needed=needed and max(needed, FEWEST))
+    return replace(test, needed=needed and max(needed, FEWEST))
 
 
-def early(differences: Array, looks: Sequence[int], planned: int, margin: float) -> Kept:
+def _half_width(sd: float, n: int) -> float:
+    """From a mean to either of Student's one-sided bounds."""
+    return float(sps.t.isf(ALPHA, n - 1)) * sd / math.sqrt(n)
+
+
+def early(differences: Array, looks: Sequence[int], planned: int, margin: float) -> NonInferiority:
     """``difference`` at a look of a run that may stop early: by ``sequential``'s two-sided figures."""
     n, mean = len(differences), float(np.mean(differences))
-    if (ends := sequential.interval(differences, looks, planned)) is None:
-        return Kept(n, mean)
+    interval = sequential.interval(differences, looks, planned)
+    if interval is None:
+        return NonInferiority(n, mean)
+    low, high = interval
     p_worse = sequential.p_value(differences, looks, planned) if mean < 0 else 1.0
-    outcome: Outcome = "worse" if ends[1] < 0 and p_worse < ALPHA else "cannot tell"
-    return Kept(n, mean, *ends, p_worse, "passes" if ends[0] > -margin else outcome)
+    test = NonInferiority(n, mean, low, high, p_worse)
+    if low > -margin:
+        return replace(test, outcome="passes")
+    return replace(test, outcome="worse") if high < 0 and p_worse < ALPHA else test
 
 
-def ratio(baseline: Sequence[float], candidate: Sequence[float], limit: float) -> Kept:
+def ratio(baseline: Sequence[float], candidate: Sequence[float], limit: float) -> NonInferiority:
     """Is the ratio of two means of positive, paired values below a limit? It passes where the ratio is below,
     and is worse where it is above. Bounds: Student's t on the logarithm, linearised (the delta method).
     """
     a, b = (np.asarray(values, dtype=float) for values in (baseline, candidate))
     n = len(a)
     if n < 2 or min(a.mean(), b.mean()) <= 0:
-        return Kept(n)
-    value, sd = float(b.mean() / a.mean()), float(np.std(b / b.mean() - a / a.mean(), ddof=1))
-    half = float(sps.t.isf(ALPHA, n - 1)) * sd / math.sqrt(n)
+        return NonInferiority(n)
+    value = float(b.mean() / a.mean())
+    sd = float(np.std(b / b.mean() - a / a.mean(), ddof=1))  # of a pair, linearised, in logarithms
+    half = _half_width(sd, n)
+    low, high = value * math.exp(-half), value * math.exp(half)
     above = math.log(value / limit) * math.sqrt(n)
     p_worse = float(sps.t.sf(above / sd, n - 1)) if sd else float(above <= 0)
-    found = Kept(n, value, value * math.exp(-half), value * math.exp(half), p_worse)
-    if value * math.exp(half) < limit:
-        return replace(found, outcome="passes")
-    if value * math.exp(-half) > limit:
-        return replace(found, outcome="worse")
-    return replace(found, needed=paired.prompts_needed(math.log(limit), sd, 2 * ALPHA) if limit > 1 else None)
+    test = NonInferiority(n, value, low, high, p_worse)
+    if high < limit:
+        return replace(test, outcome="passes")
+    if low > limit:
+        return replace(test, outcome="worse")
+    return replace(test, needed=paired.prompts_needed(math.log(limit), sd, 2 * ALPHA) if limit > 1 else None)
