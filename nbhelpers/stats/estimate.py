@@ -37,33 +37,36 @@ def mean_score(values: Iterable[float], name: str, scale: Scale) -> Estimate:
 def estimate(
     values: Iterable[float], name: str = "", method: Literal["t", "bootstrap-t", "wilson"] = "t"
 ) -> Estimate:
-    """The mean of ``values`` with a 95% interval: Student's t, for scores, or for skewed values as latencies
-    "bootstrap-t", which resamples t (Efron & Tibshirani 1993, chapter 12) with a fixed seed; "wilson" for
-    values that are 0 or 1.
+    """The mean of ``values`` with a 95% interval.
+
+    method: "t", Student's, for scores; "bootstrap-t", which resamples t with a fixed seed (Efron & Tibshirani
+    1993, chapter 12), for skewed values as latencies; "wilson" for values that are 0 or 1.
     """
     x = sorted_array(values)
-    found = Estimate(name, len(x), method=method, reason=unusable(x))
-    if found.reason:
-        return found
-    (mean, sd), least = mean_sd(x), BOOTSTRAP_MIN if method == "bootstrap-t" else 2
-    found = replace(found, mean=mean, sd=sd, reason=no_interval(x, least=least))
+    result = Estimate(name, len(x), method=method, reason=unusable(x))
+    if result.reason:
+        return result
+    mean, sd = mean_sd(x)
+    reason = no_interval(x, least=BOOTSTRAP_MIN if method == "bootstrap-t" else 2)
+    result = replace(result, mean=mean, sd=sd, reason=reason)
     if method == "wilson" and len(x) > 1:
-        ends = sps.binomtest(int(x.sum()), len(x)).proportion_ci(method="wilson")
-        return replace(found, low=float(ends.low), high=float(ends.high), reason=None)
-    if found.reason or not sd:
-        return found
+        wilson = sps.binomtest(int(x.sum()), len(x)).proportion_ci(method="wilson")
+        return replace(result, low=float(wilson.low), high=float(wilson.high), reason=None)
+    if reason or not sd:
+        return result
     low, high = t_interval(mean, sd, len(x)) if method == "t" else _bootstrap_t(x, mean, sd)
     if not (low < high and math.isfinite(high - low)):  # also when they are NaN
-        return replace(found, reason="the bootstrap is degenerate on these values: no interval")
-    return replace(found, low=low, high=high)
+        return replace(result, reason="the bootstrap is degenerate on these values: no interval")
+    return replace(result, low=low, high=high)
 
 
 def _bootstrap_t(x: Array, mean: float, sd: float) -> tuple[float, float]:
     """The ends of the bootstrap-t interval; resamples without spread count as t = +-inf."""
-    rows = np.random.default_rng(0).choice((x - mean) / sd, size=(RESAMPLES, len(x)))
-    means, spread = np.round(rows.mean(axis=1), 12), rows.std(axis=1, ddof=1)
+    resamples = np.random.default_rng(0).choice((x - mean) / sd, size=(RESAMPLES, len(x)))
+    means = np.round(resamples.mean(axis=1), 12)
+    sds = resamples.std(axis=1, ddof=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.where(spread > 1e-9, means / spread, np.copysign(np.inf, means))
+        t = np.where(sds > 1e-9, means / sds, np.copysign(np.inf, means))
         low, high = np.quantile(t, TAILS)
     return mean + sd * float(-high), mean + sd * float(-low)
 
@@ -80,40 +83,39 @@ def percentile_estimate(values: Iterable[float], q: float, name: str = "") -> Es
     It needs 1 / (1 - q/100) values, so that one is expected beyond it: 20 for p95. The median's interval is
     the percentile bootstrap (Efron 1979), in the tails it runs between order statistics: 72 values for p95.
     """
-    x, tail, label = sorted_array(values), min(q, 100 - q) / 100, f"p{q:g}"
-    n, least, how = len(x), math.ceil(round(1 / tail, 9)), "bootstrap" if q == 50 else "order"
-    few = f"n = {n}: {label} needs at least {least} values" if n < least else None
-    found = Estimate(name, n, method=f"{label}, {how}", reason=unusable(x) or few)
-    if found.reason:
-        return found
+    x = sorted_array(values)
+    n, label = len(x), f"p{q:g}"
+    tail = min(q, 100 - q) / 100
+    least = math.ceil(round(1 / tail, 9))
+    too_few = f"n = {n}: {label} needs at least {least} values" if n < least else None
+    method = f"{label}, {'bootstrap' if q == 50 else 'order'}"
+    result = Estimate(name, n, method=method, reason=unusable(x) or too_few)
+    if result.reason:
+        return result
     reason = no_interval(x, least=BOOTSTRAP_MIN if q == 50 else 2)
-    found = replace(found, mean=float(np.percentile(x, q)), sd=mean_sd(x)[1], reason=reason)
+    result = replace(result, mean=float(np.percentile(x, q)), sd=mean_sd(x)[1], reason=reason)
     if reason:
-        return found
+        return result
     if q == 50:
-        draws = np.percentile(np.random.default_rng(0).choice(x, (RESAMPLES, n)), q, axis=1)
-        low, high = np.quantile(draws, TAILS)
+        resamples = np.random.default_rng(0).choice(x, (RESAMPLES, n))
+        low, high = np.quantile(np.percentile(resamples, q, axis=1), TAILS)
     else:
         low, high = sps.quantile_test(x, p=q / 100).confidence_interval(LEVEL)
     if not math.isfinite(high - low):
-        more = math.ceil(math.log(TAILS[0]) / math.log(1 - tail))
-        return replace(found, reason=f"n = {n}: an interval for {label} needs at least {more} values")
-    return replace(found, low=float(low), high=float(high))
+        enough = math.ceil(math.log(TAILS[0]) / math.log(1 - tail))
+        return replace(result, reason=f"n = {n}: an interval for {label} needs at least {enough} values")
+    return replace(result, low=float(low), high=float(high))
 
 
 def grouped(scores: Iterable[Score], name: str) -> dict[str, list[float]]:
-    """Prompt id -> the scores ``name`` of its repeats, without rows that lack it and say why.
-
-    LabError for any other row without that score.
-    """
+    """Prompt id -> the scores ``name`` of its repeats. A row without it must say why, else LabError."""
     groups: dict[str, list[float]] = {}
     for score in scores:
-        if name not in score.values and score.reason is not None:
-            continue
-        if name not in score.values:
-            known = ", ".join(sorted(score.values)) or "none"
-            raise LabError(f"Prompt {score.prompt_id} has no score {name!r}: it has {known}.")
-        groups.setdefault(score.prompt_id, []).append(score.values[name])
+        if name in score.values:
+            groups.setdefault(score.prompt_id, []).append(score.values[name])
+        elif score.reason is None:
+            scored = ", ".join(sorted(score.values)) or "none"
+            raise LabError(f"Prompt {score.prompt_id} has no score {name!r}: it has {scored}.")
     return groups
 
 
@@ -123,7 +125,7 @@ def by_prompt(scores: Iterable[Score], name: str) -> dict[str, float]:
 
 
 def by_unit(scores: Mapping[str, float], units: Mapping[str, str]) -> dict[str, float]:
-    """Unit -> mean score of its prompts; a prompt without one stands for itself."""
+    """Unit -> mean score of its prompts; a prompt without a unit is one of its own."""
     groups: dict[str, list[float]] = {}
     for prompt, score in scores.items():
         groups.setdefault(units.get(prompt, prompt), []).append(score)
@@ -135,7 +137,8 @@ def pass_at(right: Sequence[float], k: int) -> float | None:
 
     1 - C(n - c, k) / C(n, k) is unbiased (Chen et al. 2021). None for fewer than k answers.
     """
-    n, wrong = len(right), sum(value != 1 for value in right)
+    n = len(right)
+    wrong = sum(value != 1 for value in right)
     return 1 - math.comb(wrong, k) / math.comb(n, k) if n >= k else None
 
 
