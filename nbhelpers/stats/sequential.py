@@ -49,16 +49,18 @@ def log_e(differences: ArrayLike, looks: Sequence[int], planned: int) -> Array:
 
     looks: the number of differences that each look added. planned: of all looks, whatever is added later.
     """
-    bets, ends = _bets(differences, looks, planned), np.cumsum(looks) - 1
-    won, risked = (np.cumsum(part, axis=-1)[..., ends] for part in (bets, _log_cosh(bets)))
+    bets = _bets(differences, looks, planned)
+    ends = np.cumsum(looks) - 1
+    won, risked = (np.cumsum(each, axis=-1)[..., ends] for each in (bets, _log_cosh(bets)))
     return np.asarray(_log_cosh(won) - risked)
 
 
 def _bets(differences: ArrayLike, looks: Sequence[int], planned: int) -> Array:
-    """In units of the root mean square so far: sizes, not signs, of a bet's own look may decide about it."""
-    x, ends = np.asarray(differences, dtype=float), np.cumsum(looks)
-    sizes = np.sqrt(np.cumsum(x**2, axis=-1)[..., ends - 1] / ends)
-    stakes = AIM / math.sqrt(planned) / np.where(sizes > 0, sizes, 1)
+    """Differences in root mean squares up to their look: its sizes, not its signs, may decide a bet."""
+    x = np.asarray(differences, dtype=float)
+    counts = np.cumsum(looks)
+    rms = np.sqrt(np.cumsum(x**2, axis=-1)[..., counts - 1] / counts)
+    stakes = AIM / math.sqrt(planned) / np.where(rms > 0, rms, 1)
     return np.asarray(x * np.repeat(stakes, looks, axis=-1))
 
 
@@ -67,11 +69,13 @@ def _log_cosh(x: ArrayLike) -> Array:
 
 
 def p_value(differences: Array, looks: Sequence[int], planned: int) -> float:
-    """1 / E after the last look, or more: differences whose skew opposes their mean show less.
+    """1 / E after the last look; larger where the differences' skew opposes their mean.
 
-    Then what E is for normal ones, cosh(a t) / exp(a^2 / 2), a^2 = AIM^2 n / planned, is asked of Hall's t.
+    Then E is at most what it is for normal differences whose t is Hall's: cosh(a t) / exp(a^2 / 2), with
+    a^2 = AIM^2 n / planned.
     """
-    evidence, t = float(log_e(differences, looks, planned)[-1]), paired.hall_t(differences)
+    evidence = float(log_e(differences, looks, planned)[-1])
+    t = paired.hall_t(differences)
     if t is not None:
         aim = AIM * math.sqrt(len(differences) / planned)
         evidence = min(evidence, float(_log_cosh(aim * t)) - aim**2 / 2)
@@ -81,30 +85,32 @@ def p_value(differences: Array, looks: Sequence[int], planned: int) -> float:
 def interval(differences: Array, looks: Sequence[int], planned: int) -> tuple[float, float] | None:
     """The shifts that E does not refute at 5%; None where so few differences refute none."""
     mean, spread = float(np.mean(differences)), float(np.ptp(differences))
-    ends = mean - 1e3 * (spread or 1), mean + 1e3 * (spread or 1)
 
-    def refuted(shift: float) -> float:
+    def refuted(shift: float) -> float:  # where above 0
         return float(log_e(differences - shift, looks, planned)[-1]) + math.log(ALPHA)
 
-    if min(map(refuted, ends)) <= 0 or not spread:
-        return None if spread or refuted(mean + 1) <= 0 else (mean, mean)
-    middle = optimize.brentq(lambda shift: _bets(differences - shift, looks, planned).sum(), *ends)
-    return optimize.brentq(refuted, ends[0], middle), optimize.brentq(refuted, middle, ends[1])
+    if not spread:
+        return (mean, mean) if refuted(mean + 1) > 0 else None
+    lowest, highest = mean - 1e3 * spread, mean + 1e3 * spread
+    if min(refuted(lowest), refuted(highest)) <= 0:
+        return None
+    cancel = optimize.brentq(lambda shift: _bets(differences - shift, looks, planned).sum(), lowest, highest)
+    return optimize.brentq(refuted, lowest, cancel), optimize.brentq(refuted, cancel, highest)
 
 
 def in_order(values: Scores, looks: Looks) -> tuple[Array, list[int]]:
     """The values in the order in which their prompts were asked, and how many each look added."""
-    kept = [[values[prompt] for prompt in look if prompt in values] for look in looks]
-    return np.array([value for look in kept for value in look]), [len(look) for look in kept if look]
+    by_look = [[values[prompt] for prompt in look if prompt in values] for look in looks]
+    return np.array([value for look in by_look for value in look]), [len(look) for look in by_look if look]
 
 
-def early(found: Estimate, values: Scores, looks: Looks) -> Estimate:
+def early(estimate: Estimate, values: Scores, looks: Looks) -> Estimate:
     """The estimate of a mean over prompts with the interval that holds at every look."""
-    if found.low is None:
-        return found
+    if estimate.low is None:
+        return estimate
     low, high = interval(*in_order(values, looks), sum(map(len, looks))) or (None, None)
-    reason = f"n = {found.n}: too few for an early verdict" if low is None else None
-    return replace(found, low=low, high=high, method="always-valid", reason=reason)
+    reason = f"n = {estimate.n}: too few for an early verdict" if low is None else None
+    return replace(estimate, low=low, high=high, method="always-valid", reason=reason)
 
 
 def measured(
