@@ -54,35 +54,38 @@ def tuned(y: Array, g: Array, f: Array, rest: Array, weight: Array | float = 1.0
     jackknife over rated prompts, the tuning made anew each time, plus tuning^2 times that of the others'
     scores; degrees of freedom by Satterthwaite.
     """
-    n, m, total = len(y), len(rest), len(y) + len(rest)
-    centre = [float(np.mean(x)) for x in (y, g, np.concatenate([f, rest]))]
-    y, g, f, rest = y - centre[0], g - centre[1], f - centre[2], rest - centre[2]
-    kept = np.vstack([np.ones(n), 1 - np.eye(n)])  # all rated prompts, then without each
-    share, kept = (x / x.sum(axis=1, keepdims=True) for x in (kept * weight, kept))
+    n, m = len(y), len(rest)
+    total = n + m
+    y_mean, g_mean, f_mean = (float(np.mean(x)) for x in (y, g, np.concatenate([f, rest])))
+    y, g, f, rest = y - y_mean, g - g_mean, f - f_mean, rest - f_mean
+    subsets = np.vstack([np.ones(n), 1 - np.eye(n)])  # of the rated prompts: all, then without each
+    weighted, even = (x / x.sum(axis=1, keepdims=True) for x in (subsets * weight, subsets))
 
-    def moment(a: Array, b: Array) -> Array:
-        return share @ (a * b) - (share @ a) * (share @ b)
+    def covariance(a: Array, b: Array) -> Array:
+        return weighted @ (a * b) - (weighted @ a) * (weighted @ b)
 
     h = n / total * f - g  # what the tuning multiplies on a rated prompt
-    spread = moment(h, h) + n * m / total**2 * moment(f, f)
-    told = spread > NOTHING
-    tuning = np.where(told, -moment(y, h) / np.where(told, spread, 1), 0.0)
-    means = share @ y + tuning * (
-        centre[2] - centre[1] - share @ g + n / total * (kept @ f) + rest.sum() / total
+    spread = covariance(h, h) + n * m / total**2 * covariance(f, f)
+    varies = spread > NOTHING
+    tuning = np.where(varies, -covariance(y, h) / np.where(varies, spread, 1), 0.0)
+    means = weighted @ y + tuning * (
+        f_mean - g_mean - weighted @ g + n / total * (even @ f) + rest.sum() / total
     )
-    rated = (n - 1) / n * float(np.sum((means[1:] - means[1:].mean()) ** 2))
-    other = float(tuning[0] ** 2 * m / total**2 * np.var(np.concatenate([f, rest]), ddof=1))
-    variance = rated + other
-    free = n - 2 if tuning.any() else n - 1
-    df = variance**2 / (rated**2 / free + other**2 / (total - 1)) if variance > NOTHING else free
-    return Tuned(centre[0] + float(means[0]), math.sqrt(variance), df, float(tuning[0]))
+
+    of_rated = (n - 1) / n * float(np.sum((means[1:] - means[1:].mean()) ** 2))
+    of_others = float(tuning[0] ** 2 * m / total**2 * np.var(np.concatenate([f, rest]), ddof=1))
+    variance = of_rated + of_others
+    df: float = n - 2 if tuning.any() else n - 1
+    if variance > NOTHING:
+        df = variance**2 / (of_rated**2 / df + of_others**2 / (total - 1))
+    return Tuned(y_mean + float(means[0]), math.sqrt(variance), df, float(tuning[0]))
 
 
-def interval(found: Tuned) -> tuple[float, float, float]:
+def interval(corrected: Tuned) -> tuple[float, float, float]:
     """Ends of the 95% interval of the mean, and the two-sided p that it is 0."""
-    half = float(special.stdtrit(found.df, 1 - TAILS[0])) * found.error
-    p = 2 * float(special.stdtr(found.df, -abs(found.mean) / found.error))
-    return found.mean - half, found.mean + half, p
+    half = float(special.stdtrit(corrected.df, 1 - TAILS[0])) * corrected.error
+    p = 2 * float(special.stdtr(corrected.df, -abs(corrected.mean) / corrected.error))
+    return corrected.mean - half, corrected.mean + half, p
 
 
 def correct_all(models: dict[str, Rated], weights: Scores, margin: float = 0.5) -> tuple[Comparison, ...]:
@@ -104,21 +107,22 @@ def correct_all(models: dict[str, Rated], weights: Scores, margin: float = 0.5) 
     return judged(found)
 
 
-def corrected_mean(known: Rated, weights: Scores, name: str = "") -> tuple[Estimate, float | None]:
+def corrected_mean(rated: Rated, weights: Scores, name: str = "") -> tuple[Estimate, float | None]:
     """The mean in readers' points and the p that it is 0, or why there is nothing to say."""
-    rated, found = sorted(known.ratings), Estimate(name, len(known.scores), method="corrected")
-    if len(rated) < LEAST:
-        reason = f"{len(rated)} rated prompts: a correction needs at least {LEAST}"
-        return replace(found, reason=reason), None
-    y, g, f, weight = (np.array([of[prompt] for prompt in rated]) for of in (*known, weights))
-    rest = np.array([known.scores[prompt] for prompt in sorted(known.scores.keys() - known.ratings.keys())])
-    if refused := unusable(np.concatenate([y, g, f, rest])):
-        return replace(found, reason=refused), None
-    mean = tuned(y, g, f, rest, weight)
-    if mean.error <= math.sqrt(NOTHING):
-        return replace(found, reason="all differences are equal: no interval"), None
-    low, high, p = interval(mean)
-    return replace(found, mean=mean.mean, low=low, high=high), p
+    estimate = Estimate(name, len(rated.scores), method="corrected")
+    prompts = sorted(rated.ratings)
+    if len(prompts) < LEAST:
+        reason = f"{len(prompts)} rated prompts: a correction needs at least {LEAST}"
+        return replace(estimate, reason=reason), None
+    y, g, f, weight = (np.array([by_prompt[p] for p in prompts]) for by_prompt in (*rated, weights))
+    rest = np.array([rated.scores[p] for p in sorted(rated.scores.keys() - rated.ratings.keys())])
+    if refusal := unusable(np.concatenate([y, g, f, rest])):
+        return replace(estimate, reason=refusal), None
+    corrected = tuned(y, g, f, rest, weight)
+    if corrected.error <= math.sqrt(NOTHING):
+        return replace(estimate, reason="all differences are equal: no interval"), None
+    low, high, p = interval(corrected)
+    return replace(estimate, mean=corrected.mean, low=low, high=high), p
 
 
 def random_order(strata: dict[str, str], seed: int) -> list[str]:
@@ -126,19 +130,20 @@ def random_order(strata: dict[str, str], seed: int) -> list[str]:
 
     One of each stratum comes first, the rest evenly mixed; within a stratum every order is as likely.
     """
-    rng, place = random.Random(seed), dict[str, float]()
+    rng = random.Random(seed)
+    rank = dict[str, float]()
     for stratum in sorted(set(strata.values())):
         members = sorted(prompt for prompt in strata if strata[prompt] == stratum)
         rng.shuffle(members)
         start = rng.random()
-        place |= {p: (i + start) / len(members) - (i == 0) for i, p in enumerate(members)}
-    return sorted(strata, key=lambda prompt: place[prompt])
+        rank |= {p: (i + start) / len(members) - (i == 0) for i, p in enumerate(members)}
+    return sorted(strata, key=lambda prompt: rank[prompt])
 
 
 def chances(strata: dict[str, str], drawn: Sequence[str]) -> dict[str, float]:
     """Stratum -> the chance of each of its prompts to be drawn: the share of them that was."""
-    every, some = Counter(strata.values()), Counter(strata[prompt] for prompt in drawn)
-    return {stratum: some[stratum] / count for stratum, count in every.items()}
+    drawn_of = Counter(strata[prompt] for prompt in drawn)
+    return {stratum: drawn_of[stratum] / size for stratum, size in Counter(strata.values()).items()}
 
 
 def half_width(sd: float, rated: int, prompts: int, correlation: float) -> float:
