@@ -18,6 +18,7 @@ from nbhelpers.records import LabError, ModelSpec, Prompt
 
 if TYPE_CHECKING:
     from openai import OpenAI
+    from torch import Tensor
 
     from nbhelpers.loading.load import Loaded
 
@@ -34,107 +35,123 @@ def log_likelihoods(loaded: Loaded, pairs: Sequence[Pair]) -> list[float]:
     """
     import torch
 
-    most, found = (loaded.report.context or sys.maxsize) + 1, [0.0] * len(pairs)
-    rows = [([*before, *after][-most:], min(len(after), most - 1)) for before, after in pairs]
-    order = sorted(range(len(rows)), key=lambda n: len(rows[n][0]))  # those of a batch are about as long
-    known = inspect.signature(loaded.model.forward).parameters
+    longest = (loaded.report.context or sys.maxsize) + 1  # the last token is not read
+    rows = [[*before, *after][-longest:] for before, after in pairs]
+    counts = [min(len(after), longest - 1) for _, after in pairs]
+    sums = [0.0] * len(pairs)
+    order = sorted(range(len(rows)), key=lambda n: len(rows[n]))  # those of a batch are about as long
     while order:
-        width = len(rows[order[-1]][0]) - 1  # the last token is not read
+        width = len(rows[order[-1]]) - 1
         size = max(1, LOGITS_BYTES // (4 * width * (loaded.report.vocabulary or 1)))
         order, batch = order[:-size], order[-size:]
-        read = list(dict.fromkeys(tuple(rows[n][0][:-1]) for n in batch))
-        keep = max(width + 1 - len(rows[n][0]) + rows[n][1] for n in batch)
-        padded = [
-            ([*row, *[0] * (width - len(row))], [1] * len(row) + [0] * (width - len(row))) for row in read
-        ]
-        ids, mask = (torch.tensor(side, device=loaded.device) for side in zip(*padded, strict=True))
-        given = {"attention_mask": mask, "logits_to_keep": keep}
-        with torch.inference_mode():
-            out = loaded.model(input_ids=ids, **{n: value for n, value in given.items() if n in known})
-            steps = out.logits[:, -keep:].float().log_softmax(-1)
+        padding = {n: width + 1 - len(rows[n]) for n in batch}
+        inputs = list(dict.fromkeys(tuple(rows[n][:-1]) for n in batch))
+        keep = max(padding[n] + counts[n] for n in batch)
+        logprobs = _next_logprobs(loaded, inputs, width, keep)
         for n in batch:
-            row, count = rows[n]
-            said, end = torch.tensor(row[-count:], device=steps.device), keep - (width + 1 - len(row))
-            step = steps[read.index(tuple(row[:-1]))]
-            found[n] = sum(step[end - count : end].gather(1, said[:, None])[:, 0].tolist())
-    return found
+            end = keep - padding[n]
+            steps = logprobs[inputs.index(tuple(rows[n][:-1])), end - counts[n] : end]
+            after = torch.tensor(rows[n][-counts[n] :], device=steps.device)
+            sums[n] = sum(steps.gather(1, after[:, None])[:, 0].tolist())
+    return sums
+
+
+def _next_logprobs(loaded: Loaded, rows: Sequence[Sequence[int]], width: int, keep: int) -> Tensor:
+    """[rows, keep, vocabulary]: of what follows each of the last ``keep`` places of rows padded to width."""
+    import torch
+
+    ids = [[*row, *[0] * (width - len(row))] for row in rows]
+    mask = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
+    options = {"attention_mask": torch.tensor(mask, device=loaded.device), "logits_to_keep": keep}
+    takes = inspect.signature(loaded.model.forward).parameters
+    with torch.inference_mode():
+        output = loaded.model(
+            input_ids=torch.tensor(ids, device=loaded.device),
+            **{name: value for name, value in options.items() if name in takes},
+        )
+        return output.logits[:, -keep:].float().log_softmax(-1)
 
 
 def choices(loaded: Loaded, prompt: Prompt) -> list[Pair]:
     """A pair for each choice: after a blank, unless the prompt ends in one or is a chat template's."""
     lead, gap = parted(tokenizer.written(loaded, prompt), loaded.spec.prompt_format)
-    before, found = tokenizer.ids_of(loaded, lead), list[Pair]()
+    before = tokenizer.ids_of(loaded, lead)
+    pairs = list[Pair]()
     for choice in prompt.choices:
-        found.append((before, tokenizer.ids_of(loaded, f"{lead}{gap}{choice}")[len(before) :]))
-        if not found[-1][1]:
+        after = tokenizer.ids_of(loaded, f"{lead}{gap}{choice}")[len(before) :]
+        if not after:
             raise LabError(f"The choice {choice!r} of {prompt.id!r} has no token of its own: reword it.")
-    return found
+        pairs.append((before, after))
+    return pairs
 
 
-def parted(whole: str, prompt_format: str = "plain") -> tuple[str, str]:
+def parted(text: str, prompt_format: str = "plain") -> tuple[str, str]:
     """A prompt without the blanks at its end, and what stands between it and a choice."""
-    lead = whole.rstrip()
-    return lead, whole[len(lead) :] or ("" if prompt_format == "chat" else " ")
+    lead = text.rstrip()
+    return lead, text[len(lead) :] or ("" if prompt_format == "chat" else " ")
 
 
 def windows(loaded: Loaded, prompt: Prompt) -> list[Pair]:
-    """The prompt's text after the beginning token, as pairs that each fill the context and tell new ids."""
-    words, most = loaded.tokenizer, loaded.report.context or sys.maxsize
-    ids = words(prompt.text, add_special_tokens=False, verbose=False)["input_ids"]
-    first = words.eos_token_id if words.bos_token_id is None else words.bos_token_id
-    whole, starts = [first or 0, *ids], range(0, len(ids), most)
-    ends = [min(start + most, len(ids)) for start in starts]
-    return [
-        (whole[max(0, e - most) : s + 1], whole[s + 1 : e + 1]) for s, e in zip(starts, ends, strict=True)
-    ]
+    """The prompt's text after the beginning token, as pairs that fill the context; each id follows once."""
+    encode, context = loaded.tokenizer, loaded.report.context or sys.maxsize
+    text = encode(prompt.text, add_special_tokens=False, verbose=False)["input_ids"]
+    begin = encode.eos_token_id if encode.bos_token_id is None else encode.bos_token_id
+    ids = [begin or 0, *text]
+    ends = [(start, min(start + context, len(text))) for start in range(0, len(text), context)]
+    return [(ids[max(0, end - context) : start + 1], ids[start + 1 : end + 1]) for start, end in ends]
 
 
 def of_server(
     client: OpenAI, model: str, kinds: Sequence[str], limit_s: float, prompt: Prompt
 ) -> dict[str, tuple[float, ...]]:
-    """``Sample.logprobs`` of a prompt as plain text, without those that the server does not tell.
+    """``Sample.logprobs`` of a prompt as plain text, without the kinds that the server does not report.
 
     Raises what the client raises.
     """
-    (lead, gap), found = parted(tokenizer.plain(prompt.text, prompt.before)), dict[str, tuple[float, ...]]()
+    lead, gap = parted(tokenizer.plain(prompt.text, prompt.before))
+    reported = dict[str, tuple[float, ...]]()
     for kind in kinds:
-        pairs = [("", prompt.text)] if kind == "text" else [(lead, gap + one) for one in prompt.choices]
-        told = [_told(client, model, *pair, limit_s) for pair in pairs]
-        known = tuple(one for one in told if one is not None)
-        found |= {kind: known} if len(known) == len(pairs) else {}
-    return found
+        pairs = [("", prompt.text)] if kind == "text" else [(lead, gap + choice) for choice in prompt.choices]
+        sums = [_echoed(client, model, *pair, limit_s) for pair in pairs]
+        known = tuple(logprob for logprob in sums if logprob is not None)
+        if len(known) == len(pairs):
+            reported[kind] = known
+    return reported
 
 
-def _told(client: OpenAI, model: str, lead: str, rest: str, limit_s: float) -> float | None:
-    """Log-probability of what follows a lead, by a completion that echoes its prompt (echo and logprobs).
+def _echoed(client: OpenAI, model: str, before: str, after: str, limit_s: float) -> float | None:
+    """Log-probability of what follows a text, by a completion that echoes its prompt (echo and logprobs).
 
-    None where the server tells none, or its tokens do not part the two. That of a text's first token is only
-    told by servers that echo the beginning token before it.
+    None where the server reports none, or where no token begins what follows. Of the first token of a prompt
+    only servers that echo the beginning token before it report one.
     """
-    remote.CLOCK.until, whole = time.perf_counter() + limit_s, lead + rest
-    asked: Any = {"model": model, "max_tokens": 1, "temperature": 0, "timeout": limit_s}  # 0: as many as fit
-    found = client.completions.create(**asked, prompt=whole, echo=True, logprobs=1).choices[0].logprobs
-    if not (found and found.tokens and found.text_offset and found.token_logprobs):
+    remote.CLOCK.until = time.perf_counter() + limit_s
+    request: Any = {"model": model, "max_tokens": 1, "temperature": 0, "timeout": limit_s}  # 0: all that fit
+    text = before + after
+    echo = client.completions.create(**request, prompt=text, echo=True, logprobs=1).choices[0].logprobs
+    if not (echo and echo.tokens and echo.text_offset and echo.token_logprobs):
         return None
-    begun = 0 if whole.startswith(found.tokens[0]) else len(found.tokens[0])  # the beginning token is echoed
-    each = [(n - begun, p) for n, p in zip(found.text_offset, found.token_logprobs, strict=False)]
-    own = [p for start, p in each if len(lead) <= start < len(whole)]
-    parts, known = len(lead) in (start for start, _ in each), [p for p in own if p is not None]
-    return sum(known) if parts and len(known) == len(own) else None
+    begin = "" if text.startswith(echo.tokens[0]) else echo.tokens[0]  # the beginning token is echoed
+    tokens = [(n - len(begin), p) for n, p in zip(echo.text_offset, echo.token_logprobs, strict=False)]
+    logprobs = [p for start, p in tokens if len(before) <= start < len(text)]
+    known = [p for p in logprobs if p is not None]
+    split = len(before) in (start for start, _ in tokens)
+    return sum(known) if split and len(known) == len(logprobs) else None
 
 
 def check_server(spec: ModelSpec, kinds: Sequence[str]) -> None:
-    """LabError for a server that does not tell the log-likelihoods of "choices" or "text" as kinds ask."""
+    """LabError for a server that does not report the log-likelihoods of "choices" or "text" as kinds ask."""
     import openai
 
-    (address, _, model), tried = spec.source.partition("#"), Prompt("", "Once upon", choices=("a time",))
-    refused: list[Any] = [openai.BadRequestError, openai.UnprocessableEntityError]
-    refused.append(openai.InternalServerError)  # llama-cpp-python's without --logits_all
+    address, _, model = spec.source.partition("#")
+    trial = Prompt("", "Once upon", choices=("a time",))
+    refusals: list[Any] = [openai.BadRequestError, openai.UnprocessableEntityError]
+    refusals.append(openai.InternalServerError)  # llama-cpp-python's without --logits_all
     for kind in kinds:
-        found: Any = {}
-        with remote.one_sentence(address, "tells no log-likelihood"), suppress(*refused):
-            found = of_server(remote.client_of(address), model, (kind,), FIRST_ANSWER_S, tried)
-        if not found:
+        reported: Any = {}
+        with remote.one_sentence(address, "tells no log-likelihood"), suppress(*refusals):
+            reported = of_server(remote.client_of(address), model, (kind,), FIRST_ANSWER_S, trial)
+        if not reported:
             instead = "load the model here" + (", or take the scorer letter" if kind == "choices" else "")
             raise LabError(f"{spec.alias}: the log-likelihood of {kind} is not available there: {instead}.")
 
@@ -152,7 +169,7 @@ def of_prompts(
         for prompt in table:
             with suppress(LabError):  # the row, or its score, will say so
                 pairs[prompt] = MAKERS[kind](loaded, prompt)
-        sums = iter(log_likelihoods(loaded, [pair for own in pairs.values() for pair in own]))
-        for prompt, own in pairs.items():
-            table[prompt][kind] = tuple(next(sums) for _ in own)
+        sums = iter(log_likelihoods(loaded, [pair for of_prompt in pairs.values() for pair in of_prompt]))
+        for prompt, of_prompt in pairs.items():
+            table[prompt][kind] = tuple(next(sums) for _ in of_prompt)
     return table
