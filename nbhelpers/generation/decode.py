@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from nbhelpers.generation.engines import KeyValues, States, reach, takes
+from nbhelpers.generation.engines import KeyValues, States, reach, takes, threads_for
 from nbhelpers.generation.sampling import NextToken
 from nbhelpers.records import Engine, Failure, FinishReason, LabError
 
@@ -70,9 +70,10 @@ def decode(
     """
     longest = max(len(ids) + room for ids, room in zip(prompts, max_new_tokens, strict=True))
     loop = (engine or engine_for(model, longest)) == "loop"
-    slots = slots or len(prompts)
+    slots, size = slots or len(prompts), sum(weight.numel() for weight in model.parameters())
     # Like lengths pad little; states (see States) share a batch with their own kind only.
     waiting = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), () if loop else tuple(prompts[i])))
+    turns = {row: turn for turn, row in enumerate(waiting)}
     tokens: list[list[int]] = [[] for _ in prompts]
     began, ttft_s = dict[int, float](), dict[int, float]()
     live, held = list[int](), cast(Any, None)
@@ -84,14 +85,17 @@ def decode(
             waiting = waiting[len(new) :]
             yield Started(new)
             began.update(dict.fromkeys(new, clock()))
-            asked = [prompts[row] for row in new]
-            rows, memory = new, KeyValues(model, asked) if loop else States(model, asked)
-        else:
-            rows, memory = live, held
-            memory.step([tokens[row][-1] for row in live], [len(prompts[r]) + len(tokens[r]) for r in live])
-        ids = choose(memory.logits.float(), rows, [len(tokens[row]) for row in rows]).tolist()  # waits
-        now, stay = clock(), []
-        for place, (row, token) in enumerate(zip(rows, ids, strict=True)):
+        rows, asked = new or live, [prompts[row] for row in new]
+        with threads_for(size * (sum(map(len, asked)) or len(live))):
+            if new:
+                memory = KeyValues(model, asked) if loop else States(model, asked)
+            else:
+                (memory := held).step(
+                    [tokens[r][-1] for r in live], [len(prompts[r]) + len(tokens[r]) for r in live]
+                )
+            ids = choose(memory.logits.float(), rows, [len(tokens[row]) for row in rows]).tolist()  # waits
+        now, gone = clock(), set[int]()
+        for row, token in sorted(zip(rows, ids, strict=True), key=lambda one: turns[one[0]]):
             tokens[row].append(token)
             latency_s = now - began[row]
             ttft_s.setdefault(row, latency_s)
@@ -103,10 +107,12 @@ def decode(
             elif len(tokens[row]) == max_new_tokens[row]:
                 reason = "length"
             if reason:
+                gone.add(row)
                 yield Finished(row, tuple(tokens[row]), reason, ttft_s[row], latency_s)
-            else:
-                stay.append(place)
-        if len(stay) < len(rows):
+        if gone:  # the last rows take the places of those that left
+            stay = [place for place, row in enumerate(rows) if row not in gone]
+            last = [place for place in stay if place >= len(stay)]
+            stay = [last.pop() if rows[place] in gone else place for place in range(len(stay))]
             rows = [rows[place] for place in stay]
             memory.keep(stay, max((len(prompts[row]) + len(tokens[row]) for row in rows), default=1) - 1)
         if new and live:

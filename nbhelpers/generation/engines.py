@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Collection, Generator, Sequence
-from typing import Any
+from collections.abc import Collection, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter, functional
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, GenerationConfig
@@ -18,6 +20,12 @@ from transformers.cache_utils import DynamicLayer
 
 Rows = Sequence[Sequence[int]]  # token ids
 SPARE = 64  # columns of a cache for tokens to come
+# Products of weights and tokens below which a pass takes one thread: half a millisecond of a core. Where
+# another process had the second core, a pass of lab-gpt2 with one row took 62 ms instead of 1.
+ALONE = 5e7
+ROWS = 24  # from so many on, products are oneDNN's
+LINEAR, ADDMM = functional.linear, torch.addmm
+ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkl.is_available() else None
 PLAIN = GenerationConfig(max_new_tokens=1, pad_token_id=0)
 
 
@@ -33,6 +41,17 @@ def reach(model: Any) -> float:
     if not re.search("dynamic|longrope", rope):
         return math.inf
     return min(map(int, re.findall(r"original_max\w+': (\d+)", rope)), default=config.max_position_embeddings)
+
+
+@contextmanager
+def threads_for(products: int) -> Iterator[None]:
+    """One thread for a pass of few products, which waits for no other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if products < ALONE else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class KeyValues:
@@ -59,9 +78,8 @@ class KeyValues:
 
     def keep(self, rows: list[int], columns: int) -> None:
         """Only these rows, in this order (a row may come several times), and only the last columns."""
-        index = torch.tensor(rows, dtype=torch.int64, device=self.model.device)
         for layer in self.cache.layers:
-            layer.hold(*(held[:, :, -columns:].index_select(0, index) for held in (layer.keys, layer.values)))
+            layer.keep(rows, columns)
 
     def join(self, other: KeyValues) -> None:
         """Add the other's rows below, all ending at the same column."""
@@ -81,7 +99,25 @@ class KeyValues:
         extra = {"position_ids": positions, "logits_to_keep": 1}  # without it, every prompt token's logits
         given = {"input_ids": ids, "attention_mask": mask, "past_key_values": self.cache, "use_cache": True}
         given |= {name: value for name, value in extra.items() if name in self.takes}
-        self.logits = self.model(**given).logits[:, -1]
+        with patch.object(functional, "linear", _linear), patch.object(torch, "addmm", _addmm):
+            self.logits = self.model(**given).logits[:, -1]
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """functional.linear, by oneDNN where that is faster. Without gradients, which that has none of.
+
+    torch asks MKL, which leaves half of the arithmetic of AMD's processors unused (AVX-512). For few rows
+    oneDNN's preparations take longer than the product.
+    """
+    plain = x.dtype == torch.float32 and x.device.type == "cpu" and type(weight) in (Tensor, Parameter)
+    if plain and ONEDNN and x.numel() >= ROWS * x.shape[-1] and not torch.is_grad_enabled():
+        return cast(Tensor, ONEDNN(x, weight, bias, "none", [], ""))
+    return LINEAR(x, weight, bias)
+
+
+def _addmm(bias: Tensor, x: Tensor, weight: Tensor, **scales: Any) -> Tensor:
+    """torch.addmm as GPT-2's layers call it, for functional.linear."""
+    return ADDMM(bias, x, weight, **scales) if scales or bias.dim() > 1 else _linear(x, weight.t(), bias)
 
 
 class States:
@@ -133,21 +169,37 @@ class Window(DynamicLayer):
     A sliding-window layer is held in full: the model's mask hides what is outside its window.
     """
 
-    room: list[Tensor] | None = None
+    keys: Tensor
+    values: Tensor
+    room: tuple[Tensor, ...] = ()  # keys and values with columns to come, never read before written
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = key_states, value_states
+            self.hold(key_states, value_states)
             return self.keys, self.values
         start = self.keys.shape[2]
         end = start + key_states.shape[2]
-        if self.room is None or self.room[0].shape[2] < end:
-            self.room = [pad(held, (0, 0, 0, end + SPARE - start)) for held in (self.keys, self.values)]
+        if not self.room or self.room[0].shape[2] < end:
+            spare = (-1, -1, end + SPARE - start, -1)
+            both = self.keys, self.values
+            self.room = tuple(torch.cat([held, held[:, :, :1].expand(spare)], dim=2) for held in both)
         for held, more in zip(self.room, (key_states, value_states), strict=True):
             held[:, :, start:end] = more
         self.keys, self.values = (held[:, :, :end] for held in self.room)
         return self.keys, self.values
 
+    def keep(self, rows: list[int], columns: int) -> None:
+        """See KeyValues.keep. Where rows only leave, only those that take another's place are copied."""
+        first, count = self.keys.shape[2] - columns, len(rows)
+        moved = [place for place, row in enumerate(rows) if place != row]
+        if self.room and count <= len(self.keys):
+            for held in self.room:
+                held[moved] = held[[rows[place] for place in moved]]
+            self.room = tuple(held[:count, :, first:] for held in self.room)
+            self.keys, self.values = (held[:, :, :columns] for held in self.room)
+        else:
+            self.hold(*(held[rows, :, first:] for held in (self.keys, self.values)))
+
     def hold(self, keys: Tensor, values: Tensor) -> None:
-        self.keys, self.values, self.room = keys, values, None
+        self.keys, self.values, self.room = keys, values, ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -36,8 +37,8 @@ from transformers import (
 )
 
 from nbhelpers.generation import decode as decoding
+from nbhelpers.generation import engines, latency, sampling
 from nbhelpers.generation import generate as generation
-from nbhelpers.generation import latency, sampling
 from nbhelpers.loading import load as loading
 from nbhelpers.loading import tokenizer as tokenizers
 from nbhelpers.loading.load import Loaded
@@ -96,6 +97,51 @@ def test_freed_slots_are_given_to_waiting_rows_and_change_no_text(family: str, s
     assert [len(prompts[row]) for row in order] == sorted(map(len, prompts), reverse=True)
     if 1 < slots < 30:
         assert len(admitted) > 30 // slots  # places were filled before all had ended
+
+
+def test_a_cache_holds_what_one_that_is_made_anew_for_every_token_would() -> None:
+    dice, make = random.Random(0), torch.Generator().manual_seed(0)
+    numbers = functools.partial(torch.randn, generator=make)
+    window, plain = engines.Window(), numbers(2, 5, 3, 9, 4)  # keys and values
+    window.update(*plain)
+    for turn in range(300):
+        more = numbers(2, plain.shape[1], 3, 1, 4)
+        plain = torch.cat([plain, more], dim=3)
+        window.update(*more)
+        if turn % 3 == 0:  # rows leave in any order, or come several times
+            among = range(plain.shape[1])
+            rows = dice.sample(among, dice.randint(1, len(among)))
+            rows = dice.choices(among, k=dice.randint(len(among), 9)) if turn % 30 == 0 else rows
+            columns = dice.randint(1, plain.shape[3])
+            plain = plain[:, rows, :, -columns:]
+            window.keep(rows, columns)
+        assert torch.equal(torch.stack([window.keys, window.values]), plain)
+
+
+@pytest.mark.parametrize("rows", [3, 40])
+def test_products_are_torchs_own_and_have_gradients(rows: int) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(rows, 2, 24), torch.randn(40, 24), torch.randn(40)
+    own = torch.nn.functional.linear(x, weight, bias)
+    with torch.no_grad():
+        torch.testing.assert_close(engines._linear(x, weight, bias), own)
+        conv = engines._addmm(bias, x.view(-1, 24), weight.t().contiguous())
+        torch.testing.assert_close(conv.view_as(own), own)
+        double = engines._linear(x.double(), weight.double(), bias.double())
+        assert torch.equal(double, torch.nn.functional.linear(x.double(), weight.double(), bias.double()))
+    engines._linear(x, weight.requires_grad_(), bias).sum().backward()
+    assert weight.grad is not None
+
+
+def test_little_work_takes_one_thread_and_leaves_the_others_as_they_were(monkeypatch: Any) -> None:
+    set_to: list[int] = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", set_to.append)
+    with pytest.raises(KeyError), engines.threads_for(1000):
+        raise KeyError
+    with engines.threads_for(10**9):
+        pass
+    assert set_to == [1, 8, 8, 8]
 
 
 def test_a_row_is_timed_from_its_own_prefill() -> None:
