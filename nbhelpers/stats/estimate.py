@@ -71,9 +71,9 @@ def _bootstrap_t(x: Array, mean: float, sd: float) -> tuple[float, float]:
     return mean + sd * float(-high), mean + sd * float(-low)
 
 
-def t_interval(mean: float, sd: float, n: int) -> tuple[float, float]:
-    """mean -+ t(n-1) * sd / sqrt(n), Student's interval for n >= 2."""
-    half = float(sps.t.isf(TAILS[0], n - 1)) * sd / math.sqrt(n)
+def t_interval(mean: float, sd: float, n: int, tail: float = TAILS[0]) -> tuple[float, float]:
+    """mean -+ t(n-1) * sd / sqrt(n), Student's interval for n >= 2. tail: the chance beyond either end."""
+    half = float(sps.t.isf(tail, n - 1)) * sd / math.sqrt(n)
     return mean - half, mean + half
 
 

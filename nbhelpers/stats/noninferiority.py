@@ -12,7 +12,7 @@ from scipy import stats as sps
 
 from nbhelpers.records import LabError
 from nbhelpers.stats import paired, sequential
-from nbhelpers.stats.estimate import Array, mean_sd, unusable
+from nbhelpers.stats.estimate import Array, mean_sd, t_interval, unusable
 from nbhelpers.stats.paired import ALPHA
 
 Outcome = Literal["passes", "worse", "cannot tell"]
@@ -50,13 +50,11 @@ def difference(baseline: Sequence[float], candidate: Sequence[float], margin: fl
     if sd and (size := paired.binary_span(scores)):
         wins, losses = int(np.sum(x > 0)), int(np.sum(x < 0))
         low, high = (size * end for end in paired.bonett_price(wins, losses, n, 1 - ALPHA))
-        spread = size * math.sqrt((wins + losses) / n)
-        p = paired.mcnemar_p(wins, losses, n)
+        p, spread = paired.mcnemar_p(wins, losses, n), size * math.sqrt((wins + losses) / n)
         above_margin = True  # the bound decides alone
     else:
-        half = _half_width(sd, n)
-        low, high, spread = mean - half, mean + half, sd
-        p = paired.paired_p(x)
+        low, high = t_interval(mean, sd, n, ALPHA)
+        p, spread = paired.paired_p(x), sd
         above_margin = mean > -margin and paired.paired_p(x + margin) / 2 < ALPHA
     p_worse = p / 2 if mean < 0 else 1 - p / 2
     test = NonInferiority(n, mean, low, high, p_worse)
@@ -68,11 +66,6 @@ def difference(baseline: Sequence[float], candidate: Sequence[float], margin: fl
     return replace(test, needed=needed and max(needed, FEWEST))
 
 
-def _half_width(sd: float, n: int) -> float:
-    """From a mean to either of Student's one-sided bounds."""
-    return float(sps.t.isf(ALPHA, n - 1)) * sd / math.sqrt(n)
-
-
 def early(differences: Array, looks: Sequence[int], planned: int, margin: float) -> NonInferiority:
     """``difference`` at a look of a run that may stop early: by ``sequential``'s two-sided figures."""
     n, mean = len(differences), float(np.mean(differences))
@@ -81,10 +74,8 @@ def early(differences: Array, looks: Sequence[int], planned: int, margin: float)
         return NonInferiority(n, mean)
     low, high = interval
     p_worse = sequential.p_value(differences, looks, planned) if mean < 0 else 1.0
-    test = NonInferiority(n, mean, low, high, p_worse)
-    if low > -margin:
-        return replace(test, outcome="passes")
-    return replace(test, outcome="worse") if high < 0 and p_worse < ALPHA else test
+    outcome: Outcome = "worse" if high < 0 and p_worse < ALPHA else "cannot tell"
+    return NonInferiority(n, mean, low, high, p_worse, "passes" if low > -margin else outcome)
 
 
 def ratio(baseline: Sequence[float], candidate: Sequence[float], limit: float) -> NonInferiority:
@@ -97,8 +88,7 @@ def ratio(baseline: Sequence[float], candidate: Sequence[float], limit: float) -
         return NonInferiority(n)
     value = float(b.mean() / a.mean())
     sd = float(np.std(b / b.mean() - a / a.mean(), ddof=1))  # of a pair, linearised, in logarithms
-    half = _half_width(sd, n)
-    low, high = value * math.exp(-half), value * math.exp(half)
+    low, high = (value * math.exp(end) for end in t_interval(0.0, sd, n, ALPHA))
     above = math.log(value / limit) * math.sqrt(n)
     p_worse = float(sps.t.sf(above / sd, n - 1)) if sd else float(above <= 0)
     test = NonInferiority(n, value, low, high, p_worse)
