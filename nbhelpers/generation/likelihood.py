@@ -60,15 +60,12 @@ def _next_logprobs(loaded: Loaded, rows: Sequence[Sequence[int]], width: int, ke
     """[rows, keep, vocabulary]: of what follows each of the last ``keep`` places of rows padded to width."""
     import torch
 
-    ids = [[*row, *[0] * (width - len(row))] for row in rows]
-    mask = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
-    options = {"attention_mask": torch.tensor(mask, device=loaded.device), "logits_to_keep": keep}
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=loaded.device)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=loaded.device)
     takes = inspect.signature(loaded.model.forward).parameters
+    options = {"attention_mask": mask, "logits_to_keep": keep}
     with torch.inference_mode():
-        output = loaded.model(
-            input_ids=torch.tensor(ids, device=loaded.device),
-            **{name: value for name, value in options.items() if name in takes},
-        )
+        output = loaded.model(input_ids=ids, **{n: value for n, value in options.items() if n in takes})
         return output.logits[:, -keep:].float().log_softmax(-1)
 
 
