@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from nbhelpers import tasks
 from nbhelpers.devices import meters
@@ -21,7 +21,7 @@ from nbhelpers.records import Failure, FinishReason, ModelSpec, Prompt, Settings
 if TYPE_CHECKING:
     from openai import OpenAI
 
-CHARACTERS_PER_TOKEN = 4  # of a prompt whose tokens the server does not tell (assumed)
+CHARACTERS_PER_TOKEN = 4  # of a prompt whose tokens the server does not report (assumed)
 UNMEASURED = "the server's memory and energy are not measured"
 OPTIONS = {  # that a server may refuse, in the order in which they are given up, and what that means
     "ignore_eos": "it ends an answer where it likes, also where speed is measured",
@@ -57,7 +57,7 @@ class Answer:
     pieces: int  # of the stream, that held text
     ttft_s: float | None  # until the first of them; None: none came
     latency_s: float
-    prompt_tokens: int | None  # as the server tells them, where that can be
+    prompt_tokens: int | None  # as the server reports them, where that is possible
     new_tokens: int | None
 
 
@@ -73,40 +73,47 @@ def close(model: Loaded | Served) -> None:
 
 
 def connect(spec: ModelSpec) -> Served:
-    """A server's model with how it is asked, found out by requests for one token. Raises LabError.
+    """A server's model and how to ask it, learned from requests for a few tokens. Raises LabError.
 
     By chat or, where the server has no template for it, by completion; an address that ends in /completions
     says which. Options that the server refuses are left out, and the report's notes say what has no effect.
     """
+    started = time.perf_counter()
+    address, _, model = spec.source.partition("#")
+    spec = remote.inspect(spec)
+    source = f"{address}#{spec.alias.removeprefix('server:')}"
+    known = spec.alias, spec.slug, str(spec.revision), source, spec.family, spec.parameters, spec.context
+    report = LoadingReport(*known, engine="server", ids_digests={})
+    with remote.one_sentence(address, f"does not answer as the model {model!r}"):
+        served = _negotiated(Served(spec, remote.client_of(address), report, tuple(OPTIONS)), address)
+        texts = [ask(served, "Once", HOT, seed, likelihood.FIRST_ANSWER_S).text for seed in (1, 2, 1)]
+    notes = (UNMEASURED, *(OPTIONS[name] for name in OPTIONS if name not in served.options))
+    notes += (COLD,) if texts[0] == texts[1] else ()
+    notes += (UNSTEADY,) if "seed" in served.options and texts[0] != texts[2] else ()
+    report = replace(served.report, notes=notes, load_s=time.perf_counter() - started)
+    return replace(served, report=report)
+
+
+def _negotiated(served: Served, address: str) -> Served:
+    """With the first prompt format, and of it the most options, that the server answers."""
     import openai
 
-    started = time.perf_counter()
-    spec, (address, _, model) = remote.inspect(spec), spec.source.partition("#")
-    formats = ["chat", "plain"]
+    formats: list[Literal["chat", "plain"]] = ["chat", "plain"]
     if address.endswith("/completions"):
         formats = ["chat" if address.endswith("/chat/completions") else "plain"]
-    source = f"{address}#{spec.alias.removeprefix('server:')}"
-    about = spec.alias, spec.slug, str(spec.revision), source, spec.family, spec.parameters, spec.context
-    report = LoadingReport(*about, engine="server", ids_digests={})
-    client, names, refused = remote.client_of(address), tuple(OPTIONS), list[Exception]()
-    with remote.one_sentence(address, f"does not answer as the model {model!r}"):
-        for report in (replace(report, prompt_format=one) for one in formats):  # type: ignore[arg-type]
-            for taken in (names[n:] for n in range(len(names) + 1)):
-                served = Served(spec, client, report, taken)
-                try:
-                    ask(served, "Hello", Settings(max_new_tokens=1), 0, likelihood.FIRST_ANSWER_S, fixed=True)
-                except openai.APIStatusError as error:
-                    refused.append(error)
-                    if error.status_code not in (400, 422):
-                        break
-                else:
-                    texts = [ask(served, "Once", HOT, n, likelihood.FIRST_ANSWER_S).text for n in (1, 2, 1)]
-                    notes = (UNMEASURED, *(OPTIONS[name] for name in names if name not in taken))
-                    notes += (COLD,) if texts[0] == texts[1] else ()
-                    notes += (UNSTEADY,) if "seed" in taken and texts[0] != texts[2] else ()
-                    took = time.perf_counter() - started
-                    return replace(served, report=replace(report, notes=notes, load_s=took))
-        raise refused[0]
+    refusals = list[Exception]()
+    for prompt_format in formats:
+        report = replace(served.report, prompt_format=prompt_format)
+        for dropped in range(len(OPTIONS) + 1):
+            trial = replace(served, report=report, options=tuple(OPTIONS)[dropped:])
+            try:
+                ask(trial, "Hello", Settings(max_new_tokens=1), 0, likelihood.FIRST_ANSWER_S, fixed=True)
+                return trial
+            except openai.APIStatusError as error:
+                refusals.append(error)
+                if error.status_code not in (400, 422):
+                    break
+    raise refusals[0]
 
 
 def ask(
@@ -122,41 +129,55 @@ def ask(
 
     Raises what the client raises, ValueError for what is no answer, and EOFError for one that breaks off.
     """
-    chat, model = served.report.prompt_format == "chat", served.spec.source.partition("#")[2]
-    values: Any = True, settings.top_k, {"include_usage": True}, seed & 0x7FFFFFFF
-    extra = dict(zip(OPTIONS, values, strict=True))
-    extra = {name: extra[name] for name in served.options if fixed or name != "ignore_eos"}
-    extra |= PLAIN_SAMPLING if "top_k" in extra and not settings.maker_settings else {}
-    body: dict[str, Any] = {"model": model, "extra_body": extra, "max_tokens": settings.max_new_tokens}
-    body |= {"temperature": settings.temperature, "top_p": settings.top_p, "timeout": limit_s, "stream": True}
-    turns = [{"role": role, "content": said} for role, said in (*before, ("user", text))]
-    body |= {"messages": turns} if chat else {"prompt": tokenizer.plain(text, before)}
-    body |= {"stop": [*stops]} if (stops := tasks.load_task(settings.task).stop) and not fixed else {}
+    chat = served.report.prompt_format == "chat"
+    options: Any = {"ignore_eos": True, "top_k": settings.top_k, "seed": seed & 0x7FFFFFFF}
+    options["stream_options"] = {"include_usage": True}
+    extra = {name: options[name] for name in served.options if fixed or name != "ignore_eos"}
+    if "top_k" in extra and not settings.maker_settings:
+        extra |= PLAIN_SAMPLING
+    turns = [{"role": role, "content": content} for role, content in (*before, ("user", text))]
+    request: Any = {"messages": turns} if chat else {"prompt": tokenizer.plain(text, before)}
+    request |= {"model": served.spec.source.partition("#")[2], "extra_body": extra, "stream": True}
+    request |= {"temperature": settings.temperature, "top_p": settings.top_p}
+    request |= {"max_tokens": settings.max_new_tokens, "timeout": limit_s}
+    if (stops := tasks.load_task(settings.task).stop) and not fixed:
+        request["stop"] = list(stops)
     remote.CLOCK.until = time.perf_counter() + limit_s
-    words, thoughts, end, usage, first, pieces = list[str](), list[str](), "", None, None, 0
-    with (served.client.chat if chat else served.client).completions.create(**body) as stream:
-        began = last = remote.CLOCK.began
-        for chunk in stream:
-            now, usage = time.perf_counter(), getattr(chunk, "usage", None) or usage
-            for choice in (chunk.choices or [])[:1]:
-                one = choice.delta if chat else choice
-                words.append(getattr(one, "content" if chat else "text", None) or "")
-                thoughts.append(next((t for n in THOUGHTS if (t := getattr(one, n, None))), ""))
-                if words[-1] or thoughts[-1]:
-                    first, last, pieces = first or now, now, pieces + 1
-                end, last = (str(choice.finish_reason), now) if choice.finish_reason else (end, last)
-            if not end and now - began > limit_s:
-                end, last = "time", now
-                break
+    with (served.client.chat if chat else served.client).completions.create(**request) as stream:
+        return _read(stream, chat, settings.max_new_tokens, limit_s)
+
+
+def _read(stream: Any, chat: bool, max_new_tokens: int, limit_s: float) -> Answer:
+    """The answer that a stream brings until it ends or the limit passes."""
+    pieces = list[tuple[str, str]]()  # text and thought
+    end, usage, first = "", None, None
+    began = last = remote.CLOCK.began
+    for chunk in stream:
+        now = time.perf_counter()
+        usage = getattr(chunk, "usage", None) or usage
+        for choice in (chunk.choices or [])[:1]:
+            piece = choice.delta if chat else choice
+            text = getattr(piece, "content" if chat else "text", None) or ""
+            thought = next((t for name in THOUGHTS if (t := getattr(piece, name, None))), "")
+            if text or thought:
+                pieces.append((text, thought))
+                first, last = first or now, now
+            if choice.finish_reason:
+                end, last = str(choice.finish_reason), now
+        if not end and now - began > limit_s:
+            end, last = "time", now
+            break
     if not end:
         raise EOFError("the answer breaks off: if the server ends one for the next, use --at-once 1")
     if end not in ENDS:
         raise ValueError(f"the server ended its answer with {end!r}")
     counts = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
-    asked, new = (count if type(count) is int and count > 0 else None for count in counts)
-    new = new if new and pieces <= new <= settings.max_new_tokens else None  # a piece is a token or more
+    prompt_tokens, new = (count if type(count) is int and count > 0 else None for count in counts)
+    new = new if new and len(pieces) <= new <= max_new_tokens else None  # a piece is a token or more
+    text = "".join(text for text, _ in pieces)
+    reasoning = "".join(thought for _, thought in pieces)
     times = first and first - began, last - began
-    return Answer("".join(words), "".join(thoughts), ENDS[end], pieces, *times, asked, new)
+    return Answer(text, reasoning, ENDS[end], len(pieces), *times, prompt_tokens, new)
 
 
 def answers(
@@ -170,25 +191,33 @@ def answers(
     """The place of each prompt and repeat as its answer ends, what went wrong, and the fields of its row."""
     from nbhelpers.generation.sampling import row_seed
 
-    task, lock, alive, ledger = tasks.load_task(settings.task), threading.Lock(), [0], meters.Ledger("server")
-    kinds, likely = task.likelihoods(), dict[Prompt, Future[dict[str, tuple[float, ...]]]]()
-    told = partial(likelihood.of_server, served.client, served.spec.source.partition("#")[2], kinds, limit_s)
+    task = tasks.load_task(settings.task)
+    kinds = task.likelihoods()
+    model = served.spec.source.partition("#")[2]
+    logprobs_of = partial(likelihood.of_server, served.client, model, kinds, limit_s)
+    logprobs = dict[Prompt, Future[dict[str, tuple[float, ...]]]]()
+    ledger, lock = meters.Ledger("server"), threading.Lock()
+    alive = 0
 
-    def one(place: int) -> tuple[int, Exception | None, dict[str, Any]]:
+    def charge(change: int) -> meters.Share:
+        nonlocal alive
         with lock:
-            before = ledger.charge(max(1, alive[0]))
-            alive[0] += 1
-        (prompt, repeat), row, error = asked[place], dict[str, Any](), None
+            share = ledger.charge(max(1, alive))
+            alive += change
+        return share
+
+    def answer(place: int) -> tuple[int, Exception | None, dict[str, Any]]:
+        prompt, repeat = asked[place]
+        seed = row_seed(settings.seed, prompt.id, repeat)
+        row, error = dict[str, Any](), None
+        before = charge(+1)
         try:
-            row["logprobs"] = likely[prompt].result() if kinds else None
-            seed = row_seed(settings.seed, prompt.id, repeat)
+            row["logprobs"] = logprobs[prompt].result() if kinds else None
             row |= fields_of(ask(served, prompt.text, settings, seed, limit_s, fixed, prompt.before), prompt)
             row["text"] = tokenizer.before_stop(row["text"], task.stop)
-        except Exception as wrong:
-            row, error = {"failure": failure_of(wrong)}, wrong
-        with lock:
-            share = ledger.charge(alive[0]).since(before)
-            alive[0] -= 1
+        except Exception as problem:
+            row, error = {"failure": failure_of(problem)}, problem
+        share = charge(-1).since(before)
         if error is None:
             row["share_s"] = share.seconds
             if row["finish_reason"] == "time":
@@ -198,8 +227,8 @@ def answers(
 
     with ThreadPoolExecutor(at_once) as pool:
         for prompt in dict.fromkeys(prompt for prompt, _ in asked if kinds):  # before any row, once a prompt
-            likely[prompt] = pool.submit(told, prompt)
-        futures = [pool.submit(one, place) for place in range(len(asked))]
+            logprobs[prompt] = pool.submit(logprobs_of, prompt)
+        futures = [pool.submit(answer, place) for place in range(len(asked))]
         try:
             for future in as_completed(futures):
                 yield future.result()
