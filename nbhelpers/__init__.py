@@ -3,7 +3,7 @@
     redact, errors, exercises, records, store, options, registry, tasks
                                secrets; mistakes; the nouns; files; what a name means; what is asked
     stats        (05)          estimates of one model, tests of two (Holm), early looks, ratings, agreement
-    devices      (01)          this machine: device, what fits and how fast, meters
+    devices      (01)          this machine, what fits it and how fast, meters
     loading      (02)          the Hub, folders, models, tokenizers, what a server has
     generation   (03)          sampling, the decode loop, samples, latency, likelihoods, servers
     scoring      (04)          texts, coherence, rubrics, costs, a judge

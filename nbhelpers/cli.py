@@ -75,11 +75,11 @@ def run(
 ) -> None:
     """Evaluate models (default: the embedded ones) and write the report."""
     from nbhelpers import store
-    from nbhelpers.runner import cluster as clusters
-    from nbhelpers.runner import plan as plans
-    from nbhelpers.runner import run as runner
+    from nbhelpers.runner.cluster import connect
+    from nbhelpers.runner.plan import absolute, default_jobs, plan_resume, plan_run
+    from nbhelpers.runner.run import run_models, watching
 
-    spread = clusters.connect(cluster)  # it sets a signal handler
+    spread = connect(cluster)  # it sets a signal handler
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     allowed = {field.name: options[name] for name, field in LIMITS.items()}
     limits = Limits(**allowed, fail_on_error=_tolerated(fail_on_error))
@@ -90,20 +90,20 @@ def run(
             if source and source.name in ("COMMANDLINE", "DEFAULT_MAP"):
                 flag = name.replace("_", "-")
                 raise LabError(f"--resume keeps a run's own settings: leave out {flag}, or start anew.")
-        plan = plans.plan_resume(resume)
+        plan = plan_resume(resume)
     else:
         if server and not models:
             raise LabError("Name the server's models: `nbhelpers models --server ADDRESS` lists them.")
         behind = f"{registry.SERVER}{server}#" if server else ""
-        settings = plans.absolute(Settings(**{name: options[name] for name in SETTINGS}))
-        plan = plans.plan_run([f"{behind}{model}" for model in models or []], settings, out, until_decided)
+        settings = absolute(Settings(**{name: options[name] for name in SETTINGS}))
+        plan = plan_run([f"{behind}{model}" for model in models or []], settings, out, until_decided)
         asked = context.params | {"models": plan.info.models, "server": "", "out": ""}
         asked |= {"task": settings.task, "prompts": settings.prompts}
         plan.run_dir.mkdir(parents=True, exist_ok=True)
         store.write_text(plan.run_dir / "run.toml", [config_text(run, asked)])
     try:
-        with runner.watching(plan, quiet=as_json) as watch:
-            info = runner.run(plan, jobs or plans.default_jobs(plan), limits, watch, spread)
+        with watching(plan, quiet=as_json) as watch:
+            info = run_models(plan, jobs or default_jobs(plan), limits, watch, spread)
     except KeyboardInterrupt:
         kept = "The run was stopped; what was finished is kept. Continue with: nbhelpers run --resume"
         raise LabError(f"{kept} {plan.run_dir}", Failure.STOPPED) from None
@@ -166,10 +166,10 @@ def lab(folder: Annotated[Path, typer.Argument(help="A folder that is not there 
 def doctor() -> None:
     """Show what this machine is and whether the laboratory can run here."""
     from nbhelpers import store
-    from nbhelpers.devices import device
+    from nbhelpers.devices import machine
     from nbhelpers.loading import load
 
-    found, gib = device.detect(), 2**30
+    found, gib = machine.detect(), 2**30
     print(f"device    {found.device} ({found.name}), {found.cores} cores")
     print(f"memory    {found.memory_free_bytes / gib:.1f} of {found.memory_total_bytes / gib:.1f} GiB free")
     print(f"dtype     {found.dtype}: {found.dtype_reason}")

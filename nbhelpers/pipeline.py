@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Literal, get_args
 
 from nbhelpers import registry, store, tasks
-from nbhelpers.devices import device
+from nbhelpers.devices import machine
 from nbhelpers.generation import generate, latency, likelihood
 from nbhelpers.loading import load
-from nbhelpers.loading.folder import inspect
+from nbhelpers.loading.checkpoint import inspect
 from nbhelpers.loading.load import Loaded
 from nbhelpers.records import ModelRun, RunInfo, Settings
 from nbhelpers.scoring import reference, rubric
@@ -51,7 +51,7 @@ def make(run: ModelRun, through: Step) -> None:
     the steps do.
     """
     wanted = STEPS[: STEPS.index(through) + 1]
-    place = device.make_report(run)
+    place = machine.make_report(run)
     if "loading" in wanted:
         _make_rows(run, place, [purpose for purpose in get_args(generate.Purpose) if purpose in wanted])
     for step in (step for step in wanted if step in COMPUTED):
@@ -67,7 +67,7 @@ def make(run: ModelRun, through: Step) -> None:
             compute(run)
 
 
-def _make_rows(run: ModelRun, place: device.DeviceReport, purposes: list[generate.Purpose]) -> None:
+def _make_rows(run: ModelRun, place: machine.DeviceReport, purposes: list[generate.Purpose]) -> None:
     """loading.json, and the rows for these purposes; another revision of a model makes all of them again."""
     path, served, old = run.folder / "loading.json", run.spec.kind == "server", None
     if path.exists():

@@ -57,7 +57,7 @@ def resolve(name: str) -> ModelSpec:
     """What a user's name means: an alias, a registered or other Hub repository, a folder, shape:<alias>, or
     server:<address>#<model>.
 
-    Only the name is looked at: ``loading.folder.inspect`` checks and describes what is on this disk, a Hub
+    Only the name is looked at: ``checkpoint.inspect`` checks and describes what is on this disk, a Hub
     repository is checked when it is fetched. Raises LabError for anything else, with the nearest names.
     """
     known = load_registry()

@@ -18,8 +18,7 @@ from made_runs import make_result, make_sample, planted, prompt_ids, write_info,
 from nbhelpers import cli, registry, store
 from nbhelpers.comparison import compare
 from nbhelpers.records import FailOnError, LabError, Limits, NotebookStatus, RunInfo, Settings
-from nbhelpers.runner import plan as plans
-from nbhelpers.runner import run as runner
+from nbhelpers.runner.plan import Plan, plan_run
 
 
 @pytest.fixture
@@ -126,7 +125,7 @@ def test_the_command_line_hands_settings_and_limits_to_the_run(call, tmp_path, m
         seen.append((plan.info.settings, limits))
         return plan.info
 
-    monkeypatch.setattr(runner, "run", run)
+    monkeypatch.setattr("nbhelpers.runner.run.run_models", run)
     flags = "--timeout 1 --batch-timeout 3"
     drawn = "--temperature 0.5 --top-k 3 --top-p 0.9"
     given = ["run", "lab-gpt2", "--out", str(tmp_path), *flags.split(), *drawn.split()]
@@ -139,7 +138,7 @@ def test_a_stopped_run_says_how_to_go_on_and_exits_130(call, tmp_path, monkeypat
     def run(plan, jobs, limits, watch, spread) -> RunInfo:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "run", run)
+    monkeypatch.setattr("nbhelpers.runner.run.run_models", run)
     code, _, shown = call("run", "lab-gpt2", "--out", str(tmp_path))
     assert code == 130 and shown.endswith(f"Continue with: nbhelpers run --resume {tmp_path}\n")
 
@@ -155,7 +154,9 @@ def test_a_terminal_that_lacks_letters_gets_escapes(command, encoding, tmp_path,
         write_model(folder, result, [(make_sample(result.model, id, 0), 5.0) for id in prompt_ids()])
     compare.compare_run(folder)
     info = write_info(folder, [name, "lab-opt"], failures={"lab-opt": "geht nicht: …"})
-    monkeypatch.setattr(runner, "run", lambda plan, jobs, limits, watch, spread: watch(event) or info)
+    monkeypatch.setattr(
+        "nbhelpers.runner.run.run_models", lambda plan, jobs, limits, watch, spread: watch(event) or info
+    )
     event = NotebookStatus("02_loading", str(model), "failed", 1.0, "…")
     wanted = {
         "run": ["run", str(model), "--out", str(folder.with_name("new"))],
@@ -193,11 +194,13 @@ def test_a_servers_models_are_listed_and_found_by_name(call, tmp_path, monkeypat
     with openai_server.serve() as tiny:
         code, shown, _ = call("models", "--server", tiny.url.removesuffix("/v1"))
         assert (code, shown) == (0, f"server:{tiny.url}#tiny\nserver:{tiny.url}#large:7b\n")
-        plan = plans.plan_run([f"server:{tiny.url}#tiny", "lab-gpt2"], Settings(), str(tmp_path / "run"))
+        plan = plan_run([f"server:{tiny.url}#tiny", "lab-gpt2"], Settings(), str(tmp_path / "run"))
         assert [spec.alias for spec in plan.models.values()] == ["server:tiny", "lab-gpt2"]
         planned = list[object]()
-        monkeypatch.setattr(plans, "plan_run", lambda models, *_: planned.append(models) or plan)
-        monkeypatch.setattr(runner, "run", lambda *_: plan.info)
+        monkeypatch.setattr(
+            "nbhelpers.runner.plan.plan_run", lambda models, *_: planned.append(models) or plan
+        )
+        monkeypatch.setattr("nbhelpers.runner.run.run_models", lambda *_: plan.info)
         assert call("run", "tiny", "large:7b", "--server", tiny.url)[0] == 0
         assert planned == [[f"server:{tiny.url}#tiny", f"server:{tiny.url}#large:7b"]]
 
@@ -218,7 +221,7 @@ def test_what_is_wrong_with_a_server_is_said_before_anything_is_made(call, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-def asked(call, monkeypatch, *arguments: str) -> tuple[plans.Plan, int, Limits]:
+def asked(call, monkeypatch, *arguments: str) -> tuple[Plan, int, Limits]:
     """What `run` would have done."""
     seen = []
 
@@ -226,7 +229,7 @@ def asked(call, monkeypatch, *arguments: str) -> tuple[plans.Plan, int, Limits]:
         seen.append((plan, jobs, limits))
         return plan.info
 
-    monkeypatch.setattr(runner, "run", run)
+    monkeypatch.setattr("nbhelpers.runner.run.run_models", run)
     assert call("run", *arguments)[0] == 0
     return seen[0]
 

@@ -17,12 +17,12 @@ from saved_models import make_model
 
 from nbhelpers import records, registry, store
 from nbhelpers.comparison import labels
-from nbhelpers.loading import folder as checkpoints
-from nbhelpers.loading.folder import inspect
+from nbhelpers.loading import checkpoint
+from nbhelpers.loading.checkpoint import inspect
 from nbhelpers.records import LabError
-from nbhelpers.report import html as report
+from nbhelpers.report import html
 from nbhelpers.scoring import costs, rubric, texts
-from nbhelpers.tracking import result as tracking
+from nbhelpers.tracking import result
 from tools import quiz
 
 MANY = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
@@ -229,7 +229,7 @@ def test_weight_indexes(folder, draw):
     data = draw.draw(replaced(plain))
     (copy / "model.safetensors.index.json").write_text(json.dumps(data))
     (copy / "model-1.safetensors").touch()
-    found: list[Path] = outcome(lambda: checkpoints.weight_files(copy, "x")) or []
+    found: list[Path] = outcome(lambda: checkpoint.weight_files(copy, "x")) or []
     assert all(path.parent == copy and path.is_file() for path in found)
 
 
@@ -241,7 +241,7 @@ def test_the_report_of_a_result_whose_interval_lacks_an_end(folder):
     text = path.read_text()
     assert '"latency/words_per_s/high"' in text
     path.write_text(text.replace('"latency/words_per_s/high"', '"latency/words_per_s/hihg"'))
-    assert "</html>" in report.write_report(run).read_text()
+    assert "</html>" in html.write_report(run).read_text()
 
 
 @settings(MANY, max_examples=10)
@@ -254,7 +254,7 @@ def test_the_report_of_a_damaged_run(folder, draw):
     made_runs.write_info(run, ["m"])
     path = draw.draw(st.sampled_from(sorted(path for path in run.rglob("*.json*"))))
     path.write_bytes(draw.draw(damaged(path.read_bytes())))
-    outcome(lambda: tracking.read_results(run))
-    page = outcome(lambda: report.write_report(run))
+    outcome(lambda: result.read_results(run))
+    page = outcome(lambda: html.write_report(run))
     assert page is None or "</html>" in page.read_text()
-    assert "</html>" in report.write_runs_index(folder).read_text()
+    assert "</html>" in html.write_runs_index(folder).read_text()

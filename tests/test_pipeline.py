@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from nbhelpers import pipeline, registry, store
-from nbhelpers.generation import decode as decoding
-from nbhelpers.generation import generate, sampling
+from nbhelpers.generation import decode, generate, sampling
 from nbhelpers.loading import load
 from nbhelpers.records import LabError, Limits, ModelSpec, Result, RunInfo, Sample, Settings
 from nbhelpers.report import html
@@ -129,11 +128,11 @@ def test_every_setting_is_what_the_engine_gets_and_what_the_report_says(tmp_path
     assert not same, "give each setting another value than its default, and see below what it does"
 
     samplers, decodes, models = [], [], []
-    make_sampler, decode = sampling.sampler, decoding.decode
+    make_sampler, run_decode = sampling.sampler, decode.decode
     monkeypatch.setattr(sampling, "sampler", lambda *a: samplers.append(a) or make_sampler(*a))
     makers, make_makers = [], sampling.maker_sampler
     monkeypatch.setattr(sampling, "maker_sampler", lambda *a: makers.append(a) or make_makers(*a))
-    monkeypatch.setattr(decoding, "decode", lambda *a, **k: decodes.append(a) or decode(*a, **k))
+    monkeypatch.setattr(decode, "decode", lambda *a, **k: decodes.append(a) or run_decode(*a, **k))
     make_model = load.load
     monkeypatch.setattr(load, "load", lambda *a: models.append(make_model(*a)) or models[-1])
     made = pipeline.open_run(asked)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from saved_models import edit_json, make_model
 
 from nbhelpers import registry
-from nbhelpers.loading import folder as checkpoints
-from nbhelpers.loading.folder import inspect
+from nbhelpers.loading import checkpoint
+from nbhelpers.loading.checkpoint import inspect
 from nbhelpers.records import CONTENT_TYPES, LabError, ModelSpec, Prompt
 
 ALL = registry.load_registry()
@@ -39,7 +39,7 @@ def test_registered_numbers_are_those_of_the_architecture(spec):
         model = AutoModelForCausalLM.from_config(config)
     assert spec.parameters == sum(p.numel() for p in model.parameters())
     assert spec.family == config.model_type
-    assert spec.context == checkpoints.context_of(config)
+    assert spec.context == checkpoint.context_of(config)
     assert spec.layers == config.num_hidden_layers
     heads = config.num_attention_heads
     assert spec.kv_heads == getattr(config, "num_key_value_heads", heads)
@@ -49,7 +49,7 @@ def test_registered_numbers_are_those_of_the_architecture(spec):
 @pytest.mark.parametrize("alias", registry.embedded_models())
 def test_registered_numbers_are_those_of_the_embedded_files(alias):
     spec = ALL[alias]
-    found = checkpoints.describe(ModelSpec(alias, "", "local"), registry.folder_of(spec))
+    found = checkpoint.describe(ModelSpec(alias, "", "local"), registry.folder_of(spec))
     for name in ("family", "parameters", "context", "layers", "kv_heads", "head_dim", "prompt_format"):
         assert getattr(found, name) == getattr(spec, name), name
 
@@ -107,26 +107,26 @@ def test_parameters_are_counted_from_the_headers_alone(saved, tmp_path):
     untied = make_model(tmp_path / "untied", tie_word_embeddings=False)
     for folder in (saved, untied):
         model = AutoModelForCausalLM.from_pretrained(folder)
-        assert checkpoints.count_parameters(folder, "x") == sum(p.numel() for p in model.parameters())
+        assert checkpoint.count_parameters(folder, "x") == sum(p.numel() for p in model.parameters())
 
 
 def test_a_tied_layer_and_buffers_in_the_file_are_not_counted(folder):
     import torch
     from safetensors.torch import load_file, save_file
 
-    before = checkpoints.count_parameters(folder, "x")
+    before = checkpoint.count_parameters(folder, "x")
     tensors = load_file(folder / "model.safetensors")
     tensors["lm_head.weight"] = torch.zeros(13, 8)
     tensors["transformer.h.0.attn.bias"] = torch.ones(1, 1, 16, 16)
     save_file(tensors, folder / "model.safetensors")
-    assert checkpoints.count_parameters(folder, "x") == before
+    assert checkpoint.count_parameters(folder, "x") == before
 
 
 def test_sharded_weights_are_read_and_a_lost_shard_is_named(saved, tmp_path):
     folder = make_model(tmp_path / "sharded", shard_size="4KB", tie_word_embeddings=True)
     shards = sorted(folder.glob("model-*.safetensors"))
     assert len(shards) > 1
-    assert inspect(registry.resolve(str(folder))).parameters == checkpoints.count_parameters(saved, "x")
+    assert inspect(registry.resolve(str(folder))).parameters == checkpoint.count_parameters(saved, "x")
     shards[0].unlink()
     with pytest.raises(LabError, match=shards[0].name):
         inspect(registry.resolve(str(folder)))
@@ -173,7 +173,7 @@ def test_a_chat_template_makes_an_unregistered_model_a_chat_model(folder):
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     assert inspect(registry.resolve(str(folder))).prompt_format == "chat"
     registered = replace(ALL["gpt2"])
-    assert checkpoints.describe(registered, folder) == registered
+    assert checkpoint.describe(registered, folder) == registered
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_a_chat_template_makes_an_unregistered_model_a_chat_model(folder):
     ],
 )
 def test_the_context_comes_from_the_first_file_that_names_a_sane_one(config, tokenizer_limit, context):
-    assert checkpoints.context_of(SimpleNamespace(**config), tokenizer_limit) == context
+    assert checkpoint.context_of(SimpleNamespace(**config), tokenizer_limit) == context
 
 
 def test_the_benchmark_prompts_are_the_default():

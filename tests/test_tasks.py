@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from nbhelpers import registry, tasks
-from nbhelpers.loading.tokenizer import plain
+from nbhelpers.loading.tokenization import plain
 from nbhelpers.records import LAB_SCALE, LabError, Prompt, RunInfo, Settings
 
 ITEMS = [

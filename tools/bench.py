@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nbhelpers import store
-from nbhelpers.devices import device as devices
+from nbhelpers.devices.machine import available_devices, detect
 from nbhelpers.records import SCHEMA_VERSION, LabError, Record
 
 if TYPE_CHECKING:
@@ -148,8 +148,8 @@ def _check_python(python: str) -> None:
 
 def _start(folder: Path | None, quick: bool) -> BenchReport:
     """The report that the parts join: the folder's, if it is of this machine, or an empty one."""
-    here = devices.detect("cpu")
-    without = {} if "cuda" in devices.available_devices() else {"CUDA": "no CUDA on this machine"}
+    here = detect("cpu")
+    without = {} if "cuda" in available_devices() else {"CUDA": "no CUDA on this machine"}
     new = BenchReport(here.name, here.cores, here.versions, not_run=without, quick=quick)
     path = folder / "bench.json" if folder else None
     if not path or not path.exists():

@@ -30,13 +30,13 @@ import numpy as np
 
 from nbhelpers import registry, store
 from nbhelpers.comparison import compare
-from nbhelpers.devices import device as devices
+from nbhelpers.devices import machine
 from nbhelpers.loading import load
 from nbhelpers.records import ModelSpec, Result, RunInfo, Sample, Score, Settings
 from nbhelpers.report import html
 from nbhelpers.scoring import rubric
 from nbhelpers.stats.estimate import estimate
-from nbhelpers.tracking import result as tracking
+from nbhelpers.tracking.metrics import latency_estimates, quality_estimates
 
 MODEL = "lab-gpt2"
 SMALL = ("--limit", "4", "--repeats", "2", "--max-new-tokens", "32")
@@ -76,7 +76,7 @@ def make_run(folder: Path, models: int, prompts: int, rows: int) -> None:
     names = [f"model-{number:04d}" for number in range(models)]
     hard, good = draw.normal(0, 1, prompts), draw.normal(5.5, 1, models)
     specs = tuple(ModelSpec(name, f"org/{name}", "hub") for name in names)
-    info = RunInfo(folder.name, tuple(names), Settings(""), now, 1.0, devices.versions(), "", None)
+    info = RunInfo(folder.name, tuple(names), Settings(""), now, 1.0, machine.versions(), "", None)
     store.write_json(folder / "run.json", RunInfo(**{**vars(info), "specs": specs}))
     for name, quality in zip(names, good, strict=True):
         own = np.clip(quality + hard + draw.normal(0, 0.7, prompts), 1, 10).tolist()
@@ -118,8 +118,8 @@ def aggregated(folder: Path) -> None:
     for path in sorted(folder.glob("*/samples.jsonl")):
         scores = list(store.read_rows(path.with_name("scores.jsonl"), Score))
         samples = list(store.read_rows(path, Sample))
-        tracking.quality_estimates(scores)
-        tracking.latency_estimates(samples[:16])
+        quality_estimates(scores)
+        latency_estimates(samples[:16])
 
 
 def measured(step: Callable[[Path], object], folder: Path) -> dict[str, float]:
@@ -135,11 +135,11 @@ def measured(step: Callable[[Path], object], folder: Path) -> dict[str, float]:
 
 
 def _measure(step: Callable[[Path], object], folder: Path, answer: Any) -> None:
-    devices.reset_peak("cpu")
+    machine.reset_peak("cpu")
     began, busy = time.perf_counter(), time.process_time()
     step(folder)
     took = {"seconds": time.perf_counter() - began, "cpu_s": time.process_time() - busy}
-    took["peak_gb"] = (devices.peak_memory("cpu") or 0) / 1e9
+    took["peak_gb"] = (machine.peak_memory("cpu") or 0) / 1e9
     answer.send({name: round(value, 3) for name, value in took.items()})
 
 

@@ -17,10 +17,10 @@ from torch._inductor import config as inductor
 from torch._inductor.utils import fresh_cache
 from transformers import StaticCache
 
-from nbhelpers.generation import decode as decoding
 from nbhelpers.generation import sampling
+from nbhelpers.generation.decode import KeyValues
 from nbhelpers.records import Prompt
-from tools.bench_texts import Texts, load
+from tools.bench_texts import Texts, endless
 
 # Weights packed at compile time and products by inductor's own kernels: ATen's product of one row runs on one
 # thread: lab-llama's step took 2.8 ms instead of 1.2, on two threads.
@@ -55,14 +55,14 @@ class Compiled:
     """The product's prefill and the compiled step, with one thread or all: which is faster is measured."""
 
     def __init__(self, model: str, dtype: str, gguf: str | None) -> None:
-        self.loaded = load(model, dtype)
+        self.loaded = endless(model, dtype)
         self.loaded.model.set_attn_implementation(
             "eager"
         )  # fused, where sdpa calls a kernel made for long rows
         config = self.loaded.model.config.get_text_config()
         self.numbers = config.vocab_size // sampling.BLOCK + sampling.BLOCK
         with torch.inference_mode():
-            cache = decoding.KeyValues(self.loaded.model, [[0]]).cache
+            cache = KeyValues(self.loaded.model, [[0]]).cache
         rows = [held for layer in cache.layers for held in (layer.keys, layer.values)]
         self.held = [torch.zeros(*held.shape[:2], COLUMNS, held.shape[3], dtype=held.dtype) for held in rows]
         tried = [self.compiled(threads) for threads in sorted({1, torch.get_num_threads()})]
@@ -99,7 +99,7 @@ class Compiled:
         ids, seed = self.loaded.tokenizer(prompt.text)["input_ids"], sampling.row_seed(0, prompt.id, repeat)
         if len(ids) + tokens > COLUMNS:
             raise RuntimeError(f"the compiled step has room for {COLUMNS} tokens, prompt included")
-        read = decoding.KeyValues(self.loaded.model, [ids])
+        read = KeyValues(self.loaded.model, [ids])
         for layer, keys, values in zip(read.cache.layers, self.held[::2], self.held[1::2], strict=True):
             keys[:, :, : len(ids)], values[:, :, : len(ids)] = layer.keys, layer.values
         numbers = torch.arange(self.numbers).expand(tokens, -1)

@@ -16,13 +16,13 @@ from typing import Any
 
 import gguf
 
-from nbhelpers.loading import load as loading
+from nbhelpers.loading import load
 
 FAMILIES = {"gpt2": gguf.MODEL_ARCH.GPT2, "llama": gguf.MODEL_ARCH.LLAMA, "bloom": gguf.MODEL_ARCH.BLOOM}
 
 
 def convert(model: str, path: str) -> None:
-    loaded = loading.load(model, "cpu", "float32")
+    loaded = load.load(model, "cpu", "float32")
     net = loaded.model
     config, family = net.config, net.config.model_type
     layers = config.num_hidden_layers

@@ -22,12 +22,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from nbhelpers import registry
-from nbhelpers.generation import generate as generation
-from nbhelpers.loading import load as loading
+from nbhelpers.generation import generate
+from nbhelpers.loading.load import Loaded, fetch
 from nbhelpers.records import Prompt, Settings
-from nbhelpers.scoring import rubric as scoring
+from nbhelpers.scoring import rubric
 from tools.bench import exponent
-from tools.bench_texts import load
+from tools.bench_texts import endless
 
 MODEL = "lab-gpt2"
 FACTORS = (1, 2, 4, 8, 16)
@@ -42,19 +42,19 @@ def prompts(count: int) -> list[Prompt]:
     ]
 
 
-def written(loaded: loading.Loaded, count: int, repeats: int, tokens: int) -> float:
+def written(loaded: Loaded, count: int, repeats: int, tokens: int) -> float:
     """Seconds to generate and score; the batch is the same for every size, so that only the work grows."""
     started = time.perf_counter()
     settings = Settings(MODEL, repeats=repeats, max_new_tokens=tokens)
-    rows = generation.generate_samples(loaded, prompts(count), settings, batch_size=16)
-    list(scoring.score_samples(rows))
+    rows = generate.generate_samples(loaded, prompts(count), settings, batch_size=16)
+    list(rubric.score_samples(rows))
     return time.perf_counter() - started
 
 
 def ran(models: int) -> float:
     """Seconds of a small run over that many copies of the model."""
     with tempfile.TemporaryDirectory() as folder:
-        source = loading.fetch(registry.resolve(MODEL))
+        source = fetch(registry.resolve(MODEL))
         copies = [shutil.copytree(source, Path(folder) / f"copy{i:02d}") for i in range(models)]
         out = ["--out", str(Path(folder) / "run")]
         command = [sys.executable, "-m", "nbhelpers.cli", "run", *map(str, copies), *SMALL, *out]
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=["prompts", "repeats", "tokens"])
     given = parser.parse_args()
     base, result = given.base, {}
-    loaded = load(MODEL, "float32")
+    loaded = endless(MODEL, "float32")
     written(loaded, base, 1, 8)  # warm-up
     sweeps = {
         "prompts": (FACTORS, lambda factor: written(loaded, base * factor, 2, 4 * base)),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from nbhelpers.loading import load as loading
+from nbhelpers.loading import load
 
 Texts = tuple[list[str], int]  # in order of the rows, and how many tokens were written
 
 
-def load(model: str, dtype: str) -> loading.Loaded:
+def endless(model: str, dtype: str) -> load.Loaded:
     """A model whose texts never end by themselves."""
-    loaded = loading.load(model, dtype=dtype)
+    loaded = load.load(model, dtype=dtype)
     for owner in (loaded.model.generation_config, loaded.model.config, loaded.tokenizer):
         owner.eos_token_id = None
     return loaded

@@ -19,18 +19,18 @@ import time
 from typing import Any
 
 from nbhelpers import registry
-from nbhelpers.loading import load as loading
+from nbhelpers.loading.load import fetch
 from nbhelpers.records import Prompt, Settings
-from tools.bench_texts import Texts, load
+from tools.bench_texts import Texts, endless
 
 
 class Ours:
-    """generation.generate_samples, as a run calls it: ids, texts and records included."""
+    """generate.generate_samples, as a run calls it: ids, texts and records included."""
 
     def __init__(self, model: str, dtype: str, gguf: str | None) -> None:
         from nbhelpers.devices import fit
 
-        self.loaded, self.model = load(model, dtype), model
+        self.loaded, self.model = endless(model, dtype), model
         config = self.loaded.model.config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -47,10 +47,10 @@ class Ours:
     def write(
         self, prompts: list[Prompt], repeats: int, tokens: int, batch: int, temperature: float
     ) -> Texts:
-        from nbhelpers.generation import generate as generation
+        from nbhelpers.generation import generate
 
         settings = Settings(self.model, repeats=repeats, max_new_tokens=tokens, temperature=temperature)
-        rows = generation.generate_samples(self.loaded, prompts, settings, batch_size=batch)
+        rows = generate.generate_samples(self.loaded, prompts, settings, batch_size=batch)
         if failed := [row.error for row in rows if row.error]:
             raise RuntimeError(failed[0])
         return [row.text for row in rows], sum(row.new_tokens for row in rows)
@@ -60,7 +60,7 @@ class Generate:
     """transformers.generate. A negative batch: that many prompts, each returned `repeats` times."""
 
     def __init__(self, model: str, dtype: str, gguf: str | None) -> None:
-        self.loaded = load(model, dtype)
+        self.loaded = endless(model, dtype)
         self.facts: dict[str, Any] = {}
 
     def write(
@@ -97,12 +97,10 @@ class LmEval:
         spec = registry.resolve(model)
         common = {"device": "cpu", "add_bos_token": True}
         if spec.kind == "shape":  # random weights have no folder that it could load
-            folder = str(
-                loading.fetch(registry.resolve("lab-gpt2"))
-            )  # as it stands: it asks for the end token
-            self.lm = HFLM(pretrained=load(model, dtype).model, tokenizer=folder, **common)
+            folder = str(fetch(registry.resolve("lab-gpt2")))  # as it stands: it asks for the end token
+            self.lm = HFLM(pretrained=endless(model, dtype).model, tokenizer=folder, **common)
         else:
-            self.lm = HFLM(pretrained=str(loading.fetch(spec)), dtype=dtype, **common)
+            self.lm = HFLM(pretrained=str(fetch(spec)), dtype=dtype, **common)
         for owner in (self.lm.model.generation_config, self.lm.model.config):
             owner.eos_token_id = None
         self.facts = {"version": importlib.metadata.version("lm_eval")}
@@ -145,7 +143,7 @@ class LlamaCpp:
         from llama_cpp import llama_cpp as api
         from tokenizers import Tokenizer
 
-        self.api, folder = api, loading.fetch(registry.resolve(model))
+        self.api, folder = api, fetch(registry.resolve(model))
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         api.llama_backend_init()
         self.quiet = api.llama_log_callback(lambda level, text, user: None)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from nbhelpers.devices import device as devices
+from nbhelpers.devices import machine
 
 
 @dataclass
@@ -25,12 +25,12 @@ def track_memory() -> Iterator[MemoryUse]:
 
     The peak is the kernel's (VmHWM, set back at the start; proc(5)), or else comes from readings in between.
     """
-    by_kernel, ended, before = devices.reset_peak("cpu"), threading.Event(), devices.resident_memory()
+    by_kernel, ended, before = machine.reset_peak("cpu"), threading.Event(), machine.resident_memory()
     use = MemoryUse(before, before, "kernel" if by_kernel else "sampling")
 
     def watch() -> None:
         while not ended.wait(0.005):
-            use.process_peak_bytes = max(use.process_peak_bytes, devices.resident_memory())
+            use.process_peak_bytes = max(use.process_peak_bytes, machine.resident_memory())
 
     watcher = threading.Thread(target=watch, name="watch", daemon=True)
     watcher.start()
@@ -39,5 +39,5 @@ def track_memory() -> Iterator[MemoryUse]:
     finally:
         ended.set()
         watcher.join()
-        last = devices.peak_memory("cpu") if by_kernel else devices.resident_memory()
+        last = machine.peak_memory("cpu") if by_kernel else machine.resident_memory()
         use.process_peak_bytes = max(use.process_peak_bytes, last or 0)

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from nbhelpers.devices import device as devices
+from nbhelpers.devices import machine
 from nbhelpers.records import DTYPES, ModelSpec
 
 HEADROOM = 0.9  # assumed: share of the free memory that a need may take; the rest is for activations
@@ -75,7 +75,7 @@ def _seconds(call: str, a: tuple[int, ...], b: tuple[int, ...], device: str, dty
     from torch.utils.benchmark import Timer
 
     def clock() -> float:
-        devices.synchronize(device)
+        machine.synchronize(device)
         return time.perf_counter()
 
     shapes, how = {"a": a, "b": b}, {"dtype": getattr(torch, dtype), "device": device}

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from nbhelpers import store, tasks
-from nbhelpers.devices import device as devices
-from nbhelpers.devices import fit, meters
+from nbhelpers.devices import fit, machine, meters
 from nbhelpers.generation import likelihood, server
 from nbhelpers.generation.server import Served
-from nbhelpers.loading import load, tokenizer
+from nbhelpers.loading import load, tokenization
 from nbhelpers.loading.load import Loaded, LoadingReport
 from nbhelpers.records import Engine, Failure, LabError, Limits, ModelRun, Prompt, Sample, Settings
 from nbhelpers.redact import redacted
@@ -81,7 +80,7 @@ def report_of(loaded: Loaded, prompts: Sequence[Prompt], settings: Settings) -> 
     digests = dict[str, str]()
     for prompt in prompts:
         with suppress(LabError):  # its rows will say so
-            digests[prompt.id] = store.row_key(ids=tokenizer.encode(loaded, prompt))
+            digests[prompt.id] = store.row_key(ids=tokenization.encode(loaded, prompt))
     maker = sampling.maker_settings(loaded.model, settings.maker_settings)
     engine = decode.engine_for(loaded.model)
     return replace(loaded.report, engine=engine, generation_config=maker, ids_digests=digests)
@@ -110,7 +109,7 @@ def prepare(loaded: Loaded, request: Request, max_new_tokens: int) -> Request:
     tokens, with the beginning token in front. The last token of an answer is not read: it needs no place.
     """
     context, begin = loaded.report.context or sys.maxsize, loaded.tokenizer.bos_token_id
-    ids = tokenizer.encode(loaded, request.prompt)
+    ids = tokenization.encode(loaded, request.prompt)
     if max(ids) >= (loaded.report.vocabulary or sys.maxsize):
         word = loaded.tokenizer.convert_ids_to_tokens(max(ids))
         raise LabError(f"The prompt {request.prompt.id!r} has {word!r}, which the model lacks: reword it.")
@@ -187,10 +186,10 @@ def _decoded(
             jobs.append(replace(prepared[request.prompt], key=request.key, repeat=request.repeat))
         except Exception as wrong:
             yield sample_of(loaded, request, settings, 1, error=wrong)
-    ends = frozenset[int]() if latency else tokenizer.end_tokens(loaded)
+    ends = frozenset[int]() if latency else tokenization.end_tokens(loaded)
     engine = engine_for(loaded.model, max((len(job.ids) + job.max_new_tokens for job in jobs), default=0))
     late = TimeoutError(f"the limit of {limit_s:g} s passed")
-    devices.reset_peak(loaded.device)
+    machine.reset_peak(loaded.device)
     while jobs:
         size = min(size or best_batch_size(loaded, jobs), len(jobs))
         left, paid = dict(enumerate(jobs)), dict[int, meters.Share]()  # paid by others, when a row began
@@ -200,9 +199,9 @@ def _decoded(
         if settings.maker_settings:
             choose = maker_sampler(loaded.model, settings, [*zip(ids, room, seeds, strict=True)], ends)
         failure: Exception | None = None
-        stopped = tokenizer.stop_check(loaded.tokenizer, ids, task.stop)
+        stopped = tokenization.stop_check(loaded.tokenizer, ids, task.stop)
         try:
-            devices.synchronize(loaded.device)
+            machine.synchronize(loaded.device)
             ledger = meters.Ledger(loaded.device)
             for event in decode(
                 loaded.model, ids, room, choose, ends, size, limit_s, engine=engine, stopped=stopped
@@ -230,7 +229,7 @@ def best_batch_size(loaded: Loaded, jobs: Sequence[Request]) -> int:
     """As many rows as fit the free memory, at most 128, in batches of one size."""
     tokens, report = max(len(job.ids) + job.max_new_tokens for job in jobs), loaded.report
     one = fit.generation_need(loaded.spec, report.dtype, 1, tokens, report.vocabulary or 0)
-    most = min(BATCH_CAP, max(1, fit.rows_that_fit(one, devices.free_memory(loaded.device), loaded=True)))
+    most = min(BATCH_CAP, max(1, fit.rows_that_fit(one, machine.free_memory(loaded.device), loaded=True)))
     return math.ceil(len(jobs) / math.ceil(len(jobs) / most))
 
 
@@ -248,15 +247,16 @@ def sample_of(
     from nbhelpers.generation.decode import failure_of
 
     end, tokens = (row.finish_reason, row.tokens) if row else ("error", ())
-    thought, text = tokenizer.read_answer(loaded.tokenizer, job.ids, tokens[:-1] if end == "eos" else tokens)
-    text = tokenizer.before_stop(text, tasks.load_task(settings.task).stop) if end == "stop" else text
+    written = tokens[:-1] if end == "eos" else tokens
+    thought, text = tokenization.read_answer(loaded.tokenizer, job.ids, written)
+    text = tokenization.before_stop(text, tasks.load_task(settings.task).stop) if end == "stop" else text
     text = text.encode("utf-8", "replace").decode()  # a vocabulary may hold halves of surrogate pairs
     known = dict[str, Any](text=text, reasoning=thought, new_tokens=len(tokens), finish_reason=end)
     known |= {"prompt_tokens": len(job.ids), "engine": engine}
     if error:
         known["failure"] = failure_of(error)
     if row:
-        peak = devices.peak_memory(loaded.device)
+        peak = machine.peak_memory(loaded.device)
         known |= {"ttft_s": row.ttft_s, "latency_s": row.latency_s, "peak_memory_bytes": peak}
     if share:
         known |= {"energy_j": share.joules, "share_s": share.seconds}

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nbhelpers import store, tasks
-from nbhelpers.devices import device as devices
-from nbhelpers.devices import fit, meters
+from nbhelpers.devices import fit, machine, meters
 from nbhelpers.generation import generate, server
 from nbhelpers.generation.server import Served
 from nbhelpers.loading import load
@@ -121,14 +120,14 @@ def _fit(runs: Sequence[ModelRun]) -> bool:
         report = load.read_report(run)
         one = fit.generation_need(run.spec, report.dtype, vocabulary=report.vocabulary or 0)
         need += (report.parameter_bytes or 0) + one.cache + one.logits
-        free = devices.free_memory(report.device)
+        free = machine.free_memory(report.device)
     return len(set(servers)) == len(servers) and fit.fits(fit.Need(need, 0, 0), free)
 
 
 @contextmanager
 def opened(run: ModelRun) -> Iterator[Loaded | Served]:
     """The model of a run: loaded here, or asked at its server."""
-    place = None if run.spec.kind == "server" else devices.read_report(run)
+    place = None if run.spec.kind == "server" else machine.read_report(run)
     model = server.open_model(run.spec, *((place.device, place.dtype) if place else ()))
     try:
         yield model

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from nbhelpers.loading import remote, tokenizer
+from nbhelpers.loading import remote, tokenization
 from nbhelpers.records import LabError, ModelSpec, Prompt
 
 if TYPE_CHECKING:
@@ -71,11 +71,11 @@ def _next_logprobs(loaded: Loaded, rows: Sequence[Sequence[int]], width: int, ke
 
 def choices(loaded: Loaded, prompt: Prompt) -> list[Pair]:
     """A pair for each choice: after a blank, unless the prompt ends in one or is a chat template's."""
-    lead, gap = parted(tokenizer.written(loaded, prompt), loaded.spec.prompt_format)
-    before = tokenizer.ids_of(loaded, lead)
+    lead, gap = parted(tokenization.written(loaded, prompt), loaded.spec.prompt_format)
+    before = tokenization.ids_of(loaded, lead)
     pairs = list[Pair]()
     for choice in prompt.choices:
-        after = tokenizer.ids_of(loaded, f"{lead}{gap}{choice}")[len(before) :]
+        after = tokenization.ids_of(loaded, f"{lead}{gap}{choice}")[len(before) :]
         if not after:
             raise LabError(f"The choice {choice!r} of {prompt.id!r} has no token of its own: reword it.")
         pairs.append((before, after))
@@ -105,7 +105,7 @@ def of_server(
 
     Raises what the client raises.
     """
-    lead, gap = parted(tokenizer.plain(prompt.text, prompt.before))
+    lead, gap = parted(tokenization.plain(prompt.text, prompt.before))
     reported = dict[str, tuple[float, ...]]()
     for kind in kinds:
         pairs = [("", prompt.text)] if kind == "text" else [(lead, gap + choice) for choice in prompt.choices]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nbhelpers import tasks
 from nbhelpers.devices import meters
 from nbhelpers.generation import likelihood
-from nbhelpers.loading import load, remote, tokenizer
+from nbhelpers.loading import load, remote, tokenization
 from nbhelpers.loading.load import Loaded, LoadingReport
 from nbhelpers.records import Failure, FinishReason, ModelSpec, Prompt, Settings
 
@@ -123,7 +123,7 @@ def ask(
     seed: int,
     limit_s: float,
     fixed: bool = False,
-    before: tokenizer.Turns = (),
+    before: tokenization.Turns = (),
 ) -> Answer:
     """One streamed answer to a text after other turns. fixed: of full length, where the server can.
 
@@ -136,7 +136,7 @@ def ask(
     if "top_k" in extra and not settings.maker_settings:
         extra |= PLAIN_SAMPLING
     turns = [{"role": role, "content": content} for role, content in (*before, ("user", text))]
-    request: Any = {"messages": turns} if chat else {"prompt": tokenizer.plain(text, before)}
+    request: Any = {"messages": turns} if chat else {"prompt": tokenization.plain(text, before)}
     request |= {"model": served.spec.source.partition("#")[2], "extra_body": extra, "stream": True}
     request |= {"temperature": settings.temperature, "top_p": settings.top_p}
     request |= {"max_tokens": settings.max_new_tokens, "timeout": limit_s}
@@ -214,7 +214,7 @@ def answers(
         try:
             row["logprobs"] = logprobs[prompt].result() if kinds else None
             row |= fields_of(ask(served, prompt.text, settings, seed, limit_s, fixed, prompt.before), prompt)
-            row["text"] = tokenizer.before_stop(row["text"], task.stop)
+            row["text"] = tokenization.before_stop(row["text"], task.stop)
         except Exception as problem:
             row, error = {"failure": failure_of(problem)}, problem
         share = charge(-1).since(before)
@@ -238,7 +238,7 @@ def answers(
 
 def fields_of(answer: Answer, prompt: Prompt) -> dict[str, Any]:
     """What a row says of an answer to a prompt."""
-    thought, text = tokenizer.split_reasoning(answer.text.encode("utf-8", "replace").decode().strip())
+    thought, text = tokenization.split_reasoning(answer.text.encode("utf-8", "replace").decode().strip())
     return {
         "text": text,
         "prompt_tokens": answer.prompt_tokens or math.ceil(len(prompt.text) / CHARACTERS_PER_TOKEN),

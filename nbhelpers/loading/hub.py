@@ -14,12 +14,12 @@ import huggingface_hub as hf
 from huggingface_hub import constants, errors
 from huggingface_hub.utils import disable_progress_bars, logging
 
-from nbhelpers.loading import folder as folders
+from nbhelpers.loading import checkpoint
 from nbhelpers.records import Failure, LabError, ModelSpec
 
 # Everything that from_pretrained needs and nothing that runs code: no pickles, no .py files.
 FILES = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json", "modules.json"]
-FILES += folders.SMALL_FILES
+FILES += checkpoint.SMALL_FILES
 
 
 def download(spec: ModelSpec) -> Path:
@@ -36,7 +36,7 @@ def download(spec: ModelSpec) -> Path:
         raise
     except Exception as error:
         raise _explained(error, spec.source, spec.revision) from None
-    folders.check_folder(folder, spec.alias)
+    checkpoint.check_folder(folder, spec.alias)
     return folder
 
 
@@ -49,11 +49,11 @@ def _fetch(source: str, revision: str | None) -> Path:
     try:
         config = Path(hf.hf_hub_download(source, "config.json", revision=commit))  # before gigabytes
     except errors.RemoteEntryNotFoundError:
-        raise folders.no_weights(source, hf.list_repo_files(source, revision=commit)) from None
-    folders.check_config(folders.read_json_file(config, source), source)
+        raise checkpoint.no_weights(source, hf.list_repo_files(source, revision=commit)) from None
+    checkpoint.check_config(checkpoint.read_json_file(config, source), source)
     folder = Path(hf.snapshot_download(source, revision=commit, allow_patterns=FILES))
     if not any(folder.glob("*.safetensors")):
-        raise folders.no_weights(source, hf.list_repo_files(source, revision=folder.name))
+        raise checkpoint.no_weights(source, hf.list_repo_files(source, revision=folder.name))
     verified = folder.parents[1] / "verified" / folder.name
     if verified.is_file():
         return folder
@@ -68,7 +68,7 @@ def _fetch(source: str, revision: str | None) -> Path:
         path.unlink(missing_ok=True)
     if damaged:
         why = f"has a damaged {damaged[0].name} in the local cache, which was deleted: run again."
-        raise folders.refusal(source, why, Failure.DOWNLOAD)
+        raise checkpoint.refusal(source, why, Failure.DOWNLOAD)
     verified.parent.mkdir(exist_ok=True)
     verified.touch()
     return folder
@@ -101,4 +101,4 @@ def _explained(error: Exception, source: str, revision: str | None) -> LabError:
             reason = f"{constants.ENDPOINT} ({type(error).__name__}: {error}".partition("\n")[0]
             why = f"is not wholly in the local cache and did not come from {reason}): check the network and "
             why += "HF_HUB_OFFLINE, and run again."
-    return folders.refusal(source, why, kind)
+    return checkpoint.refusal(source, why, kind)

@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nbhelpers import registry, store
-from nbhelpers.devices import device as devices
-from nbhelpers.devices import fit
-from nbhelpers.loading import folder as folders
-from nbhelpers.loading import hub, tokenizer, weights
+from nbhelpers.devices import fit, machine
+from nbhelpers.loading import checkpoint, hub, tokenization, weights
 from nbhelpers.records import SCHEMA_VERSION, Engine, Failure, ModelRun, ModelSpec, Record
 
 SHAPE_TOKENIZER = "lab-gpt2"  # any text becomes ids below 4,096, which every registered architecture has
@@ -78,14 +76,14 @@ def fetch(spec: ModelSpec) -> Path:
     if spec.kind == "hub":
         return hub.download(spec)
     if spec.kind == "server":
-        raise folders.refusal(spec.alias, "is behind a server, its weights are not here: name its folder.")
+        raise checkpoint.refusal(spec.alias, "is behind a server, its weights are not here: name its folder.")
     spec = registry.resolve(SHAPE_TOKENIZER) if spec.kind == "shape" else spec
     folder = registry.folder_of(spec) or Path()
     for name, digest in spec.sha256.items():
         if not (folder / name).is_file() or file_digest(folder / name) != digest:
             why = f"lacks {name} as it was recorded (sha256)"
-            raise folders.refusal(spec.alias, f"{why}: restore it with git, or run tools/models/build.py.")
-    folders.check_folder(folder, spec.alias)
+            raise checkpoint.refusal(spec.alias, f"{why}: restore it with git, or run tools/models/build.py.")
+    checkpoint.check_folder(folder, spec.alias)
     return folder
 
 
@@ -110,10 +108,10 @@ def revision_of(spec: ModelSpec, folder: Path | None = None) -> str:
         return folder.name  # the Hub's cache names snapshots by commit
     if spec.kind == "shape":
         return weights.random_revision(spec)
-    small = (folder / name for name in (*folders.SMALL_FILES, "adapter_config.json"))
-    files = [*filter(Path.is_file, small), *folders.weight_files(folder, spec.alias)]
+    small = (folder / name for name in (*checkpoint.SMALL_FILES, "adapter_config.json"))
+    files = [*filter(Path.is_file, small), *checkpoint.weight_files(folder, spec.alias)]
     lines = [f"{path.name} {file_digest(path)}" for path in files]
-    if base := folders.adapter_base(folder, spec.alias):
+    if base := checkpoint.adapter_base(folder, spec.alias):
         lines.append(revision_of(base))
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:12]
 
@@ -125,48 +123,48 @@ def load(model: str | ModelSpec, device: str = "auto", dtype: str = "auto") -> L
     model that does not fit, cannot be read, is no causal language model, or contradicts itself.
     """
     spec = model if isinstance(model, ModelSpec) else registry.resolve(str(model))
-    with folders.one_sentence("library transformers"):  # importing is not timed
+    with checkpoint.one_sentence("library transformers"):  # importing is not timed
         from transformers import GenerationMixin, PreTrainedModel  # noqa: F401
 
-    place, random, notes = devices.detect(device, dtype), spec.kind == "shape", list[str]()
+    place, random, notes = machine.detect(device, dtype), spec.kind == "shape", list[str]()
     started = time.perf_counter()
     folder = fetch(spec)
-    base = folders.adapter_base(folder, spec.alias)
+    base = checkpoint.adapter_base(folder, spec.alias)
     trunk = fetch(base) if base else folder
     fetch_s = time.perf_counter() - started
-    spec = spec if random else folders.describe(spec, folder, trunk)
+    spec = spec if random else checkpoint.describe(spec, folder, trunk)
     release(place.device)
-    need = fit.generation_need(spec, place.dtype, tokens=folders.DEFAULT_CONTEXT)
+    need = fit.generation_need(spec, place.dtype, tokens=checkpoint.DEFAULT_CONTEXT)
     if not fit.fits(need, free := place.memory_free_bytes):
         taken, cache, room = (f"{n / 2**30:.1f} GiB" for n in (need.weights, need.cache, free))
         why = f"does not fit: its weights take {taken} in {place.dtype}, the cache of one row {cache}, and "
         why += f"{room} are free on {place.device}: choose a half dtype or a smaller model."
-        raise folders.refusal(spec.alias, why, Failure.OUT_OF_MEMORY)
-    devices.reset_peak(place.device)
-    rss_before = devices.resident_memory()
+        raise checkpoint.refusal(spec.alias, why, Failure.OUT_OF_MEMORY)
+    machine.reset_peak(place.device)
+    rss_before = machine.resident_memory()
     started = time.perf_counter()
-    with folders.one_sentence(f"tokenizer of the model {spec.alias!r}"):
-        own = any((folder / name).is_file() for name in folders.VOCABULARIES)
-        words = tokenizer.load_tokenizer(folder if own else trunk)
-    with folders.one_sentence(f"model {spec.alias!r}"):
+    with checkpoint.one_sentence(f"tokenizer of the model {spec.alias!r}"):
+        own = any((folder / name).is_file() for name in checkpoint.VOCABULARIES)
+        words = tokenization.load_tokenizer(folder if own else trunk)
+    with checkpoint.one_sentence(f"model {spec.alias!r}"):
         if random:
             net = weights.random_model(spec, place.device, place.dtype)
         else:
             net, notes = weights.read(trunk, spec.alias, place.dtype)
             net = (weights.merge(net, folder, spec.alias) if base else net).eval().to(place.device)
-        devices.synchronize(place.device)
+        machine.synchronize(place.device)
         load_s = time.perf_counter() - started
-        rss_after_load = devices.resident_memory()
+        rss_after_load = machine.resident_memory()
         vocabulary = net.get_input_embeddings().weight.shape[0]
         known = words.get_vocab().items() - words.get_added_vocab().items()  # added ones few prompts use
         if (largest := max(number for _, number in known)) >= vocabulary:
             why = f"has a tokenizer that knows token {largest} and only {vocabulary} embeddings"
-            raise folders.refusal(spec.alias, f"{why}: save it and its own tokenizer in one folder.")
+            raise checkpoint.refusal(spec.alias, f"{why}: save it and its own tokenizer in one folder.")
         if words.pad_token_id >= vocabulary:
             words.pad_token = words.convert_ids_to_tokens(0)
         net.generation_config.pad_token_id = words.pad_token_id
         weights.try_out(net, spec.alias, place.dtype)
-        devices.synchronize(place.device)
+        machine.synchronize(place.device)
     report = LoadingReport(
         model=spec.alias,
         slug=spec.slug,
@@ -174,7 +172,7 @@ def load(model: str | ModelSpec, device: str = "auto", dtype: str = "auto") -> L
         source=spec.alias if spec.kind == "local" else spec.source,  # no path of this machine
         family=spec.family,
         parameters=sum(parameter.numel() for parameter in net.parameters()),
-        context=spec.context or folders.DEFAULT_CONTEXT,
+        context=spec.context or checkpoint.DEFAULT_CONTEXT,
         vocabulary=vocabulary,
         device=place.device,
         dtype=place.dtype,
@@ -183,11 +181,11 @@ def load(model: str | ModelSpec, device: str = "auto", dtype: str = "auto") -> L
         parameter_bytes=sum(parameter.nbytes for parameter in net.parameters()),
         rss_before_bytes=rss_before,
         rss_after_load_bytes=rss_after_load,
-        rss_after_forward_bytes=devices.resident_memory(),
-        device_peak_bytes=None if place.device == "cpu" else devices.peak_memory(place.device),
+        rss_after_forward_bytes=machine.resident_memory(),
+        device_peak_bytes=None if place.device == "cpu" else machine.peak_memory(place.device),
         quality_applies=not random,
         prompt_format=spec.prompt_format,
-        template_date=str(tokenizer.TODAY.date()) if "strftime_now" in str(words.chat_template) else None,
+        template_date=str(tokenization.TODAY.date()) if "strftime_now" in str(words.chat_template) else None,
         base=spec.base,
         notes=tuple(notes),
     )
@@ -205,7 +203,7 @@ def unload(loaded: Loaded) -> None:
 def release(device: str) -> None:
     """Hand unused memory back to the system: garbage, the device's cache, pages the C library keeps."""
     gc.collect()
-    devices.empty_cache(device)
+    machine.empty_cache(device)
     with suppress(OSError, AttributeError):  # another C library than glibc, which keeps freed pages
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 

@@ -11,7 +11,7 @@ from typing import Any
 from unittest import mock
 
 from nbhelpers import registry
-from nbhelpers.loading import folder as folders
+from nbhelpers.loading import checkpoint
 from nbhelpers.records import Failure, ModelSpec
 
 # What a model continues text without: eyes, ears, and layers that guess further on.
@@ -24,17 +24,17 @@ def read(folder: Path, name: str, dtype: str) -> tuple[Any, list[str]]:
     """The saved model, and what was set aside of its configuration. Raises LabError."""
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    config, notes = folders.read_config(folder, name), []
+    config, notes = checkpoint.read_config(folder, name), []
     if type(config) not in AutoModelForCausalLM._model_mapping:
         why = f"is of the kind {config.model_type}, which transformers does not load for text alone"
-        raise folders.refusal(name, f"{why}: name one that is for text.")
+        raise checkpoint.refusal(name, f"{why}: name one that is for text.")
     text = config.get_text_config(decoder=True)
     if (getattr(text, "pad_token_id", 0) or 0) >= getattr(text, "vocab_size", math.inf):
         text.pad_token_id = None  # masked, whatever it is
     listed, own = config.architectures or [], AutoModelForCausalLM._model_mapping._model_mapping
     if listed and own.get(config.model_type) not in listed and {*own.values()}.issuperset(listed):
         why = f"is {listed[0]} and of the type {config.model_type} by its config.json, which cannot both be"
-        raise folders.refusal(name, f"{why}: use the config.json that was saved with these weights.")
+        raise checkpoint.refusal(name, f"{why}: use the config.json that was saved with these weights.")
     if (asked := config._attn_implementation) not in (None, "eager", "sdpa"):
         config._attn_implementation = None
         notes.append(f"the attention of config.json, {asked}, is set aside for PyTorch's own")
@@ -47,15 +47,15 @@ def read(folder: Path, name: str, dtype: str) -> tuple[Any, list[str]]:
         if "ignore_mismatched_sizes" not in str(error):
             raise
         why = "has a config.json that describes tensors of other sizes than its weights have"
-        raise folders.refusal(name, f"{why}: download both again.") from error
+        raise checkpoint.refusal(name, f"{why}: download both again.") from error
     # transformers would fill what is missing with random numbers, and drop what the model has no place for.
     if absent := sorted(info["missing_keys"]):
         why = f"lacks tensors that its config.json describes ({len(absent)}, such as {absent[0]})"
-        raise folders.refusal(name, f"{why}: download both again.")
+        raise checkpoint.refusal(name, f"{why}: download both again.")
     unexpected = sorted(info["unexpected_keys"])
-    if left := [k for k in unexpected if not (folders.BUFFERS.search(k) or PASSED_OVER.search(k))]:
+    if left := [k for k in unexpected if not (checkpoint.BUFFERS.search(k) or PASSED_OVER.search(k))]:
         why = f"holds tensors that its config.json does not describe ({len(left)}, such as {left[0]})"
-        raise folders.refusal(name, f"{why}: use the config.json that was saved with these weights.")
+        raise checkpoint.refusal(name, f"{why}: use the config.json that was saved with these weights.")
     return net, notes
 
 
@@ -69,7 +69,7 @@ def merge(net: Any, folder: Path, name: str) -> Any:
     result = adapted.load_adapter(str(folder), "default", torch_device="cpu")
     if wrong := [*result.unexpected_keys, *(key for key in result.missing_keys if "lora_" in key)]:
         why = f"is an adapter to another base than it names ({len(wrong)} tensors differ, such as {wrong[0]})"
-        raise folders.refusal(name, f"{why}: put the right one into adapter_config.json.")
+        raise checkpoint.refusal(name, f"{why}: put the right one into adapter_config.json.")
     return adapted.merge_and_unload()
 
 
@@ -87,11 +87,11 @@ def try_out(net: Any, name: str, dtype: str) -> None:
     if broken := [key for key, p in weights.items() if not torch.stack(p.aminmax()).isfinite().all()]:
         why = f"has weights that are NaN or infinite in {dtype} ({len(broken)} tensors, such as {broken[0]})"
         way = "choose bfloat16 or float32" if dtype == "float16" else "use another checkpoint"
-        raise folders.refusal(name, f"{why}: {way}.", Failure.BAD_OUTPUT)
+        raise checkpoint.refusal(name, f"{why}: {way}.", Failure.BAD_OUTPUT)
     ahead = (one - other).abs().max() > (1e-3 if dtype == "float32" else 3e-2) * one.std()
     if ahead and net.config.model_type not in PREFIX:
         why = "looks at the tokens after the one that it continues, as masked language models do"
-        raise folders.refusal(name, f"{why}: name a causal language model.")
+        raise checkpoint.refusal(name, f"{why}: name a causal language model.")
 
 
 def random_revision(spec: ModelSpec) -> str:

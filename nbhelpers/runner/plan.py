@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from nbhelpers import registry, store, tasks
-from nbhelpers.devices import device as devices
+from nbhelpers.devices import machine
 from nbhelpers.generation import likelihood
-from nbhelpers.loading.folder import inspect
+from nbhelpers.loading.checkpoint import inspect
 from nbhelpers.records import LabError, ModelSpec, RunInfo, Settings
 
 SMALL_PARAMETERS = 50_000_000  # up to this size two models at a time are no burden
@@ -83,7 +83,7 @@ def plan_run(models: Sequence[str], settings: Settings, out: str = "", until_dec
         settings=replace(settings, model="", run_dir=""),
         started=started.isoformat(timespec="seconds"),
         seconds=None,
-        versions=devices.versions(),
+        versions=machine.versions(),
         machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         git_commit=commit.strip() or None,
         specs=specs,
@@ -136,4 +136,4 @@ def default_jobs(plan: Plan) -> int:
     accelerator = sys.platform == "darwin" or shutil.which("nvidia-smi") is not None
     on_cpu = device == "cpu" or (device == "auto" and not accelerator)
     small = len(specs) > 1 and all(0 < (spec.parameters or 0) <= SMALL_PARAMETERS for spec in specs)
-    return 2 if on_cpu and small and devices.usable_cores() > 1 else 1
+    return 2 if on_cpu and small and machine.usable_cores() > 1 else 1

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from nbhelpers import store, tasks
-from nbhelpers.devices import device as devices
+from nbhelpers.devices import machine
 from nbhelpers.records import Failure, LabError, Limits, ModelRun, NotebookStatus, Result, RunInfo, Settings
 from nbhelpers.runner import kernels, notebook
 from nbhelpers.runner.plan import Plan
@@ -40,7 +40,7 @@ STOPPED = "stopped by --fail-on-error"
 Watcher = Callable[[NotebookStatus], None]  # called when a notebook ends
 
 
-def run(
+def run_models(
     plan: Plan,
     jobs: int = 1,
     limits: Limits = Limits(),
@@ -56,7 +56,7 @@ def run(
     """
     from filelock import FileLock, Timeout
 
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, devices.usable_cores() // jobs))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, machine.usable_cores() // jobs))
     how = "forked" if kernels.FORKS else "plain"
     info = replace(plan.info, jobs=jobs, threads=threads, kernels=how, limits=limits)
     plan.run_dir.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from nbhelpers import store
-from nbhelpers.devices.device import DeviceReport
+from nbhelpers.devices.machine import DeviceReport
 from nbhelpers.records import Estimate, Record, Sample
 from nbhelpers.stats.estimate import estimate
 

@@ -16,8 +16,8 @@ from nbhelpers.errors import NoScore
 from nbhelpers.generation import likelihood, server
 from nbhelpers.generation.server import Served
 from nbhelpers.loading import remote
-from nbhelpers.loading import tokenizer as chat
 from nbhelpers.loading.load import Loaded
+from nbhelpers.loading.tokenization import render, split_reasoning
 from nbhelpers.records import LabError, Limits, Prompt, Settings
 
 LEAST_MASS = 0.1  # ours: below it at least nine tenths of what the model would say is no rating
@@ -91,7 +91,7 @@ def _tokens(loaded: Loaded, question: str, known: Sequence[str]) -> tuple[list[i
     """Ids of the question, and of each of the known answers as they follow it."""
     tokenizer = loaded.tokenizer
     templated = loaded.spec.prompt_format == "chat" and getattr(tokenizer, "chat_template", None)
-    lead, special = chat.render(tokenizer, question) if templated else f"{question}\n", not templated
+    lead, special = render(tokenizer, question) if templated else f"{question}\n", not templated
     texts = [f"{lead}{answer}" for answer in known]
     whole = [tuple(tokenizer(t, add_special_tokens=special, verbose=False)["input_ids"]) for t in texts]
     shared = next((i for i, column in enumerate(zip(*whole, strict=False)) if len(set(column)) > 1), 0)
@@ -108,7 +108,7 @@ def _said(served: Served, asked: str) -> str:
         answer = server.ask(served, asked, SAYS, 0, Limits().generation_s)
         if answer.finish_reason == "time":
             raise EOFError(f"no whole answer within {Limits().generation_s:g} s")
-    return re.sub(r"^\W*(rating\W+)?|\W*$", "", chat.split_reasoning(answer.text)[1], flags=re.IGNORECASE)
+    return re.sub(r"^\W*(rating\W+)?|\W*$", "", split_reasoning(answer.text)[1], flags=re.IGNORECASE)
 
 
 def by_rubric(text: str, item: Prompt, options: Mapping[str, Any]) -> float:

@@ -23,8 +23,8 @@ from typing import Any
 from nbhelpers import registry, store, tasks
 from nbhelpers.errors import LabError, NoScore, nearest
 from nbhelpers.generation import generate, server
-from nbhelpers.loading.folder import inspect
-from nbhelpers.loading.tokenizer import split_reasoning
+from nbhelpers.loading.checkpoint import inspect
+from nbhelpers.loading.tokenization import split_reasoning
 from nbhelpers.records import Limits, ModelRun, Prompt, Sample, Score, Settings
 from nbhelpers.scoring import judge, rubric
 from nbhelpers.scoring.texts import compared, json_schema, library, normalised, search, validator

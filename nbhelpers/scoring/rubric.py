@@ -18,7 +18,7 @@ from itertools import chain, groupby
 import numpy as np
 
 from nbhelpers import store
-from nbhelpers.loading.tokenizer import split_reasoning
+from nbhelpers.loading.tokenization import split_reasoning
 from nbhelpers.records import LabError, ModelRun, Sample, Score
 from nbhelpers.scoring import coherence, texts
 from nbhelpers.stats.estimate import Array

@@ -13,7 +13,7 @@ from nbhelpers.generation import generate
 from nbhelpers.loading import load
 from nbhelpers.records import LAB_SCALE, SCHEMA_VERSION, Estimate, ModelRun, Record, Sample, Scale, Score
 from nbhelpers.scoring import rubric
-from nbhelpers.stats import estimate as stats
+from nbhelpers.stats import estimate
 
 FOREIGN = "samples/not_applicable"  # texts without a score, because a rubric reads English
 MEMORY = ("rss_before", "rss_after_load", "rss_after_forward", "device_peak")  # of loading.json
@@ -54,8 +54,8 @@ def quality_estimates(
     """How many samples failed, and the estimates of every score over prompts, or over their clusters."""
     quality = dict[str, Estimate]()
     for name in dict.fromkeys(name for score in scores for name in score.values):
-        means = stats.by_unit(stats.by_prompt(scores, name), clusters).values()
-        quality[name] = stats.mean_score(means, name, scale)
+        means = estimate.by_unit(estimate.by_prompt(scores, name), clusters).values()
+        quality[name] = estimate.mean_score(means, name, scale)
     return sum(score.failed for score in scores), quality
 
 
@@ -71,11 +71,11 @@ def latency_estimates(rows: Iterable[Sample]) -> dict[str, Estimate]:
     for name in ("latency_s", "ttft_s", "tpot_s"):
         known = [[t for row in own if (t := getattr(row, name)) is not None] for own in prompts.values()]
         times = [fmean(own) for own in known if own]
-        found[name] = stats.estimate(times, name, method="bootstrap-t")
-        found[f"{name}/p50"] = stats.percentile_estimate(times, 50, f"{name}/p50")
+        found[name] = estimate.estimate(times, name, method="bootstrap-t")
+        found[f"{name}/p50"] = estimate.percentile_estimate(times, 50, f"{name}/p50")
     for name, amount in AMOUNTS.items():
         speeds = [fmean(amount(row) / (row.latency_s or 1) for row in own) for own in prompts.values()]
-        found[f"{name}_per_s"] = stats.estimate(speeds, f"{name}_per_s")
+        found[f"{name}_per_s"] = estimate.estimate(speeds, f"{name}_per_s")
     return {n: replace(e, low=e.low and max(0.0, e.low)) for n, e in found.items()}
 
 

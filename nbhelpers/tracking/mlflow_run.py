@@ -21,12 +21,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from nbhelpers import redact, registry, store, tasks
-from nbhelpers.devices import device
+from nbhelpers.devices import machine
 from nbhelpers.errors import some
 from nbhelpers.generation import generate
 from nbhelpers.records import SCHEMA_VERSION, Failure, LabError, ModelRun, Prompt, Record, Result
 from nbhelpers.scoring import rubric
-from nbhelpers.tracking import mlflow_pages as pages
+from nbhelpers.tracking import mlflow_pages
 from nbhelpers.tracking.result import read_info, spec_of
 
 if TYPE_CHECKING:
@@ -157,7 +157,8 @@ def log_run(run: ModelRun) -> TrackingReport:
 
     result, task = store.read_json(run.folder / "result.json", Result), tasks.load_task(run.settings.task)
     tags = {"run": run.folder.parent.name, "folder": (folder := _digest(run.folder))}
-    tags |= pages.EVALUATION | {f"version.{name}": version for name, version in device.versions().items()}
+    tags |= {f"version.{name}": version for name, version in machine.versions().items()}
+    tags |= mlflow_pages.EVALUATION
     values = vars(result.settings) | {name: getattr(result, name) for name in PARAMETERS}
     params = [Param(name, str(value)) for name, value in (values | {"model": run.spec.alias}).items()]
     now = int(time.time() * 1000)
@@ -179,7 +180,7 @@ def log_run(run: ModelRun) -> TrackingReport:
             found = [scores.get(sample.key) for sample in samples]
             table[result.primary] = [score and score.values.get(result.primary) for score in found]
             client.log_table(run_id, table, "samples.json")
-            note = pages.log_traces(uri, experiment, run_id, run.spec.alias, samples, scores)
+            note = mlflow_pages.log_traces(uri, experiment, run_id, run.spec.alias, samples, scores)
             client.set_tag(run_id, "mlflow.note.content", note)
             done = [path for path in run.folder.iterdir() if path.name not in ("tracking.json", *LATE)]
             files, status = _log_files(client, run_id, done), "FINISHED"
@@ -187,7 +188,7 @@ def log_run(run: ModelRun) -> TrackingReport:
             client.set_terminated(run_id, status)
         for other in client.search_runs([experiment], f"tags.folder = '{folder}'"):
             if (old := other.info.run_id) != run_id:
-                if ids := [trace.info.trace_id for trace in pages.traces_of(uri, experiment, old)]:
+                if ids := [trace.info.trace_id for trace in mlflow_pages.traces_of(uri, experiment, old)]:
                     client.delete_traces(experiment, trace_ids=ids)
                 client.delete_run(old)
     report = TrackingReport(shown_uri(), EXPERIMENT, run_id, len(metrics), (*files, "samples.json"))
@@ -227,7 +228,7 @@ def attach(run_dir: Path, ratings: Mapping[str, Mapping[str, float]] | None = No
         for path in logged:
             run_id = store.read_json(path, TrackingReport).run_id
             _log_files(client, run_id, [path.with_name(name) for name in LATE])
-            pages.rate(tracking_uri(), experiment, run_id, ratings or {})
+            mlflow_pages.rate(tracking_uri(), experiment, run_id, ratings or {})
             holders.add(client.get_run(run_id).data.tags.get(CHILD_OF, run_id))
         for run_id in holders:
             _log_files(client, run_id, [compared, *(run_dir / name for name in WHOLE)])

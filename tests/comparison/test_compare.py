@@ -14,8 +14,7 @@ from matplotlib.colors import to_hex
 from scipy.stats import binomtest
 
 from nbhelpers import store
-from nbhelpers.comparison import compare as comparison
-from nbhelpers.comparison import plots
+from nbhelpers.comparison import compare, plots
 from nbhelpers.comparison.comparable import comparable
 from nbhelpers.comparison.compare import ComparisonReport
 from nbhelpers.records import LabError, ModelSpec, Result, Scale
@@ -39,7 +38,7 @@ def close_figures():
 
 def test_a_model_two_points_better_is_picked():
     results = [make_result("weak", planted(5, seed=1)), make_result("strong", planted(7, seed=2))]
-    report = comparison.compare(results, {})
+    report = compare.compare(results, {})
     assert list(report.ranking) == ["strong", "weak"]
     assert report.pick == "strong"
     (pair,) = report.pairs
@@ -48,7 +47,7 @@ def test_a_model_two_points_better_is_picked():
     assert "strong writes better than every other model here: ahead of the next one, weak, by +2.00" in (
         report.pick_reason
     )
-    assert comparison.verdict_sentence(pair).startswith("strong writes better than weak: +2.00 points [")
+    assert compare.verdict_sentence(pair).startswith("strong writes better than weak: +2.00 points [")
 
 
 def test_models_of_the_same_quality_are_tied_and_the_faster_one_is_picked():
@@ -57,12 +56,12 @@ def test_models_of_the_same_quality_are_tied_and_the_faster_one_is_picked():
         make_result("fast", planted(6.00, seed=2), words_per_s=90.0),
         make_result("weak", planted(3.00, seed=3), words_per_s=900.0),
     ]
-    report = comparison.compare(results, {})
+    report = compare.compare(results, {})
     assert [pair.verdict for pair in report.pairs] == ["tied", "better", "better"]
     assert report.pick == "fast"
     assert report.pick_reason.startswith("No mean is higher than that of slow. Within 0.5 points it is tied")
     assert report.pick_reason.endswith("tied with fast, and of these fast writes the most words per second.")
-    assert comparison.verdict_sentence(report.pairs[0]).startswith("slow and fast are tied within 0.5 points")
+    assert compare.verdict_sentence(report.pairs[0]).startswith("slow and fast are tied within 0.5 points")
 
 
 def test_noise_cannot_be_told_apart_and_the_number_of_prompts_says_what_would():
@@ -70,12 +69,12 @@ def test_noise_cannot_be_told_apart_and_the_number_of_prompts_says_what_would():
         make_result("a", planted(6.0, seed=1, noise=2.0)),
         make_result("b", planted(5.5, seed=2, noise=2.0)),
     ]
-    report = comparison.compare(results, {})
+    report = compare.compare(results, {})
     (pair,) = report.pairs
     assert pair.verdict == "cannot tell"
     assert pair.prompts_needed is not None and pair.prompts_needed > 15
     assert f"about {pair.prompts_needed:,} prompts would be needed" in report.pick_reason
-    assert f"about {pair.prompts_needed:,} prompts" in comparison.verdict_sentence(pair)
+    assert f"about {pair.prompts_needed:,} prompts" in compare.verdict_sentence(pair)
     assert report.pick == "a"
     assert "cannot be told from chance" in report.pick_reason
 
@@ -86,7 +85,7 @@ def test_unclear_and_tied_rivals_are_both_named():
         make_result("twin", planted(5.99, seed=2), words_per_s=20.0),
         make_result("wild", planted(5.5, seed=3, noise=3.0), words_per_s=99.0),
     ]
-    report = comparison.compare(results, {})
+    report = compare.compare(results, {})
     assert [pair.verdict for pair in report.pairs[:2]] == ["tied", "cannot tell"]
     assert "but its lead over wild cannot be told from chance (wild: +0.50 points [" in report.pick_reason
     assert report.pick_reason.endswith("tied with twin, and of these twin writes the most words per second.")
@@ -95,7 +94,7 @@ def test_unclear_and_tied_rivals_are_both_named():
 
 def test_the_same_scores_are_never_a_victory():
     scores = planted(6, seed=1)
-    report = comparison.compare([make_result("a", scores), make_result("b", scores)], {})
+    report = compare.compare([make_result("a", scores), make_result("b", scores)], {})
     assert report.pairs[0].verdict in ("tied", "cannot tell")
     assert report.pairs[0].difference == 0
     assert "writes better" not in report.pick_reason
@@ -120,9 +119,9 @@ def test_a_difference_that_is_the_same_everywhere_is_said_without_an_interval(le
     results = [
         make_result(m, [x - h for h in hard], 10**6 * i) for m, x, i in zip("ab", levels, (2, 1), strict=True)
     ]
-    report = comparison.compare(results, {})
+    report = compare.compare(results, {})
     assert report.pairs[0].verdict == verdict
-    assert comparison.verdict_sentence(report.pairs[0]).startswith(said)
+    assert compare.verdict_sentence(report.pairs[0]).startswith(said)
     assert "stays open" in report.size_hypothesis
 
 
@@ -135,7 +134,7 @@ def test_the_size_slope_is_the_mean_of_the_least_squares_slopes():
         )
         for size in sizes
     ]
-    slope, sentence = comparison.size_effect(results)
+    slope, sentence = compare.size_effect(results)
     matrix = np.array([list(result.per_prompt.values()) for result in results])  # models x prompts
     expected = np.polyfit(np.log2(sizes), matrix, 1)[0]
     assert slope is not None and slope.n == 15
@@ -147,12 +146,12 @@ def test_the_size_slope_is_the_mean_of_the_least_squares_slopes():
 
 def test_a_falling_and_a_flat_slope_are_said_as_such():
     falling = [make_result("x-a", planted(7, 1), 10**6), make_result("x-b", planted(5, 2), 4 * 10**6)]
-    report = comparison.compare(falling, {})
+    report = compare.compare(falling, {})
     assert report.size_slope is not None and report.size_slope.mean == pytest.approx(-1.0)
     assert "the larger ones write worse: -1.00 points per doubling" in report.size_hypothesis
     assert report.size_hypothesis.endswith("for these 2 models only.")
     flat = [make_result("x-a", planted(5, 1), 10**6), make_result("y-b", planted(5, 2), 4 * 10**6)]
-    sentence = comparison.compare(flat, {}).size_hypothesis
+    sentence = compare.compare(flat, {}).size_hypothesis
     assert sentence.startswith("These data do not show")
 
 
@@ -160,20 +159,20 @@ def test_a_falling_and_a_flat_slope_are_said_as_such():
 
 
 def test_one_model_is_reported_without_a_rival():
-    report = comparison.compare([make_result("only", planted(6, 1))], {})
+    report = compare.compare([make_result("only", planted(6, 1))], {})
     assert (report.pick, report.pairs, report.size_slope) == ("only", (), None)
     assert "the only model" in report.pick_reason
     assert "it needs two sizes" in report.size_hypothesis
 
 
 def test_nothing_comparable_picks_nothing():
-    report = comparison.compare([], {"shape:x": "random weights"})
+    report = compare.compare([], {"shape:x": "random weights"})
     assert (report.pick, report.ranking, report.prompts) == (None, {}, ())
     assert report.pick_reason == "No model could be compared on quality."
 
 
 def test_one_prompt_gives_no_interval_and_no_winner():
-    report = comparison.compare([make_result("a", [7.0]), make_result("b", [4.0])], {})
+    report = compare.compare([make_result("a", [7.0]), make_result("b", [4.0])], {})
     assert report.ranking["a"].low is None and report.pairs[0].verdict == "cannot tell"
     assert "n = 1" in report.pick_reason
 
@@ -182,7 +181,7 @@ def test_models_are_compared_on_the_prompts_they_share(tmp_path: Path):
     long, short = make_result("long", planted(6, 1)), make_result("short", planted(6, 2)[:5])
     for result in (long, short):
         write_model(tmp_path, result)
-    report = comparison.assemble(tmp_path)
+    report = compare.assemble(tmp_path)
     assert report.prompts == ("b01", "b02", "b03", "b04", "b05")
     assert report.ranking["long"].n == report.pairs[0].n == 5
     assert report.ranking["long"].mean == pytest.approx(np.mean(list(long.per_prompt.values())[:5]))
@@ -192,7 +191,7 @@ def test_models_without_a_shared_prompt_are_not_compared(tmp_path: Path):
     other = replace(make_result("other", [5.0, 6.0]), per_prompt={"x1": 5.0, "x2": 6.0})
     for result in (make_result("one", [5.0, 6.0]), other):
         write_model(tmp_path, result)
-    report = comparison.assemble(tmp_path)
+    report = compare.assemble(tmp_path)
     assert report.pick is None
     assert report.excluded == dict.fromkeys(("one", "other"), "it shares no prompt with the others")
 
@@ -207,19 +206,19 @@ def test_any_models_and_scores_give_a_report_that_survives_json(tmp_path_factory
         make_result(f"m{i}", data.draw(st.lists(score, min_size=n, max_size=n)), data.draw(sizes))
         for i in range(data.draw(st.integers(0, 4)))
     ]
-    report = comparison.compare(results, {})
+    report = compare.compare(results, {})
     path = store.write_json(tmp_path_factory.mktemp("c") / "comparison.json", report)
     assert store.read_json(path, ComparisonReport) == report
     means = [estimate.mean for estimate in report.ranking.values()]
     assert means == sorted(means, reverse=True)
     assert len(report.pairs) == len(results) * (len(results) - 1) // 2
     assert (report.pick in report.ranking) == bool(results)
-    assert all(comparison.verdict_sentence(pair).endswith(".") for pair in report.pairs)
+    assert all(compare.verdict_sentence(pair).endswith(".") for pair in report.pairs)
 
 
 def test_a_hopeless_difference_is_said_to_be_one():
     pair = Comparison("a", "b", 15, 1e-9, -0.9, 0.9, 0.9, 0.9, "cannot tell", 0.5, None, "wide")
-    assert "more than 100,000 prompts would be needed" in comparison.verdict_sentence(pair)
+    assert "more than 100,000 prompts would be needed" in compare.verdict_sentence(pair)
 
 
 # ---- the files of a run --------------------------------------------------------------------------------
@@ -234,7 +233,7 @@ def test_models_that_take_no_part_are_named_with_the_reason(tmp_path: Path):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "result.json").write_text("{")
     write_info(tmp_path, models, {"org/gone": "the Hub cannot be reached", "/models/mine": "no weights"})
-    report = comparison.compare_run(tmp_path)
+    report = compare.compare_run(tmp_path)
     assert report == store.read_json(tmp_path / "comparison.json", ComparisonReport)
     assert list(report.ranking) == ["better", "good"]
     assert report.pick == "better"
@@ -250,7 +249,7 @@ def test_models_that_take_no_part_are_named_with_the_reason(tmp_path: Path):
 def test_a_local_folder_goes_by_its_name(tmp_path: Path):
     write_model(tmp_path, make_result("/models/mine", planted(5, 1), slug="mine"))
     write_info(tmp_path, ["/models/mine"])
-    report = comparison.assemble(tmp_path)
+    report = compare.assemble(tmp_path)
     assert list(report.ranking) == ["mine"] and report.excluded == {}
     assert not (tmp_path / "comparison.json").exists()
 
@@ -275,7 +274,7 @@ def test_results_made_under_other_conditions_are_left_out(tmp_path: Path):
     write_model(tmp_path, make_result("b", planted(6, 2), settings={"repeats": 1, "seed": 3}))
     write_model(tmp_path, make_result("c", planted(9, 3), settings={"max_new_tokens": 60}))
     write_model(tmp_path, make_result("d", planted(9, 4), settings={"prompts": "/home/me/mine.jsonl"}))
-    report = comparison.assemble(tmp_path)
+    report = compare.assemble(tmp_path)
     assert list(report.ranking) == ["b", "a"]
     assert report.excluded == {
         "c": "made under other conditions than most of the models: max_new_tokens",
@@ -299,7 +298,7 @@ def test_one_id_with_two_texts_is_compared_with_nothing(tmp_path: Path):
         write_model(tmp_path, make_result(model, planted(5, ord(model))), asked(model, texts))
     for model in "def":  # without samples nothing speaks against them
         write_model(tmp_path, make_result(model, planted(5, ord(model))))
-    report = comparison.assemble(tmp_path)
+    report = compare.assemble(tmp_path)
     assert set(report.ranking) == {"b", "c", "d", "e", "f"} and report.notes == ()
     assert report.excluded == {"a": "its prompts have other texts than those of most models: b03, b07"}
 
@@ -313,7 +312,7 @@ def test_prompts_with_one_text_are_one_unit(tmp_path: Path):
     )
     for model, scores in (("a", [1, 3, 4, 5, 6, 9]), ("b", [0, 0, 1, 1, 1, 5])):
         write_model(tmp_path, make_result(model, scores), asked(model, texts))
-    report = comparison.assemble(tmp_path)
+    report = compare.assemble(tmp_path)
     assert report.prompts == ("b01", "b03", "b06")
     assert report.ranking["a"].mean == (2 + 5 + 9) / 3 and report.pairs[0].n == 3
     assert report.notes == ("6 prompts have 3 different texts: each text counts once.",)
@@ -331,7 +330,7 @@ def test_repeating_every_prompt_does_not_raise_the_false_alarms(tmp_path: Path):
         naive += paired.compare_two(a.per_prompt, b.per_prompt, margin=0.1).verdict in ("better", "worse")
         write_model(tmp_path, a)
         write_model(tmp_path, b)
-        found = comparison.assemble(tmp_path, margin=0.1).pairs[0]
+        found = compare.assemble(tmp_path, margin=0.1).pairs[0]
         assert found.n == 8
         alarms += found.verdict in ("better", "worse")
     assert naive / rounds > 0.2
@@ -348,7 +347,7 @@ def test_models_without_scores_for_most_prompts_are_left_out_and_counted(tmp_pat
         tmp_path,
         make_result("c", scores, per_prompt=one, metrics={FOREIGN: 2.0, f"{FOREIGN}/judge": 9.0}),
     )
-    report = comparison.assemble(tmp_path)
+    report = compare.assemble(tmp_path)
     assert set(report.ranking) == {"a", "c"} and len(report.prompts) == 14
     assert report.excluded == {"b": "the rubric reads English, and most of its prompts or answers are not"}
     assert report.notes == (
@@ -368,13 +367,13 @@ def test_a_run_in_another_language_has_no_verdict_and_is_no_failure(tmp_path: Pa
             "metrics": {FOREIGN: 30.0},
         }
         write_model(tmp_path, make_result(model, planted(5, 1), **foreign))
-    report = comparison.assemble(tmp_path)
+    report = compare.assemble(tmp_path)
     assert report.pick is None and set(report.excluded) == {"a", "b"} and len(report.notes) == 2
 
 
 def test_an_empty_run_is_refused(tmp_path: Path):
     with pytest.raises(LabError, match=r"The run .* has no result"):
-        comparison.compare_run(tmp_path)
+        compare.compare_run(tmp_path)
 
 
 # ---- pictures ------------------------------------------------------------------------------------------
@@ -385,7 +384,7 @@ def report_of(count: int) -> tuple[list, ComparisonReport]:
         make_result(f"org/model-{i}-$x$", planted(3 + i / 2, i), 10**6 * 2**i, words_per_s=500 / (i + 1))
         for i in range(count)
     ]
-    return results, comparison.compare(results, {})
+    return results, compare.compare(results, {})
 
 
 @pytest.mark.parametrize("count", [0, 1, 6, 12])
@@ -417,14 +416,14 @@ def test_areas_are_in_proportion_to_memory():
     results = [make_result(name, planted(5, 1)) for name in sizes]
     for result, mib in zip(results, sizes.values(), strict=True):
         result.metrics["memory/parameters_mib"] = mib
-    drawn = plots.quality_speed_memory(results, comparison.compare(results, {})).axes[0].collections
+    drawn = plots.quality_speed_memory(results, compare.compare(results, {})).axes[0].collections
     areas = [dots.get_sizes()[0] for dots in drawn if isinstance(dots, PathCollection)]
     assert areas[1] == 4 * areas[0] > 0 == areas[2]
 
 
 def test_labels_of_near_points_do_not_cover_each_other():
     results = [make_result(f"model-{i}", planted(5 + i / 100, i), 10**6 + i) for i in range(8)]
-    figure = plots.quality_speed_memory(results, comparison.compare(results, {}))
+    figure = plots.quality_speed_memory(results, compare.compare(results, {}))
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in figure.legends[0].get_texts()]
     assert len(boxes) == 8
@@ -438,7 +437,7 @@ def test_two_folders_of_one_name_are_two_models(tmp_path: Path) -> None:
         write_model(tmp_path, make_result(spec.source, scores, slug=spec.slug))
     info = write_info(tmp_path, paths)
     store.write_json(tmp_path / "run.json", replace(info, specs=specs))
-    report = comparison.assemble(tmp_path)
+    report = compare.assemble(tmp_path)
     assert list(report.ranking) == ["run-a/checkpoint-500", "run-b/checkpoint-500"]
 
 
@@ -446,7 +445,7 @@ def test_a_run_with_looks_is_judged_by_the_always_valid_test():
     """Verdicts, intervals and the sentence come from it; without looks nothing changes."""
     results = [make_result("far", planted(7, 1, 40)), make_result("near", planted(6, 2, 40))]
     order = [prompt_ids(60)[start : start + 6] for start in range(0, 60, 6)]  # 40 of 60 were asked
-    fixed, report = comparison.compare(results, {}), comparison.compare(results, {}, looks=order)
+    fixed, report = compare.compare(results, {}), compare.compare(results, {}, looks=order)
     assert (fixed.planned, report.planned) == (None, 60)
     per_model = {result.model: result.per_prompt for result in results}
     assert report.pairs == paired.judged(sequential.measured(per_model, 0.5, order, 60))
@@ -463,7 +462,7 @@ def task_result(model: str, scores: list[float], **changes: Any) -> Result:
 
 def test_right_and_wrong_answers_are_compared_on_their_own_scale_by_the_exact_test():
     good, bad = [1.0] * 50 + [0.0] * 10, [1.0] * 25 + [0.0] * 35
-    report = comparison.compare([task_result("bad", bad), task_result("good", good)], {})
+    report = compare.compare([task_result("bad", bad), task_result("good", good)], {})
     (pair,) = report.pairs
     assert (pair.a, pair.verdict, pair.margin, pair.unit) == ("good", "better", 0.1, "exact")
     assert pair.p == paired.mcnemar_p(25, 0, 60)
@@ -471,14 +470,14 @@ def test_right_and_wrong_answers_are_compared_on_their_own_scale_by_the_exact_te
     best = report.ranking["good"]
     wilson = binomtest(50, 60).proportion_ci(method="wilson")
     assert (best.low, best.high, best.method) == (wilson.low, wilson.high, "wilson")
-    assert "good does better than bad: +0.42 exact" in comparison.verdict_sentence(pair)
+    assert "good does better than bad: +0.42 exact" in compare.verdict_sentence(pair)
 
 
 def test_where_less_is_better_the_lowest_leads():
     lower = Scale(0.0, 9.0, 0.1, higher_is_better=False, unit="bits")
     low, high = [1.0 + 0.1 * n for n in range(12)], [2.5 + 0.11 * n for n in range(12)]
     results = [task_result(m, s, primary="bits", scale=lower) for m, s in (("high", high), ("low", low))]
-    report = comparison.compare(results, {})
+    report = compare.compare(results, {})
     (pair,) = report.pairs
     assert list(report.ranking) == ["low", "high"] and report.pick == "low"
     assert (pair.a, pair.verdict) == ("low", "better") and pair.difference < 0 and pair.high < 0

@@ -15,7 +15,7 @@ from nbhelpers import cli, store
 from nbhelpers.comparison import labels, ratings
 from nbhelpers.comparison.comparable import comparable
 from nbhelpers.records import LabError
-from nbhelpers.report import html as report
+from nbhelpers.report import html
 from nbhelpers.scoring.judge import JudgeScore
 from nbhelpers.stats.agreement import krippendorff
 
@@ -237,16 +237,16 @@ def read(run: Path) -> labels.Labels:
 
 
 def test_the_report_shows_the_agreement_or_why_not(run: Path) -> None:
-    assert "Rubric against readers" not in report.write_report(run).read_text()
+    assert "Rubric against readers" not in html.write_report(run).read_text()
     labels.write_sheet(run, compared(run))
     rated = fill(run, "anna", {i: str(n + int(i) % 2) for i, n in truth(run).items()})
     labels.read_sheet(run, rated)
     (found,) = agreement(run)
-    page = " ".join(report.write_report(run).read_text().split())
+    page = " ".join(html.write_report(run).read_text().split())
     assert f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]" in page
     assert "people and lab_v2" in page and "Rubric against readers" in page
     (run / "labels.json").write_text("{")
-    assert "The labels cannot be used: labels.json: not JSON" in report.write_report(run).read_text()
+    assert "The labels cannot be used: labels.json: not JSON" in html.write_report(run).read_text()
 
 
 # ---- the command ---------------------------------------------------------------------------------------

@@ -14,11 +14,10 @@ from made_runs import make_result, make_sample, prompt_ids, write_info, write_mo
 from typer.testing import CliRunner
 
 from nbhelpers import cli, store
-from nbhelpers.comparison import compare as comparison
-from nbhelpers.comparison import labels, ratings
+from nbhelpers.comparison import compare, labels, ratings
 from nbhelpers.comparison.comparable import comparable
 from nbhelpers.comparison.compare import ComparisonReport
-from nbhelpers.report import html as report
+from nbhelpers.report import html
 
 MODELS, PROMPTS = ("lab-gpt2", "lab-llama"), prompt_ids(14)
 TYPES = dict(zip(PROMPTS, ["short_post", "business_note"] * 7, strict=True))
@@ -79,11 +78,11 @@ def rate(run: Path, name: str, items: range, shift: float = 0.0) -> None:
 
 
 def test_ratings_turn_a_verdict_that_the_rubric_got_wrong(run: Path) -> None:
-    before = comparison.compare_run(run)
+    before = compare.compare_run(run)
     assert (before.pick, before.basis, before.verdicts) == ("lab-gpt2", "by the rubric", before.pairs)
     assert len(draw(run).items) == 20
     rate(run, "anna", range(1, 21))
-    found = comparison.compare_run(run)
+    found = compare.compare_run(run)
     assert (found.pick, found.basis) == ("lab-llama", "corrected by 20 ratings")
     (pair,) = found.corrected
     assert (pair.a, pair.verdict, pair.n, pair.rated) == ("lab-llama", "better", 14, 10)
@@ -91,20 +90,20 @@ def test_ratings_turn_a_verdict_that_the_rubric_got_wrong(run: Path) -> None:
     assert found.pairs == before.pairs and list(found.readers) == ["lab-llama", "lab-gpt2"]
     truth = sum(quality("lab-llama", p) for p in PROMPTS) / 14
     assert found.readers["lab-llama"].low < truth < found.readers["lab-llama"].high
-    assert "14 prompts, 10 of them rated" in comparison.verdict_sentence(pair)
+    assert "14 prompts, 10 of them rated" in compare.verdict_sentence(pair)
     assert store.read_json(run / "comparison.json", ComparisonReport) == found
 
 
 def test_report_and_command_say_what_the_verdict_rests_on(run: Path) -> None:
-    comparison.compare_run(run)
-    assert "Decided by the rubric." in report.write_report(run).read_text()
+    compare.compare_run(run)
+    assert "Decided by the rubric." in html.write_report(run).read_text()
     written = CliRunner().invoke(cli.app, ["label", str(run), "--count", "20"])
     assert "correlation 0.6" in written.output and "20 to ±" in written.output and "28 to ±" in written.output
     rate(run, "anna", range(1, 21))
     sheet = str(run.parent / "anna.csv")
     told = CliRunner().invoke(cli.app, ["label", str(run), "--read", sheet]).output
     assert "Verdicts corrected by 20 ratings" in told and "lab-llama writes better than lab-gpt2" in told
-    page = " ".join(report.write_report(run).read_text().split())
+    page = " ".join(html.write_report(run).read_text().split())
     assert "Decided by scores corrected by 20 ratings." in page and "Rubric against readers" in page
     assert "By the rubric alone</summary> <ul><li>lab-gpt2 writes better than lab-llama" in page
 
@@ -125,26 +124,26 @@ def test_prompts_that_a_model_lacks_are_not_drawn(run: Path) -> None:
     key = draw(run, 99)
     assert set(key.design.order) == set(PROMPTS) and len(key.items) == 28
     rate(run, "anna", range(1, 21))
-    assert comparison.assemble(run).basis == "corrected by 20 ratings"
+    assert compare.assemble(run).basis == "corrected by 20 ratings"
 
 
 def test_the_first_prompts_are_enough_and_several_raters_are_averaged(run: Path) -> None:
     draw(run)
     rate(run, "anna", range(1, 14))  # six prompts and half of the seventh
     rate(run, "bo", range(1, 9), shift=1.5)
-    found = comparison.assemble(run)
+    found = compare.assemble(run)
     assert found.basis == "corrected by 20 ratings" and found.corrected[0].rated == 6
     rate(run, "bo", range(1, 9), shift=-0.5)
-    assert comparison.assemble(run).corrected[0].difference == pytest.approx(found.corrected[0].difference)
+    assert compare.assemble(run).corrected[0].difference == pytest.approx(found.corrected[0].difference)
 
 
 def test_a_rater_of_half_a_prompt_does_not_count_there(run: Path) -> None:
     """A severe rater of one text only would make its model look worse."""
     draw(run)
     rate(run, "anna", range(1, 21))
-    alone = comparison.assemble(run)
+    alone = compare.assemble(run)
     rate(run, "severe", range(1, 2), shift=-9)
-    assert comparison.assemble(run) == alone
+    assert compare.assemble(run) == alone
 
 
 @pytest.mark.parametrize(
@@ -174,7 +173,7 @@ def test_what_is_no_random_sample_is_refused_in_a_sentence(run: Path, kind: str)
         elif kind == "others":
             design, said = replace(key.design, order=key.design.order[:-1]), "was not drawn at random"
         store.write_json(run / "labels_key.json", replace(key, design=design))
-    found = comparison.assemble(run)
+    found = compare.assemble(run)
     assert found.basis == "by the rubric" and not found.corrected and found.pick == "lab-gpt2"
     (note,) = found.notes
     assert note.startswith("Not corrected by the ratings: ") and said in note
@@ -188,7 +187,7 @@ def test_a_drawn_text_that_failed_counts_as_the_worst_and_is_not_shown(run: Path
     (failed,) = key.design.failed
     assert about(failed) == ("lab-llama", "b03") and len(key.items) == 27
     rate(run, "anna", range(1, 28))
-    found = comparison.assemble(run)
+    found = compare.assemble(run)
     assert found.basis == "corrected by 27 ratings" and found.corrected[0].rated == 14
     (pair,) = found.corrected
     lost = quality("lab-llama", "b03") - 1
@@ -223,13 +222,13 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_texts_that_ship_with_ratings_are_found_by_their_words(run: Path, data: Path) -> None:
     order = ratings.ppi.random_order(TYPES, 0)
     ship(data, run, order[:8])
-    found = comparison.assemble(run)
+    found = compare.assemble(run)
     assert (found.basis, found.pick) == ("corrected by 16 ratings", "lab-llama")
     assert found.corrected[0].rated == 8
     (alpha,) = agreement(run)
     assert (alpha.name, alpha.n) == ("lab_v2 and readers", 16)
-    comparison.compare_run(run)
-    page = " ".join(report.write_report(run).read_text().split())
+    compare.compare_run(run)
+    page = " ".join(html.write_report(run).read_text().split())
     assert "Rubric against readers" in page and "Decided by scores corrected by 16 ratings." in page
 
 
@@ -239,16 +238,16 @@ def test_only_the_beginning_whose_texts_are_found_counts(run: Path, data: Path) 
     path = run / "lab-gpt2" / "samples.jsonl"
     rows = list(store.read_rows(path, ratings.Sample))
     store.write_rows(path, [replace(r, text="Another.") if r.prompt_id == order[9] else r for r in rows])
-    assert comparison.assemble(run).corrected[0].rated == 9
+    assert compare.assemble(run).corrected[0].rated == 9
     store.write_rows(path, [replace(r, text="Another.") if r.prompt_id == order[5] else r for r in rows])
-    assert comparison.assemble(run).basis == "by the rubric"
+    assert compare.assemble(run).basis == "by the rubric"
 
 
 def test_a_sheet_of_the_run_goes_before_what_ships(run: Path, data: Path) -> None:
     ship(data, run, ratings.ppi.random_order(TYPES, 0))
     draw(run)
     rate(run, "anna", range(1, 13))
-    assert comparison.assemble(run).basis == "corrected by 12 ratings"
+    assert compare.assemble(run).basis == "corrected by 12 ratings"
     names = [alpha.name for alpha in agreement(run)]
     assert names == ["people and lab_v2", "people and readers", "lab_v2 and readers"]
 
@@ -257,7 +256,7 @@ def test_a_sheet_that_corrects_nothing_leaves_what_ships(run: Path, data: Path) 
     ship(data, run, ratings.ppi.random_order(TYPES, 0)[:8])
     draw(run)
     rate(run, "anna", range(1, 5))
-    found = comparison.assemble(run)
+    found = compare.assemble(run)
     assert found.basis == "corrected by 16 ratings"
     assert any("at least 6 are needed" in note for note in found.notes)
 
@@ -275,24 +274,24 @@ def judge_run(run: Path, name: str = "m", silent: tuple[str, ...] = (), shift: f
 
 def test_a_judge_takes_the_place_of_the_rubric(run: Path) -> None:
     judge_run(run)
-    found = comparison.compare_run(run)
+    found = compare.compare_run(run)
     assert (found.basis, found.primary, found.pick) == ("by the judge m", "judge m", "lab-llama")
     assert found.verdicts == found.pairs and found.pairs[0].difference == pytest.approx(2.0)
     assert found.prompts == tuple(PROMPTS) and not found.notes
-    page = " ".join(report.write_report(run).read_text().split())
+    page = " ".join(html.write_report(run).read_text().split())
     assert "Decided by the judge m." in page and "lab_v2 and judge m" in page
     judge_run(run, "later", shift=-1.0)
-    assert comparison.assemble(run).basis == "by the judge later"
+    assert compare.assemble(run).basis == "by the judge later"
 
 
 def test_what_a_judge_does_not_rate_is_missing(run: Path) -> None:
     judge_run(run, silent=("lab-gpt2-b01-0", "lab-llama-b02-0", "lab-llama-b02-1"))
-    found = comparison.assemble(run)
+    found = compare.assemble(run)
     assert found.prompts == tuple(prompt for prompt in PROMPTS if prompt != "b02")
     assert found.notes == ("13 of 14 prompts count: the judge m rated no text of some model on others.",)
     failed = [make_sample("lab-llama", p, repeat).key for p in PROMPTS[5:] for repeat in (0, 1)]
     judge_run(run, silent=tuple(failed))
-    few = comparison.assemble(run)
+    few = compare.assemble(run)
     assert few.basis == "by the rubric" and len(few.prompts) == 14
     assert few.notes == ("Not by the judge m: it rated texts of every model on 5 prompts, of 6.",)
 
@@ -303,7 +302,7 @@ def test_a_text_that_was_never_written_has_the_lowest_rating_of_a_judge(run: Pat
     store.write_rows(path, [replace(r, text="", error="no") if r.prompt_id == "b03" else r for r in rows])
     judge_run(run)
     lost = (quality("lab-llama", "b03") - 1) / 14
-    assert comparison.assemble(run).pairs[0].difference == pytest.approx(2.0 - lost)
+    assert compare.assemble(run).pairs[0].difference == pytest.approx(2.0 - lost)
 
 
 def test_readers_correct_a_judge(run: Path) -> None:
@@ -311,7 +310,7 @@ def test_readers_correct_a_judge(run: Path) -> None:
     rate(run, "anna", range(1, 21))
     prompts = list(key.design.order)
     judge_run(run, silent=(key.items["1"], *(f"lab-llama-{prompts[11]}-{repeat}" for repeat in (0, 1))))
-    found = comparison.assemble(run)
+    found = compare.assemble(run)
     assert (found.basis, found.pick) == ("corrected by 18 ratings", "lab-llama")
     assert found.corrected[0].rated == 9 and found.corrected[0].n == 13
     assert found.primary == "judge m" and len(found.notes) == 1

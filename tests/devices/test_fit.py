@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from nbhelpers import registry
 from nbhelpers.devices import fit
-from nbhelpers.loading import load as loading
-from nbhelpers.loading.folder import inspect
+from nbhelpers.loading import load
+from nbhelpers.loading.checkpoint import inspect
 from nbhelpers.records import ModelSpec
 
 
@@ -43,7 +43,7 @@ def test_the_cache_formula_gives_the_bytes_of_a_real_cache(family, dtype):
 def test_the_need_is_what_a_model_holds_and_fills(name):
     import torch
 
-    model = loading.load(name, "cpu", "float32").model
+    model = load.load(name, "cpu", "float32").model
     with torch.inference_mode():
         cache = model(torch.full((2, 40), 7), use_cache=True).past_key_values
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)

@@ -12,8 +12,7 @@ import pytest
 import torch
 from architectures import KINDS, build
 
-from nbhelpers.generation import decode as decoding
-from nbhelpers.generation import sampling
+from nbhelpers.generation import decode, sampling
 from nbhelpers.records import LabError
 
 TABLE = os.environ.get("NBHELPERS_SWEEP")  # a file: take all of them
@@ -31,10 +30,10 @@ def verdict(kind: str) -> tuple[str, str]:
     if model is None:
         return "not built", why
     try:
-        engine = decoding.engine_for(model)
+        engine = decode.engine_for(model)
     except LabError as error:
         return "refused", str(error)
-    rows = decoding.decode_all(model, PROMPTS, [TOKENS] * 4, sampling.sampler([0] * 4, 0.0), slots=3)
+    rows = decode.decode_all(model, PROMPTS, [TOKENS] * 4, sampling.sampler([0] * 4, 0.0), slots=3)
     with torch.inference_mode():
         for prompt, row in zip(PROMPTS, rows, strict=True):
             text = list(prompt)

@@ -36,11 +36,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from nbhelpers.generation import decode as decoding
-from nbhelpers.generation import engines, latency, sampling
-from nbhelpers.generation import generate as generation
-from nbhelpers.loading import load as loading
-from nbhelpers.loading import tokenizer as tokenizers
+from nbhelpers.generation import decode, engines, generate, latency, sampling
+from nbhelpers.loading import load, tokenization
 from nbhelpers.loading.load import Loaded
 from nbhelpers.records import LabError
 
@@ -76,7 +73,7 @@ def alone(family: str) -> list[tuple[int, ...]]:
     """What each of the waiting rows becomes with the model to itself."""
     model = build(family)
     return [
-        tuple(decoding.decode_all(model, [p], [n], sampling.sampler([row], 1.0), MANY_ENDS)[0].tokens)
+        tuple(decode.decode_all(model, [p], [n], sampling.sampler([row], 1.0), MANY_ENDS)[0].tokens)
         for row, (p, n) in enumerate(zip(WAITING, LIMITS, strict=True))
     ]
 
@@ -87,9 +84,9 @@ def test_freed_slots_are_given_to_waiting_rows_and_change_no_text(family: str, s
     model, prompts = build(family), WAITING
     sizes = watch(model)
     choose = sampling.sampler(range(30), 1.0)
-    events = list(decoding.decode(model, prompts, LIMITS, choose, MANY_ENDS, slots=slots))
-    admitted = [event.rows for event in events if isinstance(event, decoding.Started)]
-    rows = {event.row: event.tokens for event in events if isinstance(event, decoding.Finished)}
+    events = list(decode.decode(model, prompts, LIMITS, choose, MANY_ENDS, slots=slots))
+    admitted = [event.rows for event in events if isinstance(event, decode.Started)]
+    rows = {event.row: event.tokens for event in events if isinstance(event, decode.Finished)}
     assert [tuple(rows[row]) for row in range(30)] == alone(family)
     assert max(sizes) <= slots
     order = list(itertools.chain(*admitted))
@@ -147,7 +144,7 @@ def test_little_work_takes_one_thread_and_leaves_the_others_as_they_were(monkeyp
 def test_a_row_is_timed_from_its_own_prefill() -> None:
     ticks = itertools.count()  # one second a reading: as rows start and after every pass
     choose = sampling.sampler(range(3), 1.0)
-    rows = decoding.decode_all(
+    rows = decode.decode_all(
         build("gpt2"), [[5], [6], [7]], [4] * 3, choose, clock=lambda: next(ticks), slots=1
     )
     assert [(row.ttft_s, row.latency_s) for row in rows] == [(1.0, 4.0)] * 3
@@ -164,9 +161,9 @@ def test_a_window_of_attention_is_kept(kind: str) -> None:
     else:
         model = LlamaForCausalLM(LlamaConfig(**{**HEADS, "num_key_value_heads": 2}))
     model.eval()
-    assert decoding.engine_for(model) == "loop"
+    assert decode.engine_for(model) == "loop"
     prompts = [list(range(3, 3 + n)) for n in (2, 9, 14)]
-    rows = decoding.decode_all(model, prompts, [15] * 3, sampling.sampler([0] * 3, 0.0))
+    rows = decode.decode_all(model, prompts, [15] * 3, sampling.sampler([0] * 3, 0.0))
     for prompt, row in zip(prompts, rows, strict=True):
         options = {"do_sample": False, "max_new_tokens": 15, "eos_token_id": None}
         ids = torch.tensor([prompt])
@@ -177,12 +174,12 @@ def test_a_window_of_attention_is_kept(kind: str) -> None:
 def test_a_state_space_model_is_served_by_generate_and_the_row_says_so(tmp_path: Path) -> None:
     loaded = mamba(MANY_ENDS)
     path = tmp_path / "samples.jsonl"
-    whole = generation.generate_samples(loaded, PROMPTS, FEW, path)
+    whole = generate.generate_samples(loaded, PROMPTS, FEW, path)
     assert {s.engine for s in whole} == {"generate"} and {s.error for s in whole} == {None}
     assert {s.finish_reason for s in whole} == {"eos", "length"} and len({s.text for s in whole}) > 5
     for size in (1, 2):
-        assert texts(generation.generate_samples(loaded, PROMPTS, FEW, batch_size=size)) == texts(whole)
-    assert generation.generate_samples(loaded, PROMPTS, FEW, path) == whole
+        assert texts(generate.generate_samples(loaded, PROMPTS, FEW, batch_size=size)) == texts(whole)
+    assert generate.generate_samples(loaded, PROMPTS, FEW, path) == whole
     for s in latency.measure_latency(loaded, PROMPTS, FEW):
         assert s.ttft_s is not None and s.latency_s is not None and 0 < s.ttft_s < s.latency_s
 
@@ -192,8 +189,8 @@ def test_both_engines_write_the_same(temperature: float) -> None:
     model = build("llama")
     prompts, limits = [[5], [6, 7], [5], [8, 9, 3]], [12, 9, 7, 12]
     choose = sampling.sampler(range(4), temperature)
-    ours = decoding.decode_all(model, prompts, limits, choose, MANY_ENDS)
-    theirs = decoding.decode_all(model, prompts, limits, choose, MANY_ENDS, engine="generate")
+    ours = decode.decode_all(model, prompts, limits, choose, MANY_ENDS)
+    theirs = decode.decode_all(model, prompts, limits, choose, MANY_ENDS, engine="generate")
     assert [(r.tokens, r.finish_reason) for r in ours] == [(r.tokens, r.finish_reason) for r in theirs]
     assert {r.finish_reason for r in ours} == {"eos", "length"} or temperature == 0
 
@@ -221,8 +218,8 @@ def wide(model: Any) -> Any:
 def test_a_model_without_a_cache_is_read_anew_for_every_token() -> None:
     sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "vocab_size": 259}
     model = wide(OpenAIGPTLMHeadModel(OpenAIGPTConfig(**sizes)))
-    assert decoding.engine_for(model) == "generate"
-    rows = decoding.decode_all(model, UNLIKE, [9] * 4, sampling.sampler([0] * 4, 0.0), slots=3)
+    assert decode.engine_for(model) == "generate"
+    rows = decode.decode_all(model, UNLIKE, [9] * 4, sampling.sampler([0] * 4, 0.0), slots=3)
     assert [list(row.tokens) for row in rows] == [plain(model, prompt, 9) for prompt in UNLIKE]
 
 
@@ -230,8 +227,8 @@ def test_learned_positions_that_cannot_be_given_are_never_padded() -> None:
     sizes = {"d_model": 16, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 32}
     config = BartConfig(vocab_size=259, max_position_embeddings=64, **sizes)
     model = wide(BartForCausalLM(config))
-    assert decoding.engine_for(model) == "generate"
-    rows = decoding.decode_all(model, UNLIKE, [9] * 4, sampling.sampler([0] * 4, 0.0))
+    assert decode.engine_for(model) == "generate"
+    rows = decode.decode_all(model, UNLIKE, [9] * 4, sampling.sampler([0] * 4, 0.0))
     assert [list(row.tokens) for row in rows] == [plain(model, prompt, 9) for prompt in UNLIKE]
 
 
@@ -239,10 +236,10 @@ def test_a_model_that_looks_ahead_is_refused_in_one_sentence() -> None:
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     model = wide(BertLMHeadModel(BertConfig(vocab_size=259, **sizes)))
     with pytest.raises(LabError, match=r"BertLMHeadModel gives other logits .* choose another") as caught:
-        decoding.engine_for(model)
+        decode.engine_for(model)
     assert "\n" not in str(caught.value)
     with pytest.raises(LabError, match="BertLMHeadModel"):
-        generation.generate_samples(of(model), PROMPTS, FEW)
+        generate.generate_samples(of(model), PROMPTS, FEW)
 
 
 @pytest.mark.parametrize("kind", ["longrope", "dynamic", "longrope by layer"])
@@ -283,19 +280,19 @@ def test_the_longest_row_of_a_batch_does_not_turn_the_positions_of_the_others(ki
 
     truth = [alone(prompt) for prompt in prompts]
     for slots in (1, 4):
-        rows = decoding.decode_all(model, prompts, [8] * 4, sampling.sampler([0] * 4, 0.0), slots=slots)
+        rows = decode.decode_all(model, prompts, [8] * 4, sampling.sampler([0] * 4, 0.0), slots=slots)
         assert [list(row.tokens) for row in rows] == truth
-    assert decoding.engine_for(model, tokens=16) == "loop"
-    assert decoding.engine_for(model, tokens=17) == "generate"
+    assert decode.engine_for(model, tokens=16) == "loop"
+    assert decode.engine_for(model, tokens=17) == "generate"
 
 
 def test_a_model_that_fails_by_itself_is_not_refused_for_its_engine() -> None:
     model = build("gpt2", seed=3)
-    decoding.SERVES.pop(model)
+    decode.SERVES.pop(model)
     handle = model.register_forward_pre_hook(lambda module, args: 1 / 0)
-    assert decoding.engine_for(model) == "loop" and model not in decoding.SERVES
+    assert decode.engine_for(model) == "loop" and model not in decode.SERVES
     handle.remove()
-    assert decoding.engine_for(model) == decoding.SERVES[model] == "loop"
+    assert decode.engine_for(model) == decode.SERVES[model] == "loop"
 
 
 LEFT_OVER: dict[str, Any] = {
@@ -320,13 +317,13 @@ def leave(model: Any, **settings: Any) -> None:
 @pytest.mark.parametrize("make", [mamba, lambda eos: tiny("llama", eos=eos)], ids=["generate", "loop"])
 def test_what_the_maker_asks_is_set_aside_by_both_engines_and_the_record_says_so(make: Any) -> None:
     loaded = make(MANY_ENDS)
-    expected = texts(generation.generate_samples(loaded, PROMPTS, FEW))
-    assert generation.report_of(loaded, PROMPTS, FEW).generation_config == ""
+    expected = texts(generate.generate_samples(loaded, PROMPTS, FEW))
+    assert generate.report_of(loaded, PROMPTS, FEW).generation_config == ""
     for name, value in LEFT_OVER.items():
         leave(loaded.model, **{name: value})
-        assert texts(generation.generate_samples(loaded, PROMPTS, FEW)) == expected, name
-        assert f"{name}={value}" in generation.report_of(loaded, PROMPTS, FEW).generation_config
-    assert generation.report_of(loaded, PROMPTS, FEW).generation_config.startswith("set aside: ")
+        assert texts(generate.generate_samples(loaded, PROMPTS, FEW)) == expected, name
+        assert f"{name}={value}" in generate.report_of(loaded, PROMPTS, FEW).generation_config
+    assert generate.report_of(loaded, PROMPTS, FEW).generation_config.startswith("set aside: ")
 
 
 @pytest.mark.parametrize("make", [mamba, lambda eos: tiny("llama", eos=eos)], ids=["generate", "loop"])
@@ -342,9 +339,9 @@ def test_what_the_maker_asks_is_set_aside_by_both_engines_and_the_record_says_so
 def test_what_the_maker_asks_is_used_on_purpose_as_transformers_uses_it(make: Any, asked: Any) -> None:
     loaded = make([2])
     greedy = replace(FEW, repeats=1, temperature=0.0, maker_settings=True)
-    before = generation.generate_samples(loaded, PROMPTS, greedy)
+    before = generate.generate_samples(loaded, PROMPTS, greedy)
     leave(loaded.model, **asked)
-    rows = generation.generate_samples(loaded, PROMPTS, greedy)
+    rows = generate.generate_samples(loaded, PROMPTS, greedy)
     for row, prompt in zip(rows, PROMPTS, strict=True):
         ids = torch.tensor([loaded.tokenizer(prompt.text)["input_ids"]])
         options = {"do_sample": False, "max_new_tokens": 12, "pad_token_id": 0}
@@ -352,9 +349,9 @@ def test_what_the_maker_asks_is_used_on_purpose_as_transformers_uses_it(make: An
         assert row.text == loaded.tokenizer.decode(theirs, skip_special_tokens=True).strip()
     assert texts(rows) != texts(before)
     leave(loaded.model, stop_strings=["a"])
-    said = generation.report_of(loaded, PROMPTS, greedy).generation_config
+    said = generate.report_of(loaded, PROMPTS, greedy).generation_config
     assert said.startswith("used: ") and said.endswith("; set aside: stop_strings=['a']")
-    plain_keys = generation.requests(PROMPTS, replace(greedy, maker_settings=False), loaded.report)
+    plain_keys = generate.requests(PROMPTS, replace(greedy, maker_settings=False), loaded.report)
     assert {row.key for row in rows}.isdisjoint(request.key for request in plain_keys)
 
 
@@ -362,8 +359,8 @@ def test_what_the_maker_asks_is_used_on_purpose_as_transformers_uses_it(make: An
 def sensible(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A model that asks for nothing, and what it writes."""
     folder = make_model(tmp_path_factory.mktemp("sensible"))
-    loaded = loading.load(str(folder), "cpu", "float32")
-    return folder, texts(generation.generate_samples(loaded, PROMPTS, FEW))
+    loaded = load.load(str(folder), "cpu", "float32")
+    return folder, texts(generate.generate_samples(loaded, PROMPTS, FEW))
 
 
 @pytest.mark.parametrize(
@@ -381,10 +378,10 @@ def test_what_makes_no_sense_stops_only_who_asks_for_it(
     folder, plain = sensible
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     edit_json(tmp_path / "generation_config.json", **asked)
-    loaded = loading.load(str(tmp_path), "cpu", "float32")
-    assert texts(generation.generate_samples(loaded, PROMPTS, FEW)) == plain
+    loaded = load.load(str(tmp_path), "cpu", "float32")
+    assert texts(generate.generate_samples(loaded, PROMPTS, FEW)) == plain
     with pytest.raises(LabError, match=f"makes no sense .*{next(iter(asked))}=.*leave out") as caught:
-        generation.generate_samples(loaded, PROMPTS, replace(FEW, maker_settings=True))
+        generate.generate_samples(loaded, PROMPTS, replace(FEW, maker_settings=True))
     assert "\n" not in str(caught.value)
 
 
@@ -394,14 +391,14 @@ def test_what_makes_no_sense_stops_only_who_asks_for_it(
 def test_what_no_engine_reads_stops_nothing(tmp_path: Path, asked: Any) -> None:
     make_model(tmp_path)
     edit_json(tmp_path / "generation_config.json", **asked)
-    loading.load(str(tmp_path), "cpu", "float32")
+    load.load(str(tmp_path), "cpu", "float32")
 
 
 @pytest.mark.parametrize("content", ["null", "[]", "{", ""])
 def test_a_generation_config_that_cannot_be_read_is_not_passed_over(tmp_path: Path, content: str) -> None:
     (make_model(tmp_path) / "generation_config.json").write_text(content)
     with pytest.raises(LabError, match=r"generation_config\.json that cannot be read"):
-        loading.load(str(tmp_path), "cpu", "float32")
+        load.load(str(tmp_path), "cpu", "float32")
 
 
 @pytest.mark.parametrize(
@@ -411,19 +408,17 @@ def test_a_generation_config_that_cannot_be_read_is_not_passed_over(tmp_path: Pa
 def test_ends_are_whole_numbers_whatever_a_file_holds(tmp_path: Path, named: Any, ends: set[int]) -> None:
     make_model(tmp_path)
     edit_json(tmp_path / "generation_config.json", eos_token_id=named)
-    assert tokenizers.end_tokens(loading.load(str(tmp_path), "cpu", "float32")) == ends
+    assert tokenization.end_tokens(load.load(str(tmp_path), "cpu", "float32")) == ends
 
 
 def test_the_maker_s_temperature_is_used_on_purpose() -> None:
     loaded = tiny("llama")
     leave(loaded.model, temperature=1e-5, top_k=7)
-    cold = generation.generate_samples(loaded, PROMPTS, replace(FEW, maker_settings=True))
-    greedy = generation.generate_samples(loaded, PROMPTS, replace(FEW, temperature=0.0))
+    cold = generate.generate_samples(loaded, PROMPTS, replace(FEW, maker_settings=True))
+    greedy = generate.generate_samples(loaded, PROMPTS, replace(FEW, temperature=0.0))
     assert [s.text for s in cold] == [s.text for s in greedy]
     for size in (1, 4):
-        again = generation.generate_samples(
-            loaded, PROMPTS, replace(FEW, maker_settings=True), batch_size=size
-        )
+        again = generate.generate_samples(loaded, PROMPTS, replace(FEW, maker_settings=True), batch_size=size)
         assert texts(again) == texts(cold)
 
 
@@ -432,7 +427,7 @@ def test_an_encoder_decoder_is_refused_in_one_sentence(tmp_path: Path) -> None:
     T5ForConditionalGeneration(T5Config(**sizes)).save_pretrained(tmp_path)
     tiny().tokenizer.save_pretrained(tmp_path)
     with pytest.raises(LabError, match="encoder-decoder") as caught:
-        loading.load(str(tmp_path), "cpu", "float32")
+        load.load(str(tmp_path), "cpu", "float32")
     assert "\n" not in str(caught.value)
 
 

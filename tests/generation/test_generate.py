@@ -36,12 +36,9 @@ from tokenizers import AddedToken
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from nbhelpers import pipeline, registry, store
-from nbhelpers.devices import meters
-from nbhelpers.generation import decode as decoding
-from nbhelpers.generation import generate, latency, sampling
-from nbhelpers.generation import generate as generation
-from nbhelpers.loading import load as loading
-from nbhelpers.loading import tokenizer
+from nbhelpers.devices import machine, meters
+from nbhelpers.generation import decode, generate, latency, sampling
+from nbhelpers.loading import load, tokenization
 from nbhelpers.records import Failure, LabError, Limits, Prompt, Sample, Settings
 
 # The decode loop
@@ -52,7 +49,7 @@ from nbhelpers.records import Failure, LabError, Limits, Prompt, Sample, Setting
 def test_greedy_equals_transformers_with_left_padding(family: str, ends: list[int] | None) -> None:
     loaded = tiny(family, eos=ends)
     ids = [list(loaded.tokenizer(p.text)["input_ids"]) for p in PROMPTS]
-    rows = decoding.decode_all(loaded.model, ids, [20] * 3, sampling.sampler([0] * 3, 0.0), ends or ())
+    rows = decode.decode_all(loaded.model, ids, [20] * 3, sampling.sampler([0] * 3, 0.0), ends or ())
     batch = loaded.tokenizer([p.text for p in PROMPTS], padding=True, return_tensors="pt")
     width = batch["input_ids"].shape[1]
     theirs = loaded.model.generate(
@@ -71,12 +68,12 @@ def test_greedy_equals_transformers_with_left_padding(family: str, ends: list[in
 def test_a_text_does_not_depend_on_its_batch(family: str) -> None:
     loaded = tiny(family, eos=MANY_ENDS)
     settings = replace(FEW, repeats=6)
-    alone = generation.generate_samples(loaded, PROMPTS, settings, batch_size=1)
+    alone = generate.generate_samples(loaded, PROMPTS, settings, batch_size=1)
     assert "eos" in {s.finish_reason for s in alone}  # rows leave early, and not all at once
     assert len({s.new_tokens for s in alone}) > 2 and len({s.text for s in alone}) > 6
     for size in (2, 7, 9):
-        assert texts(generation.generate_samples(loaded, PROMPTS, settings, batch_size=size)) == texts(alone)
-    backwards = generation.generate_samples(loaded, PROMPTS[::-1], settings)
+        assert texts(generate.generate_samples(loaded, PROMPTS, settings, batch_size=size)) == texts(alone)
+    backwards = generate.generate_samples(loaded, PROMPTS[::-1], settings)
     assert sorted(texts(backwards)) == sorted(texts(alone))
 
 
@@ -86,8 +83,8 @@ def test_rows_leave_the_batch_and_are_timed_by_their_own_tokens() -> None:
     ids = [[BOS, 3 + n] for n in range(12)]
     ticks = itertools.count(100.0)  # read once at the start and once a step: a step takes one second
     choose = sampling.sampler(list(range(12)), 1.0)
-    begun, *rows = decoding.decode(loaded.model, ids, [9] * 12, choose, MANY_ENDS, clock=lambda: next(ticks))
-    assert begun == decoding.Started(list(range(12)))
+    begun, *rows = decode.decode(loaded.model, ids, [9] * 12, choose, MANY_ENDS, clock=lambda: next(ticks))
+    assert begun == decode.Started(list(range(12)))
     ended = [row.row for row in rows]
     rows.sort(key=lambda row: row.row)
     lengths = [len(row.tokens) for row in rows]
@@ -103,7 +100,7 @@ def test_rows_leave_the_batch_and_are_timed_by_their_own_tokens() -> None:
 
 def test_each_row_has_its_own_limit() -> None:
     loaded = tiny("opt", eos=None)
-    rows = decoding.decode_all(loaded.model, [[5], [6, 7], [8]], [1, 4, 2], sampling.sampler([1, 2, 3], 1.0))
+    rows = decode.decode_all(loaded.model, [[5], [6, 7], [8]], [1, 4, 2], sampling.sampler([1, 2, 3], 1.0))
     assert [len(row.tokens) for row in rows] == [1, 4, 2]
 
 
@@ -239,7 +236,7 @@ def test_seeds_differ_by_run_prompt_and_repeat_and_stay_in_63_bits() -> None:
 
 def test_the_prompt_is_cut_off_by_tokens() -> None:
     loaded = tiny("gpt2", eos=None)
-    sample = generation.generate_samples(loaded, PROMPTS[1:2], replace(FEW, temperature=0.0, repeats=1))[0]
+    sample = generate.generate_samples(loaded, PROMPTS[1:2], replace(FEW, temperature=0.0, repeats=1))[0]
     batch = loaded.tokenizer([PROMPTS[1].text], return_tensors="pt")
     theirs = loaded.model.generate(batch["input_ids"], do_sample=False, max_new_tokens=12)
     new = theirs[0, batch["input_ids"].shape[1] :]
@@ -266,12 +263,12 @@ def test_a_prompt_too_long_keeps_its_end_and_its_beginning_token(
 ) -> None:
     loaded = tiny("gpt2", context=context, eos=None)
     text = "".join(chr(ord("a") + n % 26) for n in range(letters))
-    job = generation.prepare(loaded, generation.Request("k", Prompt("p", text, "short_post"), 0), new)
+    job = generate.prepare(loaded, generate.Request("k", Prompt("p", text, "short_post"), 0), new)
     whole = loaded.tokenizer(text)["input_ids"]
     assert job.ids == (BOS, *whole[len(whole) - kept + 1 :])
     assert (job.max_new_tokens, job.truncated) == (limit, truncated)
     once = Settings(repeats=1, max_new_tokens=new)
-    sample = generation.generate_samples(loaded, [job.prompt], once)[0]
+    sample = generate.generate_samples(loaded, [job.prompt], once)[0]
     assert sample.error is None
     assert (sample.prompt_tokens, sample.new_tokens) == (kept, limit)
     assert (sample.prompt_truncated, sample.finish_reason) == (truncated, "length")
@@ -280,32 +277,32 @@ def test_a_prompt_too_long_keeps_its_end_and_its_beginning_token(
 def test_an_end_token_that_is_also_the_beginning_ends_only_generated_text() -> None:
     ends = list(range(100, 180))
     loaded = tiny("llama", eos=[BOS, *ends])
-    samples = generation.generate_samples(loaded, PROMPTS, FEW)
+    samples = generate.generate_samples(loaded, PROMPTS, FEW)
     assert all(s.new_tokens >= 1 and s.error is None for s in samples)
     assert max(s.new_tokens for s in samples) > 1
     planted = tiny("llama", eos=BOS)
     with torch.no_grad():  # a model that always says the beginning token
         planted.model.lm_head.weight.zero_()
         planted.model.model.norm.weight.zero_()
-    greedy = generation.generate_samples(planted, PROMPTS[:1], replace(FEW, temperature=0.0, repeats=1))
+    greedy = generate.generate_samples(planted, PROMPTS[:1], replace(FEW, temperature=0.0, repeats=1))
     assert greedy[0].finish_reason == "length"  # all logits equal: token 0, the padding id, which counts
 
 
 def test_without_an_end_token_only_length_ends() -> None:
     loaded = tiny("gpt2", eos=None, tokenizer=byte_tokenizer(eos=None))
-    assert tokenizer.end_tokens(loaded) == frozenset()
-    samples = generation.generate_samples(loaded, PROMPTS, FEW)
+    assert tokenization.end_tokens(loaded) == frozenset()
+    samples = generate.generate_samples(loaded, PROMPTS, FEW)
     assert {(s.finish_reason, s.new_tokens) for s in samples} == {("length", 12)}
 
 
 def test_special_tokens_and_the_end_token_are_not_text() -> None:
     loaded = tiny("gpt2", eos=[EOS, 3 + 30])  # 33 is an ordinary byte that ends a text here
-    job = generation.prepare(loaded, generation.Request("k", PROMPTS[0], 0), 5)
+    job = generate.prepare(loaded, generate.Request("k", PROMPTS[0], 0), 5)
     letters = loaded.tokenizer("ab", add_special_tokens=False)["input_ids"]
-    row = decoding.Finished(0, (BOS, *letters, 0, 33), "eos", 1.0, 3.0)
-    sample = generation.sample_of(loaded, job, FEW, 1, row)
+    row = decode.Finished(0, (BOS, *letters, 0, 33), "eos", 1.0, 3.0)
+    sample = generate.sample_of(loaded, job, FEW, 1, row)
     assert (sample.text, sample.new_tokens, sample.tpot_s) == ("ab", 5, 0.5)
-    single = generation.sample_of(loaded, job, FEW, 1, decoding.Finished(0, (33,), "eos", 1.0, 1.0))
+    single = generate.sample_of(loaded, job, FEW, 1, decode.Finished(0, (33,), "eos", 1.0, 1.0))
     assert (single.text, single.tpot_s) == ("", None)
 
 
@@ -328,9 +325,9 @@ def test_reasoning_is_recorded_beside_the_text(
     loaded.tokenizer.add_tokens(marks)
     loaded = replace(loaded, report=replace(loaded.report, vocabulary=261))
     ids = loaded.tokenizer(said, add_special_tokens=False)["input_ids"]
-    job = generation.prepare(loaded, generation.Request("k", replace(PROMPTS[0], text=asked), 0), 30)
-    row = decoding.Finished(0, (*ids, EOS), "eos", 1.0, 3.0)
-    sample = generation.sample_of(loaded, job, FEW, 1, row)
+    job = generate.prepare(loaded, generate.Request("k", replace(PROMPTS[0], text=asked), 0), 30)
+    row = decode.Finished(0, (*ids, EOS), "eos", 1.0, 3.0)
+    sample = generate.sample_of(loaded, job, FEW, 1, row)
     assert (sample.reasoning, sample.text) == (reasoning, text)
     assert (sample.new_tokens, sample.bytes) == (len(ids) + 1, len(text))  # all tokens, the answer's bytes
     path = store.write_rows(tmp_path / "samples.jsonl", [sample])
@@ -340,13 +337,13 @@ def test_reasoning_is_recorded_beside_the_text(
 
 def test_chat_models_get_their_template_once() -> None:
     loaded = tiny("gpt2", prompt_format="chat")
-    request = generation.Request("k", Prompt("p", "Hi", "short_post"), 0)
+    request = generate.Request("k", Prompt("p", "Hi", "short_post"), 0)
     with pytest.raises(LabError, match="no chat template"):
-        generation.prepare(loaded, request, 5)
+        generate.prepare(loaded, request, 5)
     loaded.tokenizer.chat_template = (
         "{{ bos_token }}[{{ messages[0]['content'] }}]{{ '=' if add_generation_prompt }}"
     )
-    job = generation.prepare(loaded, request, 5)
+    job = generate.prepare(loaded, request, 5)
     assert loaded.tokenizer.decode(job.ids) == "<s>[Hi]="
     assert job.ids.count(BOS) == 1
 
@@ -365,19 +362,19 @@ def test_a_text_ends_at_whatever_any_of_its_sources_names(parts: bool) -> None:
     turn = words.convert_tokens_to_ids("<|im_end|>")
     loaded = tiny("gpt2", eos=[7, 8], tokenizer=words)
     loaded.model.config.eos_token_id = 9
-    assert tokenizer.end_tokens(loaded) == {7, 8, 9, EOS}
+    assert tokenization.end_tokens(loaded) == {7, 8, 9, EOS}
     chat = replace(loaded, spec=replace(loaded.spec, prompt_format="chat"))
-    assert tokenizer.end_tokens(chat) == {7, 8, 9, EOS, turn}
+    assert tokenization.end_tokens(chat) == {7, 8, 9, EOS, turn}
 
 
 def test_the_ids_of_a_prompt_are_in_its_key_and_its_record() -> None:
     loaded = tiny("gpt2")
-    rows = generation.generate_samples(loaded, PROMPTS, FEW)
-    report = generation.report_of(loaded, PROMPTS, FEW)
+    rows = generate.generate_samples(loaded, PROMPTS, FEW)
+    report = generate.report_of(loaded, PROMPTS, FEW)
     assert [row.ids_digest for row in rows] == [report.ids_digests[row.prompt_id] for row in rows]
-    assert [row.key for row in rows] == [r.key for r in generation.requests(PROMPTS, FEW, report)]
+    assert [row.key for row in rows] == [r.key for r in generate.requests(PROMPTS, FEW, report)]
     other = replace(loaded, tokenizer=byte_tokenizer(begins=False))
-    others = generation.generate_samples(other, PROMPTS, FEW)
+    others = generate.generate_samples(other, PROMPTS, FEW)
     assert not {row.key for row in rows} & {row.key for row in others}
     assert not {row.ids_digest for row in rows} & {row.ids_digest for row in others}
 
@@ -391,10 +388,10 @@ def test_rows_of_the_release_before_digests_are_found_by_its_keys(tmp_path: Path
     parts = {"max_new_tokens": 256, "temperature": 0.8, "top_k": 0, "top_p": 1.0, "seed": 0, "repeat": 0}
     parts |= {"model": "lab-gpt2", "revision": "r", "format": "plain", "device": "cpu", "dtype": "float32"}
     key = store.row_key(**parts, engine=2, purpose="sample", prompt_id=prompt.id, prompt=prompt.text)
-    job = generation.Request(key, prompt, 0)
-    row = generation.sample_of(tiny(), job, run.settings, 1, decoding.Finished(0, (5,), "length", 0.1, 0.1))
+    job = generate.Request(key, prompt, 0)
+    row = generate.sample_of(tiny(), job, run.settings, 1, decode.Finished(0, (5,), "length", 0.1, 0.1))
     store.append_row(run.folder / "samples.jsonl", row)
-    assert [found.key for found in generation.read_samples(run)] == [key]
+    assert [found.key for found in generate.read_samples(run)] == [key]
 
 
 # Failures
@@ -405,11 +402,11 @@ def test_rows_of_the_release_before_digests_are_found_by_its_keys(tmp_path: Path
     [RuntimeError("CUDA out of memory. Tried"), MemoryError(), RuntimeError("not enough memory: you")],
 )
 def test_out_of_memory_halves_the_batch_and_loses_nothing(error: Exception) -> None:
-    expected = texts(generation.generate_samples(tiny("gpt2"), PROMPTS, FEW))
+    expected = texts(generate.generate_samples(tiny("gpt2"), PROMPTS, FEW))
     loaded = tiny("gpt2")
     sizes = watch(loaded.model)
     break_above(loaded.model, 2, error)
-    samples = generation.generate_samples(loaded, PROMPTS, FEW)
+    samples = generate.generate_samples(loaded, PROMPTS, FEW)
     assert texts(samples) == expected
     assert sizes[:3] == [3, 2, 4]  # three prompts; of four rows two prompts, then the rows: too many
     assert {s.batch_size for s in samples} == {2}
@@ -424,7 +421,7 @@ def test_out_of_memory_at_one_row_is_recorded_and_the_run_goes_on() -> None:
             raise error
 
     handle = loaded.model.register_forward_pre_hook(refuse, with_kwargs=True)
-    samples = generation.generate_samples(loaded, PROMPTS, replace(FEW, max_new_tokens=2))
+    samples = generate.generate_samples(loaded, PROMPTS, replace(FEW, max_new_tokens=2))
     handle.remove()
     assert [s.prompt_id for s in samples if s.error] == ["p2"] * 3
     failed = next(s for s in samples if s.error)
@@ -436,7 +433,7 @@ def test_out_of_memory_at_one_row_is_recorded_and_the_run_goes_on() -> None:
 def test_a_failing_batch_keeps_the_others_and_is_tried_again(tmp_path: Path) -> None:
     loaded = tiny("gpt2")
     path = tmp_path / "samples.jsonl"
-    expected = texts(generation.generate_samples(loaded, PROMPTS, FEW))
+    expected = texts(generate.generate_samples(loaded, PROMPTS, FEW))
     passes = itertools.count()
 
     def stumble(module: Any, args: Any, kwargs: Any) -> None:
@@ -444,12 +441,12 @@ def test_a_failing_batch_keeps_the_others_and_is_tried_again(tmp_path: Path) -> 
             raise ValueError("a planted fault\nsecond line")
 
     handle = loaded.model.register_forward_pre_hook(stumble, with_kwargs=True)
-    samples = generation.generate_samples(loaded, PROMPTS, FEW, path, batch_size=3)
+    samples = generate.generate_samples(loaded, PROMPTS, FEW, path, batch_size=3)
     handle.remove()
     failed = [s.prompt_id for s in samples if s.error == "ValueError: a planted fault"]
     assert failed == ["p2"] * 3 and sum(s.error is None for s in samples) == 6  # the longest goes first
     sizes = watch(loaded.model)
-    again = generation.generate_samples(loaded, PROMPTS, FEW, path)
+    again = generate.generate_samples(loaded, PROMPTS, FEW, path)
     assert texts(again) == expected
     assert sizes == [1, *[3] * 11]  # only the three that had failed, their prompt read once
     assert len(list(store.read_rows(path, Sample))) == 12
@@ -460,7 +457,7 @@ def test_nan_logits_are_a_failure_not_a_text() -> None:
     with torch.no_grad():
         loaded.model.transformer.ln_f.weight[0] = float("nan")
     for temperature in (0.0, 0.8):
-        samples = generation.generate_samples(loaded, PROMPTS, replace(FEW, temperature=temperature))
+        samples = generate.generate_samples(loaded, PROMPTS, replace(FEW, temperature=temperature))
         assert all("NaN" in str(s.error) and s.failure == Failure.BAD_OUTPUT for s in samples)
 
 
@@ -494,7 +491,7 @@ def test_numbers_of_numpy_are_the_same_settings_as_python_s(tmp_path: Path) -> N
     assert odd == plain
     assert store.read_json(store.write_json(tmp_path / "settings.json", odd), Settings) == plain
     report = tiny("llama").report
-    keys = [[r.key for r in generation.requests(PROMPTS, one, report)] for one in (odd, plain)]
+    keys = [[r.key for r in generate.requests(PROMPTS, one, report)] for one in (odd, plain)]
     assert keys[0] == keys[1]
 
 
@@ -503,7 +500,7 @@ def test_a_file_that_cannot_be_written_is_said_before_anything_is_generated(tmp_
     sizes = watch(loaded.model)
     (tmp_path / "file").write_text("")
     with pytest.raises(LabError, match="cannot be written"):
-        generation.generate_samples(loaded, PROMPTS, FEW, tmp_path / "file" / "samples.jsonl")
+        generate.generate_samples(loaded, PROMPTS, FEW, tmp_path / "file" / "samples.jsonl")
     assert sizes == []
 
 
@@ -512,16 +509,16 @@ def test_a_file_that_cannot_be_written_is_said_before_anything_is_generated(tmp_
 
 def test_resume_makes_nothing_twice_and_gives_the_same_texts(tmp_path: Path) -> None:
     loaded = tiny("llama", eos=MANY_ENDS)
-    whole = generation.generate_samples(loaded, PROMPTS, FEW)
+    whole = generate.generate_samples(loaded, PROMPTS, FEW)
     path = tmp_path / "run" / "samples.jsonl"
-    generation.generate_samples(loaded, PROMPTS[:2], replace(FEW, repeats=2), path)
+    generate.generate_samples(loaded, PROMPTS[:2], replace(FEW, repeats=2), path)
     sizes = watch(loaded.model)
-    resumed = generation.generate_samples(loaded, PROMPTS, FEW, path)
+    resumed = generate.generate_samples(loaded, PROMPTS, FEW, path)
     assert texts(resumed) == texts(whole)
     assert sizes[0] == 3 and max(sizes) <= 5  # three prompts are read for five rows
     sizes.clear()
     assert (
-        generation.generate_samples(loaded, PROMPTS, FEW, path) == resumed
+        generate.generate_samples(loaded, PROMPTS, FEW, path) == resumed
     )  # timings too: nothing measured anew
     assert sizes == []
     assert len(path.read_text().splitlines()) == 9
@@ -530,11 +527,11 @@ def test_resume_makes_nothing_twice_and_gives_the_same_texts(tmp_path: Path) -> 
 def test_a_torn_last_line_costs_one_row(tmp_path: Path) -> None:
     loaded = tiny("gpt2")
     path = tmp_path / "samples.jsonl"
-    first = generation.generate_samples(loaded, PROMPTS, FEW, path)
+    first = generate.generate_samples(loaded, PROMPTS, FEW, path)
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:-1]) + lines[-1][:50])
     sizes = watch(loaded.model)
-    second = generation.generate_samples(loaded, PROMPTS, FEW, path)
+    second = generate.generate_samples(loaded, PROMPTS, FEW, path)
     assert texts(second) == texts(first)
     assert set(sizes) == {1}
     assert {row.key for row in store.read_rows(path, Sample)} == {row.key for row in first}
@@ -551,12 +548,12 @@ def test_an_interrupt_passes_and_what_had_ended_is_kept(tmp_path: Path) -> None:
 
     handle = loaded.model.register_forward_pre_hook(interrupt, with_kwargs=True)
     with pytest.raises(KeyboardInterrupt):
-        generation.generate_samples(loaded, PROMPTS, FEW, path)
+        generate.generate_samples(loaded, PROMPTS, FEW, path)
     handle.remove()
     kept = list(store.read_rows(path, Sample))
     assert 0 < len(kept) < 9 and all(0 < row.new_tokens <= 5 for row in kept)
-    whole = generation.generate_samples(loaded, PROMPTS, FEW, path)
-    assert texts(whole) == texts(generation.generate_samples(loaded, PROMPTS, FEW))
+    whole = generate.generate_samples(loaded, PROMPTS, FEW, path)
+    assert texts(whole) == texts(generate.generate_samples(loaded, PROMPTS, FEW))
 
 
 @pytest.mark.parametrize(
@@ -565,11 +562,11 @@ def test_an_interrupt_passes_and_what_had_ended_is_kept(tmp_path: Path) -> None:
 )
 def test_rows_of_other_settings_stay_and_are_not_returned(tmp_path: Path, other: dict[str, Any]) -> None:
     loaded, path, settings = tiny("gpt2"), tmp_path / "samples.jsonl", replace(FEW, repeats=1)
-    first = generation.generate_samples(loaded, PROMPTS, settings, path)
-    second = generation.generate_samples(loaded, PROMPTS, replace(settings, **other), path)
+    first = generate.generate_samples(loaded, PROMPTS, settings, path)
+    second = generate.generate_samples(loaded, PROMPTS, replace(settings, **other), path)
     assert not {s.key for s in first} & {s.key for s in second}
     assert len(list(store.read_rows(path, Sample))) == 6
-    assert generation.generate_samples(loaded, PROMPTS, settings, path) == first
+    assert generate.generate_samples(loaded, PROMPTS, settings, path) == first
 
 
 def test_the_key_holds_everything_that_decides_the_text() -> None:
@@ -582,15 +579,15 @@ def test_the_key_holds_everything_that_decides_the_text() -> None:
         ("model", "x"),
     )
     variants = [report, *(replace(report, **{name: value}) for name, value in others)]
-    keys = [request.key for v in variants for request in generation.requests(PROMPTS, FEW, v)]
+    keys = [request.key for v in variants for request in generate.requests(PROMPTS, FEW, v)]
     reworded = [replace(PROMPTS[0], text="Ho:"), replace(PROMPTS[0], id="p9")]
-    keys += [request.key for request in generation.requests(reworded, FEW, variants[0])]
-    keys += [request.key for request in generation.requests(PROMPTS, FEW, variants[0], "latency")]
+    keys += [request.key for request in generate.requests(reworded, FEW, variants[0])]
+    keys += [request.key for request in generate.requests(PROMPTS, FEW, variants[0], "latency")]
     assert len(set(keys)) == len(keys) == 6 * 9 + 2 * 3 + 3 * 2  # latency: two rounds
-    second = generation.requests(PROMPTS, FEW, replace(report, device="cuda:1"))
-    assert second == generation.requests(PROMPTS, FEW, variants[2])
+    second = generate.requests(PROMPTS, FEW, replace(report, device="cuda:1"))
+    assert second == generate.requests(PROMPTS, FEW, variants[2])
     whole, real = (replace(FEW, temperature=zero, top_p=one) for zero, one in ((0, 1), (0.0, 1.0)))
-    assert generation.requests(PROMPTS, whole, report) == generation.requests(PROMPTS, real, report)
+    assert generate.requests(PROMPTS, whole, report) == generate.requests(PROMPTS, real, report)
 
 
 # Latency and throughput
@@ -615,20 +612,20 @@ def test_latency_is_measured_one_by_one_over_a_fixed_length_after_a_warm_up(tmp_
 
 def test_throughput_by_hand() -> None:
     loaded = tiny()
-    job = generation.Request("k", PROMPTS[0], 0, (1,), 9)
+    job = generate.Request("k", PROMPTS[0], 0, (1,), 9)
 
     def row(tokens: int, seconds: float) -> Sample:
-        made = decoding.Finished(0, (5,) * tokens, "length", 0.1, 9.9)
-        return generation.sample_of(loaded, job, FEW, 2, made, share=meters.Share(seconds, None))
+        made = decode.Finished(0, (5,) * tokens, "length", 0.1, 9.9)
+        return generate.sample_of(loaded, job, FEW, 2, made, share=meters.Share(seconds, None))
 
-    failed = generation.sample_of(loaded, job, FEW, 2, error=ValueError("x"))
+    failed = generate.sample_of(loaded, job, FEW, 2, error=ValueError("x"))
     assert generate.throughput([row(10, 4.0), row(5, 2.0), failed]) == pytest.approx(15 / 6)
     assert generate.throughput([]) == generate.throughput([failed]) == 0.0
 
 
 def test_the_shares_of_a_batch_add_up_to_its_time() -> None:
     started = time.perf_counter()
-    samples = generation.generate_samples(tiny(), PROMPTS, Settings(repeats=3, max_new_tokens=9))
+    samples = generate.generate_samples(tiny(), PROMPTS, Settings(repeats=3, max_new_tokens=9))
     wall = time.perf_counter() - started
     together = sum(sample.share_s or 0.0 for sample in samples)
     longest = max(sample.latency_s or 0.0 for sample in samples)
@@ -639,7 +636,7 @@ def test_the_shares_of_a_batch_add_up_to_its_time() -> None:
 
 def test_the_batch_is_chosen_by_memory_and_split_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = tiny("llama")
-    job = generation.Request("k", PROMPTS[0], 0, (1,) * 20, 30)
+    job = generate.Request("k", PROMPTS[0], 0, (1,) * 20, 30)
     # keys and values x layers x one key-value head x head size 8 x 50 tokens x 4 bytes, and the vocabulary
     row = 2 * 2 * 1 * 8 * 50 * 4 + 24 * 259
     for free, rows, expected in (
@@ -650,8 +647,8 @@ def test_the_batch_is_chosen_by_memory_and_split_evenly(monkeypatch: pytest.Monk
         (10 * row, 12, 6),
         (0, 5, 1),
     ):
-        monkeypatch.setattr(generation.devices, "free_memory", lambda device, free=free: free)
-        assert generation.best_batch_size(loaded, [job] * rows) == expected
+        monkeypatch.setattr(machine, "free_memory", lambda device, free=free: free)
+        assert generate.best_batch_size(loaded, [job] * rows) == expected
 
 
 def test_rows_are_read_by_key_without_torch_and_what_is_missing_is_named(tmp_path: Path) -> None:
@@ -659,13 +656,13 @@ def test_rows_are_read_by_key_without_torch_and_what_is_missing_is_named(tmp_pat
         "lab-gpt2", str(tmp_path), limit=2, repeats=1, max_new_tokens=4, device="cpu", dtype="float32"
     )
     run = pipeline.open_run(settings)
-    loaded = loading.load(run.spec, "cpu", "float32")
+    loaded = load.load(run.spec, "cpu", "float32")
     prompts = registry.load_prompts(limit=2)
-    store.write_json(run.folder / "loading.json", generation.report_of(loaded, prompts, settings))
-    made = generation.generate_samples(loaded, prompts, settings, run.folder / "samples.jsonl")
+    store.write_json(run.folder / "loading.json", generate.report_of(loaded, prompts, settings))
+    made = generate.generate_samples(loaded, prompts, settings, run.folder / "samples.jsonl")
     timed = latency.measure_latency(loaded, prompts, settings, run.folder / "latency.jsonl")
     assert [(s.prompt_id, s.error) for s in made] == [("b01", None), ("b02", None)]
-    assert None not in generation.found(run) + generation.found(run, "latency")
+    assert None not in generate.found(run) + generate.found(run, "latency")
     code = (
         "import sys; from nbhelpers import pipeline; from nbhelpers.generation import generate;"
         f"from nbhelpers.records import Settings; run = pipeline.open_run({settings!r});"
@@ -675,19 +672,19 @@ def test_rows_are_read_by_key_without_torch_and_what_is_missing_is_named(tmp_pat
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.split() == [*(s.key for s in made + timed), "False", "False"]
     more = replace(run, settings=replace(settings, repeats=2))
-    assert generation.found(more).count(None) == 2 and None not in generation.found(more, "latency")
+    assert generate.found(more).count(None) == 2 and None not in generate.found(more, "latency")
     with pytest.raises(LabError, match=r"lacks 2 of 4 rows: .*through='samples'"):
-        generation.read_samples(more)
+        generate.read_samples(more)
 
 
 def test_a_prompt_is_encoded_no_more_often_for_its_repeats(monkeypatch):
-    encode, asked = tokenizer.encode, list[str]()
-    monkeypatch.setattr(tokenizer, "encode", lambda m, p: asked.append(p.id) or encode(m, p))
+    encode, asked = tokenization.encode, list[str]()
+    monkeypatch.setattr(tokenization, "encode", lambda m, p: asked.append(p.id) or encode(m, p))
     prompts = [Prompt("p", "Tell me of ships:", "short_post"), Prompt("q", "And of tea:", "short_post")]
     counts = []
     for repeats in (1, 5):
         asked.clear()
-        rows = generation.generate_samples(tiny(), prompts, Settings(repeats=repeats, max_new_tokens=2))
+        rows = generate.generate_samples(tiny(), prompts, Settings(repeats=repeats, max_new_tokens=2))
         assert len(rows) == 2 * repeats and len({row.key for row in rows}) == 2 * repeats
         counts.append(sorted(asked))
     assert counts[0] == counts[1]
@@ -695,15 +692,15 @@ def test_a_prompt_is_encoded_no_more_often_for_its_repeats(monkeypatch):
 
 def test_a_stop_string_ends_a_row_and_is_no_part_of_its_text(tmp_path):
     """The text is that of a run without it, up to the string; the row was not written to its end."""
-    loaded = loading.load("lab-gpt2")
+    loaded = load.load("lab-gpt2")
     prompts = registry.load_prompts(limit=2)
-    free = generation.generate_samples(loaded, prompts, Settings(repeats=2, max_new_tokens=40))
+    free = generate.generate_samples(loaded, prompts, Settings(repeats=2, max_new_tokens=40))
     words = [sample.text.split() for sample in free]
     stop = next(word for word in words[0][2:] if word not in "".join(words[0][:2]))
     task = tmp_path / "t.toml"
     task.write_text(f'prompts = "p"\nstop = [{json.dumps(" " + stop)}]\n[scorers.rubric]\n')
     asked = Settings(task=str(task), repeats=2, max_new_tokens=40)
-    stopped = generation.generate_samples(loaded, prompts, asked)
+    stopped = generate.generate_samples(loaded, prompts, asked)
     ended = 0
     for whole, cut in zip(free, stopped, strict=True):
         assert cut.text == whole.text.split(f" {stop}")[0].rstrip()

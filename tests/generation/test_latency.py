@@ -18,8 +18,7 @@ from planted_clock import VirtualClock, planted
 from nbhelpers import pipeline, registry, store
 from nbhelpers.comparison import speed
 from nbhelpers.devices import meters
-from nbhelpers.generation import decode as decoding
-from nbhelpers.generation import generate, latency
+from nbhelpers.generation import decode, generate, latency
 from nbhelpers.loading import load
 from nbhelpers.records import ModelRun, Sample, Settings
 
@@ -152,7 +151,7 @@ def planted_pass(
     def pause(seconds: float) -> None:
         clock.pause(seconds * (1 + drift * (clock.now - began)))
 
-    monkeypatch.setattr(decoding, "decode", partial(decoding.decode, clock=clock))
+    monkeypatch.setattr(decode, "decode", partial(decode.decode, clock=clock))
     runs = opened(folder, *slower, limit=8)
     runs = [replace(run, settings=replace(run.settings, max_new_tokens=16)) for run in runs]
 

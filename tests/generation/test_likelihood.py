@@ -20,7 +20,7 @@ from tiny_models import FAMILIES, byte_tokenizer, tiny, watch
 
 from nbhelpers import pipeline, registry, tasks
 from nbhelpers.generation import generate, likelihood, server
-from nbhelpers.loading import load, remote, tokenizer
+from nbhelpers.loading import load, remote, tokenization
 from nbhelpers.records import LabError, Prompt, Settings
 from nbhelpers.runner import plan
 from nbhelpers.scoring import reference
@@ -114,7 +114,7 @@ def test_what_stands_between_a_question_and_a_choice(monkeypatch) -> None:
     ((before, after),) = likelihood.choices(chat, prompt("Sky?", ["blue"], before=(("system", "Be brief."),)))
     assert chat.tokenizer.decode(before) == "system> Be brief.\nuser> Sky?\nassistant>"
     assert chat.tokenizer.decode(after) == " blue"
-    monkeypatch.setattr(tokenizer, "ids_of", lambda loaded, text: [1])  # letters that it does not know
+    monkeypatch.setattr(tokenization, "ids_of", lambda loaded, text: [1])  # letters that it does not know
     with pytest.raises(LabError, match="The choice 'blue' of 'id Sky:' has no token of its own"):
         likelihood.choices(model, prompt("Sky:", ["blue"]))
 
@@ -255,5 +255,5 @@ def test_the_shipped_questions_are_made_of_the_question_bank() -> None:
 
 def test_a_prompt_is_written_as_it_is_generated_from() -> None:
     model = loaded("llama")
-    ids = tokenizer.encode(model, prompt("Sky:", ["x"]))
+    ids = tokenization.encode(model, prompt("Sky:", ["x"]))
     assert likelihood.choices(model, prompt("Sky:", ["x"]))[0][0] == ids

@@ -18,12 +18,10 @@ import torch
 from planted_clock import VirtualClock, planted
 
 from nbhelpers import store
-from nbhelpers.generation import decode as decoding
-from nbhelpers.generation import generate as generation
-from nbhelpers.generation import latency
+from nbhelpers.generation import decode, generate, latency
 from nbhelpers.records import Prompt, Sample, Settings
 from nbhelpers.stats.estimate import estimate, percentile_estimate
-from nbhelpers.tracking import metrics as summary
+from nbhelpers.tracking import metrics
 
 # The last letter is the plan: c ends after 3 tokens, e after 5, z would after 26 but meets the limit.
 PROMPTS = [Prompt("p1", "Hi c", "short_post"), Prompt("p2", "A longer one e", "short_post")]
@@ -39,7 +37,7 @@ PREFILL, STEP = (
 def virtual(monkeypatch: pytest.MonkeyPatch, prefill: float, step: float) -> Any:
     """The planted model, and the engine reading the clock which that model advances."""
     clock = VirtualClock()
-    monkeypatch.setattr(decoding, "decode", partial(decoding.decode, clock=clock))
+    monkeypatch.setattr(decode, "decode", partial(decode.decode, clock=clock))
     return planted(prefill, step, clock.pause)
 
 
@@ -69,7 +67,7 @@ def test_the_planted_times_are_recovered(
     monkeypatch: pytest.MonkeyPatch, size: int, prefill: float, step: float
 ) -> None:
     loaded = virtual(monkeypatch, prefill, step)
-    samples = generation.generate_samples(loaded, PROMPTS, SETTINGS, batch_size=size)
+    samples = generate.generate_samples(loaded, PROMPTS, SETTINGS, batch_size=size)
     check(samples, LENGTHS, prefill, step)
     assert off(samples, prefill, step) < 1e-6  # nothing but the model moves this clock
     assert [s.finish_reason for s in samples] == ["eos", "eos", "length", "eos"]
@@ -81,7 +79,7 @@ def test_a_row_that_takes_a_freed_slot_is_timed_from_its_own_prefill(
 ) -> None:
     """Those who are being written meanwhile wait for its prefill: that is their time, not the newcomer's."""
     loaded = virtual(monkeypatch, 0.5, 0.02)
-    samples = generation.generate_samples(loaded, PROMPTS, SETTINGS, batch_size=size)
+    samples = generate.generate_samples(loaded, PROMPTS, SETTINGS, batch_size=size)
     assert [s.new_tokens for s in samples] == list(LENGTHS)
     assert [s.ttft_s for s in samples] == pytest.approx([0.5] * 4)
     for s in samples:
@@ -98,7 +96,7 @@ def test_real_time_is_recovered(size: int, capsys: pytest.CaptureFixture[str]) -
     plans, errors = [3, 5, 26, 1], []
     while len(errors) < 6 and min(errors, default=2.0) > 1:
         loaded = planted(PREFILL, STEP)
-        samples = generation.generate_samples(loaded, PROMPTS, SETTINGS, batch_size=size)
+        samples = generate.generate_samples(loaded, PROMPTS, SETTINGS, batch_size=size)
         assert [s.new_tokens for s in samples] == list(LENGTHS)
         took = [[seconds for rows, seconds in loaded.model.passes if plan in rows] for plan in plans]
         truths = [(prefill, mean(steps or [0.0])) for prefill, *steps in took]
@@ -119,7 +117,7 @@ def test_the_clock_waits_for_the_gpu() -> None:
     loaded = replace(loaded, device="cuda", model=loaded.model.to("cuda"))
     errors = []
     for _ in range(6):
-        samples = generation.generate_samples(loaded, PROMPTS, SETTINGS)
+        samples = generate.generate_samples(loaded, PROMPTS, SETTINGS)
         errors.append(off(samples, PREFILL, STEP))
     print(f"planted clock on the GPU: off by {min(errors):.0%} of what is allowed")
     assert [s.new_tokens for s in samples] == list(LENGTHS)
@@ -153,9 +151,9 @@ def test_the_known_mistakes_would_be_caught(
     monkeypatch: pytest.MonkeyPatch, mistake: Callable[[Sample], Sample]
 ) -> None:
     loaded = virtual(monkeypatch, 0.5, 0.02)
-    real = generation.sample_of
-    monkeypatch.setattr(generation, "sample_of", lambda *args, **kw: mistake(real(*args, **kw)))
-    samples = generation.generate_samples(loaded, PROMPTS, SETTINGS)
+    real = generate.sample_of
+    monkeypatch.setattr(generate, "sample_of", lambda *args, **kw: mistake(real(*args, **kw)))
+    samples = generate.generate_samples(loaded, PROMPTS, SETTINGS)
     with pytest.raises(AssertionError):
         check(samples, LENGTHS, 0.5, 0.02)
 
@@ -217,7 +215,7 @@ def test_a_model_s_medians_say_why_they_have_no_interval() -> None:
     rows = latency.measure_latency(planted(0.0, 0.0), PROMPTS, SETTINGS)
     planned = {"ttft_s": 0.5, "tpot_s": None}
     rows = [replace(row, prompt_id=f"{n}", latency_s=1.0 + n, **planned) for n, row in enumerate(rows * 3)]
-    found = summary.latency_estimates(rows)
+    found = metrics.latency_estimates(rows)
     assert found["latency_s/p50"].mean == 12.5 and found["latency_s/p50"].low is not None
     assert found["ttft_s/p50"].reason == "all 24 values are equal: no interval"
     assert found["tpot_s/p50"].reason == "no data"
@@ -230,7 +228,7 @@ def test_no_latency_interval_goes_below_zero() -> None:
     rows = [replace(rows[0], prompt_id=f"{time_s}", latency_s=time_s) for time_s in (*times, 0.1)]
     rows[-1] = replace(rows[-1], repeat=1)  # the first prompt once more: no sixth value
     assert (estimate(times).low or 0) < 0
-    found = summary.latency_estimates(rows)["latency_s"]
+    found = metrics.latency_estimates(rows)["latency_s"]
     assert (found.n, found.mean) == (5, pytest.approx(np.mean(times)))
     assert found.method == "bootstrap-t" and found.low is not None and found.low >= 0
 
@@ -240,6 +238,6 @@ def test_one_odd_row_does_not_promise_speed() -> None:
     rows = latency.measure_latency(planted(0.0, 0.0), PROMPTS[:1] * 5, SETTINGS)
     speeds = (100.0, 99.0, 101.0, 98.0, 300.0)
     rows = [replace(rows[0], prompt_id=f"{s}", new_tokens=10, latency_s=10 / s) for s in speeds]
-    found = summary.latency_estimates(rows)["tokens_per_s"]
+    found = metrics.latency_estimates(rows)["tokens_per_s"]
     assert 0 <= found.low < found.mean < found.high < max(speeds)
     assert estimate(speeds, method="bootstrap-t").high > 2 * max(speeds)

@@ -22,18 +22,14 @@ from safetensors.torch import load_file, save_file
 from saved_models import edit_json
 
 from nbhelpers import registry, store
-from nbhelpers.comparison import compare as comparison
-from nbhelpers.comparison import labels
-from nbhelpers.loading import folder as checkpoints
-from nbhelpers.loading import load as loading
-from nbhelpers.loading import tokenizer as chat
+from nbhelpers.comparison import compare, labels
+from nbhelpers.loading import checkpoint, load, tokenization
 from nbhelpers.records import LabError, ModelSpec, NotebookStatus, RunInfo
-from nbhelpers.report import html as report
-from nbhelpers.runner import notebook as execute
-from nbhelpers.runner import run
+from nbhelpers.report.html import outcome, write_report
+from nbhelpers.runner import notebook, run
 from nbhelpers.runner.plan import Plan
 from nbhelpers.scoring import texts
-from nbhelpers.tracking import result as tracking
+from nbhelpers.tracking.result import read_results
 
 
 class Bomb:
@@ -51,14 +47,14 @@ def test_a_pickle_beside_the_weights_is_never_opened(folder, tmp_path):
     body = pickle.dumps(Bomb(fuse))
     for name in ("pytorch_model.bin", "training_args.bin", "model.pt", "adapter_model.bin", "tokenizer.pkl"):
         (folder / name).write_bytes(body)
-    loading.unload(loading.load(str(folder), "cpu"))
+    load.unload(load.load(str(folder), "cpu"))
     assert not fuse.exists()
     (folder / "model.safetensors").unlink()
     with pytest.raises(LabError, match="only pickled weights"):
-        loading.load(str(folder), "cpu")
+        load.load(str(folder), "cpu")
     shutil.copy(folder / "pytorch_model.bin", folder / "model.safetensors")
     with pytest.raises(LabError, match="not a complete safetensors file"):
-        loading.load(str(folder), "cpu")
+        load.load(str(folder), "cpu")
     assert not fuse.exists()
     pickle.loads(body)  # the bomb is live
     assert fuse.exists()
@@ -77,10 +73,10 @@ def test_code_of_a_model_never_runs(folder, tmp_path, monkeypatch, file):
     for name in ("TRUST_REMOTE_CODE", "HF_TRUST_REMOTE_CODE", "TRANSFORMERS_TRUST_REMOTE_CODE"):
         monkeypatch.setenv(name, "1")
     with pytest.raises(LabError, match="run code from a repository"):
-        loading.load(str(folder), "cpu")
-    monkeypatch.setattr(checkpoints, "check_no_remote_code", lambda config, name: None)  # the second wall
+        load.load(str(folder), "cpu")
+    monkeypatch.setattr(checkpoint, "check_no_remote_code", lambda config, name: None)  # the second wall
     with pytest.raises(LabError):
-        loading.load(ModelSpec("tiny", str(folder), "local"), "cpu")
+        load.load(ModelSpec("tiny", str(folder), "local"), "cpu")
     assert not fuse.exists()
 
 
@@ -88,7 +84,7 @@ def test_the_registry_cannot_ask_for_remote_code():
     entry = {"source": "a/b", "family": "x", "prompt": "plain", "licence": "x", "trust_remote_code": True}
     with pytest.raises(LabError, match="trust_remote_code"):
         registry._spec("a", entry)
-    package = Path(loading.__file__).parents[1]
+    package = Path(load.__file__).parents[1]
     sources = "".join(path.read_text() for path in package.rglob("*.py"))
     assert sources.count("trust_remote_code=") == sources.count("trust_remote_code=False") > 0
 
@@ -138,7 +134,7 @@ def test_a_hostile_folder_is_refused_before_its_files_are_read(folder, damage, s
     damage(folder)
     started = time.monotonic()
     with pytest.raises(LabError, match=says) as caught:
-        checkpoints.inspect(registry.resolve(str(folder)))
+        checkpoint.inspect(registry.resolve(str(folder)))
     assert "\n" not in str(caught.value)
     assert time.monotonic() - started < 20  # two gigabytes of json take longer, if they end at all
 
@@ -147,12 +143,12 @@ def test_a_hostile_folder_is_refused_before_its_files_are_read(folder, damage, s
 def test_absurd_sizes_are_refused_without_memory_for_them(folder, size):
     edit_json(folder / "config.json", **size)
     with pytest.raises(LabError, match="describes tensors of other sizes"):
-        loading.load(str(folder), "cpu")
+        load.load(str(folder), "cpu")
 
 
 def with_template(folder: Path, template: str):
     (folder / "chat_template.jinja").write_text(template)
-    return chat.load_tokenizer(folder)
+    return tokenization.load_tokenizer(folder)
 
 
 def test_a_good_chat_template_gives_what_transformers_gives(folder):
@@ -160,7 +156,7 @@ def test_a_good_chat_template_gives_what_transformers_gives(folder):
     odd = "tab\tnewline\n\x00 \ud83d <script> {{ 7 * 7 }} é 🙂"
     turns = [{"role": "user", "content": odd}]
     direct = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    assert chat.render(tokenizer, odd) == direct == f"<user>{odd}"
+    assert tokenization.render(tokenizer, odd) == direct == f"<user>{odd}"
 
 
 ESCAPES = [
@@ -182,7 +178,7 @@ def test_a_template_cannot_reach_out_of_its_sandbox(folder, tmp_path, template):
     fuse = tmp_path / "fuse"
     tokenizer = with_template(folder, template.replace("FUSE", str(fuse)))
     with pytest.raises(LabError, match="chat template fails") as caught:
-        chat.render(tokenizer, "x")
+        tokenization.render(tokenizer, "x")
     assert len(str(caught.value)) < 300
     assert not fuse.exists()
 
@@ -194,7 +190,7 @@ def test_weights_may_lie_beside_a_snapshot_in_the_hubs_cache(folder, tmp_path):
     blob.parent.mkdir()
     (snapshot / "model.safetensors").rename(blob)
     (snapshot / "model.safetensors").symlink_to(Path("../../blobs/b"))
-    checkpoints.check_folder(snapshot, "tiny")
+    checkpoint.check_folder(snapshot, "tiny")
 
 
 def test_tensors_of_another_model_in_the_file_are_refused(folder):
@@ -203,7 +199,7 @@ def test_tensors_of_another_model_in_the_file_are_refused(folder):
     for held, says in ((others, "lacks tensors"), (tensors | others, "does not describe")):
         save_file(held, folder / "model.safetensors")
         with pytest.raises(LabError, match=says):
-            loading.load(str(folder), "cpu")
+            load.load(str(folder), "cpu")
 
 
 EVIL = "<script>document.title='ran'</script><img src=x onerror=\"document.title='ran'\"></pre></td>"
@@ -237,7 +233,7 @@ def test_the_browser_runs_what_is_not_escaped(tmp_path):
 
 
 def test_a_report_shows_hostile_texts_as_texts(tmp_path):
-    page = report.write_report(hostile_run(tmp_path / "run"))
+    page = write_report(hostile_run(tmp_path / "run"))
     body = page.read_text()
     assert body.count("<script") == 1 and "<img src=x" not in body and "\x1b" not in body
     assert "&lt;script&gt;document.title=" in body
@@ -255,7 +251,7 @@ def test_an_executed_notebook_shows_hostile_texts_as_texts(tmp_path):
     ]
     path = tmp_path / "evil.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_markdown_cell(EVIL)]), path)
-    page = execute.to_html(path)
+    page = notebook.to_html(path)
     assert "<script" not in page.read_text()
     if CHROMIUM:
         assert title_in_browser(page) == "evil"
@@ -263,9 +259,9 @@ def test_an_executed_notebook_shows_hostile_texts_as_texts(tmp_path):
 
 def test_no_terminal_code_reaches_the_terminal(tmp_path, capsys):
     run_dir = hostile_run(tmp_path / "run")
-    comparison.compare_run(run_dir)
+    compare.compare_run(run_dir)
     info = store.read_json(run_dir / "run.json", RunInfo)
-    print(report.outcome(run_dir, info))
+    print(outcome(run_dir, info))
     spec = ModelSpec("evil", "evil", "hub")
     plan = Plan(run_dir, replace(info, models=("evil",), specs=(spec,)))
     with run.watching(plan) as watch:
@@ -322,13 +318,13 @@ def test_a_result_that_names_another_folder_is_not_followed(tmp_path):
     store.write_json(tmp_path / "run" / "good" / "result.json", replace(result, slug="../../outside"))
     sample = made_runs.make_sample("good", "b01", 0, text="a secret text")
     store.append_row(tmp_path.parent / "outside" / "samples.jsonl", sample)
-    results, broken = tracking.read_results(tmp_path / "run")
+    results, broken = read_results(tmp_path / "run")
     assert not results and "'../../outside'" in broken["good"]
-    assert "a secret text" not in report.write_report(tmp_path / "run").read_text()
+    assert "a secret text" not in write_report(tmp_path / "run").read_text()
 
 
 def test_no_name_or_prompt_reaches_a_shell():
-    package = Path(loading.__file__).parents[1]
+    package = Path(load.__file__).parents[1]
     for path in package.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):

@@ -21,22 +21,22 @@ from saved_models import edit_json, make_model
 FETCH = """
 import dataclasses, json, os, sys
 from nbhelpers import registry
-from nbhelpers.loading import load as loading
+from nbhelpers.loading import load
 from nbhelpers.records import LabError
 for name in sys.argv[1:]:
     try:
         name, _, revision = name.partition("@")
         spec = dataclasses.replace(registry.resolve(name), revision=revision or None)
-        folder = loading.fetch(spec)
+        folder = load.fetch(spec)
         files = sorted(path.name for path in folder.iterdir())
-        print(json.dumps({"revision": loading.revision_of(spec), "files": files}))
+        print(json.dumps({"revision": load.revision_of(spec), "files": files}))
     except LabError as error:
         print(json.dumps({"error": str(error), "kind": error.kind}))
 """
 LOAD = """
 import json, sys
-from nbhelpers.loading import load as loading
-loaded = loading.load(sys.argv[1])
+from nbhelpers.loading import load
+loaded = load.load(sys.argv[1])
 ids = loaded.tokenizer("Write a note", return_tensors="pt")
 out = loaded.model.generate(**ids, max_new_tokens=3, do_sample=False)
 print(json.dumps([loaded.revision, loaded.report.parameters, loaded.spec.prompt_format, out.shape[1]]))

@@ -10,9 +10,7 @@ from saved_models import WORDS, edit_json, make_model, make_tokenizer
 
 from nbhelpers import registry
 from nbhelpers.generation import generate
-from nbhelpers.loading import folder as folders
-from nbhelpers.loading import load as loading
-from nbhelpers.loading import tokenizer as tokenizers
+from nbhelpers.loading import checkpoint, load, tokenization
 from nbhelpers.records import Failure, LabError, Prompt, Settings
 
 GREEDY = Settings(repeats=1, max_new_tokens=4, temperature=0.0)
@@ -20,11 +18,11 @@ PROMPTS = [Prompt("a", "Write a note", "short_post"), Prompt("b", "Write", "shor
 
 
 def inspect(folder):
-    return folders.inspect(registry.resolve(str(folder)))
+    return checkpoint.inspect(registry.resolve(str(folder)))
 
 
-def load(folder, dtype="float32"):
-    return loading.load(str(folder), "cpu", dtype)
+def loaded_from(folder, dtype="float32"):
+    return load.load(str(folder), "cpu", dtype)
 
 
 def change_tensors(folder, change) -> None:
@@ -64,7 +62,7 @@ def test_an_embedding_model_of_sentence_transformers_is_refused(folder):
 def test_a_family_that_transformers_does_not_load_for_text_alone_is_named(folder):
     edit_json(folder / "config.json", model_type="llava", architectures=["LlavaForConditionalGeneration"])
     with pytest.raises(LabError, match="of the kind llava, which transformers does not load for text alone"):
-        load(folder)
+        loaded_from(folder)
 
 
 @pytest.mark.parametrize(
@@ -95,11 +93,11 @@ def test_a_configuration_that_names_two_families_is_refused(tmp_path):
     make_tokenizer(tmp_path)
     for names in (["LLaMAForCausalLM"], ["LlamaForCausalLM", "MistralForCausalLM"], None):
         edit_json(tmp_path / "config.json", architectures=names)
-        load(tmp_path)
+        loaded_from(tmp_path)
     # With the same tensors and another attention.
     edit_json(tmp_path / "config.json", architectures=["MistralForCausalLM"], sliding_window=2)
     with pytest.raises(LabError, match="is MistralForCausalLM and of the type llama by its config"):
-        load(tmp_path)
+        loaded_from(tmp_path)
 
 
 @pytest.mark.parametrize("decoder", [False, True])
@@ -111,10 +109,10 @@ def test_a_model_that_looks_ahead_is_found_out_by_what_it_does(tmp_path, decoder
     RobertaForCausalLM(config).save_pretrained(tmp_path)
     make_tokenizer(tmp_path, unk_token="<unk>")
     if decoder:
-        load(tmp_path)
+        loaded_from(tmp_path)
     else:
         with pytest.raises(LabError, match="looks at the tokens after"):
-            load(tmp_path)
+            loaded_from(tmp_path)
 
 
 # Tensors that the configuration does not describe
@@ -123,17 +121,17 @@ def test_a_model_that_looks_ahead_is_found_out_by_what_it_does(tmp_path, decoder
 def test_a_configuration_of_fewer_layers_is_refused(folder):
     edit_json(folder / "config.json", n_layer=1)
     with pytest.raises(LabError, match=r"does not describe \(11, such as .*h\.1\."):
-        load(folder)
+        loaded_from(folder)
 
 
 def test_a_value_head_beside_the_model_is_refused(folder):
     change_tensors(folder, lambda tensors: tensors | {"v_head.summary.weight": torch.zeros(1, 8)})
     with pytest.raises(LabError, match=r"does not describe \(1, such as v_head"):
-        load(folder)
+        loaded_from(folder)
 
 
 def test_buffers_of_old_checkpoints_a_stored_tied_layer_and_eyes_do_no_harm(folder):
-    first = load(folder)
+    first = loaded_from(folder)
     extra = {f"transformer.h.{i}.attn.bias": torch.ones(1, 1, 16, 16) for i in range(2)}
     extra |= {f"transformer.h.{i}.attn.masked_bias": torch.tensor(-1e4) for i in range(2)}
     extra |= {"transformer.h.0.attn.rotary_emb.inv_freq": torch.ones(4)}
@@ -148,7 +146,7 @@ def test_buffers_of_old_checkpoints_a_stored_tied_layer_and_eyes_do_no_harm(fold
 
     change_tensors(folder, change)
     ids = torch.tensor([[2, 3, 4]])
-    assert torch.equal(load(folder).model(ids).logits, first.model(ids).logits)
+    assert torch.equal(loaded_from(folder).model(ids).logits, first.model(ids).logits)
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
@@ -182,13 +180,13 @@ def test_a_quantisation_that_transformers_would_pass_over_is_refused(folder, how
 )
 @pytest.mark.parametrize("place", ["quantization_config", "text_config"])
 def test_a_quantised_model_names_what_reads_it(folder, how, package, place, monkeypatch):
-    monkeypatch.setattr(folders, "find_spec", lambda name: None)
+    monkeypatch.setattr(checkpoint, "find_spec", lambda name: None)
     edit_json(
         folder / "config.json", **{place: {"quantization_config": how} if place == "text_config" else how}
     )
     with pytest.raises(LabError, match=f"is quantised .*pip install {package}"):
         inspect(folder)
-    monkeypatch.setattr(folders, "find_spec", lambda name: name)
+    monkeypatch.setattr(checkpoint, "find_spec", lambda name: name)
     inspect(folder)
 
 
@@ -228,7 +226,7 @@ def test_weights_that_are_not_finite_are_refused_with_the_way_out(folder, value,
 
     change_tensors(folder, change)
     with pytest.raises(LabError, match=rf"NaN or infinite in {dtype} \(1 tensors, such as .*h\.1") as caught:
-        load(folder, dtype)
+        loaded_from(folder, dtype)
     assert caught.value.kind is Failure.BAD_OUTPUT
     assert str(caught.value).endswith("use another checkpoint.")
 
@@ -240,19 +238,19 @@ def test_weights_too_large_for_float16_are_sent_to_another_dtype(folder):
 
     change_tensors(folder, change)
     with pytest.raises(LabError, match="choose bfloat16 or float32"):
-        load(folder, "float16")
-    load(folder, "bfloat16")
+        loaded_from(folder, "float16")
+    loaded_from(folder, "bfloat16")
 
 
 # Needless refusals
 
 
 def test_a_token_above_the_embeddings_that_no_prompt_uses_stops_nothing(folder):
-    plain = generate.generate_samples(load(folder), PROMPTS, GREEDY)
+    plain = generate.generate_samples(loaded_from(folder), PROMPTS, GREEDY)
     make_tokenizer(
         folder, eos_token="</s>", bos_token="</s>", pad_token="[PAD]", extra_special_tokens=["<img>"]
     )
-    loaded = load(folder)
+    loaded = loaded_from(folder)
     assert len(loaded.tokenizer) == len(WORDS) + 2 > loaded.report.vocabulary
     assert loaded.tokenizer.pad_token_id < loaded.report.vocabulary
     assert [s.text for s in generate.generate_samples(loaded, PROMPTS, GREEDY)] == [s.text for s in plain]
@@ -269,7 +267,7 @@ def test_a_pad_token_above_the_embeddings_in_the_configuration_stops_nothing(tmp
     make_tokenizer(tmp_path)
     edit_json(tmp_path / "config.json", pad_token_id=len(WORDS))
     ids = torch.tensor([[2, 3, 4]])
-    assert torch.equal(load(tmp_path).model(ids).logits, net(ids).logits)
+    assert torch.equal(loaded_from(tmp_path).model(ids).logits, net(ids).logits)
 
 
 def test_a_tokenizer_model_alone_gives_the_ids_of_sentencepiece(tmp_path):
@@ -292,19 +290,19 @@ def test_a_tokenizer_model_alone_gives_the_ids_of_sentencepiece(tmp_path):
     LlamaForCausalLM(LlamaConfig(vocab_size=60, **sizes)).save_pretrained(tmp_path)
     named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"} | named))
-    loaded = load(tmp_path)
+    loaded = loaded_from(tmp_path)
     truth = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
     prompt = Prompt("a", "write a note about the model", "short_post")
-    assert tokenizers.encode(loaded, prompt) == [1, *truth.encode(prompt.text)]
+    assert tokenization.encode(loaded, prompt) == [1, *truth.encode(prompt.text)]
 
 
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
 def test_an_attention_that_cannot_run_here_is_set_aside_and_the_report_says_so(folder, key, capsys):
     ids = torch.tensor([[2, 3, 4]])
-    plain = load(folder)
+    plain = loaded_from(folder)
     assert plain.report.notes == ()
     edit_json(folder / "config.json", **{key: "flash_attention_2"})
-    loaded = load(folder)
+    loaded = loaded_from(folder)
     assert torch.equal(loaded.model(ids).logits, plain.model(ids).logits)
     assert "flash_attention_2" in loaded.report.notes[0] and loaded.report.notes[0] in capsys.readouterr().out
 
@@ -312,10 +310,10 @@ def test_an_attention_that_cannot_run_here_is_set_aside_and_the_report_says_so(f
 @pytest.mark.parametrize("asked", [{"dtype": "auto"}, {"torch_dtype": "auto"}, {"return_dict": False}])
 def test_what_a_configuration_asks_of_a_library_stops_nothing(folder, asked):
     ids = torch.tensor([[2, 3, 4]])
-    right = load(folder).model(ids).logits
+    right = loaded_from(folder).model(ids).logits
     config = {k: v for k, v in json.loads((folder / "config.json").read_text()).items() if "dtype" not in k}
     (folder / "config.json").write_text(json.dumps(config | asked))
-    assert torch.equal(load(folder).model(ids).logits, right)
+    assert torch.equal(loaded_from(folder).model(ids).logits, right)
 
 
 def test_a_file_of_a_model_is_no_name_of_the_hub(folder, monkeypatch):
@@ -415,7 +413,7 @@ def adapter(saved, tmp_path):
 
 def test_an_adapter_is_its_base_with_its_change_added(adapter, saved):
     folder, change = adapter
-    base, merged = load(saved), load(folder)
+    base, merged = loaded_from(saved), loaded_from(folder)
     before, after = (one.model.state_dict() for one in (base, merged))
     assert list(before) == list(after)
     for name, tensor in before.items():
@@ -423,11 +421,11 @@ def test_an_adapter_is_its_base_with_its_change_added(adapter, saved):
         assert torch.allclose(after[name], tensor + planted, atol=1e-6), name
     assert (merged.spec.alias, merged.report.base, base.report.base) == ("adapter", "tiny", None)
     assert merged.report.parameters == base.report.parameters
-    assert tokenizers.encode(merged, PROMPTS[0]) == tokenizers.encode(base, PROMPTS[0])
+    assert tokenization.encode(merged, PROMPTS[0]) == tokenization.encode(base, PROMPTS[0])
     spec = inspect(folder)
     assert (spec.base, spec.family, spec.context, spec.layers) == ("tiny", "gpt2", 16, 2)
     assert str(saved.parent) not in str(merged.report)
-    assert folders.weight_files(loading.fetch(spec), "x") == [folder / "adapter_model.safetensors"]
+    assert checkpoint.weight_files(load.fetch(spec), "x") == [folder / "adapter_model.safetensors"]
 
 
 @pytest.mark.parametrize("added", [0, 2])
@@ -441,26 +439,26 @@ def test_embeddings_that_were_trained_in_full_are_merged_where_they_have_the_siz
     edit_json(folder / "adapter_config.json", modules_to_save=["wte"])
     if added:
         with pytest.raises(LabError, match="model 'adapter' cannot be loaded"):
-            load(folder)
+            loaded_from(folder)
     else:
-        assert torch.equal(load(folder).model.get_input_embeddings().weight, rows)
+        assert torch.equal(loaded_from(folder).model.get_input_embeddings().weight, rows)
 
 
 def test_the_revision_of_an_adapter_names_its_base_too(adapter, saved, tmp_path):
     folder, _ = adapter
-    first = loading.revision_of(inspect(folder))
-    assert first != loading.revision_of(inspect(saved))
+    first = load.revision_of(inspect(folder))
+    assert first != load.revision_of(inspect(saved))
     moved = shutil.copytree(saved, tmp_path / "moved")
     edit_json(folder / "adapter_config.json", base_model_name_or_path=str(moved))
-    second = loading.revision_of(inspect(folder))
+    second = load.revision_of(inspect(folder))
     change_tensors(moved, lambda tensors: {name: tensor * 2 for name, tensor in tensors.items()})
-    assert len({first, second, loading.revision_of(inspect(folder))}) == 3
+    assert len({first, second, load.revision_of(inspect(folder))}) == 3
 
 
 def test_the_pinned_revision_of_a_base_is_the_one_that_is_fetched(adapter):
     folder, _ = adapter
     edit_json(folder / "adapter_config.json", base_model_name_or_path="some/base", revision="abc123")
-    base = folders.adapter_base(folder, "adapter")
+    base = checkpoint.adapter_base(folder, "adapter")
     assert (base.source, base.revision) == ("some/base", "abc123")
 
 
@@ -471,7 +469,7 @@ def test_an_adapter_to_a_base_of_other_sizes_says_so(adapter, tmp_path):
         base_model_name_or_path=str(make_model(tmp_path / "wide", n_embd=16)),
     )
     with pytest.raises(LabError, match=r"'adapter' cannot be loaded .*size mismatch.*lora_A"):
-        load(folder)
+        loaded_from(folder)
 
 
 def test_an_adapter_to_a_model_of_the_registry(adapter):
@@ -521,4 +519,4 @@ def test_an_adapter_to_another_base_is_refused(adapter, layers):
     folder, _ = adapter
     edit_json(folder / "adapter_config.json", layers_to_transform=layers)
     with pytest.raises(LabError, match="adapter to another base"):
-        load(folder)
+        loaded_from(folder)

@@ -17,9 +17,8 @@ from scipy.stats import binomtest
 from typer.testing import CliRunner
 
 from nbhelpers import cli, store
-from nbhelpers.comparison import compare as comparison
-from nbhelpers.logs import compare
-from nbhelpers.logs import read as reading
+from nbhelpers.comparison.compare import assemble
+from nbhelpers.logs import compare, read
 from nbhelpers.options import Choice
 from nbhelpers.records import LabError, Result, Sample, Scale, Score, Settings
 from nbhelpers.report.html import words
@@ -59,22 +58,22 @@ def harness(path: Path, scores: dict[str, float], **fields) -> Path:
     return write_lines(path, rows)
 
 
-def read(*paths: Path, **choice) -> list[reading.Log]:
-    return [log for path in paths for log in reading.read(path, choice=Choice(**choice))]
+def logs_of(*paths: Path, **choice) -> list[read.Log]:
+    return [log for path in paths for log in read.read(path, choice=Choice(**choice))]
 
 
 def compared(*paths: Path, **choice) -> compare.LogsReport:
-    return compare.compare_logs(read(*paths, **choice), Choice(**choice))
+    return compare.compare_logs(logs_of(*paths, **choice), Choice(**choice))
 
 
-def by_metric(found: list[reading.Log]) -> dict[tuple[str, str, str], reading.Log]:
+def by_metric(found: list[read.Log]) -> dict[tuple[str, str, str], read.Log]:
     return {(log.model, log.task, log.metric): log for log in found}
 
 
 def test_a_log_of_the_harness_gives_the_means_that_the_harness_printed():
     for folder in HARNESS:
         about = json.loads(next(folder.glob("results_*.json")).read_text())["results"]
-        found = by_metric(read(folder))
+        found = by_metric(logs_of(folder))
         assert {key[1:] for key in found} == {
             ("lab_endings", "acc"),
             ("lab_endings", "acc_norm"),
@@ -87,11 +86,11 @@ def test_a_log_of_the_harness_gives_the_means_that_the_harness_printed():
 
 
 def test_another_filter_can_be_chosen_and_the_choice_is_said():
-    log = by_metric(read(HARNESS[0], filter="last-word"))["lab-gpt2", "lab_words", "exact_match"]
+    log = by_metric(logs_of(HARNESS[0], filter="last-word"))["lab-gpt2", "lab_words", "exact_match"]
     assert sum(log.scores.values()) == 1
     assert log.notes == ("lab_words: of the filters first-word, last-word last-word is taken.",)
     with pytest.raises(LabError, match=r"has no filter 'strict': it has first-word, last-word\."):
-        read(HARNESS[0], filter="strict")
+        logs_of(HARNESS[0], filter="strict")
 
 
 def test_tasks_are_kept_apart_and_holm_covers_them_all():
@@ -108,7 +107,7 @@ def test_tasks_are_kept_apart_and_holm_covers_them_all():
 
 
 def test_binary_scores_get_the_binary_statistics():
-    a, b = (by_metric(read(folder))[folder.name, "lab_endings", "acc"].scores for folder in HARNESS)
+    a, b = (by_metric(logs_of(folder))[folder.name, "lab_endings", "acc"].scores for folder in HARNESS)
     wins, losses = (sum(x[i] > y[i] for i in a) for x, y in ((b, a), (a, b)))
     pair = compared(*HARNESS, task="lab_endings").comparisons[0].pairs[0]
     assert (pair.a, pair.b, pair.n, pair.unit, pair.items) == ("lab-llama", "lab-gpt2", 40, "acc", "items")
@@ -120,7 +119,7 @@ def test_a_mean_has_the_interval_that_a_run_gives_it(tmp_path):
     """Wilson's of right and wrong answers; Student's of others, of points and of means over clusters."""
     run = task_run(tmp_path / "run", 0.1)
     (one,) = compared(run, metric="exact").comparisons
-    own = comparison.assemble(run).ranking
+    own = assemble(run).ranking
     assert one.ranking == own
     rows = table({"all": [1] * 12, "half": [0, 1] * 6})
     (one,) = compared(write_csv(tmp_path / "log.csv", rows)).comparisons
@@ -137,7 +136,7 @@ def test_a_mean_has_the_interval_that_a_run_gives_it(tmp_path):
 
 def test_inspect_logs_are_read_by_inspect():
     pytest.importorskip("inspect_ai", reason="inspect_ai is not installed (extra logs)")
-    found = by_metric(read(*INSPECT))
+    found = by_metric(logs_of(*INSPECT))
     for name, right in (("monday", 0.5833333333333334), ("tuesday", 0.85)):
         log = found[f"mockllm/{name}", "trees", "match"]
         assert len(log.scores) == 30 and np.mean([*log.scores.values()]) == pytest.approx(right)
@@ -155,7 +154,7 @@ def test_inspect_logs_without_inspect_are_refused_in_one_sentence(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "inspect_ai.log", None)
     for path in (INSPECT[0], INSPECT[1].with_suffix(".json")):
         with pytest.raises(LabError, match=r"its own package reads: pip install 'nbhelpers\[logs\]'\.$"):
-            read(path)
+            logs_of(path)
 
 
 # The paired difference on these logs by errorbars 0.2.4, whose readers of both formats are its own:
@@ -172,7 +171,7 @@ def test_differences_agree_with_an_independent_package(case):
     pair = one.pairs[0]
     sign = 1 if pair.a == case["model_a"] else -1
     assert sign * pair.difference == pytest.approx(case["mean_diff"], abs=1e-9)
-    found = read(*(LOGS / file for file in case["files"]), **choice)
+    found = logs_of(*(LOGS / file for file in case["files"]), **choice)
     scores = [log.scores for log in found if (log.metric, log.task) == (case["metric"], case["task"])]
     a, b = scores
     low, high = case["ci_low"], case["ci_high"]
@@ -203,7 +202,7 @@ def test_promptfoo_cells_are_paired_by_their_vars_and_repeats_averaged(tmp_path)
     rows[3] |= {"failureReason": 2, "error": "504", "score": 0}
     path = tmp_path / "eval.json"
     path.write_text(json.dumps(promptfoo(rows), indent=2))
-    found = by_metric(read(path))
+    found = by_metric(logs_of(path))
     a, b = found["a", "", "score"], found["b", "", "score"]
     assert b.scores == {'{"q": "q0"}': 0.25, '{"q": "q1"}': 0.25, '{"q": "q2"}': 0.25}
     assert a.dropped == {'{"q": "q0"}': "error: 504"} and len(a.scores) == 2
@@ -212,7 +211,7 @@ def test_promptfoo_cells_are_paired_by_their_vars_and_repeats_averaged(tmp_path)
     assert one.notes == ('Left out, because a has no score there: {"q": "q0"} (error: 504).',)
     path.write_text(json.dumps(promptfoo(rows, 9)))
     with pytest.raises(LabError, match="promptfoo results of version 9 are unknown to this release"):
-        read(path)
+        logs_of(path)
 
 
 def test_columns_of_promptfoo_are_provider_and_prompt(tmp_path):
@@ -221,7 +220,7 @@ def test_columns_of_promptfoo_are_provider_and_prompt(tmp_path):
     ]
     path = tmp_path / "eval.json"
     path.write_text(json.dumps(promptfoo(rows)))
-    assert {log.model for log in read(path)} == {"a, x", "a, y"}
+    assert {log.model for log in logs_of(path)} == {"a, x", "a, y"}
 
 
 def table(scores: dict[str, list[float]], **fields) -> list[dict]:
@@ -234,8 +233,8 @@ def test_tables_as_csv_and_as_lines_say_the_same(tmp_path):
     rows = table({"a": [0.1, 0.5, 0.9, 0.3], "b": [0.2, 0.8, 0.7, 0.9]})
     rows = [row | {"cluster": row["id"] // 2, "repeat": r} for row in rows for r in (0, 1)]
     one, other = (write(tmp_path / "log", rows) for write in (write_csv, write_csv))
-    first = read(one)
-    other = read(write_lines(tmp_path / "lines", rows))
+    first = logs_of(one)
+    other = logs_of(write_lines(tmp_path / "lines", rows))
     assert [dataclasses.replace(log, source="") for log in first] == [
         dataclasses.replace(log, source="") for log in other
     ]
@@ -266,7 +265,7 @@ def test_tasks_can_be_pooled_as_clusters(tmp_path):
 def test_a_task_is_named_as_the_harness_names_its_files(tmp_path):
     harness(tmp_path / "samples_mm_law_2026-01-01T00-00-00.jsonl", {"0": 1})
     harness(tmp_path / "other.jsonl", {"0": 1})
-    assert {log.task for log in read(tmp_path)} == {"mm_law", ""}
+    assert {log.task for log in logs_of(tmp_path)} == {"mm_law", ""}
 
 
 def test_items_that_one_side_lacks_are_listed(tmp_path):
@@ -353,7 +352,7 @@ def test_a_log_given_twice_is_refused():
 def test_the_last_of_two_logs_of_one_folder_counts(tmp_path):
     for day, acc in (("01", 0), ("02", 1)):
         harness(tmp_path / f"samples_t_2026-01-{day}T00-00-00.jsonl", {f"{i}": acc for i in range(8)})
-    (log,) = read(tmp_path)
+    (log,) = logs_of(tmp_path)
     assert set(log.scores.values()) == {1} and "twice: samples_t_2026-01-02" in log.notes[-1]
 
 
@@ -399,7 +398,7 @@ def test_what_is_no_log_is_refused_in_one_sentence(text, tmp_path):
     path = tmp_path / "log"
     path.write_text(text)
     with pytest.raises(LabError, match=BROKEN[text]) as refused:
-        read(path)
+        logs_of(path)
     assert str(refused.value).startswith(str(path)) and "\n" not in str(refused.value)
 
 
@@ -407,31 +406,31 @@ def test_bytes_that_are_no_text_and_missing_files_are_refused(tmp_path):
     path = tmp_path / "log"
     path.write_bytes(b"\xff\xfe\x00\x01")
     with pytest.raises(LabError, match="is not text in UTF-8, nor an Inspect log"):
-        read(path)
+        logs_of(path)
     with pytest.raises(LabError, match=r"There is no log"):
-        read(tmp_path / "none.csv")
+        logs_of(tmp_path / "none.csv")
     (tmp_path / "empty").mkdir()
     with pytest.raises(LabError, match="holds no scores that could be compared"):
-        read(tmp_path / "empty")
+        logs_of(tmp_path / "empty")
     path.write_bytes(b"PK\x03\x04 broken")
     pytest.importorskip("inspect_ai", reason="inspect_ai is not installed (extra logs)")
     with pytest.raises(LabError, match="is not a log that this release of Inspect can read"):
-        read(path)
+        logs_of(path)
 
 
 def test_a_blank_score_is_listed_and_a_rate_may_be_true_or_false(tmp_path):
     path = write_csv(
         tmp_path / "log.csv", [{"id": 1, "model": "a", "score": "True"}, {"id": 2, "model": "a", "score": ""}]
     )
-    (log,) = read(path)
+    (log,) = logs_of(path)
     assert log.scores == {"1": 1.0} and log.dropped == {"2": "no score"}
 
 
 def test_a_model_is_chosen_and_a_wrong_one_named(tmp_path):
     path = write_csv(tmp_path / "log.csv", table({"a": [1, 0], "b": [0, 1]}))
-    assert [log.model for log in reading.read(path, "b")] == ["b"]
+    assert [log.model for log in read.read(path, "b")] == ["b"]
     with pytest.raises(LabError, match=r"has no model 'c': it has a, b\."):
-        reading.read(path, "c")
+        read.read(path, "c")
 
 
 def test_ten_thousand_rows_take_under_two_seconds(tmp_path):
@@ -519,12 +518,12 @@ def test_runs_are_logs_in_points(tmp_path):
     (one,) = compared(run).comparisons
     pair = one.pairs[0]
     assert (pair.a, pair.n, pair.unit, pair.items, pair.margin) == ("b", 15, "points", "prompts", 0.5)
-    a, b = (log.scores for log in read(run) if log.metric == "lab_v2")
+    a, b = (log.scores for log in logs_of(run) if log.metric == "lab_v2")
     x = np.array([b[item] - a[item] for item in a])
     assert (pair.low, pair.high) == pytest.approx(
         paired.t_interval(float(x.mean()), float(x.std(ddof=1)), 15)
     )
-    assert {log.model for log in read(run / "a")} == {"a"}
+    assert {log.model for log in logs_of(run / "a")} == {"a"}
     two = compared(run / "a", make_run(tmp_path / "later") / "a")
     assert set(two.comparisons[0].ranking) == {"a (run)", "a (later)"}
 
@@ -616,21 +615,21 @@ def test_the_command_prints_and_writes(tmp_path):
 def test_a_spreadsheets_semicolons_mark_and_decimal_commas_are_understood(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text("\ufeffID;Model;Score\r\n1;a;0,5\r\n;;\r\n2;a;1\r\n", encoding="utf-8")
-    assert read(path)[0].scores == {"1": 0.5, "2": 1.0}
+    assert logs_of(path)[0].scores == {"1": 0.5, "2": 1.0}
 
 
 def test_a_text_may_hold_what_ends_a_line_elsewhere(tmp_path):
     path = tmp_path / "log.jsonl"
     rows = [{"doc_id": i, "doc": "a\u2028b", "metrics": ["acc"], "acc": 1} for i in range(2)]
     path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
-    assert read(path)[0].scores == {"0": 1, "1": 1}
+    assert logs_of(path)[0].scores == {"0": 1, "1": 1}
 
 
 def test_a_broken_log_in_a_folder_is_refused_and_never_passed_over(tmp_path):
     harness(tmp_path / "samples_t_1.jsonl", {"0": 1})
     (tmp_path / "samples_u_1.jsonl").write_text('{"doc_id": 1, "metrics": []}\n{"doc_id"')
     with pytest.raises(LabError, match="line 2: not a JSON object"):
-        read(tmp_path)
+        logs_of(tmp_path)
 
 
 def test_one_text_counts_once_and_a_document_twice_is_refused(tmp_path):
@@ -641,21 +640,21 @@ def test_one_text_counts_once_and_a_document_twice_is_refused(tmp_path):
     assert one.notes == ("6 items have 1 different texts: each text counts once.",)
     a.write_text(a.read_text() * 2)
     with pytest.raises(LabError, match="of the item 0 of a stands twice"):
-        read(a)
+        logs_of(a)
 
 
 def test_null_is_no_cluster_and_a_wrong_field_is_said(tmp_path):
     rows = [row | {"cluster": None} for row in table({"a": [0.1, 0.5], "b": [0.2, 0.4]})]
     path = write_lines(tmp_path / "log.jsonl", rows)
-    assert not read(path)[0].clusters
+    assert not logs_of(path)[0].clusters
     with pytest.raises(LabError, match="has no items with a field 'pasage'"):
-        read(path, cluster="pasage")
+        logs_of(path, cluster="pasage")
 
 
 def test_blanks_around_cells_tell_nothing_apart(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text("id, model, score\n1, a, 1\n2,a ,0\n")
-    (log,) = read(path)
+    (log,) = logs_of(path)
     assert (log.model, log.scores) == ("a", {"1": 1.0, "2": 0.0})
 
 
@@ -688,10 +687,10 @@ def test_a_score_too_large_for_a_number_is_refused(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text("id,model,score\n1,a,1,2\n")
     with pytest.raises(LabError, match="line 2: it has more or fewer cells"):
-        read(path)
+        logs_of(path)
     write_lines(path, [{"id": 1, "model": "a", "score": 10**400}])
     with pytest.raises(LabError, match=r"line 1, column score: 10+ is not a number"):
-        read(path)
+        logs_of(path)
 
 
 def test_a_run_of_a_task_keeps_its_scale_its_direction_and_its_clusters(tmp_path: Path) -> None:
@@ -700,7 +699,7 @@ def test_a_run_of_a_task_keeps_its_scale_its_direction_and_its_clusters(tmp_path
     result = make_result("m", [0.0, 1.0, 1.0], **given)
     rows = [(make_sample("m", name, 0), score) for name, score in result.per_prompt.items()]
     write_model(tmp_path, result, rows)
-    (log,) = [log for log in reading.read(tmp_path) if log.metric == "wrong"]
+    (log,) = [log for log in read.read(tmp_path) if log.metric == "wrong"]
     assert (log.unit, log.higher, log.margin) == ("wrong", False, 0.1)
     assert log.clusters == {"b01": "b01", "b02": "b01"}
 
@@ -750,7 +749,7 @@ def early_run(folder: Path, shift: float, prompts: int = 40) -> Path:
 
 def test_a_run_that_stopped_early_keeps_its_always_valid_figures(tmp_path):
     run = early_run(tmp_path / "run", 0.4)
-    whole = comparison.assemble(run)
+    whole = assemble(run)
     (one,) = compared(run).comparisons
     assert one.pairs == whole.pairs
     assert "by an always-valid test after 40 of 60 prompts" in one.basis

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from tiny_models import tiny
 
 from nbhelpers import pipeline, store
-from nbhelpers.devices import device as devices
-from nbhelpers.devices.device import DeviceReport, DtypeTrial
-from nbhelpers.loading import load as loading
+from nbhelpers.devices import machine
+from nbhelpers.devices.machine import DeviceReport, DtypeTrial
+from nbhelpers.loading import load
 from nbhelpers.loading.load import Loaded
 from nbhelpers.records import DTYPES, Settings
 
@@ -29,7 +29,7 @@ SPEEDS = {"float32": 100.0, "bfloat16": 300.0, "float16": 200.0}
 
 
 def here(**given: Any) -> DeviceReport:
-    return replace(devices.detect("cpu"), **given)
+    return replace(machine.detect("cpu"), **given)
 
 
 def settings(tmp_path: Path, **given: Any) -> Settings:
@@ -55,10 +55,10 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def damage(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[torch.Tensor], object], dtype: str) -> None:
-    load = loading.load
+    make_model = load.load
 
     def loader(*given: Any) -> Loaded:
-        loaded = load(*given)
+        loaded = make_model(*given)
         if loaded.report.dtype == dtype:
             with torch.no_grad():
                 spoil(list(loaded.model.parameters())[-1])  # the last norm
@@ -95,8 +95,8 @@ def test_the_fastest_faithful_dtype_is_chosen_and_stays(tmp_path: Path, planted:
     planted.clear()
     assert choose(replace(report, dtype="float32", dtype_trials=()), asked) == report
     assert not planted  # a run that goes on tries nothing again
-    assert devices.make_report(pipeline.open_run(asked)) == report
-    by_hand = devices.make_report(pipeline.open_run(replace(asked, dtype="fp16")))
+    assert machine.make_report(pipeline.open_run(asked)) == report
+    by_hand = machine.make_report(pipeline.open_run(replace(asked, dtype="fp16")))
     assert (by_hand.dtype, by_hand.dtype_reason) == ("float16", "asked for")
     assert choose(by_hand, replace(asked, dtype="fp16")) == by_hand and not planted
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from saved_models import make_model
 
 from nbhelpers import registry
-from nbhelpers.loading import load as loading
+from nbhelpers.loading import load
 from nbhelpers.records import LabError
 
 POOL = definitions("08_routing", "pool")
@@ -85,9 +85,9 @@ def test_the_need_known_before_loading_is_what_the_weights_take(tmp_path):
     folder = make_model(tmp_path / "tiny")
     for name, dtype in ((str(folder), "float32"), ("lab-bloom", "bfloat16"), ("lab-llama", "float32")):
         needed = POOL.weight_bytes(name, dtype)
-        loaded = loading.load(name, "cpu", dtype)
+        loaded = load.load(name, "cpu", dtype)
         assert loaded.report.parameter_bytes == needed
-        loading.unload(loaded)
+        load.unload(loaded)
 
 
 def test_the_count_of_a_shape_is_the_registered_one():
@@ -103,15 +103,15 @@ def test_evicted_memory_goes_back_to_the_system(tmp_path):
         sys.path.insert(0, "tests")
         import psutil
         from definitions import definitions
-        from nbhelpers.loading import load as loading
+        from nbhelpers.loading import load
 
         def private():
             return psutil.Process().memory_full_info().uss / 2**20
 
         pool = definitions("08_routing", "pool")
-        load = lambda name: loading.load(name, "cpu", "float32")
-        models = pool.ModelPool(400 * 2**20, load, loading.unload, pool.weight_bytes)
-        loading.unload(load("lab-gpt2"))  # the libraries are in memory from here on
+        on_cpu = lambda name: load.load(name, "cpu", "float32")
+        models = pool.ModelPool(400 * 2**20, on_cpu, load.unload, pool.weight_bytes)
+        load.unload(on_cpu("lab-gpt2"))  # the libraries are in memory from here on
         base, seen = private(), []
         for name in ({str(folder)!r}, "shape:distilgpt2", {str(folder)!r}, "lab-gpt2"):
             models.get(name)

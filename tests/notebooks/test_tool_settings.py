@@ -14,7 +14,7 @@ import pytest
 import yaml
 from definitions import definitions
 
-from tools import make_tool_settings as tool
+from tools import make_tool_settings
 
 PRINTED = definitions("27_experiment_tools_at_scale", "definitions")
 
@@ -23,9 +23,11 @@ PRINTED = definitions("27_experiment_tools_at_scale", "definitions")
 def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tools")
     try:
-        tool.fetch(folder)
+        make_tool_settings.fetch(folder)
     except subprocess.CalledProcessError as error:
-        pytest.skip(f"no package index to fetch {', '.join(tool.VERSIONS)} from: {error.stderr[-200:]}")
+        pytest.skip(
+            f"no package index to fetch {', '.join(make_tool_settings.VERSIONS)} from: {error.stderr[-200:]}"
+        )
     helpers = ["hjson", "py-cpuinfo", "einops", "msgpack"]  # what reading DeepSpeed's settings imports
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
     subprocess.run([*pip, *helpers], check=True, capture_output=True)
@@ -33,7 +35,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_names_are_those_of_the_released_packages(unpacked: Path) -> None:
-    assert tool.text(unpacked) == tool.FILE.read_text(encoding="utf-8")
+    assert make_tool_settings.text(unpacked) == make_tool_settings.FILE.read_text(encoding="utf-8")
 
 
 def ask(folder: Path, imports: str, accept: str, settings: list[dict]) -> list[str]:
@@ -87,7 +89,7 @@ def test_deepspeed_takes_a_misspelt_section_and_refuses_a_misspelt_name_inside_o
     zero = {"stage": 2, "offload_optimizer": {"device": "cpu"}}
     imports = (
         "import os; os.environ.update(DS_ACCELERATOR='cpu', RANK='0', WORLD_SIZE='1', LOCAL_RANK='0')\n"
-        f"sys.path.insert(0, 'deepspeed-{tool.VERSIONS['deepspeed']}')\n"
+        f"sys.path.insert(0, 'deepspeed-{make_tool_settings.VERSIONS['deepspeed']}')\n"
         "from deepspeed.runtime.config import DeepSpeedConfig"
     )
     said = ask(

@@ -9,14 +9,14 @@ import torch
 from definitions import definitions
 
 from nbhelpers import registry
-from nbhelpers.loading import load as loading
+from nbhelpers.loading import load
 
 NOTEBOOK = definitions("13_memory", "definitions")
 
 
 @pytest.fixture(scope="module", params=registry.embedded_models())
 def net(request):
-    return request.param, loading.load(request.param, "cpu", "float32").model
+    return request.param, load.load(request.param, "cpu", "float32").model
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -53,7 +53,7 @@ def test_checkpointing_and_half_precision_shrink_activations_alone():
 def test_mixed_precision_keeps_half_size_copies_of_the_weights():
     few, many = (NOTEBOOK.training_need("lab-llama", 1, n, "mixed")["activations"] for n in (1, 33))
     copies = few - (many - few) / 32
-    matrices = loading.load("lab-llama", "cpu", "float32").model
+    matrices = load.load("lab-llama", "cpu", "float32").model
     halves = sum(2 * p.numel() for n, p in matrices.named_parameters() if p.dim() == 2 and "embed" not in n)
     assert copies == pytest.approx(halves, rel=0.3)
 
@@ -64,10 +64,10 @@ ctypes.CDLL(None).mallopt(-3, 2**16)  # glibc hands freed tensors back at once
 sys.path.insert(0, "tests")
 import torch
 from definitions import definitions
-from nbhelpers.loading import load as loading
+from nbhelpers.loading import load
 from tools.memory import track_memory
 torch.set_num_threads(1)
-model = loading.load("lab-llama", "cpu", "float32").model.train()
+model = load.load("lab-llama", "cpu", "float32").model.train()
 optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
 def step(batch, tokens):
     ids = torch.full((batch, tokens), 7)
@@ -75,7 +75,7 @@ def step(batch, tokens):
     optimizer.step()
     optimizer.zero_grad()
 step(1, 8)
-loading.release("cpu")
+load.release("cpu")
 with track_memory() as use:
     step(8, 256)
 need = definitions("13_memory", "definitions").training_need("lab-llama", 8, 256)

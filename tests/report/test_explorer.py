@@ -16,8 +16,8 @@ from made_runs import make_result, make_sample, planted, write_info, write_model
 from typer.testing import CliRunner
 
 from nbhelpers import cli
-from nbhelpers.comparison import compare as comparison
-from nbhelpers.report import html as report
+from nbhelpers.comparison import compare
+from nbhelpers.report import html
 from nbhelpers.runner import notebook
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine")
@@ -49,7 +49,7 @@ def page(tmp_path_factory) -> Path:
         )
         write_model(run_dir, make_result(name, planted(5, 1)), rows)
     write_info(run_dir, ["first", "second"])
-    return report.write_report(run_dir)
+    return html.write_report(run_dir)
 
 
 @pytest.fixture(scope="module")
@@ -165,9 +165,9 @@ def charts(tmp_path_factory) -> Path:
             row = make_sample(name, "b01", 0), float(n)
             write_model(folder / run, make_result(name, planted(4 + n, n), words_per_s=2.0 * 10**n), [row])
         write_info(folder / run, names)
-        comparison.compare_run(folder / run)
-        report.write_report(folder / run)
-    report.write_runs_index(folder)
+        compare.compare_run(folder / run)
+        html.write_report(folder / run)
+    html.write_runs_index(folder)
     asked = ["compare", str(folder / "run"), "--out", str(folder / "logs")]
     assert CliRunner().invoke(cli.app, asked).exit_code == 0
     return folder

@@ -23,13 +23,13 @@ from made_runs import (
 )
 
 from nbhelpers import store
-from nbhelpers.comparison import compare as comparison
+from nbhelpers.comparison import compare
 from nbhelpers.generation.latency import LatencyPass
 from nbhelpers.records import LabError, Sample, Scale
-from nbhelpers.report import html as report
 from nbhelpers.report import texts
-from nbhelpers.tracking import result as tracking
+from nbhelpers.report.html import on_scale, outcome, pages, write_report, write_runs_index
 from nbhelpers.tracking.metrics import FOREIGN
+from nbhelpers.tracking.result import read_rows
 
 VOID = {"meta", "img", "wbr", "br", "link", "input"}
 EVIL = "<script>alert(1)</script>"
@@ -104,11 +104,11 @@ def full(tmp_path_factory) -> Path:
     (run_dir / "07_comparison.html").write_text("executed")
     models = ["lab-gpt2", "lab-llama", "shape:bloom-560m", "org/gone"]
     write_info(run_dir, models, {"org/gone": "the Hub cannot be reached"})
-    comparison.compare_run(run_dir)
+    compare.compare_run(run_dir)
     from matplotlib import pyplot
 
     pyplot.switch_backend("agg")
-    report.write_report(run_dir)
+    write_report(run_dir)
     return run_dir
 
 
@@ -121,7 +121,7 @@ def test_every_cost_says_whether_its_energy_was_measured(tmp_path: Path):
     for name, flag in (("metered", 1.0), ("guessed", 0.0)):
         result = make_result(name, planted(4, 1))
         write_model(tmp_path, replace(result, metrics=METRICS | {"cost/energy_measured": flag}))
-    report.write_report(tmp_path)
+    write_report(tmp_path)
     html = (tmp_path / "index.html").read_text()
     table = html[html.index("Quality, speed, memory, cost") :]
     rows = re.findall(r'<th scope="row">(\w+) <span.*?\$17\.10 <span class="unit">(\w+)</span>', table, re.S)
@@ -137,19 +137,19 @@ def test_a_run_in_another_language_shows_its_texts_and_no_score(tmp_path: Path):
         make_score(rows[0][0], 1.0), values={}, reason="not applicable: the prompt is not English"
     )
     store.write_rows(folder / "scores.jsonl", [replace(score, key=sample.key) for sample, _ in rows])
-    text = Page(report.write_report(tmp_path)).text
+    text = Page(write_report(tmp_path)).text
     assert "No model could be compared on quality" in text and "not applicable" in text
     assert "lab-gpt2: 30 of 30 texts have no score, because the prompt or the answer is not English" in text
     assert ask in text and "random weights" not in text
-    comparison.compare_run(tmp_path)
-    said = report.outcome(tmp_path, write_info(tmp_path, {"lab-gpt2": []}))
+    compare.compare_run(tmp_path)
+    said = outcome(tmp_path, write_info(tmp_path, {"lab-gpt2": []}))
     assert "No model could be compared on quality" in said and "over 0" not in said and "tokens/s" not in said
 
 
 def test_a_difference_without_an_interval_shows_its_p(tmp_path: Path):
     for name, level in (("a", 10.0), ("b", 0.0)):
         write_model(tmp_path, make_result(name, [level] * 15))
-    report.write_report(tmp_path)
+    write_report(tmp_path)
     text = Page(tmp_path / "index.html").text
     assert (
         "a b better +10.00 on every prompt < 0.001 –" in text and "a writes better than every other" in text
@@ -160,7 +160,7 @@ def test_a_difference_without_an_interval_shows_its_p(tmp_path: Path):
 
 
 def test_the_verdict_comes_first(page: Page, full: Path):
-    verdict = comparison.assemble(full).pick_reason
+    verdict = compare.assemble(full).pick_reason
     assert verdict.startswith("lab-llama writes better than every other model here")
     assert page.text.index(verdict) < page.text.index("Ranking", 80)
 
@@ -206,12 +206,12 @@ def test_models_that_were_timed_in_turn_have_verdicts_on_their_speed(tmp_path: P
         folder = write_model(tmp_path, make_result(model, planted(4, 1)), [(row, 4.0) for row in rows])
         store.write_rows(folder / "latency.jsonl", rows[:16])
         keys += [row.key for row in rows[:16]]
-    comparison.compare_run(tmp_path)
-    assert "Which is faster?" not in Page(report.write_report(tmp_path)).text
+    compare.compare_run(tmp_path)
+    assert "Which is faster?" not in Page(write_report(tmp_path)).text
     store.write_json(tmp_path / "latency.json", LatencyPass(tuple(keys), True))
-    [pair] = comparison.compare_run(tmp_path).speed
+    [pair] = compare.compare_run(tmp_path).speed
     assert (pair.a, pair.b, pair.n, pair.verdict) == ("fast", "slow", 8, "better")
-    assert "fast is 2.00 times as fast" in Page(report.write_report(tmp_path)).text
+    assert "fast is 2.00 times as fast" in Page(write_report(tmp_path)).text
 
 
 def test_every_pair_has_a_verdict(page: Page):
@@ -284,20 +284,20 @@ def test_a_missing_comparison_is_made_and_said(tmp_path: Path):
     write_model(tmp_path, make_result("a", planted(4, 1)))
     write_model(tmp_path, make_result("b", planted(6, 2)))
     write_info(tmp_path, ["a", "b"], {"": "CellTimeoutError: a cell passed the limit"})
-    page = Page(report.write_report(tmp_path))
+    page = Page(write_report(tmp_path))
     assert "b writes better than every other model here" in page.text
     assert "This report made the comparison itself: comparison.json cannot be read" in page.text
     assert "all models 07_comparison CellTimeoutError" in page.text
     assert not (tmp_path / "comparison.json").exists()
     (tmp_path / "comparison.json").write_text('{"schema_version": 99}')
-    assert "schema version 99 is unknown" in Page(report.write_report(tmp_path)).text
+    assert "schema version 99 is unknown" in Page(write_report(tmp_path)).text
 
 
 def test_all_models_failed(tmp_path: Path):
     write_info(
         tmp_path, ["org/gone", "/models/mine"], {"org/gone": "no network", "/models/mine": "no weights"}
     )
-    page = Page(report.write_report(tmp_path))
+    page = Page(write_report(tmp_path))
     assert "No model could be compared on quality." in page.text
     assert "org/gone 02_loading: no network" in page.text and "mine 02_loading: no weights" in page.text
     assert "/models" not in page.text and page.all("img") == []
@@ -306,7 +306,7 @@ def test_all_models_failed(tmp_path: Path):
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_one_model_with_few_texts_and_no_run_json(tmp_path: Path, count: int):
     write_model(tmp_path, make_result("only", planted(6, 1)), samples_of("only", count))
-    page = Page(report.write_report(tmp_path))
+    page = Page(write_report(tmp_path))
     assert "only is the only model with comparable results" in page.text
     assert "Pairwise verdicts" not in page.text
     assert ("No text to show" in page.text) == (count == 0)
@@ -315,28 +315,28 @@ def test_one_model_with_few_texts_and_no_run_json(tmp_path: Path, count: int):
 
 def test_only_random_weights(tmp_path: Path):
     write_model(tmp_path, make_result("shape:x", planted(1, 1), quality_applies=False, metrics={}))
-    page = Page(report.write_report(tmp_path))
+    page = Page(write_report(tmp_path))
     assert "not applicable" in page.text and "What they wrote" not in page.text
 
 
 def test_every_generation_failed(tmp_path: Path):
     dead = make_result("dead", [0.0] * 5, finished=0, failed=10)
     write_model(tmp_path, dead, samples_of("dead", error="no memory"))
-    page = Page(report.write_report(tmp_path))
+    page = Page(write_report(tmp_path))
     assert "dead all 10 generations failed" in page.text and "dead 5 no memory" in page.text
 
 
 def test_unscored_and_unreadable_texts(tmp_path: Path):
     folder = write_model(tmp_path, make_result("m", planted(6, 1)), samples_of("m"))
     (folder / "scores.jsonl").unlink()
-    assert "no score" in Page(report.write_report(tmp_path)).text
+    assert "no score" in Page(write_report(tmp_path)).text
     (folder / "samples.jsonl").write_text("not json\n")
-    assert "not JSON" in Page(report.write_report(tmp_path)).text
+    assert "not JSON" in Page(write_report(tmp_path)).text
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path):
     with pytest.raises(LabError, match=r"no result\.json"):
-        report.write_report(tmp_path)
+        write_report(tmp_path)
 
 
 # ---- hostile text --------------------------------------------------------------------------------------
@@ -353,39 +353,39 @@ def test_what_models_prompts_and_errors_say_is_escaped(tmp_path: Path):
     write_model(tmp_path, result, texts)
     write_model(tmp_path, make_result(f"rival{EVIL}", planted(4, 2), slug="rival"))
     write_info(tmp_path, [f"evil{EVIL}", f"rival{EVIL}", f"gone{EVIL}"], {f"gone{EVIL}": bad, "": bad})
-    page = Page(report.write_report(tmp_path))
+    page = Page(write_report(tmp_path))
     assert len(page.all("script")) == 1 and page.html.count("<script") == 1
     assert all((image["src"] or "").startswith("data:image/svg+xml") for image in page.all("img"))
     assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
     assert bad in page.text  # shown as it is, not executed
-    index = Page(report.write_runs_index(tmp_path.parent))
+    index = Page(write_runs_index(tmp_path.parent))
     assert len(index.all("script")) == 1 and f"evil{EVIL}" in index.text
 
 
 def test_control_characters_become_visible(tmp_path: Path):
     text = "a\x00b\x1b[31m\u202ec\u2028d\r\ne"
     write_model(tmp_path, make_result("m", planted(6, 1)), [(make_sample("m", "b01", 0, text=text), 5.0)])
-    html = Page(report.write_report(tmp_path)).html
+    html = Page(write_report(tmp_path)).html
     assert "a\ufffdb\ufffd[31m\ufffdc\u2028d" in html
 
 
 def test_long_texts_are_cut_and_said_to_be(tmp_path: Path):
     text = "word " * 2000
     write_model(tmp_path, make_result("m", planted(6, 1)), [(make_sample("m", "b01", 0, text=text), 5.0)])
-    page = Page(report.write_report(tmp_path))
+    page = Page(write_report(tmp_path))
     assert "samples.jsonl holds all of it" in page.text and "2000 words" in page.text
     assert page.html.count("word ") < 1100
 
 
 def test_what_the_report_cannot_hold_lies_beside_it(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(report, "MOST_TEXTS", 4)
+    monkeypatch.setattr("nbhelpers.report.html.MOST_TEXTS", 4)
     for name, level in (("a", 3), ("b", 6)):
         rows = [
             (sample, score + (level if sample.prompt_id == "b04" else 0))
             for sample, score in samples_of(name)
         ]
         write_model(tmp_path, make_result(name, planted(level, 1)), rows)
-    page, beside = Page(report.write_report(tmp_path)), Page(tmp_path / "texts.html")
+    page, beside = Page(write_report(tmp_path)), Page(tmp_path / "texts.html")
     assert [item["id"] for item in page.all("article")] == ["item-b04", "item-b01"]  # the largest gap first
     assert "Shown are 2 of 5 prompts" in page.text and "all 10 texts" in page.text
     assert len(beside.all("article")) == 5 and "index.html" in [a["href"] for a in beside.all("a")]
@@ -394,15 +394,15 @@ def test_what_the_report_cannot_hold_lies_beside_it(tmp_path: Path, monkeypatch)
 def test_intervals_end_where_the_scale_does(tmp_path: Path):
     write_model(tmp_path, make_result("wide", [1.0] * 4 + [10.0] * 2))
     write_model(tmp_path, make_result("other", [5.0, 6.0] * 3))
-    ranking = comparison.assemble(tmp_path).ranking["wide"]
+    ranking = compare.assemble(tmp_path).ranking["wide"]
     assert ranking.low < 1
-    assert report.on_scale(ranking, Scale()).low == 1
-    assert f"{ranking.low:.2f}" not in Page(report.write_report(tmp_path)).text
+    assert on_scale(ranking, Scale()).low == 1
+    assert f"{ranking.low:.2f}" not in Page(write_report(tmp_path)).text
 
 
 def test_errors_do_not_give_the_place_of_the_run_away(tmp_path: Path):
     write_info(tmp_path, ["m"], {"m": f"{tmp_path}/m/loading.json cannot be read"})
-    page = Page(report.write_report(tmp_path))
+    page = Page(write_report(tmp_path))
     assert str(tmp_path) not in page.html and "m/loading.json cannot be read" in page.text
 
 
@@ -413,12 +413,12 @@ def test_the_index_lists_every_run_newest_first(tmp_path: Path):
     for name, day in (("one", "01"), ("two", "03"), ("three", "02")):
         write_model(tmp_path / name, make_result("a", planted(6, 1)))
         write_info(tmp_path / name, ["a", "/models/mine"], started=f"2026-07-{day}T00:00:00+00:00")
-    comparison.compare_run(tmp_path / "two")
-    report.write_report(tmp_path / "two")
+    compare.compare_run(tmp_path / "two")
+    write_report(tmp_path / "two")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "run.json").write_text("{")
     (tmp_path / "standalone").mkdir()
-    page = Page(report.write_runs_index(tmp_path))
+    page = Page(write_runs_index(tmp_path))
     positions = [page.text.index(name) for name in ("two", "three", "one", "Unreadable runs", "broken")]
     assert positions == sorted(positions)
     assert "a is the only model with comparable results" in page.text
@@ -428,13 +428,13 @@ def test_the_index_lists_every_run_newest_first(tmp_path: Path):
 
 
 def test_an_empty_outputs_folder_has_an_index(tmp_path: Path):
-    assert "no run yet" in Page(report.write_runs_index(tmp_path)).text
+    assert "no run yet" in Page(write_runs_index(tmp_path)).text
 
 
 def test_a_page_that_is_not_ours_is_not_overwritten(tmp_path: Path):
     (tmp_path / "index.html").write_text("my home page")
     with pytest.raises(LabError, match="was not written by the laboratory"):
-        report.write_runs_index(tmp_path)
+        write_runs_index(tmp_path)
     assert (tmp_path / "index.html").read_text() == "my home page"
 
 
@@ -442,7 +442,7 @@ def test_a_page_that_is_not_ours_is_not_overwritten(tmp_path: Path):
 
 
 def test_figures_are_short_and_never_in_scientific_notation(tmp_path: Path):
-    shown = report.pages(tmp_path).get_template("figures.html").module
+    shown = pages(tmp_path).get_template("figures.html").module
     counts = {0.2: "0.2", 7: "7", 494_976: "495k", 999_900: "1M", 4_983_552: "4.98M", 1.1e9: "1.1B"}
     assert {number: shown.counted(number).strip() for number in counts} == counts
     digits = {None: "–", 0.0: "0", 0.00123: "0.00123", 5.0: "5.00", 12.34: "12.3", 1234.5: "1,234"}
@@ -469,7 +469,7 @@ def test_a_task_s_page_shows_what_is_right_its_slices_and_the_items_that_decide(
             score = replace(score, values={"exact": value}, target=(f"target of {prompt}",), tags=tags)
             store.append_row(folder / "samples.jsonl", sample)
             store.append_row(folder / "scores.jsonl", score)
-    text = unescape(report.write_report(tmp_path).read_text())
+    text = unescape(write_report(tmp_path).read_text())
     assert "Which model does the task best?" in text and "Which model writes best?" not in text
     assert "exact, 0 to 1" in text and "points" not in text.split("What they wrote")[0].split("<main>")[-1]
     for shown in (
@@ -490,8 +490,8 @@ def test_the_index_follows_models_over_runs_and_marks_another_pick(tmp_path: Pat
         for model, level in zip(("a", "b"), levels, strict=True):
             write_model(tmp_path / name, make_result(model, planted(level, 1)))
         write_info(tmp_path / name, ["a", "b"], started=f"2026-07-{day}T00:00:00+00:00")
-        comparison.compare_run(tmp_path / name)
-    page = Page(report.write_runs_index(tmp_path))
+        compare.compare_run(tmp_path / name)
+    page = Page(write_runs_index(tmp_path))
     assert [image["alt"] for image in page.all("img")] == [
         "lab_v2 of every model from run to run, with 95% intervals, on 15 prompts"
     ]
@@ -506,8 +506,8 @@ def test_runs_of_other_prompts_or_another_task_are_no_history(tmp_path: Path):
         info = write_info(tmp_path / name, ["a", "b"], started=f"2026-07-0{day}T00:00:00+00:00")
         info = replace(info, task=task and "digest", settings=replace(info.settings, task=task))
         store.write_json(tmp_path / name / "run.json", info)
-        comparison.compare_run(tmp_path / name)
-    page = Page(report.write_runs_index(tmp_path))
+        compare.compare_run(tmp_path / name)
+    page = Page(write_runs_index(tmp_path))
     assert page.all("img") == [] and "Changed:" not in page.text
 
 
@@ -515,5 +515,5 @@ def test_items_have_the_place_in_which_they_were_asked(tmp_path: Path):
     rows = samples_of("m", 3)
     result = make_result("m", planted(5, 1))
     write_model(tmp_path, result, rows[::-1])  # rows are written as they end
-    found = texts.items([(result, tracking.read_rows(tmp_path / result.slug))], {}, ["b02", "b01", "b03"])
+    found = texts.items([(result, read_rows(tmp_path / result.slug))], {}, ["b02", "b01", "b03"])
     assert {item.id: item.place for item in found} == {"b01": 1, "b02": 0, "b03": 2}

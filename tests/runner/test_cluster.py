@@ -21,8 +21,8 @@ from nbhelpers.generation import generate
 from nbhelpers.loading import load
 from nbhelpers.records import LabError, Result, RunInfo, Sample, Settings
 from nbhelpers.runner import cluster
-from nbhelpers.runner import plan as plans
-from nbhelpers.runner import run as runner
+from nbhelpers.runner.plan import Plan, plan_run
+from nbhelpers.runner.run import Run
 
 NO_RAY = "the extra cluster (Ray) is not installed"
 MODELS = ("lab-gpt2", "lab-opt")
@@ -109,9 +109,9 @@ def test_a_node_killed_in_the_middle_loses_nothing_and_its_model_runs_elsewhere(
     assert "Ray cluster" in page and info.nodes[victim] in page
 
 
-def refused(plan: plans.Plan, address: str) -> str:
+def refused(plan: Plan, address: str) -> str:
     """What run.json says of a run's only model after it was given to the cluster."""
-    whole = runner.Run(plan, plan.info, lambda status: None)
+    whole = Run(plan, plan.info, lambda status: None)
     whole.save()
     cluster.connect(address)(whole)
     first, *rest = whole.info.notebooks
@@ -122,13 +122,13 @@ def refused(plan: plans.Plan, address: str) -> str:
 def test_a_folder_that_a_node_lacks_is_named(ray_cluster, tmp_path):
     folder = tmp_path / "mine"
     shutil.copytree(load.fetch(registry.resolve("lab-gpt2")), folder)
-    plan = plans.plan_run([str(folder)], Settings(limit=1), str(tmp_path / "run"))
+    plan = plan_run([str(folder)], Settings(limit=1), str(tmp_path / "run"))
     shutil.rmtree(folder)
     assert refused(plan, ray_cluster.address).endswith(f"has no {folder}: copy it there, to the same place.")
 
 
 def test_a_model_that_no_node_can_hold_is_refused(ray_cluster, tmp_path):
-    plan = plans.plan_run(["lab-gpt2"], Settings(limit=1, device="cuda"), str(tmp_path / "run"))
+    plan = plan_run(["lab-gpt2"], Settings(limit=1, device="cuda"), str(tmp_path / "run"))
     assert "No node of the cluster has" in refused(plan, ray_cluster.address)
 
 
@@ -173,8 +173,8 @@ def test_the_page_s_other_commands_are_known():
 
 
 def test_memory_is_asked_for_where_no_gpu_has_the_weights():
-    plan = plans.plan_run(["shape:bloom-560m"], Settings(limit=1), "unused")
-    [run] = runner.Run(plan, plan.info, print).runs(plan.info.settings)
+    plan = plan_run(["shape:bloom-560m"], Settings(limit=1), "unused")
+    [run] = Run(plan, plan.info, print).runs(plan.info.settings)
     weights = 4 * run.spec.parameters
     need = cluster.needs(run, 2, gpus=False)
     assert need["num_cpus"] == 2 and weights < need["memory"] < 1.3 * weights

@@ -16,13 +16,12 @@ from made_runs import make_result, make_sample, prompt_ids, write_info, write_mo
 from tiny_models import FEW, PROMPTS, texts, tiny, watch
 
 from nbhelpers import store
-from nbhelpers.devices import device as devices
-from nbhelpers.generation import decode as decoding
-from nbhelpers.generation import generate as generation
-from nbhelpers.loading import load as loading
+from nbhelpers.devices import machine
+from nbhelpers.generation import decode, generate
+from nbhelpers.loading import load
 from nbhelpers.records import FailOnError, Failure, LabError, Limits, Sample, Settings
-from nbhelpers.report import html as report
-from nbhelpers.tracking import result as tracking
+from nbhelpers.report import html
+from nbhelpers.tracking.result import count_failures, read_rows
 
 JOBS = len(PROMPTS) * FEW.repeats
 
@@ -40,33 +39,33 @@ def fail_when(model: Any, fails: Any) -> Any:
 
 def test_a_row_past_its_limit_keeps_its_text_and_counts_as_failed(tmp_path: Path) -> None:
     loaded, path = tiny("gpt2"), tmp_path / "samples.jsonl"
-    whole = generation.generate_samples(loaded, PROMPTS, FEW)
+    whole = generate.generate_samples(loaded, PROMPTS, FEW)
     at_once = Limits(generation_s=0.0)  # every row is late after its first token
-    late = generation.generate_samples(loaded, PROMPTS, FEW, path, limits=at_once)
+    late = generate.generate_samples(loaded, PROMPTS, FEW, path, limits=at_once)
     assert {(s.finish_reason, s.new_tokens, s.error, s.failure) for s in late} == {
         ("time", 1, "TimeoutError: the limit of 0 s passed", Failure.TIMEOUT)
     }
     assert all(w.text.startswith(s.text.rstrip("\ufffd")) for w, s in zip(whole, late, strict=True))
-    assert texts(generation.generate_samples(loaded, PROMPTS, FEW, path)) == texts(whole)  # tried again
+    assert texts(generate.generate_samples(loaded, PROMPTS, FEW, path)) == texts(whole)  # tried again
 
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "memory", lambda device: (2**30, 10**6))
+    monkeypatch.setattr(machine, "memory", lambda device: (2**30, 10**6))
     with pytest.raises(LabError, match=r"does not fit: .* cache of one row .* free on cpu: choose .*half"):
-        loading.load("lab-gpt2", "cpu", "float32")
+        load.load("lab-gpt2", "cpu", "float32")
 
 
 SCARCE = """
 import os, resource, sys
 import psutil
-from nbhelpers.generation import generate as generation
-from nbhelpers.loading import load as loading
+from nbhelpers.generation import generate
+from nbhelpers.loading import load
 from nbhelpers.records import Prompt, Settings
-loaded = loading.load("lab-gpt2", "cpu", "float32")
+loaded = load.load("lab-gpt2", "cpu", "float32")
 prompt = [Prompt("p", "Write a post about rain:", "short_post")]
 def make(rows):
     settings = Settings(repeats=rows, max_new_tokens=4)
-    return generation.generate_samples(loaded, prompt, settings, batch_size=rows)
+    return generate.generate_samples(loaded, prompt, settings, batch_size=rows)
 make(4)
 room = psutil.Process().memory_info().vms + (24 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (room, room))
@@ -91,7 +90,7 @@ def test_a_model_that_always_fails_has_every_row_counted(tmp_path: Path) -> None
     loaded = tiny("gpt2")
     sizes = watch(loaded.model)
     fail_when(loaded.model, lambda ids: True)
-    samples = generation.generate_samples(loaded, PROMPTS, FEW, tmp_path / "samples.jsonl", batch_size=3)
+    samples = generate.generate_samples(loaded, PROMPTS, FEW, tmp_path / "samples.jsonl", batch_size=3)
     assert {(s.error, s.failure) for s in samples} == {("ValueError: a planted fault", Failure.OTHER)}
     assert len(sizes) == JOBS / 3
     assert len(list(store.read_rows(tmp_path / "samples.jsonl", Sample))) == JOBS
@@ -101,8 +100,8 @@ def test_a_device_that_fails_before_a_pass_ends_the_run(monkeypatch: pytest.Monk
     def lost(device: str) -> None:
         raise RuntimeError("the device is lost")
 
-    monkeypatch.setattr(devices, "synchronize", lost)
-    samples = generation.generate_samples(tiny("gpt2"), PROMPTS, FEW)
+    monkeypatch.setattr(machine, "synchronize", lost)
+    samples = generate.generate_samples(tiny("gpt2"), PROMPTS, FEW)
     assert [s.error for s in samples] == ["RuntimeError: the device is lost"] * JOBS
 
 
@@ -115,7 +114,7 @@ def test_failed_samples_stop_the_run_at_the_policy(tmp_path: Path, policy: FailO
     with pytest.raises(
         LabError, match=f"stopped by --fail-on-error: {rows} of 9 samples failed, the last with"
     ):
-        generation.generate_samples(
+        generate.generate_samples(
             loaded, PROMPTS, FEW, path, batch_size=1, limits=Limits(fail_on_error=policy)
         )
     assert len(list(store.read_rows(path, Sample))) == rows
@@ -139,7 +138,7 @@ def test_failed_samples_stop_the_run_at_the_policy(tmp_path: Path, policy: FailO
     ],
 )
 def test_failures_have_kinds_by_their_type(error: Exception, kind: Failure) -> None:
-    assert decoding.failure_of(error) == kind
+    assert decode.failure_of(error) == kind
 
 
 def test_the_report_counts_failures_by_kind(tmp_path: Path) -> None:
@@ -150,8 +149,8 @@ def test_the_report_counts_failures_by_kind(tmp_path: Path) -> None:
     late = [replace(row, error="TimeoutError: it took too long", failure=Failure.TIMEOUT) for row in rows]
     for row in (*late, rows[1]):  # the second one was tried again and succeeded
         store.append_row(folder / "samples.jsonl", row)
-    assert tracking.count_failures(None, [tracking.read_rows(folder)]) == {"timeout": 1}
-    page = report.write_report(tmp_path).read_text()
+    assert count_failures(None, [read_rows(folder)]) == {"timeout": 1}
+    page = html.write_report(tmp_path).read_text()
     assert "By kind: 1 timeout." in page and page.count('<article class="item"') == 2
 
 
@@ -191,8 +190,8 @@ def test_rows_of_a_killed_writer_are_kept_and_nobody_writes_beside_it(
 
 def test_settings_that_differ_are_another_row(tmp_path: Path) -> None:
     loaded, path = tiny("gpt2"), tmp_path / "samples.jsonl"
-    first = generation.generate_samples(loaded, PROMPTS, FEW, path)
+    first = generate.generate_samples(loaded, PROMPTS, FEW, path)
     for changes in ({"seed": 1}, {"temperature": 0.5}, {"max_new_tokens": 11}, {"top_k": 3}):
-        other = generation.generate_samples(loaded, PROMPTS, replace(FEW, **changes), path)
+        other = generate.generate_samples(loaded, PROMPTS, replace(FEW, **changes), path)
         assert not {s.key for s in first} & {s.key for s in other}
     assert len(path.read_text().splitlines()) == 5 * JOBS

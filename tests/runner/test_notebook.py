@@ -12,7 +12,7 @@ import pytest
 
 from nbhelpers.records import Failure
 from nbhelpers.runner import kernels
-from nbhelpers.runner import notebook as execute
+from nbhelpers.runner.notebook import notebook_error, run_notebook, to_html
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
@@ -32,7 +32,7 @@ def write(folder: Path, *sources: str, parameters: str | None = DEFAULTS, stem: 
 
 def run(folder: Path, *sources: str, parameters: dict | None = None, timeout: float = 60):
     output = folder / "out" / "01_tiny.ipynb"
-    return execute.run_notebook(write(folder, *sources), output, parameters or {}, timeout, "m"), output
+    return run_notebook(write(folder, *sources), output, parameters or {}, timeout, "m"), output
 
 
 def texts(path: Path) -> str:
@@ -54,7 +54,7 @@ def page(tmp_path_factory):
         f"import base64; from IPython.display import Image; Image(base64.b64decode({PIXEL!r}))",
         parameters={"name": "</script><script>alert(5)", "count": 2, "rate": 1, "quick": True, "limit": 5},
     )
-    return status, output, execute.to_html(output)
+    return status, output, to_html(output)
 
 
 def test_a_notebook_that_runs_through_passes_with_its_parameters(page):
@@ -63,7 +63,7 @@ def test_a_notebook_that_runs_through_passes_with_its_parameters(page):
     assert status.seconds > 0
     assert texts(output).startswith("('</script><script>alert(5)', 2, 1, True, 5, [1])\n")
     assert "1 " in texts(output)
-    assert execute.notebook_error(output) is None
+    assert notebook_error(output) is None
     assert output.with_suffix(".html").exists()
 
 
@@ -134,8 +134,8 @@ def test_texts_of_a_model_are_escaped(page):
 def test_a_failing_cell_is_a_status_with_one_line_and_a_kind(tmp_path, source, error, kind):
     status, output = run(tmp_path, "x = 1", source, "y = 2")
     assert (status.status, status.error, status.failure) == ("failed", error, kind)
-    assert execute.notebook_error(output) is not None
-    assert execute.to_html(output).stat().st_size > 1000
+    assert notebook_error(output) is not None
+    assert to_html(output).stat().st_size > 1000
 
 
 def test_a_cell_that_passes_its_limit_is_stopped(tmp_path):
@@ -189,7 +189,7 @@ def test_a_long_path_of_temporary_files_does_not_stop_the_kernel(tmp_path, monke
 @pytest.mark.parametrize("defaults", [DEFAULTS, None])
 def test_an_unknown_parameter_is_refused_before_anything_runs(tmp_path, defaults):
     output, notebook = tmp_path / "out.ipynb", write(tmp_path, "1", parameters=defaults)
-    status = execute.run_notebook(notebook, output, {"nmae": "x"}, 60)
+    status = run_notebook(notebook, output, {"nmae": "x"}, 60)
     assert (status.error, status.failure) == ("01_tiny.ipynb has no parameter nmae.", Failure.USAGE)
     assert not output.exists()
 
@@ -199,7 +199,7 @@ def test_a_file_that_is_no_notebook_is_a_failure_not_a_crash(tmp_path, content):
     path = tmp_path / "01_tiny.ipynb"
     if content is not None:
         path.write_text(content)
-    assert execute.run_notebook(path, tmp_path / "out.ipynb", {}, 60).status == "failed"
+    assert run_notebook(path, tmp_path / "out.ipynb", {}, 60).status == "failed"
 
 
 def test_a_run_leaves_out_what_is_there_to_learn_from_and_its_page_folded_code(tmp_path):
@@ -212,7 +212,7 @@ def test_a_run_leaves_out_what_is_there_to_learn_from_and_its_page_folded_code(t
     notebook.cells.append(nbformat.v4.new_markdown_cell("secret_of_text", metadata={"tags": ["alone"]}))
     nbformat.write(notebook, path)
     output = tmp_path / "out.ipynb"
-    assert execute.run_notebook(path, output, {}, 60).status == "passed"
+    assert run_notebook(path, output, {}, 60).status == "passed"
     assert texts(output) == "seen 0\n"
     page = output.with_suffix(".html").read_text()
     assert "seen 0" in page and "secret_of_" not in page
@@ -226,7 +226,7 @@ def test_a_picture_is_described_by_its_plots_title(tmp_path):
     cells += [nbformat.v4.new_code_cell(source, outputs=[picture]) for source in sources]
     path = tmp_path / "page.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
-    page = execute.to_html(path).read_text()
+    page = to_html(path).read_text()
     assert page.count("No description has been provided for this image</pre>") == 1  # a text that says so
     assert re.findall(r'alt="(.*?)"', page) == [
         "Plot: Which is &lt;faster&gt;?",
@@ -238,7 +238,7 @@ def test_formulas_are_shown_without_a_script_and_money_and_code_stay(tmp_path):
     text = "The mean $\\bar x$ costs $5 or $6, as `$PWD` says:\n\n$$\\frac{s}{\\sqrt{n}}$$\n\nand $$\\nope{$$"
     path = tmp_path / "page.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)]), path)
-    page = execute.to_html(path).read_text()
+    page = to_html(path).read_text()
     body = page[page.index("<body") :]
     assert body.count("<math") == 2 and 'display="block"' in body and "<mfrac>" in body
     assert "costs $5 or $6" in body and "<code>$PWD</code>" in body

@@ -17,10 +17,9 @@ from test_notebook import texts, write
 
 from nbhelpers import store
 from nbhelpers.records import Failure, NotebookStatus, Settings
-from nbhelpers.runner import kernels
-from nbhelpers.runner import notebook as execute
-from nbhelpers.runner import plan as plans
-from nbhelpers.runner import run as runner
+from nbhelpers.runner import kernels, plan
+from nbhelpers.runner.notebook import run_notebook
+from nbhelpers.runner.run import _kept, with_disk
 
 NAMES = ("{", "}", "{0}", "{name}", "{missing!r:>9}", "100%", "%s %(x)d", "q?x#y", "a'b\"c", "$HOME `x` \\n")
 COMMAND = Path(sys.executable).with_name("nbhelpers")
@@ -35,7 +34,7 @@ def test_a_folder_s_name_is_no_format_and_a_value_arrives_as_it_is(tmp_path, nam
     notebook = write(tmp_path / name / "from", "print(ascii(name))", stem="01_tiny")
     output = tmp_path / name / "to" / "01_tiny.ipynb"
     value = f"{name}\n{{x}}\u2028é"
-    status = execute.run_notebook(notebook, output, {"name": value}, 60, name)
+    status = run_notebook(notebook, output, {"name": value}, 60, name)
     assert (status.status, status.error, status.model) == ("passed", None, name)
     assert texts(output) == f"{value!a}\n"
     assert sorted(p.name for p in tmp_path.iterdir()) == [name]
@@ -124,13 +123,13 @@ def test_what_fails_on_a_full_disk_names_the_disk(tmp_path, monkeypatch):
     died = NotebookStatus(
         "03_generation", "m", "failed", 1.0, "DeadKernelError: Kernel died", Failure.DEAD_KERNEL
     )
-    assert runner.with_disk(died, tmp_path) == died
+    assert with_disk(died, tmp_path) == died
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9, 4096))
-    named = runner.with_disk(died, tmp_path)
+    named = with_disk(died, tmp_path)
     assert named.error == f"DeadKernelError: Kernel died; no space is left on the disk of {tmp_path}"
     assert named.failure is Failure.DEAD_KERNEL
     passed = NotebookStatus("03_generation", "m", "passed", 1.0)
-    assert runner.with_disk(passed, tmp_path) == passed
+    assert with_disk(passed, tmp_path) == passed
 
 
 # What a kill leaves
@@ -202,7 +201,7 @@ def test_temporary_files_lie_in_one_folder_that_goes_with_the_run_or_when_the_ne
 
 
 def test_half_written_files_in_a_run_s_folder_are_removed_by_the_next_start(tmp_path):
-    info = plans.plan_run(["lab-gpt2"], Settings(), str(tmp_path / "run")).info
+    info = plan.plan_run(["lab-gpt2"], Settings(), str(tmp_path / "run")).info
     folder = tmp_path / "run"
     store.write_json(folder / "run.json", info)
     (folder / "lab-gpt2").mkdir()
@@ -210,5 +209,5 @@ def test_half_written_files_in_a_run_s_folder_are_removed_by_the_next_start(tmp_
     kept = [folder / ".note.of.mine", folder / "lab-gpt2" / ".samples.lock"]
     for path in (*left, *kept):
         path.write_text("x")
-    runner._kept(plans.plan_resume(str(folder)))
+    _kept(plan.plan_resume(str(folder)))
     assert not [path for path in left if path.exists()] and all(path.exists() for path in kept)

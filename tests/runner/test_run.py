@@ -20,9 +20,9 @@ from test_readme import COMMANDS, RUN
 
 from nbhelpers import registry, store, tasks
 from nbhelpers.comparison.compare import ComparisonReport
-from nbhelpers.devices import device as devices
+from nbhelpers.devices import machine
 from nbhelpers.generation import latency
-from nbhelpers.loading.folder import inspect
+from nbhelpers.loading.checkpoint import inspect
 from nbhelpers.loading.load import LoadingReport
 from nbhelpers.records import (
     FailOnError,
@@ -35,9 +35,9 @@ from nbhelpers.records import (
     Settings,
 )
 from nbhelpers.runner import kernels
-from nbhelpers.runner import plan as plans
-from nbhelpers.runner import run as runner
 from nbhelpers.runner.notebook import COMPARISON, PIPELINE, SERVED
+from nbhelpers.runner.plan import Plan, default_jobs, find_run, plan_resume, plan_run
+from nbhelpers.runner.run import _kept, run_models, write_pages
 from nbhelpers.tracking.mlflow_run import TrackingReport
 
 
@@ -64,7 +64,7 @@ class Steps:
         return "DeadKernelError: Kernel died", Failure.DEAD_KERNEL
 
     def start(self, log, target, *arguments):
-        status = self.report_status if target is runner.write_pages else 0
+        status = self.report_status if target is write_pages else 0
         if target is latency.measure_in_turn:
             status = self.timing_status
             self.timed.append([run.settings.model for run in arguments[0]])
@@ -74,7 +74,7 @@ class Steps:
 @pytest.fixture
 def steps(monkeypatch, tmp_path):
     made = Steps(tmp_path / "run")
-    monkeypatch.setattr(runner.notebook, "run_notebook", made.run_notebook)
+    monkeypatch.setattr("nbhelpers.runner.notebook.run_notebook", made.run_notebook)
     monkeypatch.setattr(kernels, "serve", lambda log: None)
     monkeypatch.setattr(kernels, "start", made.start)
     monkeypatch.setattr(kernels, "exit_code", lambda process, most_s: process.exitcode)
@@ -82,11 +82,11 @@ def steps(monkeypatch, tmp_path):
     return made
 
 
-def planned(steps: Steps, *models: str) -> plans.Plan:
+def planned(steps: Steps, *models: str) -> Plan:
     specs = tuple(inspect(registry.resolve(model)) for model in models)
     started = "2026-01-01T00:00:00+00:00"
     info = RunInfo("run", models, Settings(), started, None, {}, "here", None, specs=specs)
-    return plans.Plan(steps.run_dir, info)
+    return Plan(steps.run_dir, info)
 
 
 def statuses(info: RunInfo, model: str) -> list[tuple[str, str | None]]:
@@ -97,7 +97,7 @@ def statuses(info: RunInfo, model: str) -> list[tuple[str, str | None]]:
 def test_every_notebook_of_every_model_then_the_comparison(steps):
     events = []
     plan = planned(steps, "lab-gpt2", "lab-opt")
-    info = runner.run(plan, watch=events.append)
+    info = run_models(plan, watch=events.append)
     for model in ("lab-gpt2", "lab-opt", ""):
         assert set(statuses(info, model)) == {("passed", None)}
     done = [(status.model, status.notebook) for status in events]
@@ -110,14 +110,14 @@ def test_every_notebook_of_every_model_then_the_comparison(steps):
     assert done[-1] == ("", COMPARISON)
     assert store.read_json(plan.run_dir / "run.json", RunInfo) == info
     assert info.seconds >= 0 and info.jobs == 1 and info.limits == Limits()
-    assert info.threads == os.environ.get("OMP_NUM_THREADS", str(devices.usable_cores()))
+    assert info.threads == os.environ.get("OMP_NUM_THREADS", str(machine.usable_cores()))
 
 
 def test_a_model_behind_a_server_has_its_own_notebook_in_place_of_two(steps):
     plan = planned(steps, "lab-gpt2")
     served = registry.resolve("server:http://127.0.0.1:9/v1#tiny")
     names = ("lab-gpt2", "server:http://127.0.0.1:9/v1#tiny")
-    info = runner.run(replace(plan, info=replace(plan.info, models=names, specs=(*plan.info.specs, served))))
+    info = run_models(replace(plan, info=replace(plan.info, models=names, specs=(*plan.info.specs, served))))
     assert [s.notebook for s in info.notebooks if s.model == names[0]] == list(PIPELINE)
     assert [s.notebook for s in info.notebooks if s.model == names[1]] == list(SERVED)
     assert (steps.run_dir / "server--tiny" / "03_server.ipynb").exists()
@@ -125,7 +125,7 @@ def test_a_model_behind_a_server_has_its_own_notebook_in_place_of_two(steps):
 
 def test_a_notebook_gets_every_setting(steps):
     plan = planned(steps, "lab-gpt2")
-    runner.run(replace(plan, info=replace(plan.info, settings=Settings(temperature=0.5, top_k=3))))
+    run_models(replace(plan, info=replace(plan.info, settings=Settings(temperature=0.5, top_k=3))))
     given = steps.parameters["lab-gpt2", PIPELINE[2]]
     assert list(given) == [field.name for field in dataclasses.fields(Settings)]
     assert (given["model"], given["run_dir"], given["temperature"], given["top_k"]) == (
@@ -137,7 +137,7 @@ def test_a_notebook_gets_every_setting(steps):
 def test_a_notebook_that_fails_costs_its_model_the_rest_and_the_others_nothing(steps):
     dead = ("DeadKernelError: Kernel died", Failure.DEAD_KERNEL)
     steps.do = lambda model, name: dead if (model, name) == ("lab-gpt2", PIPELINE[1]) else None
-    info = runner.run(planned(steps, "lab-gpt2", "lab-opt"))
+    info = run_models(planned(steps, "lab-gpt2", "lab-opt"))
     skipped = ("skipped", "02_loading failed")
     assert statuses(info, "lab-gpt2") == [("passed", None), ("failed", dead[0]), *[skipped] * 4]
     assert {s.failure for s in info.notebooks if s.status == "failed"} == {Failure.DEAD_KERNEL}
@@ -146,9 +146,9 @@ def test_a_notebook_that_fails_costs_its_model_the_rest_and_the_others_nothing(s
 
 
 def test_a_kernel_that_hangs_is_killed(steps, monkeypatch):
-    monkeypatch.setattr(runner, "GRACE_S", 0.3)
+    monkeypatch.setattr("nbhelpers.runner.run.GRACE_S", 0.3)
     steps.do = lambda model, name: steps.hang() if model and name == PIPELINE[1] else None
-    info = runner.run(planned(steps, "lab-gpt2"), limits=Limits(cell_s=1))
+    info = run_models(planned(steps, "lab-gpt2"), limits=Limits(cell_s=1))
     failed = ("failed", "stopped by the runner after 1 s")
     assert statuses(info, "lab-gpt2")[:2] == [("passed", None), failed]
     assert info.notebooks[1].failure is Failure.TIMEOUT
@@ -157,15 +157,15 @@ def test_a_kernel_that_hangs_is_killed(steps, monkeypatch):
 
 def test_a_model_that_lost_a_row_is_executed_again(steps, capsys):
     plan = planned(steps, "lab-gpt2", "lab-opt")
-    runner.run(plan)
+    run_models(plan)
     whole = '{"whole": 1}\n'
     (plan.run_dir / "lab-gpt2" / "samples.jsonl").write_text(whole + '{"to')
     (plan.run_dir / "lab-opt" / "samples.jsonl").write_text(whole)
-    kept = runner._kept(plans.plan_resume(str(plan.run_dir)))
+    kept = _kept(plan_resume(str(plan.run_dir)))
     assert {status.model for status in kept} == {"lab-opt"}
     assert (plan.run_dir / "lab-gpt2" / "samples.jsonl").read_text() == whole
     assert "lab-gpt2/samples.jsonl was cut off" in capsys.readouterr().err
-    assert len(runner._kept(plans.plan_resume(str(plan.run_dir)))) == 2 * len(PIPELINE)
+    assert len(_kept(plan_resume(str(plan.run_dir)))) == 2 * len(PIPELINE)
 
 
 def test_another_scorer_file_has_scores_made_anew_and_answers_kept(steps, tmp_path):
@@ -175,24 +175,24 @@ def test_another_scorer_file_has_scores_made_anew_and_answers_kept(steps, tmp_pa
     task.write_text('prompts = "items.csv"\n[scorers.python]\nfunction = "mine.score"\n')
     plan = planned(steps, "lab-gpt2", "lab-opt")
     info = replace(plan.info, settings=Settings(task=str(task)), task=tasks.load_task(str(task)).digest)
-    runner.run(replace(plan, info=info))
+    run_models(replace(plan, info=info))
     now = time.time()
     for model, made in (("lab-gpt2", now - 60), ("lab-opt", now + 60)):
         (plan.run_dir / model / "scores.jsonl").write_text("")
         os.utime(plan.run_dir / model / "scores.jsonl", (made, made))
     os.utime(tmp_path / "mine.py", (now, now))
-    kept = [(s.model, s.notebook) for s in runner._kept(plans.plan_resume(str(plan.run_dir)))]
+    kept = [(s.model, s.notebook) for s in _kept(plan_resume(str(plan.run_dir)))]
     of = {model: [name for one, name in kept if one == model] for model in plan.info.models}
     assert of["lab-gpt2"] == [name for name in of["lab-opt"] if name < "04"] != of["lab-opt"]
 
 
 def test_a_model_whose_samples_failed_is_executed_again(steps):
     plan = planned(steps, "lab-gpt2", "lab-opt")
-    runner.run(plan)
+    run_models(plan)
     for name, failed in (("lab-gpt2", 1), ("lab-opt", 0)):
         result = made_runs.make_result(name, made_runs.planted(4, 1))
         store.write_json(plan.run_dir / name / "result.json", replace(result, failed=failed))
-    kept = runner._kept(plans.plan_resume(str(plan.run_dir)))
+    kept = _kept(plan_resume(str(plan.run_dir)))
     assert {status.model for status in kept} == {"lab-opt"}
 
 
@@ -209,14 +209,14 @@ def test_a_failure_policy_stops_the_run_and_the_run_can_go_on(steps, failure, po
     fault = ("a fault", failure)
     steps.do = lambda model, name: fault if (model, name) == ("lab-gpt2", PIPELINE[2]) else None
     plan = planned(steps, "lab-gpt2", "lab-opt")
-    info = runner.run(plan, limits=Limits(fail_on_error=policy))
+    info = run_models(plan, limits=Limits(fail_on_error=policy))
     assert statuses(info, "lab-gpt2")[2] == ("failed", "a fault")
     second = statuses(info, "lab-opt")
     assert second[2] == (("passed", None) if goes_on else ("skipped", "stopped by --fail-on-error"))
     assert statuses(info, "") == [("passed", None)]
     assert store.read_json(plan.run_dir / "run.json", RunInfo).limits.fail_on_error == policy
     steps.do = lambda model, name: None
-    again = runner.run(plans.plan_resume(str(plan.run_dir)))
+    again = run_models(plan_resume(str(plan.run_dir)))
     assert {s.status for s in again.notebooks} == {"passed"}
 
 
@@ -240,11 +240,11 @@ def test_an_interrupt_stops_everything_at_once_and_the_run_can_go_on(steps):
 
     steps.do = interrupted
     with pytest.raises(KeyboardInterrupt):
-        runner.run(plan)
+        run_models(plan)
     saved = store.read_json(plan.run_dir / "run.json", RunInfo)
     assert [(s.model, s.notebook, s.status) for s in saved.notebooks] == [("lab-gpt2", PIPELINE[0], "passed")]
     steps.do = lambda model, name: None
-    again = runner.run(plans.plan_resume(str(plan.run_dir)))
+    again = run_models(plan_resume(str(plan.run_dir)))
     assert {s.status for s in again.notebooks} == {"passed"}
     assert again.seconds >= saved.seconds
 
@@ -259,43 +259,43 @@ def test_models_run_side_by_side_with_their_share_of_the_cores(steps, monkeypatc
             together.wait()  # passes only if the other one runs at the same time
 
     steps.do = meet
-    info = runner.run(planned(steps, "lab-gpt2", "lab-opt"), jobs=2)
+    info = run_models(planned(steps, "lab-gpt2", "lab-opt"), jobs=2)
     assert {s.status for s in info.notebooks} == {"passed"}
-    assert threads == {str(max(1, devices.usable_cores() // 2))} == {info.threads}
+    assert threads == {str(max(1, machine.usable_cores() // 2))} == {info.threads}
     assert "OMP_NUM_THREADS" not in os.environ
 
 
 def test_the_user_s_own_number_of_threads_is_kept(steps, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert runner.run(planned(steps, "lab-gpt2"), jobs=2).threads == "7"
+    assert run_models(planned(steps, "lab-gpt2"), jobs=2).threads == "7"
 
 
 def test_a_report_that_cannot_be_written_is_a_failure_until_it_is(steps):
     plan = planned(steps, "lab-gpt2")
     steps.report_status = 1
-    last = runner.run(plan).notebooks[-1]
+    last = run_models(plan).notebooks[-1]
     assert (last.notebook, last.status, last.error) == (
         "report", "failed", "the report was not written; see run.log",
     )  # fmt: skip
     steps.report_status = 0
-    again = runner.run(plans.plan_resume(str(plan.run_dir)))
+    again = run_models(plan_resume(str(plan.run_dir)))
     assert {s.status for s in again.notebooks} == {"passed"}
 
 
 def test_one_model_is_timed_by_its_own_notebook(steps):
-    runner.run(planned(steps, "lab-gpt2"))
+    run_models(planned(steps, "lab-gpt2"))
     assert steps.timed == []
 
 
 def test_models_that_cannot_be_timed_in_turn_go_on_alone_and_the_run_says_so(steps):
     plan = planned(steps, "lab-gpt2", "lab-opt")
     steps.timing_status = 1
-    info = runner.run(plan)
+    info = run_models(plan)
     failed = [(s.notebook, s.model, s.error) for s in info.notebooks if s.status == "failed"]
     assert failed == [("timing", "", "no timing in turn; see run.log")]
     assert len(info.notebooks) == 2 * len(PIPELINE) + 2  # also the comparison
     steps.timing_status = 0
-    again = runner.run(plans.plan_resume(str(plan.run_dir)))
+    again = run_models(plan_resume(str(plan.run_dir)))
     assert {s.status for s in again.notebooks} == {"passed"} and len(steps.timed) == 2
 
 
@@ -317,9 +317,9 @@ def test_the_second_runner_of_a_folder_is_refused_and_a_dead_one_is_not_in_the_w
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout.readline() == "in\n"
         with pytest.raises(LabError, match="is being executed by another process: wait"):
-            runner.run(planned(steps, "lab-gpt2"))
+            run_models(planned(steps, "lab-gpt2"))
         first.kill()
-    assert runner.run(planned(steps, "lab-gpt2")).notebooks
+    assert run_models(planned(steps, "lab-gpt2")).notebooks
 
 
 @pytest.mark.parametrize(
@@ -338,21 +338,21 @@ def test_the_second_runner_of_a_folder_is_refused_and_a_dead_one_is_not_in_the_w
 )
 def test_a_wrong_plan_is_refused_and_makes_nothing(models, changes, message, tmp_path):
     with pytest.raises(LabError, match=message):
-        plans.plan_run(models, Settings(**changes), str(tmp_path / "run"))
+        plan_run(models, Settings(**changes), str(tmp_path / "run"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_folder_is_used_once(tmp_path):
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(LabError, match="already holds a run: continue it with --resume"):
-        plans.plan_run(["lab-gpt2"], Settings(), str(tmp_path))
+        plan_run(["lab-gpt2"], Settings(), str(tmp_path))
 
 
 def test_a_plan_holds_what_was_asked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     prompt = {"id": "a", "text": "Write:", "content_type": "short_post"}
     Path("my.jsonl").write_text(json.dumps(prompt))
-    plan = plans.plan_run([], Settings(prompts="my.jsonl", repeats=3), ".")
+    plan = plan_run([], Settings(prompts="my.jsonl", repeats=3), ".")
     assert plan.info.models == tuple(registry.embedded_models())
     assert [spec.alias for spec in plan.info.specs] == list(plan.info.models)
     assert plan.info.settings.prompts == str(tmp_path / "my.jsonl")
@@ -364,11 +364,11 @@ def test_a_plan_holds_what_was_asked(tmp_path, monkeypatch):
 def test_a_folder_is_kept_by_its_full_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(store.data_dir() / "models" / "lab-gpt2", "mine")
-    plan = plans.plan_run(["lab-opt", "./mine"], Settings(), "run")
+    plan = plan_run(["lab-opt", "./mine"], Settings(), "run")
     assert plan.info.models == ("lab-opt", str(tmp_path / "mine"))
     store.write_json(plan.run_dir / "run.json", plan.info)
     monkeypatch.chdir(plan.run_dir)
-    assert [spec.alias for spec in plans.plan_resume(str(plan.run_dir)).info.specs] == ["lab-opt", "mine"]
+    assert [spec.alias for spec in plan_resume(str(plan.run_dir)).info.specs] == ["lab-opt", "mine"]
 
 
 def prompts_file(path: Path, **texts: str) -> str:
@@ -389,30 +389,30 @@ def prompts_file(path: Path, **texts: str) -> str:
 def test_a_run_is_not_resumed_with_other_prompts(tmp_path, now, changed):
     path = tmp_path / "prompts.jsonl"
     asked = Settings(prompts=prompts_file(path, a="Tea:", b="Rain:"))
-    plan = plans.plan_run(["lab-gpt2"], asked, str(tmp_path / "run"))
+    plan = plan_run(["lab-gpt2"], asked, str(tmp_path / "run"))
     store.write_json(plan.run_dir / "run.json", plan.info)
     prompts_file(path, b="Rain:", a="Tea:")  # another order is no other prompt
-    assert plans.plan_resume(str(plan.run_dir)).info == plan.info
+    assert plan_resume(str(plan.run_dir)).info == plan.info
     prompts_file(path, **now)
     with pytest.raises(LabError, match=rf"prompts of run have changed since it began \({changed}\)"):
-        plans.plan_resume(str(plan.run_dir))
+        plan_resume(str(plan.run_dir))
 
 
 def test_another_content_type_is_another_prompt(tmp_path):
     path = tmp_path / "prompts.jsonl"
-    plan = plans.plan_run(["lab-gpt2"], Settings(prompts=prompts_file(path, a="Tea:")), str(tmp_path / "run"))
+    plan = plan_run(["lab-gpt2"], Settings(prompts=prompts_file(path, a="Tea:")), str(tmp_path / "run"))
     store.write_json(plan.run_dir / "run.json", plan.info)
     path.write_text(path.read_text().replace("short_post", "business_note"))
     with pytest.raises(LabError, match=r"changed since it began \(a\)"):
-        plans.plan_resume(str(plan.run_dir))
+        plan_resume(str(plan.run_dir))
 
 
 def test_a_run_of_a_release_without_digests_is_resumed_and_has_them_then(tmp_path):
-    plan = plans.plan_run(["lab-gpt2"], Settings(limit=2), str(tmp_path / "run"))
+    plan = plan_run(["lab-gpt2"], Settings(limit=2), str(tmp_path / "run"))
     path = store.write_json(plan.run_dir / "run.json", plan.info)
     old = {name: value for name, value in json.loads(path.read_text()).items() if name != "prompts"}
     path.write_text(json.dumps(old))
-    again = plans.plan_resume(str(plan.run_dir)).info
+    again = plan_resume(str(plan.run_dir)).info
     assert again == plan.info and list(again.prompts) == ["b01", "b02"]
 
 
@@ -428,23 +428,23 @@ def test_a_run_of_a_release_without_digests_is_resumed_and_has_them_then(tmp_pat
     ],
 )
 def test_two_models_at_a_time_only_where_both_are_small(tmp_path, monkeypatch, models, device, cores, jobs):
-    monkeypatch.setattr(devices, "usable_cores", lambda: cores)
-    plan = plans.plan_run(models, Settings(device=device), str(tmp_path / "run"))
-    assert plans.default_jobs(plan) == jobs
+    monkeypatch.setattr(machine, "usable_cores", lambda: cores)
+    plan = plan_run(models, Settings(device=device), str(tmp_path / "run"))
+    assert default_jobs(plan) == jobs
 
 
 def test_finding_a_run(tmp_path, monkeypatch):
     monkeypatch.setenv("NBHELPERS_OUTPUTS", str(tmp_path))
     with pytest.raises(LabError, match=r"no run 'latest': .* none yet"):
-        plans.find_run("latest")
+        find_run("latest")
     for number, name in enumerate(("old", "new")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "run.json").touch()
         os.utime(tmp_path / name / "run.json", (number, number))
-    assert plans.find_run("latest") == plans.find_run("new") == tmp_path / "new"
-    assert plans.find_run(str(tmp_path / "old")) == tmp_path / "old"
+    assert find_run("latest") == find_run("new") == tmp_path / "new"
+    assert find_run(str(tmp_path / "old")) == tmp_path / "old"
     with pytest.raises(LabError, match=r"no run 'other': .* old, new"):
-        plans.find_run("other")
+        find_run("other")
 
 
 # One real run, shared by the tests below: one model that works and one whose weights do not fit its config.

@@ -19,9 +19,9 @@ from nbhelpers import pipeline, registry, store
 from nbhelpers.comparison.compare import ComparisonReport
 from nbhelpers.records import LabError, Result, RunInfo, Settings
 from nbhelpers.runner import kernels
-from nbhelpers.runner import plan as plans
-from nbhelpers.runner import run as runner
 from nbhelpers.runner.notebook import PIPELINE
+from nbhelpers.runner.plan import Plan, plan_resume, plan_run
+from nbhelpers.runner.run import run_models
 from tools import chaos
 
 MODELS = ("lab-gpt2", "lab-opt")
@@ -29,7 +29,7 @@ MODELS = ("lab-gpt2", "lab-opt")
 
 def test_the_prompts_are_asked_in_a_random_order_that_the_run_keeps(tmp_path):
     def plan(name: str, **changes):
-        return plans.plan_run(MODELS, Settings(**changes), str(tmp_path / name), until_decided=True)
+        return plan_run(MODELS, Settings(**changes), str(tmp_path / name), until_decided=True)
 
     first, again, other = plan("a"), plan("b"), plan("c", seed=1)
     benchmark = registry.load_prompts()
@@ -39,14 +39,14 @@ def test_the_prompts_are_asked_in_a_random_order_that_the_run_keeps(tmp_path):
     assert list(other.info.prompts) != list(first.info.prompts)
     assert first.info.looks == (2, 3, 5, 6, 8, 9, 11, 12, 14, 15)
     store.write_json(first.run_dir / "run.json", first.info)
-    assert plans.plan_resume(str(first.run_dir)).info == first.info
+    assert plan_resume(str(first.run_dir)).info == first.info
     assert plan("d", limit=4).info.looks == (1, 2, 3, 4)
-    assert plans.plan_run(MODELS, Settings(), str(tmp_path / "e")).info.looks == ()
+    assert plan_run(MODELS, Settings(), str(tmp_path / "e")).info.looks == ()
 
 
 def test_one_model_has_nothing_to_be_decided(tmp_path):
     with pytest.raises(LabError, match="--until-decided compares models: name at least two"):
-        plans.plan_run(MODELS[:1], Settings(), str(tmp_path / "run"), until_decided=True)
+        plan_run(MODELS[:1], Settings(), str(tmp_path / "run"), until_decided=True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -74,7 +74,7 @@ class Looks:
 def looks(steps, monkeypatch):  # noqa: F811
     made = Looks(steps)
     monkeypatch.setattr(kernels, "start", made.start)
-    monkeypatch.setattr(runner, "settled", made.settled)
+    monkeypatch.setattr("nbhelpers.runner.run.settled", made.settled)
     return made
 
 
@@ -84,7 +84,7 @@ def with_looks(steps, *models):  # noqa: F811
 
 
 def test_all_models_answer_look_by_look_and_the_rest_is_done_once(steps, looks):  # noqa: F811
-    info = runner.run(with_looks(steps, *MODELS))
+    info = run_models(with_looks(steps, *MODELS))
     assert looks.asked == [(model, prompts) for prompts in (2, 4, 6) for model in MODELS]
     limits = {name: {steps.parameters[model, name]["limit"] for model in MODELS} for name in PIPELINE}
     assert list(limits.values()) == [{None}] * 2 + [{6}] * 4
@@ -93,7 +93,7 @@ def test_all_models_answer_look_by_look_and_the_rest_is_done_once(steps, looks):
 
 def test_without_a_decision_all_prompts_are_asked(steps, looks):  # noqa: F811
     looks.enough = 99
-    runner.run(with_looks(steps, *MODELS))
+    run_models(with_looks(steps, *MODELS))
     assert looks.asked[-1] == ("lab-opt", 8) and len(looks.compared) == 4
 
 
@@ -103,7 +103,7 @@ def test_a_model_that_fails_is_left_out_of_the_looks(steps, looks):  # noqa: F81
     looks.broken = "lab-opt"
     dead = ("no such file", None)
     steps.do = lambda model, name: dead if (model, name) == ("lab-bloom", PIPELINE[1]) else None
-    info = runner.run(with_looks(steps, *models))
+    info = run_models(with_looks(steps, *models))
     assert looks.compared == [["lab-gpt2", "lab-llama"]] * 3
     assert Counter(model for model, _ in looks.asked) == {"lab-gpt2": 3, "lab-opt": 1, "lab-llama": 3}
     assert statuses(info, "lab-bloom")[1:] == [("failed", dead[0]), *[("skipped", "02_loading failed")] * 4]
@@ -112,9 +112,9 @@ def test_a_model_that_fails_is_left_out_of_the_looks(steps, looks):  # noqa: F81
 
 def test_a_resumed_run_makes_again_what_may_show_fewer_prompts(steps, looks):  # noqa: F811
     plan = with_looks(steps, *MODELS)
-    runner.run(plan)
+    run_models(plan)
     steps.parameters.clear()
-    info = runner.run(plans.Plan(plan.run_dir, store.read_json(plan.run_dir / "run.json", RunInfo)))
+    info = run_models(Plan(plan.run_dir, store.read_json(plan.run_dir / "run.json", RunInfo)))
     assert set(steps.parameters) == {("", "07_comparison"), *product(MODELS, PIPELINE[2:])}
     assert {s.status for s in info.notebooks} == {"passed"}
 

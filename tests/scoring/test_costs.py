@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbhelpers.devices.device import DeviceReport
+from nbhelpers.devices.machine import DeviceReport
 from nbhelpers.records import LabError, Sample
 from nbhelpers.scoring import costs
 

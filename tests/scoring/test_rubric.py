@@ -24,8 +24,7 @@ from nbhelpers import pipeline, registry, store
 from nbhelpers.generation import generate
 from nbhelpers.loading.load import LoadingReport
 from nbhelpers.records import CONTENT_TYPES, LabError, Sample, Score, Settings
-from nbhelpers.scoring import reference, texts
-from nbhelpers.scoring import rubric as scoring
+from nbhelpers.scoring import reference, rubric, texts
 from nbhelpers.stats.estimate import by_prompt
 
 BOOK = definitions("04_scoring", "definitions")
@@ -44,7 +43,7 @@ FAMILIES = (
 
 
 def score_samples(samples: list[Sample]) -> list[Score]:
-    return list(scoring.score_samples(samples))
+    return list(rubric.score_samples(samples))
 
 
 def sample(**changes: object) -> Sample:
@@ -172,15 +171,15 @@ def test_prompts_are_the_benchmark_and_five_of_each_type_on_topics_held_out_from
 
 
 def lab_v2(text: str, prompt: str, kind: str) -> float:
-    return scoring.score_text(text, prompt, kind)["lab_v2"]
+    return rubric.score_text(text, prompt, kind)["lab_v2"]
 
 
 @given(st.lists(st.lists(st.floats(-3, 3), min_size=2, max_size=2), min_size=1, max_size=5))
 def test_alike_against_brute_force(rows: list[list[float]]) -> None:
     a, b = np.array(rows), np.array(rows[::-1])
-    for one, row in zip(a, scoring.alike(a, b), strict=True):
+    for one, row in zip(a, rubric.alike(a, b), strict=True):
         for other, found in zip(b, row, strict=True):
-            expected = math.exp(-((one - other) ** 2).mean()) + scoring.SLOPE * (one * other).mean() + 1
+            expected = math.exp(-((one - other) ** 2).mean()) + rubric.SLOPE * (one * other).mean() + 1
             assert found == pytest.approx(expected)
 
 
@@ -189,18 +188,18 @@ def test_the_fit_is_ridge_regression_with_that_kernel() -> None:
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct
 
-    rated = scoring.rated_texts()
-    fitted, size = scoring.fit(rated), rated.measures.shape[1]
+    rated = rubric.rated_texts()
+    fitted, size = rubric.fit(rated), rated.measures.shape[1]
     known = fitted.deviations(rated.measures)
-    kernel = RBF((size / 2) ** 0.5, "fixed") + ConstantKernel(scoring.SLOPE / size, "fixed") * DotProduct(
+    kernel = RBF((size / 2) ** 0.5, "fixed") + ConstantKernel(rubric.SLOPE / size, "fixed") * DotProduct(
         1e-9, "fixed"
     )
     kernel += ConstantKernel(1.0, "fixed")
-    library = GaussianProcessRegressor(kernel, alpha=scoring.NOISE / rated.weights, optimizer=None)
+    library = GaussianProcessRegressor(kernel, alpha=rubric.NOISE / rated.weights, optimizer=None)
     library.fit(known, rated.readings)
     some = rated.measures[::7] * 0.9 + 0.1
     expected = library.predict(fitted.deviations(some))
-    low, high = zip(*scoring.READINGS.values(), strict=True)
+    low, high = zip(*rubric.READINGS.values(), strict=True)
     assert fitted.readings(some) == pytest.approx(np.clip(expected, low, high), abs=1e-6)
 
 
@@ -224,18 +223,18 @@ def test_on_average_lab_v2_puts_every_kind_of_answer_below_the_strong_one() -> N
 
 def test_measures_hand_worked() -> None:
     prompt = "Write a LinkedIn post about model monitoring:"
-    found = scoring.measures(
+    found = rubric.measures(
         "Rain fell. We monitor each model. Models are monitored.", prompt, "linkedin_post"
     )
     assert found["covered"] == 1.0 and found["touching"] == pytest.approx(2 / 3)
     assert (found["own"], found["ending"], found["lower"]) == (1.0, 1.0, 0.0)
     assert found["words"] == pytest.approx(math.log(10))
-    twice = scoring.measures("Rain fell. Rain fell. it was 3 pm", prompt, "linkedin_post")
+    twice = rubric.measures("Rain fell. Rain fell. it was 3 pm", prompt, "linkedin_post")
     assert twice["own"] == pytest.approx(6 / 8) and twice["lower"] == pytest.approx(1 / 3)
     assert (twice["covered"], twice["touching"], twice["particulars"]) == (0.0, 0.0, 0.0)
-    said = scoring.measures("It was 3 pm on a cold Monday. Rain fell on 12 roofs.", prompt, "linkedin_post")
+    said = rubric.measures("It was 3 pm on a cold Monday. Rain fell on 12 roofs.", prompt, "linkedin_post")
     assert said["particulars"] == pytest.approx(1 / 3)  # the second sentence is too short to count
-    assert scoring.measures(prompt, prompt, "linkedin_post")["own"] == 0.0
+    assert rubric.measures(prompt, prompt, "linkedin_post")["own"] == 0.0
 
 
 def test_the_rubrics_rank_texts_that_were_written_for_another_purpose() -> None:
@@ -259,9 +258,9 @@ def _passages() -> list[Any]:
 
 
 def _against_bad(answer: Any) -> list[tuple[dict[str, float], dict[str, float]]]:
-    top = scoring.score_text(answer.text, answer.prompt, answer.content_type)
+    top = rubric.score_text(answer.text, answer.prompt, answer.content_type)
     return [
-        (top, scoring.score_text(text, answer.prompt, answer.content_type))
+        (top, rubric.score_text(text, answer.prompt, answer.content_type))
         for kind, text in BOOK.known_answers(answer).items()
         if kind != "strong" and (kind != "weak" or answer.weak)  # a passage has no weak answer
     ]
@@ -328,7 +327,7 @@ THOUGHTS = "\n".join(
 def test_reasoning_is_not_scored(answer: Any, thought: str) -> None:
     clean = sample(text=answer.text, prompt=answer.prompt, content_type=answer.content_type)
     left_in = replace(clean, text=thought + answer.text)
-    assert scoring.score_text(left_in.text, clean.prompt, clean.content_type) == scoring.score_text(
+    assert rubric.score_text(left_in.text, clean.prompt, clean.content_type) == rubric.score_text(
         clean.text, clean.prompt, clean.content_type
     )
     assert score_samples([left_in, clean]) == score_samples([clean, clean])
@@ -337,7 +336,7 @@ def test_reasoning_is_not_scored(answer: Any, thought: str) -> None:
 def test_an_answer_that_never_came_scores_nothing() -> None:
     score = score_samples([sample(text=f"<think>\n{THOUGHTS}")])[0]
     assert (score.words, score.failed) == (0, False)
-    assert score.values == scoring.LOWEST
+    assert score.values == rubric.LOWEST
 
 
 @settings(max_examples=150)
@@ -349,19 +348,19 @@ def test_an_answer_that_never_came_scores_nothing() -> None:
     st.sampled_from(CONTENT_TYPES),
 )
 def test_every_score_of_every_text_lies_in_its_range(text: str, prompt: str, kind: str) -> None:
-    values = scoring.score_text(text, prompt, kind)
-    if scoring.inapplicable(text, prompt):
+    values = rubric.score_text(text, prompt, kind)
+    if rubric.inapplicable(text, prompt):
         assert values == {}
         return
-    assert tuple(values) == scoring.SCORE_NAMES
-    assert all(scoring.LOWEST[name] <= value <= 10.0 for name, value in values.items())
-    again = scoring.score_text(text + "\n ", prompt, kind)
+    assert tuple(values) == rubric.SCORE_NAMES
+    assert all(rubric.LOWEST[name] <= value <= 10.0 for name, value in values.items())
+    again = rubric.score_text(text + "\n ", prompt, kind)
     assert again["lab_v2"] == pytest.approx(values["lab_v2"])
 
 
 def test_unknown_content_type_is_refused_by_name() -> None:
     with pytest.raises(LabError, match=r"'haiku' is unknown.*linkedin_post"):
-        scoring.score_text("text", "prompt", "haiku")
+        rubric.score_text("text", "prompt", "haiku")
 
 
 # ---- samples and files ---------------------------------------------------------------------------------
@@ -371,8 +370,8 @@ def test_failed_samples_stay_with_the_lowest_scores_in_order() -> None:
     failed = sample(key="f", text="", error="RuntimeError: no", finish_reason="error")
     scores = score_samples([sample(), failed, sample(key="e", text="")])
     assert [(score.key, score.failed) for score in scores] == [("k", False), ("f", True), ("e", False)]
-    assert scores[1].values == scores[2].values == scoring.LOWEST | {"diversity": 0.0}
-    assert all(tuple(score.values) == (*scoring.SCORE_NAMES, "diversity") for score in scores)
+    assert scores[1].values == scores[2].values == rubric.LOWEST | {"diversity": 0.0}
+    assert all(tuple(score.values) == (*rubric.SCORE_NAMES, "diversity") for score in scores)
     assert scores[0].values["lab_v2"] > 5 and scores[0].words == len(STRONG[2].text.split())
 
 
@@ -380,11 +379,11 @@ def test_scores_are_one_row_a_sample_however_often_they_are_made(tmp_path) -> No
     chosen = Settings(model="lab-gpt2", run_dir=str(tmp_path), limit=2, repeats=1, max_new_tokens=8)
     run = pipeline.open_run(chosen)
     with pytest.raises(LabError, match=r"scores\.jsonl does not exist"):
-        scoring.read_scores(run)
+        rubric.read_scores(run)
     made = _write_samples(chosen)
     for _ in range(2):
         reference.make_scores(run)
-        assert list(scoring.read_scores(run)) == score_samples(made)
+        assert list(rubric.read_scores(run)) == score_samples(made)
     path = run.folder / "scores.jsonl"
     assert [score.prompt_id for score in store.read_rows(path, Score)] == ["b01", "b02"]
     assert all(json.loads(line)["schema_version"] == 1 for line in path.read_text().splitlines())
@@ -423,9 +422,9 @@ def test_other_languages_are_told_and_have_no_score(language: str) -> None:
     ask, answer = LANGUAGES[language]["prompt"], LANGUAGES[language]["answer"]
     assert not texts.is_english(ask) and not texts.is_english(answer)
     english = PLANTED[0]
-    assert scoring.score_text(answer, ask, "linkedin_post") == {}
-    assert scoring.score_text(english["text"], ask, "linkedin_post") == {}
-    assert scoring.score_text(answer, english["prompt"], "linkedin_post") == {}
+    assert rubric.score_text(answer, ask, "linkedin_post") == {}
+    assert rubric.score_text(english["text"], ask, "linkedin_post") == {}
+    assert rubric.score_text(answer, english["prompt"], "linkedin_post") == {}
 
 
 @pytest.mark.parametrize("row", PLANTED, ids=lambda row: row["prompt"][:30])
@@ -492,7 +491,7 @@ def test_a_short_line_of_another_language_is_told(text: str) -> None:
 
 
 def test_source_code_is_no_other_language() -> None:
-    files = [path.read_text(encoding="utf-8") for path in Path(scoring.__file__).parent.glob("*.py")]
+    files = [path.read_text(encoding="utf-8") for path in Path(rubric.__file__).parent.glob("*.py")]
     assert all(map(texts.is_english, files))
     assert all(texts.is_english(line) for file in files for line in file.splitlines())
 
@@ -518,7 +517,7 @@ def test_samples_in_another_language_are_rows_without_values_and_with_a_reason()
         *[None] * 3,
     ]
     assert [bool(score.values) for score in found] == [False, False, False, True, True, True]
-    lowest = scoring.LOWEST | {"diversity": 0.0}
+    lowest = rubric.LOWEST | {"diversity": 0.0}
     assert found[4].values == lowest  # a failed answer to an English prompt is one of the lowest worth
     assert list(by_prompt(found, "lab_v2")) == ["p2", "p3"]
     assert by_prompt(found, "lab_v2")["p2"] == found[3].values["lab_v2"] > 3
@@ -528,8 +527,8 @@ def test_samples_in_another_language_are_rows_without_values_and_with_a_reason()
 def test_lab_v2_agrees_with_readers_of_texts_that_it_was_not_fitted_on(reader: str) -> None:
     rows = [json.loads(line) for line in (store.data_dir() / "readers/models.jsonl").open(encoding="utf-8")]
     rows = [row for row in rows if row["source"].startswith("lab-")]  # today's models'
-    assert len(rows) == 80 and not {row["id"] for row in rows} & set(scoring.rated_texts().ids)
-    found = [scoring.score_text(row["text"], row["prompt"], row["content_type"]) for row in rows]
+    assert len(rows) == 80 and not {row["id"] for row in rows} & set(rubric.rated_texts().ids)
+    found = [rubric.score_text(row["text"], row["prompt"], row["content_type"]) for row in rows]
     given = [row["ratings"][reader] for row in rows]
     for reading, name, agreement in (("overall", "lab_v2", 0.65), ("coherence", "lab_v2/coherence", 0.73)):
         ours, readers = (
@@ -564,7 +563,7 @@ def test_a_good_text_in_pieces_of_some_words_is_not_good(size: int, most: float)
     """Texts by a hand of which the fit has seen nothing."""
     generator = random.Random(0)
     asked = [(in_pieces(row["text"], size, generator), row["prompt"], row["content_type"]) for row in GOOD]
-    found = [scoring.score_text(*one)["lab_v2"] for one in asked]
+    found = [rubric.score_text(*one)["lab_v2"] for one in asked]
     assert len(found) == 16 and np.mean(np.array(found) > 4) <= most
 
 
@@ -572,8 +571,8 @@ def test_a_good_text_in_pieces_of_some_words_is_not_good(size: int, most: float)
 def test_figures_strewn_in_gain_little(appended: str) -> None:
     rows = [row for row in OTHERS if row["source"].endswith(("so-so", "nonsense", "wrong length"))]
     gains = [
-        scoring.score_text(row["text"] + appended, row["prompt"], row["content_type"])["lab_v2"]
-        - scoring.score_text(row["text"], row["prompt"], row["content_type"])["lab_v2"]
+        rubric.score_text(row["text"] + appended, row["prompt"], row["content_type"])["lab_v2"]
+        - rubric.score_text(row["text"], row["prompt"], row["content_type"])["lab_v2"]
         for row in rows
     ]
     assert len(gains) > 20 and np.mean(gains) < 1.0 and max(gains) < 2.0

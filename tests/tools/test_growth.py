@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from made_runs import make_sample
 
 from nbhelpers import store
-from nbhelpers.scoring import rubric as scoring
-from nbhelpers.scoring import texts
+from nbhelpers.scoring import rubric, texts
 
 MOST_S, MOST_MB = 60, 800  # for 100,000 rows and their scores, on a busy core
 SCRIPT = """
@@ -22,14 +21,14 @@ import json, sys
 from dataclasses import asdict
 from pathlib import Path
 from nbhelpers import store
-from nbhelpers.devices import device as devices
+from nbhelpers.devices import machine
 from nbhelpers.generation import generate
-from nbhelpers.scoring import rubric as scoring
+from nbhelpers.scoring import rubric
 from nbhelpers.tracking import metrics
 from nbhelpers.records import Sample, Score
 folder, count = Path(sys.argv[1]), int(sys.argv[2])
 sample = json.loads(sys.argv[3])
-score = asdict(Score("k", "p", 0, "short_post", False, 2, dict.fromkeys(scoring.SCORE_NAMES, 5.0)))
+score = asdict(Score("k", "p", 0, "short_post", False, 2, dict.fromkeys(rubric.SCORE_NAMES, 5.0)))
 for name, row in (("samples", sample), ("scores", score)):
     with (folder / f"{name}.jsonl").open("w") as out:
         for i in range(count):
@@ -39,8 +38,8 @@ samples = list(store.read_rows(folder / "samples.jsonl", Sample))
 scores = list(store.read_rows(folder / "scores.jsonl", Score))
 failed, quality = metrics.quality_estimates(scores)
 generate.throughput(samples)
-positions = len(list(scoring.score_samples(samples[:200])))
-peak = devices.peak_memory("cpu") / 2**20
+positions = len(list(rubric.score_samples(samples[:200])))
+peak = machine.peak_memory("cpu") / 2**20
 print(json.dumps([len(samples), failed, quality["lab_v2"].n, positions, peak]))
 """
 
@@ -70,7 +69,7 @@ def test_diversity_by_counting_is_diversity_pair_by_pair(rows):
         replace(make_sample("m", prompt, i), text=text, error="broken" if failed else None)
         for i, (prompt, text, failed) in enumerate(sorted(rows))
     ]
-    for sample, score in zip(samples, scoring.score_samples(samples), strict=True):
+    for sample, score in zip(samples, rubric.score_samples(samples), strict=True):
         if "diversity" in score.values:
             own = trigrams(sample.text)
             others = [

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nbhelpers.devices import device as devices
+from nbhelpers.devices import machine
 from tools import memory
 
 PLANTED = 256 * 2**20
@@ -19,7 +19,7 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="counters of Lin
 
 def alone(code: str) -> Any:
     """Run code in a fresh process with one thread; it leaves what it found in `found`."""
-    head = "import json\nfrom nbhelpers.devices import device as devices\nfrom tools import memory\n"
+    head = "import json\nfrom nbhelpers.devices import machine\nfrom tools import memory\n"
     done = subprocess.run(
         [sys.executable, "-c", f"{head}{code}\nprint(json.dumps(found))"], capture_output=True, text=True
     )
@@ -30,7 +30,7 @@ def alone(code: str) -> Any:
 TRACK = """
 from dataclasses import asdict
 if not by_kernel:
-    devices.reset_peak = lambda device: False  # as in a container that forbids it
+    machine.reset_peak = lambda device: False  # as in a container that forbids it
 with memory.track_memory() as meter:
     block = b"x" * {size}
     {during}
@@ -62,7 +62,7 @@ def test_an_earlier_peak_is_not_this_blocks() -> None:
 
 
 def test_the_meter_reads_and_stops_when_the_block_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "reset_peak", lambda device: False)
+    monkeypatch.setattr(machine, "reset_peak", lambda device: False)
     with pytest.raises(ZeroDivisionError), memory.track_memory() as use:
         1 / 0  # noqa: B018
     assert use.process_peak_bytes >= use.process_before_bytes > 0 and use.process_peak_by == "sampling"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sqlalchemy import make_url
 
 from nbhelpers.records import LabError
-from nbhelpers.tracking import mlflow_run as tracking
+from nbhelpers.tracking import mlflow_run
 
 RESERVED = "/@:?#%&=[] +;,$!*()'\"`\\|^{}<>~"
 SECRET = "".join(f"zqx{number:03}{mark}" for number, mark in enumerate(RESERVED)) + "zqx999"
@@ -64,18 +64,18 @@ def test_an_address_is_shown_without_its_password_whatever_that_is(password, sch
     encoded = quote(password, safe="")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"{scheme}://user:{encoded}@host:1/db?password={encoded}&x=1")
-        assert tracking.shown_uri() == f"{scheme}://host:1/db"
+        assert mlflow_run.shown_uri() == f"{scheme}://host:1/db"
         for form in (password, encoded, quote(password), repr(password)[1:-1], json.dumps(password)[1:-1]):
             assert str(LabError(f"cannot connect to ({form})")) == "cannot connect to (***)"
         # As it is: where every parser ends it at the same place it is used, anything else is refused.
         patch.setenv("MLFLOW_TRACKING_URI", f"{scheme}://user:{password}@host:1/db")
         if set(password) & set("/?#@[] "):
             with pytest.raises(LabError, match=r"MLflow at MLFLOW_TRACKING_URI is refused: write .* %2F"):
-                tracking.shown_uri()
+                mlflow_run.shown_uri()
         else:
-            url = make_url(tracking.tracking_uri())
+            url = make_url(mlflow_run.tracking_uri())
             assert (url.host, url.password) == ("host", unquote(password))
-            assert tracking.shown_uri() == f"{scheme}://host:1/db"
+            assert mlflow_run.shown_uri() == f"{scheme}://host:1/db"
 
 
 def test_paths_words_and_switches_are_no_secrets(monkeypatch):
@@ -84,4 +84,4 @@ def test_paths_words_and_switches_are_no_secrets(monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy:8080")
     told = "1 of 10 in /home/me@work:lab/mlflow.db by http://proxy:8080"
     assert str(LabError(told)) == told
-    assert tracking.shown_uri() == "sqlite:////home/me@work:lab/mlflow.db"
+    assert mlflow_run.shown_uri() == "sqlite:////home/me@work:lab/mlflow.db"

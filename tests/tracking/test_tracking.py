@@ -37,9 +37,8 @@ from nbhelpers.records import (
     Score,
     Settings,
 )
-from nbhelpers.scoring import rubric as scoring
-from nbhelpers.tracking import mlflow_pages as pages
-from nbhelpers.tracking import mlflow_run as tracking
+from nbhelpers.scoring import rubric
+from nbhelpers.tracking import mlflow_pages, mlflow_run
 from nbhelpers.tracking.metrics import StatsReport, flat_metrics
 from nbhelpers.tracking.mlflow_run import TrackingReport
 
@@ -72,7 +71,7 @@ def lab(tmp_path_factory):
         }
         for name, figure in shown.items():
             figure.savefig(run.folder / name)
-        report = tracking.log_run(run)
+        report = mlflow_run.log_run(run)
         pyplot.close("all")
         yield outputs, result, report
         assert list(elsewhere.iterdir()) == []
@@ -116,7 +115,7 @@ def test_one_prompt_and_one_repeat_give_metrics_without_intervals(lab):
 
 
 def test_parameters_and_tags_say_what_was_run(lab):
-    run = tracking.open_client().get_run(lab[2].run_id)
+    run = mlflow_run.open_client().get_run(lab[2].run_id)
     assert (run.info.run_name, run.info.status) == ("standalone/lab-gpt2", "FINISHED")
     wanted = {"model": "lab-gpt2", "limit": "2", "repeats": "2", "max_new_tokens": "16", "seed": "0"}
     assert wanted.items() <= run.data.params.items()
@@ -131,29 +130,30 @@ def test_a_model_folder_is_named_without_the_way_to_it(lab, tmp_path):
     folder = shutil.copytree(run.folder, tmp_path / "local" / "mine")
     store.write_json(folder / "result.json", dataclasses.replace(lab[1], model=source))
     local = dataclasses.replace(run, spec=ModelSpec("mine", source, "local"), folder=folder)
-    run_id = tracking.log_run(local).run_id
-    assert tracking.open_client().get_run(run_id).data.params["model"] == "mine"
+    run_id = mlflow_run.log_run(local).run_id
+    assert mlflow_run.open_client().get_run(run_id).data.params["model"] == "mine"
 
 
 def test_the_samples_table_holds_every_generation_with_its_score(lab):
     table = json.loads(artifact(lab, "samples.json").read_text())
-    assert table["columns"] == [*tracking.COLUMNS, scoring.PRIMARY]
+    assert table["columns"] == [*mlflow_run.COLUMNS, rubric.PRIMARY]
     run = pipeline.open_run(SETTINGS)
-    samples, scores = generate.read_samples(run), scoring.read_scores(run)
+    samples, scores = generate.read_samples(run), rubric.read_scores(run)
     assert len(table["data"]) == len(samples) == 4
     found = [row[table["columns"].index("text")] for row in table["data"]]
     assert found == [sample.text for sample in samples]
-    values = {score.key: score.values[scoring.PRIMARY] for score in scores}
+    values = {score.key: score.values[rubric.PRIMARY] for score in scores}
     assert [row[-1] for row in table["data"]] == pytest.approx([values[s.key] for s in samples])
 
 
 def test_the_first_text_of_each_prompt_is_a_trace_with_its_scores(lab):
-    experiment, uri = tracking.init_database(), tracking.tracking_uri()
+    experiment, uri = mlflow_run.init_database(), mlflow_run.tracking_uri()
     found = {
-        trace.info.client_request_id: trace.info for trace in pages.traces_of(uri, experiment, lab[2].run_id)
+        trace.info.client_request_id: trace.info
+        for trace in mlflow_pages.traces_of(uri, experiment, lab[2].run_id)
     }
     run = pipeline.open_run(SETTINGS)
-    scores = {score.key: score for score in scoring.read_scores(run)}
+    scores = {score.key: score for score in rubric.read_scores(run)}
     first = [sample for sample in generate.read_samples(run) if sample.repeat == 0]
     assert found.keys() == {sample.key for sample in first} and len(first) == 2
     for sample in first:
@@ -161,22 +161,24 @@ def test_the_first_text_of_each_prompt_is_a_trace_with_its_scores(lab):
         assert (info.request_preview, info.tags["mlflow.traceName"]) == (sample.prompt, sample.prompt_id)
         given = {a.name: (a.feedback.value, a.source.source_type) for a in info.assessments}
         assert given == {name: (value, "CODE") for name, value in scores[sample.key].values.items()}
-        [span] = tracking.open_client().get_trace(info.trace_id).data.spans
+        [span] = mlflow_run.open_client().get_trace(info.trace_id).data.spans
         assert (span.inputs, span.outputs) == ({"prompt": sample.prompt}, sample.text)
         assert span.end_time_ns - span.start_time_ns == int(1e9 * sample.latency_s)
-    tags = tracking.open_client().get_run(lab[2].run_id).data.tags
+    tags = mlflow_run.open_client().get_run(lab[2].run_id).data.tags
     assert tags["mlflow.runType"] == "genai_evaluate"
     assert tags["mlflow.note.content"] == "Traces: the first text of 2 prompts. All 4 texts: samples.json."
 
 
 def test_a_trace_holds_what_cannot_be_printed_an_error_and_what_is_right(lab):
-    experiment, uri = tracking.init_database(), tracking.tracking_uri()
-    run_id = tracking.open_client().create_run(experiment, tags={"run": "odd"}).info.run_id
+    experiment, uri = mlflow_run.init_database(), mlflow_run.tracking_uri()
+    run_id = mlflow_run.open_client().create_run(experiment, tags={"run": "odd"}).info.run_id
     good = make_sample("m", "b01", 0, text="half \ud800 of a pair")
     bad = dataclasses.replace(make_sample("m", "b02", 0, text=""), error="out of memory")
     target = dataclasses.replace(make_score(good, 1.0), target=("yes",))
-    pages.log_traces(uri, experiment, run_id, "m", [good, bad], {good.key: target})
-    found = {trace.info.client_request_id: trace.info for trace in pages.traces_of(uri, experiment, run_id)}
+    mlflow_pages.log_traces(uri, experiment, run_id, "m", [good, bad], {good.key: target})
+    found = {
+        trace.info.client_request_id: trace.info for trace in mlflow_pages.traces_of(uri, experiment, run_id)
+    }
     assert found[good.key].response_preview == "half \ufffd of a pair"
     expected = [a.expectation.value for a in found[good.key].assessments if a.expectation]
     assert expected == [["yes"]]
@@ -185,15 +187,16 @@ def test_a_trace_holds_what_cannot_be_printed_an_error_and_what_is_right(lab):
 
 
 def test_ratings_are_feedback_by_whom_they_are_and_once(lab):
-    experiment, uri = tracking.init_database(), tracking.tracking_uri()
+    experiment, uri = mlflow_run.init_database(), mlflow_run.tracking_uri()
     [first, second] = [
-        trace.info.client_request_id for trace in pages.traces_of(uri, experiment, lab[2].run_id)
+        trace.info.client_request_id for trace in mlflow_pages.traces_of(uri, experiment, lab[2].run_id)
     ]
     given = {"person ann": {first: 7.0}, "judge some/model": {first: 5.0, "no such": 1.0}}
     for _ in range(2):
-        tracking.attach(lab[0] / "standalone", given)
+        mlflow_run.attach(lab[0] / "standalone", given)
     found = {
-        trace.info.client_request_id: trace.info for trace in pages.traces_of(uri, experiment, lab[2].run_id)
+        trace.info.client_request_id: trace.info
+        for trace in mlflow_pages.traces_of(uri, experiment, lab[2].run_id)
     }
     rated = {
         key: {
@@ -220,12 +223,12 @@ def test_plots_files_and_finished_notebooks_are_artifacts_below_the_outputs_fold
 
 
 def test_the_prompts_are_the_dataset(lab):
-    [entry] = tracking.open_client().get_run(lab[2].run_id).inputs.dataset_inputs
+    [entry] = mlflow_run.open_client().get_run(lab[2].run_id).inputs.dataset_inputs
     prompts = registry.load_prompts(limit=2)
     assert entry.dataset.name == "benchmark-15"
-    assert entry.dataset.digest == tracking.prompts_digest(prompts)
+    assert entry.dataset.digest == mlflow_run.prompts_digest(prompts)
     changed = [prompts[0], Prompt(prompts[1].id, prompts[1].text + " ", prompts[1].content_type)]
-    assert len({tracking.prompts_digest(p) for p in (prompts, changed, prompts[::-1], prompts[:1])}) == 4
+    assert len({mlflow_run.prompts_digest(p) for p in (prompts, changed, prompts[::-1], prompts[:1])}) == 4
 
 
 def test_what_finishes_late_is_attached(lab):
@@ -234,16 +237,16 @@ def test_what_finishes_late_is_attached(lab):
     (run_dir / "07_comparison.ipynb").write_text('{"late": 7}')
     (run_dir / "comparison.json").write_text("{}")
     (run_dir / "lab-gpt2" / "06_tracking.ipynb").write_text('{"late": 6}')
-    tracking.attach(run_dir)
+    mlflow_run.attach(run_dir)
     assert artifact(lab, "notebooks/06_tracking.ipynb").read_text() == '{"late": 6}'
     assert artifact(lab, "notebooks/07_comparison.ipynb").read_text() == '{"late": 7}'
     assert artifact(lab, "files/comparison.json").read_text() == "{}"
-    tracking.attach(outputs / "a run without models")
+    mlflow_run.attach(outputs / "a run without models")
 
 
 def runs(lab, view: int = 1) -> dict[str, str]:
-    experiment = tracking.init_database()
-    found = tracking.open_client().search_runs([experiment], run_view_type=view)
+    experiment = mlflow_run.init_database()
+    found = mlflow_run.open_client().search_runs([experiment], run_view_type=view)
     return {run.info.run_id: run.info.status for run in found if run.data.tags["run"] == "again"}
 
 
@@ -252,13 +255,13 @@ def test_logging_again_leaves_one_run_and_the_earlier_one_in_the_trash(lab):
     settings = dataclasses.replace(SETTINGS, run_dir=str(outputs / "again"))
     shutil.copytree(outputs / "standalone" / "lab-gpt2", outputs / "again" / "lab-gpt2")
     run = pipeline.open_run(settings)
-    first = tracking.log_run(run)
+    first = mlflow_run.log_run(run)
     shorter, _ = made(dataclasses.replace(settings, limit=1))  # MLflow would refuse to change parameters
-    second = tracking.log_run(shorter)
+    second = mlflow_run.log_run(shorter)
     assert runs(lab) == {second.run_id: "FINISHED"}
     assert set(runs(lab, view=2)) == {first.run_id}
-    experiment, uri = tracking.init_database(), tracking.tracking_uri()
-    kept = [len(pages.traces_of(uri, experiment, report.run_id)) for report in (first, second)]
+    experiment, uri = mlflow_run.init_database(), mlflow_run.tracking_uri()
+    kept = [len(mlflow_pages.traces_of(uri, experiment, report.run_id)) for report in (first, second)]
     assert kept == [0, 1]
     table = outputs / "mlartifacts" / second.run_id / "artifacts" / "samples.json"
     assert len(json.loads(table.read_text())["data"]) == 2
@@ -268,7 +271,7 @@ def test_logging_again_leaves_one_run_and_the_earlier_one_in_the_trash(lab):
     with (outputs / "again" / "lab-gpt2" / "samples.jsonl").open("a") as lines:
         lines.write("not a row\n")
     with pytest.raises(LabError, match="not JSON"):
-        tracking.log_run(shorter)
+        mlflow_run.log_run(shorter)
     assert sorted(runs(lab).values()) == ["FAILED", "FINISHED"]
     assert runs(lab)[second.run_id] == "FINISHED"
 
@@ -282,10 +285,10 @@ def test_the_models_of_one_run_are_the_children_of_one(lab):
     ids = []
     for spec in map(registry.resolve, info.models[:2]):
         settings = dataclasses.replace(SETTINGS, model=spec.alias, run_dir=str(run_dir))
-        ids.append(tracking.log_run(ModelRun(settings, spec, run_dir / spec.slug)).run_id)
+        ids.append(mlflow_run.log_run(ModelRun(settings, spec, run_dir / spec.slug)).run_id)
     (run_dir / "comparison.json").write_text('{"pick_reason": "lab-opt writes better."}')
-    tracking.attach(run_dir)
-    client = tracking.open_client()
+    mlflow_run.attach(run_dir)
+    client = mlflow_run.open_client()
     children = [client.get_run(id) for id in ids]
     [parent] = {child.data.tags["mlflow.parentRunId"] for child in children}
     whole = client.get_run(parent)
@@ -301,7 +304,7 @@ def test_the_user_s_tracking_address_is_honoured(lab, tmp_path, monkeypatch):
     before = rows(outputs / "mlflow.db", "select count(*) from runs")
     shutil.copy(outputs / "mlflow.db", tmp_path / "mine.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mine.db'}")
-    report = tracking.log_run(pipeline.open_run(SETTINGS))
+    report = mlflow_run.log_run(pipeline.open_run(SETTINGS))
     assert report.tracking_uri.endswith("mine.db")
     found = rows(tmp_path / "mine.db", "select status from runs where run_uuid = ?", report.run_id)
     assert found == [("FINISHED",)]
@@ -330,7 +333,7 @@ def test_a_store_that_cannot_be_used_is_one_sentence_without_passwords(tmp_path,
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address.format(tmp=tmp_path))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(LabError, match=r"MLflow at .* refused") as caught:
-        tracking.init_database()
+        mlflow_run.init_database()
     assert caught.value.kind is Failure.TRACKING
     assert not re.search("secret|S3cr", str(caught.value))
     assert "\n" not in str(caught.value)
@@ -338,8 +341,8 @@ def test_a_store_that_cannot_be_used_is_one_sentence_without_passwords(tmp_path,
 
 FRESH = """
 import os
-from nbhelpers.tracking import mlflow_pages as pages
-from nbhelpers.tracking import mlflow_run as tracking
+from nbhelpers.tracking import mlflow_pages
+from nbhelpers.tracking import mlflow_run
 experiment = tracking.init_database()
 client = tracking.open_client()
 run_id = client.create_run(experiment, run_name=str(os.getpid())).info.run_id
@@ -378,7 +381,7 @@ def test_three_processes_start_on_a_fresh_database_at_once_in_silence(tmp_path):
     database = tmp_path / "outputs" / "mlflow.db"
     assert rows(database, "select count(*) from runs where status = 'FINISHED'") == [(3,)]
     query = "select count(*) from experiments where name = ?"
-    assert rows(database, query, tracking.EXPERIMENT) == [(1,)]
+    assert rows(database, query, mlflow_run.EXPERIMENT) == [(1,)]
     assert list((tmp_path / "cwd").iterdir()) == []
 
 
@@ -406,7 +409,7 @@ def test_a_kill_while_the_database_is_made_spoils_nothing(tmp_path):
     done = subprocess.run([sys.executable, "-c", again], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     query = "select count(*) from experiments where name = ?"
-    assert rows(tmp_path / "mlflow.db", query, tracking.EXPERIMENT) == [(1,)]
+    assert rows(tmp_path / "mlflow.db", query, mlflow_run.EXPERIMENT) == [(1,)]
     assert not (tmp_path / ".mlflow.db").exists()
 
 
@@ -434,23 +437,23 @@ def test_a_database_of_another_release_is_kept_as_it_is_and_the_way_out_works(tm
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     place = tmp_path / "my outputs" / "mlflow.db"
     place.parent.mkdir()
-    subprocess.run([sys.executable, "-c", OTHER_RELEASE, tracking.tracking_uri(), release], check=True)
+    subprocess.run([sys.executable, "-c", OTHER_RELEASE, mlflow_run.tracking_uri(), release], check=True)
     before = rows(place, "select name, sql from sqlite_master order by name")
     with pytest.raises(LabError, match=f"{re.escape(str(place))} was made by another release") as caught:
-        tracking.init_database()
+        mlflow_run.init_database()
     assert caught.value.kind is Failure.TRACKING
     assert rows(place, "select name, sql from sqlite_master order by name") == before
     [command] = re.findall("`(mlflow db upgrade .*)`", str(caught.value))
     if release == "older":
         subprocess.run([sys.executable, "-m", *shlex.split(command)], check=True, capture_output=True)
-        assert tracking.init_database() == "1"
+        assert mlflow_run.init_database() == "1"
 
 
 @pytest.mark.parametrize("name", ["q?x#y percent%41", 'a&b=c it\'s "q" [1] a@b:c+é'])
 def test_any_outputs_path_holds_the_database_and_nothing_stands_beside_it(tmp_path, monkeypatch, name):
     monkeypatch.setenv("NBHELPERS_OUTPUTS", str(tmp_path / name))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    experiment, client = tracking.init_database(), tracking.open_client()
+    experiment, client = mlflow_run.init_database(), mlflow_run.open_client()
     run_id = client.create_run(experiment).info.run_id
     client.log_text(run_id, "text", "files/a.txt")
     assert (tmp_path / name / "mlartifacts" / run_id / "artifacts" / "files" / "a.txt").read_text() == "text"
@@ -469,10 +472,10 @@ def test_a_server_that_is_down_is_given_up_within_twenty_seconds(tmp_path, monke
         def log_message(self, *_):
             pass
 
-    for name in tracking.QUIET:
+    for name in mlflow_run.QUIET:
         monkeypatch.delenv(name, raising=False)
-    questions, shipped, here = 1 + int(tracking.QUIET["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]), 9, 3
-    assert tracking.QUIET["MLFLOW_HTTP_REQUEST_TIMEOUT"] == str(shipped)
+    questions, shipped, here = 1 + int(mlflow_run.QUIET["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]), 9, 3
+    assert mlflow_run.QUIET["MLFLOW_HTTP_REQUEST_TIMEOUT"] == str(shipped)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", str(here))  # the rest of the wait is known
     monkeypatch.setenv("NBHELPERS_OUTPUTS", str(tmp_path))
     with (
@@ -484,7 +487,7 @@ def test_a_server_that_is_down_is_given_up_within_twenty_seconds(tmp_path, monke
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{ports[server]}")
         began = time.monotonic()
         with pytest.raises(LabError, match="the results stand") as caught:
-            tracking.init_database()
+            mlflow_run.init_database()
         busy.shutdown()
     longer = questions * (shipped - here) if server == "is silent" else 0
     assert time.monotonic() - began + longer < 20 and caught.value.kind is Failure.TRACKING

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from nbhelpers.loading import folder as folders
+from nbhelpers.loading import checkpoint
 from nbhelpers.records import LabError, Prompt
 
 Turns = Sequence[tuple[str, str]]  # role, text
@@ -51,8 +51,9 @@ def load_tokenizer(folder: Path) -> Any:
     truth = Tokenizer.from_file(str(file))
     truth.no_truncation()
     truth.no_padding()
-    listed = folders.read_json_file(folder / "tokenizer_config.json", folder.name).get("added_tokens_decoder")
-    for number, token in sorted((listed or {}).items(), key=lambda item: int(item[0])):
+    config = checkpoint.read_json_file(folder / "tokenizer_config.json", folder.name)
+    listed = config.get("added_tokens_decoder") or {}
+    for number, token in sorted(listed.items(), key=lambda item: int(item[0])):
         if int(number) == truth.get_vocab_size():  # known to the configuration alone
             truth.add_tokens([AddedToken(**token)])
     tokenizer = None
@@ -91,7 +92,8 @@ def written(loaded: Any, prompt: Prompt) -> str:
     if loaded.spec.prompt_format != "chat":
         return plain(prompt.text, prompt.before)
     if not getattr(loaded.tokenizer, "chat_template", None):
-        raise folders.refusal(loaded.spec.alias, 'has no chat template: register it with prompt = "plain".')
+        why = 'has no chat template: register it with prompt = "plain".'
+        raise checkpoint.refusal(loaded.spec.alias, why)
     return render(loaded.tokenizer, prompt.text, prompt.before)
 
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbhelpers import records, registry, store
-from nbhelpers.devices import device as devices
-from nbhelpers.devices.device import DeviceReport
+from nbhelpers.devices import machine
+from nbhelpers.devices.machine import DeviceReport
 from nbhelpers.records import DEVICES, LabError, ModelRun, Settings
 
 MIB = 2**20
@@ -20,7 +20,7 @@ linux_only = pytest.mark.skipif(platform.system() != "Linux", reason="only Linux
 
 def test_versions_need_no_import_and_print_as_one_line():
     code = (
-        "import nbhelpers.devices.device as d; d.print_versions(); import sys; print('torch' in sys.modules)"
+        "import nbhelpers.devices.machine as d; d.print_versions(); import sys; print('torch' in sys.modules)"
     )
     lines = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     first, heavy = lines.splitlines()
@@ -28,8 +28,8 @@ def test_versions_need_no_import_and_print_as_one_line():
 
 
 def test_detection_holds_together_and_survives_json(tmp_path):
-    report = devices.detect()
-    assert report.device == devices.available_devices()[0]
+    report = machine.detect()
+    assert report.device == machine.available_devices()[0]
     assert report.dtype in report.dtypes and report.dtype_reason
     assert 0 < report.memory_free_bytes <= report.memory_total_bytes
     assert report.cores >= 1 and report.name
@@ -41,18 +41,18 @@ def test_detection_holds_together_and_survives_json(tmp_path):
 def test_cuda_comes_before_mps_before_xpu_before_cpu(present):
     available = tuple(name for name in DEVICES if name in present or name == "cpu")
     best = next(name for name in ("cuda", "mps", "xpu", "cpu") if name in available)
-    assert devices.pick_device(available) == best
+    assert machine.pick_device(available) == best
     for wanted in DEVICES:
         if wanted in available:
-            assert devices.pick_device(available, wanted) == wanted
+            assert machine.pick_device(available, wanted) == wanted
         else:
             with pytest.raises(LabError, match=f"no {wanted} device"):
-                devices.pick_device(available, wanted)
+                machine.pick_device(available, wanted)
 
 
 def test_an_unknown_device_is_refused():
     with pytest.raises(LabError, match=r"no cuda:1 device: use auto or one of .*cpu"):
-        devices.detect("cuda:1")
+        machine.detect("cuda:1")
 
 
 ALL = ("float32", "bfloat16", "float16")
@@ -71,72 +71,72 @@ ALL = ("float32", "bfloat16", "float16")
     ],
 )
 def test_the_dtype_follows_the_device(device, supported, dtype):
-    chosen, reason = devices.pick_dtype(device, supported)
+    chosen, reason = machine.pick_dtype(device, supported)
     assert chosen == dtype and len(reason) > 10
 
 
 def test_a_dtype_asked_for_is_taken_or_refused():
-    assert devices.pick_dtype("cpu", ALL, "bf16") == ("bfloat16", "asked for")
-    assert devices.pick_dtype("cpu", ALL, "float16")[0] == "float16"
+    assert machine.pick_dtype("cpu", ALL, "bf16") == ("bfloat16", "asked for")
+    assert machine.pick_dtype("cpu", ALL, "float16")[0] == "float16"
     for wanted in ("float8", "int8", ""):
         with pytest.raises(LabError, match="does not run on cpu: use float32"):
-            devices.pick_dtype("cpu", ALL, wanted)
+            machine.pick_dtype("cpu", ALL, wanted)
 
 
 def test_a_dtype_counts_as_supported_only_if_it_really_runs(monkeypatch):
-    assert "float32" in devices.supported_dtypes("cpu")
+    assert "float32" in machine.supported_dtypes("cpu")
     # The first exists and multiplies but cannot be normalised, the second exists and does not multiply.
     monkeypatch.setattr(records, "DTYPES", {"int8": 1, "float8_e4m3fn": 1, "float64": 8})
-    assert devices.supported_dtypes("cpu") == ("float64",)
+    assert machine.supported_dtypes("cpu") == ("float64",)
 
 
 @linux_only
 def test_the_peak_sees_memory_that_was_given_back_and_can_be_reset():
-    devices.reset_peak("cpu")
-    start = devices.peak_memory("cpu")
+    machine.reset_peak("cpu")
+    start = machine.peak_memory("cpu")
     block = bytearray(200 * MIB)
-    held = devices.resident_memory()
+    held = machine.resident_memory()
     del block
-    assert devices.resident_memory() < held - 150 * MIB
-    assert devices.peak_memory("cpu") >= start + 190 * MIB
-    devices.reset_peak("cpu")
-    assert devices.peak_memory("cpu") <= held - 150 * MIB
+    assert machine.resident_memory() < held - 150 * MIB
+    assert machine.peak_memory("cpu") >= start + 190 * MIB
+    machine.reset_peak("cpu")
+    assert machine.peak_memory("cpu") <= held - 150 * MIB
 
 
 def test_a_container_limit_counts_as_the_memory_there_is(tmp_path):
     (tmp_path / "memory.max").write_text("4000\n")
     (tmp_path / "memory.current").write_text("3000\n")
     (tmp_path / "memory.stat").write_text("anon 2000\ninactive_file 500\n")
-    assert devices.container_memory(tmp_path) == (4000, 1500)
+    assert machine.container_memory(tmp_path) == (4000, 1500)
     (tmp_path / "memory.max").write_text("max\n")
-    assert devices.container_memory(tmp_path) == (sys.maxsize, sys.maxsize)
-    assert devices.container_memory(tmp_path / "absent") == (sys.maxsize, sys.maxsize)
+    assert machine.container_memory(tmp_path) == (sys.maxsize, sys.maxsize)
+    assert machine.container_memory(tmp_path / "absent") == (sys.maxsize, sys.maxsize)
 
 
-@pytest.mark.skipif(devices.available_devices()[0] != "cuda", reason="needs CUDA")
+@pytest.mark.skipif(machine.available_devices()[0] != "cuda", reason="needs CUDA")
 def test_cuda_memory_follows_an_allocation():
     import torch
 
-    devices.reset_peak("cuda")
-    start, free = devices.peak_memory("cuda"), devices.free_memory("cuda")
+    machine.reset_peak("cuda")
+    start, free = machine.peak_memory("cuda"), machine.free_memory("cuda")
     block = torch.ones(256 * MIB, dtype=torch.uint8, device="cuda")
-    devices.synchronize("cuda")
-    assert devices.free_memory("cuda") <= free - 200 * MIB
+    machine.synchronize("cuda")
+    assert machine.free_memory("cuda") <= free - 200 * MIB
     del block
-    devices.empty_cache("cuda")
-    assert devices.peak_memory("cuda") >= start + 256 * MIB
-    assert devices.free_memory("cuda") >= free - 50 * MIB
+    machine.empty_cache("cuda")
+    assert machine.peak_memory("cuda") >= start + 256 * MIB
+    assert machine.free_memory("cuda") >= free - 50 * MIB
 
 
 def test_device_json_is_made_once_and_again_when_something_else_is_asked(tmp_path):
     run = ModelRun(Settings(device="cpu"), registry.resolve("lab-gpt2"), tmp_path)
 
     def made(**asked):
-        return devices.make_report(replace(run, settings=replace(run.settings, **asked)))
+        return machine.make_report(replace(run, settings=replace(run.settings, **asked)))
 
     first = made()
     marked = replace(first, name="marked")  # tells a file that was read from one that was made
-    assert devices.read_report(run) == first
+    assert machine.read_report(run) == first
     store.write_json(tmp_path / "device.json", marked)
     assert made() == made(device="auto") == marked
     asked = made(dtype="fp16")

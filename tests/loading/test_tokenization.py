@@ -17,8 +17,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import AutoTokenizer
 
 from nbhelpers import registry, store
-from nbhelpers.loading import load as loading
-from nbhelpers.loading import tokenizer as tokenizers
+from nbhelpers.loading import load, tokenization
 from nbhelpers.loading.load import Loaded, LoadingReport
 from nbhelpers.records import LabError, Prompt
 
@@ -143,10 +142,10 @@ def test_the_ids_are_those_of_the_file_whatever_class_the_folder_names(
 ) -> None:
     folder = saved(tmp_path, FILES[file], tokenizer_class=named, add_prefix_space=True, legacy=False)
     truth = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    loaded = replace(tiny(), tokenizer=tokenizers.load_tokenizer(folder))
+    loaded = replace(tiny(), tokenizer=tokenization.load_tokenizer(folder))
     for text in TEXTS:
         ids = truth.encode(text).ids
-        assert tokenizers.encode(loaded, Prompt("x", text, "short_post")) == ids, text
+        assert tokenization.encode(loaded, Prompt("x", text, "short_post")) == ids, text
         assert loaded.tokenizer.decode(ids) == truth.decode(ids, skip_special_tokens=False)
     assert loaded.tokenizer.bos_token_id == 1 and loaded.tokenizer.eos_token_id == 2
     assert loaded.tokenizer.padding_side == "left" and loaded.tokenizer.pad_token_id is not None
@@ -158,9 +157,9 @@ def test_the_ids_are_those_of_the_file_whatever_class_the_folder_names(
 def test_the_file_decides_on_the_beginning_token(tmp_path: Path, file: str, asked: bool) -> None:
     """tokenizer_config.json may say the opposite."""
     folder = saved(tmp_path, FILES[file], add_bos_token=asked, tokenizer_class="LlamaTokenizer")
-    loaded = replace(tiny(), tokenizer=tokenizers.load_tokenizer(folder))
+    loaded = replace(tiny(), tokenizer=tokenization.load_tokenizer(folder))
     truth = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    assert tokenizers.encode(loaded, Prompt("x", "Hi", "short_post")) == truth.encode("Hi").ids
+    assert tokenization.encode(loaded, Prompt("x", "Hi", "short_post")) == truth.encode("Hi").ids
 
 
 def token(content: str, **changes: bool) -> dict[str, Any]:
@@ -182,7 +181,7 @@ def test_added_tokens_are_the_files_and_those_of_the_configuration_stay(
     number = tokenizer.get_vocab_size()
     listed = {str(number - 1): token("<Mask>", **{flag: not in_file}), str(number): token("<More>")}
     folder = saved(tmp_path, tokenizer, added_tokens_decoder=listed, tokenizer_class=named)
-    found = tokenizers.load_tokenizer(folder)
+    found = tokenization.load_tokenizer(folder)
     for text in ("a <Mask> b", "a<Mask>b", "a <mask> B <MASK>"):
         assert found(text)["input_ids"] == tokenizer.encode(text).ids, text
     assert found("<More>")["input_ids"] == [number]
@@ -192,8 +191,8 @@ def test_limits_of_length_in_the_file_cut_and_fill_no_prompt(tmp_path: Path) -> 
     tokenizer = bytes_bpe()
     tokenizer.enable_truncation(4)
     tokenizer.enable_padding(length=64)
-    loaded = replace(tiny(), tokenizer=tokenizers.load_tokenizer(saved(tmp_path, tokenizer)))
-    assert len(tokenizers.encode(loaded, Prompt("x", "xyz" * 5, "short_post"))) == 15
+    loaded = replace(tiny(), tokenizer=tokenization.load_tokenizer(saved(tmp_path, tokenizer)))
+    assert len(tokenization.encode(loaded, Prompt("x", "xyz" * 5, "short_post"))) == 15
 
 
 def ends_with(*parts: Any) -> Tokenizer:
@@ -224,11 +223,13 @@ CLOSING = {
 @pytest.mark.parametrize("text", ["How are you", "How are you?</s>", "and and"])
 def test_a_prompt_stays_open(tmp_path: Path, file: str, text: str) -> None:
     truth = CLOSING[file]
-    loaded = replace(tiny(), tokenizer=tokenizers.load_tokenizer(saved(tmp_path, truth, add_eos_token=True)))
+    loaded = replace(
+        tiny(), tokenizer=tokenization.load_tokenizer(saved(tmp_path, truth, add_eos_token=True))
+    )
     whole, body = truth.encode(text).ids, truth.encode(text, add_special_tokens=False).ids
     begin = next(i for i in range(3) if whole[i : i + len(body)] == body)
     assert whole != whole[: begin + len(body)], "this post-processor appends something"
-    assert tokenizers.encode(loaded, Prompt("x", text, "short_post")) == whole[: begin + len(body)]
+    assert tokenization.encode(loaded, Prompt("x", text, "short_post")) == whole[: begin + len(body)]
 
 
 def test_an_end_of_which_only_the_configuration_speaks_is_not_appended(tmp_path: Path) -> None:
@@ -247,17 +248,17 @@ def test_an_end_of_which_only_the_configuration_speaks_is_not_appended(tmp_path:
     (folder / "tokenizer_config.json").write_text(
         json.dumps(config | {"add_eos_token": True, "add_bos_token": True})
     )
-    loaded = replace(tiny(), tokenizer=tokenizers.load_tokenizer(folder))
+    loaded = replace(tiny(), tokenizer=tokenization.load_tokenizer(folder))
     assert loaded.tokenizer("Hi")["input_ids"][-1] == 2
-    assert tokenizers.encode(loaded, Prompt("x", "Hi", "short_post")) == [
+    assert tokenization.encode(loaded, Prompt("x", "Hi", "short_post")) == [
         1,
         *(names.index(letter) for letter in "Hi"),
     ]
 
 
 def test_a_prompt_that_leaves_nothing_but_special_tokens(tmp_path: Path) -> None:
-    loaded = replace(tiny(), tokenizer=tokenizers.load_tokenizer(saved(tmp_path, CLOSING["template"])))
-    assert tokenizers.encode(loaded, Prompt("x", "", "short_post")) == [1]
+    loaded = replace(tiny(), tokenizer=tokenization.load_tokenizer(saved(tmp_path, CLOSING["template"])))
+    assert tokenization.encode(loaded, Prompt("x", "", "short_post")) == [1]
 
 
 def chat(template: str, tokenizer: Any = None) -> Loaded:
@@ -268,7 +269,7 @@ def chat(template: str, tokenizer: Any = None) -> Loaded:
 
 def rendered(template: str, text: str = "Tell me\nof 3 ships") -> str:
     loaded = chat(template)
-    return loaded.tokenizer.decode(tokenizers.encode(loaded, Prompt("x", text, "short_post")))
+    return loaded.tokenizer.decode(tokenization.encode(loaded, Prompt("x", text, "short_post")))
 
 
 LOOP = "{% for m in messages %}<|{{ m.role }}|>CONTENT{% endfor %}<|assistant|>"
@@ -314,9 +315,9 @@ def test_a_template_that_loses_the_request_is_refused_in_one_sentence(template: 
 @pytest.mark.parametrize("content", ["{{ m.content[:12] }}", "{{ m.content[:12] | tojson }}"])
 def test_a_list_of_parts_that_is_printed_as_it_is_is_no_request(content: str) -> None:
     loaded = chat(LOOP.replace("CONTENT", content))
-    assert "Ship" in tokenizers.render(loaded.tokenizer, "Ship")
+    assert "Ship" in tokenization.render(loaded.tokenizer, "Ship")
     with pytest.raises(LabError, match="does not write the request"):
-        tokenizers.render(loaded.tokenizer, "Ships and harbours")
+        tokenization.render(loaded.tokenizer, "Ships and harbours")
 
 
 def chatml_tokenizer() -> Any:
@@ -334,7 +335,7 @@ def test_a_date_in_a_template_is_fixed_and_recorded(tmp_path: Path) -> None:
     folder = make_model(tmp_path)
     for template, date in ((now, "2025-01-01"), ("", None)):
         (folder / "chat_template.jinja").write_text(template + "{{ messages[0].content }}")
-        report = loading.load(str(folder), "cpu").report
+        report = load.load(str(folder), "cpu").report
         assert report.template_date == date
         path = store.write_json(tmp_path / "loading.json", report)
         assert store.read_json(path, LoadingReport) == report
@@ -343,7 +344,7 @@ def test_a_date_in_a_template_is_fixed_and_recorded(tmp_path: Path) -> None:
     assert store.read_json(path, LoadingReport).template_date is None
 
 
-PAIRS = [pair for pair in tokenizers.MARKS if "channel" not in pair[0]]
+PAIRS = [pair for pair in tokenization.MARKS if "channel" not in pair[0]]
 
 
 @pytest.mark.parametrize("pair", PAIRS)
@@ -365,13 +366,13 @@ PAIRS = [pair for pair in tokenizers.MARKS if "channel" not in pair[0]]
 )
 def test_reasoning_stands_apart(pair: tuple[str, str], text: str, reasoning: str | None, answer: str) -> None:
     text = text.replace("OPEN", pair[0]).replace("CLOSE", pair[1])
-    assert tokenizers.split_reasoning(text) == (reasoning, answer)
+    assert tokenization.split_reasoning(text) == (reasoning, answer)
 
 
 def test_a_request_that_ends_with_a_mark_opens_no_reasoning() -> None:
     tokenizer = chatml_tokenizer()
     prompt, answer = (ids_of(tokenizer, text) for text in ("What is the tag <think>", "It begins a block."))
-    assert tokenizers.read_answer(tokenizer, prompt, answer) == (None, "It begins a block.")
+    assert tokenization.read_answer(tokenizer, prompt, answer) == (None, "It begins a block.")
 
 
 @pytest.mark.parametrize(
@@ -387,17 +388,17 @@ def test_a_request_that_ends_with_a_mark_opens_no_reasoning() -> None:
     ],
 )
 def test_a_text_may_speak_of_the_marks(text: str) -> None:
-    assert tokenizers.split_reasoning(text) == (None, text)
+    assert tokenization.split_reasoning(text) == (None, text)
 
 
 def test_channels_are_reasoning_until_the_last_one() -> None:
     turn = "<|start|>assistant<|channel|>"
     analysis = "<|channel|>analysis<|message|>I count.<|end|>"
     final = f"{analysis}{turn}final<|message|>The answer."
-    reasoning, answer = tokenizers.split_reasoning(final)
+    reasoning, answer = tokenization.split_reasoning(final)
     assert answer == "The answer." and reasoning and reasoning.startswith("I count.")
-    assert tokenizers.split_reasoning(analysis)[1] == ""
-    assert tokenizers.split_reasoning("<|channel|>final<|message|>The answer.")[1] == "The answer."
+    assert tokenization.split_reasoning(analysis)[1] == ""
+    assert tokenization.split_reasoning("<|channel|>final<|message|>The answer.")[1] == "The answer."
 
 
 plain = st.text("ab .\n", max_size=12)
@@ -412,7 +413,7 @@ def test_blocks_put_into_a_text_come_out_again(
     parts = "\n".join([*(after for _, after in blocks), last])
     if opened and blocks:
         text = text.removeprefix("<think>")
-    reasoning, answer = tokenizers.split_reasoning(text, opened and bool(blocks))
+    reasoning, answer = tokenization.split_reasoning(text, opened and bool(blocks))
     assert answer.split() == parts.split()
     assert (reasoning is None) == (not blocks)
     assert (reasoning or "").split() == " ".join(inside for inside, _ in blocks).split()
@@ -444,19 +445,19 @@ def test_marks_of_the_template_count_also_as_special_tokens(
     tokenizer.add_tokens([AddedToken(mark, special=special) for mark in (opening, closing)])
     new = ids_of(tokenizer, f"{opening}\nI count.\n{closing}\n\n<s>The answer.<|im_end|>")
     prompt = ids_of(tokenizer, "Hi")
-    assert tokenizers.read_answer(tokenizer, prompt, new) == ("I count.", "The answer.")
+    assert tokenization.read_answer(tokenizer, prompt, new) == ("I count.", "The answer.")
     prompt = ids_of(tokenizer, f"Hi{opening}\n")
-    assert tokenizers.read_answer(tokenizer, prompt, new[1:]) == ("I count.", "The answer.")
-    assert tokenizers.read_answer(tokenizer, prompt, ids_of(tokenizer, "I count")) == ("I count", "")
-    assert tokenizers.read_answer(tokenizer, prompt, []) == (None, "")
+    assert tokenization.read_answer(tokenizer, prompt, new[1:]) == ("I count.", "The answer.")
+    assert tokenization.read_answer(tokenizer, prompt, ids_of(tokenizer, "I count")) == ("I count", "")
+    assert tokenization.read_answer(tokenizer, prompt, []) == (None, "")
 
 
 @pytest.mark.parametrize("name", registry.embedded_models())
 def test_without_marks_the_text_is_that_of_transformers(name: str) -> None:
     folder = registry.folder_of(registry.resolve(name))
     assert folder is not None
-    tokenizer, plain = tokenizers.load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    tokenizer, plain = tokenization.load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
     for start in range(0, len(tokenizer), 97):
         ids = [(start + 31 * step) % len(tokenizer) for step in range(40)]
         text = plain.decode(ids, skip_special_tokens=True).strip()
-        assert tokenizers.read_answer(tokenizer, ids, ids) == (None, text)
+        assert tokenization.read_answer(tokenizer, ids, ids) == (None, text)
