@@ -21,7 +21,7 @@ from nbhelpers import __version__, cli_logs, registry
 from nbhelpers.errors import some
 from nbhelpers.options import config_text, options_of, read_config, with_options
 from nbhelpers.records import FailOnError, Failure, LabError, Limits, Settings
-from nbhelpers.scoring.texts import printable
+from nbhelpers.redact import printable
 
 # Rich takes a quarter of the time of --help.
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)

@@ -1,4 +1,4 @@
-"""Secrets of the environment, kept out of all that is printed and written."""
+"""What may be printed and written: no secrets of the environment, no characters that act on a terminal."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ KEYS = ("TOKEN", "PASSWORD", "SECRET", "_KEY")  # how the name of a variable end
 SHORTEST = 6  # characters: "true" and "1" stand in such variables too
 RESERVED = "/?#@[] \t\r\n"  # what parsers of addresses split at: in a password it is written as %2F, ...
 IN_QUERY = re.compile(rf"[?&][^=&]*(?:{'|'.join(KEYS)})=([^&]+)", re.IGNORECASE)
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """U+FFFD for controls (but line feed and tab), direction marks and halves of surrogate pairs."""
+    return _UNPRINTABLE.sub("\ufffd", text)
 
 
 def credentials(address: str) -> str:

@@ -31,9 +31,9 @@ from nbhelpers.logs.compare import LogsReport
 from nbhelpers.logs.formats import Log
 from nbhelpers.logs.gate import check_sentence
 from nbhelpers.records import LAB_SCALE, Estimate, LabError, Result, RunInfo, Scale
+from nbhelpers.redact import printable
 from nbhelpers.report import texts
 from nbhelpers.report.texts import MARKS, MEANING, Answer, Item
-from nbhelpers.scoring.texts import printable
 from nbhelpers.stats.estimate import mean_score
 from nbhelpers.tracking import result as tracking
 from nbhelpers.tracking.metrics import FOREIGN

@@ -26,9 +26,9 @@ from rich.progress import Progress
 from nbhelpers import store, tasks
 from nbhelpers.devices import machine
 from nbhelpers.records import Failure, LabError, Limits, ModelRun, NotebookStatus, Result, RunInfo, Settings
+from nbhelpers.redact import printable
 from nbhelpers.runner import kernels, notebook
 from nbhelpers.runner.plan import Plan
-from nbhelpers.scoring.texts import printable
 
 LEAST_FREE = 2**20  # bytes of a disk that is not full
 GRACE_S = 90.0  # a notebook may take this much longer than a cell's limit: kernel start, saving

@@ -18,7 +18,6 @@ from nbhelpers.errors import NoScore
 from nbhelpers.records import LabError, Prompt, Record
 
 PATTERN_S = 1.0  # longest that a user's pattern may search one answer
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _LIST_MARK = re.compile(r"^\s*(?:[-*•–]|\(?\d{1,2}[.)]|#{1,6})\s+")
 _SENTENCE_GAP = re.compile(r"(?<=[.!?…])\s+|(?<=[.!?…][\"'”’)\]])\s+")
 _FINISHED = re.compile(r"[.!?…][\"'”’)\]*_]*$|(?:^|\s)#\w+$")
@@ -62,11 +61,6 @@ def compared(target: str, strict: bool = False) -> Callable[[str], str]:
     """The form in which a text is compared with a target: normalised, unless nothing is left of it (A, +)."""
     bare = normalised if normalised(target) else lambda text: text.strip(" \n.'\"()*").lower()
     return (lambda text: unicodedata.normalize("NFC", text.strip())) if strict else bare
-
-
-def printable(text: str) -> str:
-    """U+FFFD for controls (but line feed and tab), direction marks and halves of surrogate pairs."""
-    return _UNPRINTABLE.sub("\ufffd", text)
 
 
 @lru_cache(maxsize=1024)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbhelpers.records import Failure, LabError, Sample, Score
-from nbhelpers.scoring.texts import printable
+from nbhelpers.redact import printable
 
 if TYPE_CHECKING:
     from mlflow.entities import Trace

@@ -21,14 +21,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from saved_models import edit_json
 
-from nbhelpers import registry, store
+from nbhelpers import redact, registry, store
 from nbhelpers.comparison import compare, labels
 from nbhelpers.loading import checkpoint, load, tokenization
 from nbhelpers.records import LabError, ModelSpec, NotebookStatus, RunInfo
 from nbhelpers.report.html import outcome, write_report
 from nbhelpers.runner import notebook, run
 from nbhelpers.runner.plan import Plan
-from nbhelpers.scoring import texts
 from nbhelpers.tracking.result import read_results
 
 
@@ -288,7 +287,7 @@ anything = st.text(max_size=200)
 
 @given(text=anything)
 def test_printable_text_keeps_all_that_a_page_and_a_terminal_can_show(text):
-    shown = texts.printable(text)
+    shown = redact.printable(text)
     assert len(shown) == len(text)
     shown.encode()  # no half of a surrogate pair is left
     for before, after in zip(text, shown, strict=True):
