@@ -28,7 +28,7 @@ class Ours:
     """generate.generate_samples, as a run calls it: ids, texts and records included."""
 
     def __init__(self, model: str, dtype: str, gguf: str | None) -> None:
-        from nbhelpers.devices import fit
+        from tools import roofline
 
         self.loaded, self.model = endless(model, dtype), model
         config = self.loaded.model.config.get_text_config()
@@ -36,7 +36,7 @@ class Ours:
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         layers, item = config.num_hidden_layers, self.loaded.model.dtype.itemsize
         self.facts = {
-            "weight_bytes": fit.bytes_per_step(self.loaded.model),
+            "weight_bytes": roofline.bytes_per_step(self.loaded.model),
             "cache_bytes_per_token": 2 * layers * heads * size * item,
             "device": self.loaded.device,
             "prompt_tokens": [
@@ -251,10 +251,10 @@ def answer(engine: Any, asked: dict[str, Any]) -> dict[str, Any]:
         batch = engine.search()
         return {"batch": batch, "seconds": time.perf_counter() - started}
     if asked["do"] == "bound":
-        from nbhelpers.devices import fit
+        from tools import roofline
 
         facts, cache = engine.facts, int(asked["columns"] * engine.facts["cache_bytes_per_token"])
-        bound = fit.decode_bound(facts["device"], "float32", facts["weight_bytes"], cache, asked["rows"])
+        bound = roofline.decode_bound(facts["device"], "float32", facts["weight_bytes"], cache, asked["rows"])
         return {"tokens_per_s": bound}
     prompts = registry.load_prompts(limit=asked["prompts"])
     how = asked["repeats"], asked["tokens"], asked["batch"], asked["temperature"]

@@ -7,14 +7,14 @@ from collections.abc import Callable
 import pytest
 from tiny_models import FAMILIES, build
 
-from nbhelpers.devices import fit
+from tools import roofline
 
 MIB = 2**20
 
 
 def planted(patch: pytest.MonkeyPatch, bandwidth: Callable[[float], float], operations_per_s: float) -> None:
-    patch.setattr(fit, "bandwidth", lambda size, device, dtype: bandwidth(size))
-    patch.setattr(fit, "operations_per_s", lambda device, dtype: operations_per_s)
+    patch.setattr(roofline, "bandwidth", lambda size, device, dtype: bandwidth(size))
+    patch.setattr(roofline, "operations_per_s", lambda device, dtype: operations_per_s)
 
 
 @pytest.mark.parametrize(
@@ -33,13 +33,13 @@ def test_the_bound_by_hand(
 ) -> None:
     """40 GB/s from the cache up to 1 MiB, 10 GB/s beyond; 100 billion operations a second."""
     planted(monkeypatch, lambda size: 40e9 if size <= MIB else 10e9, 100e9)
-    assert fit.decode_bound("cpu", "float32", weights, cache, rows) == pytest.approx(tokens_per_s)
+    assert roofline.decode_bound("cpu", "float32", weights, cache, rows) == pytest.approx(tokens_per_s)
 
 
 def test_half_formats_do_twice_the_operations_per_byte(monkeypatch: pytest.MonkeyPatch) -> None:
     planted(monkeypatch, lambda size: 1e12, 1e12)
     # 2 GB are 1e9 weights: 2e12 operations for 1,000 rows take 2 s, their reading 0.002 s
-    assert fit.decode_bound("cuda", "bfloat16", 2_000_000_000, 0, 1000) == pytest.approx(500.0)
+    assert roofline.decode_bound("cuda", "bfloat16", 2_000_000_000, 0, 1000) == pytest.approx(500.0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -52,19 +52,19 @@ def test_tables_that_are_looked_up_are_not_read(family: str) -> None:
     looked_up = [p for p in looked_up if p.ndim == 2]
     assert looked_up
     total = sum(p.nbytes for p in names.values())
-    assert fit.bytes_per_step(model) == total - sum(p.nbytes for p in looked_up)
+    assert roofline.bytes_per_step(model) == total - sum(p.nbytes for p in looked_up)
     model.get_output_embeddings().weight = model.get_input_embeddings().weight  # tied: now it is read whole
     tied = sum(p.nbytes for p in model.parameters())
     positions = sum(p.nbytes for p in looked_up if p is not model.get_input_embeddings().weight)
-    assert fit.bytes_per_step(model) == tied - positions
+    assert roofline.bytes_per_step(model) == tied - positions
 
 
 def test_a_measurement_is_plausible_and_no_larger_than_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit, "MEASURE_S", 0.02)
-    monkeypatch.setattr(fit, "LARGEST", 4 * MIB)
+    monkeypatch.setattr(roofline, "MEASURE_S", 0.02)
+    monkeypatch.setattr(roofline, "LARGEST", 4 * MIB)
     read = list[tuple[int, ...]]()
-    real = fit._seconds
-    monkeypatch.setattr(fit, "_seconds", lambda call, a, *rest: read.append(a) or real(call, a, *rest))
+    real = roofline._seconds
+    monkeypatch.setattr(roofline, "_seconds", lambda call, a, *rest: read.append(a) or real(call, a, *rest))
     for size in (MIB, 2**40):
-        assert 1e6 < fit.bandwidth(size) < 1e13
-    assert read == [(256, 1024), (1024, 1024)] and 1e6 < fit.operations_per_s() < 1e15
+        assert 1e6 < roofline.bandwidth(size) < 1e13
+    assert read == [(256, 1024), (1024, 1024)] and 1e6 < roofline.operations_per_s() < 1e15
