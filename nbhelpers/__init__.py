@@ -1,7 +1,7 @@
 """A laboratory for judging local language models: a folder per notebook, from the ground up.
 
-    redact, errors, exercises, records, store, options, registry, tasks
-                               secrets; mistakes; the nouns; files; what a name means; what is asked
+    redact, errors, exercises, records, store, options, registry, tasks, phases
+                               secrets; mistakes; the nouns; files; what a name means; what is asked, and when
     stats        (05)          estimates of one model, tests of two (Holm), early looks, ratings, agreement
     devices      (01)          this machine, what fits it and how fast, meters
     loading      (02)          the Hub, folders, models, tokenizers, what a server has

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from nbhelpers import store
+from nbhelpers.phases import pipeline_of
 from nbhelpers.records import ModelSpec, NotebookStatus, Result, RunInfo, Sample, Score, Settings
-from nbhelpers.runner.notebook import PIPELINE
 from nbhelpers.stats.estimate import estimate
 
+PIPELINE, SERVED = (pipeline_of(ModelSpec("m", "m", kind)) for kind in ("local", "server"))
 METRICS = {
     "latency/tokens_per_s/mean": 200.0,
     "latency/tokens_per_s/low": 190.0,

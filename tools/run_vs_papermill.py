@@ -23,7 +23,8 @@ from statistics import median
 import nbformat
 
 from nbhelpers import registry, store
-from nbhelpers.runner.notebook import COMPARISON, LEARNERS, PIPELINE
+from nbhelpers.phases import COMPARISON, pipeline_of
+from nbhelpers.runner.notebook import LEARNERS
 
 SIZES = ("limit", "repeats", "max_new_tokens")
 
@@ -32,7 +33,8 @@ def loop(models: list[str], given: argparse.Namespace, run_dir: Path) -> list[li
     """The commands a shell script would hold, in order."""
     commands, notebooks = [], run_dir.parent / "notebooks"
     notebooks.mkdir()
-    for name in (*PIPELINE, COMPARISON):
+    pipeline = pipeline_of(registry.resolve(models[0]))
+    for name in (*pipeline, COMPARISON):
         whole = nbformat.read(store.project_root() / "notebooks" / f"{name}.ipynb", as_version=4)
         whole.cells = [cell for cell in whole.cells if not LEARNERS & set(cell.metadata.get("tags", ()))]
         nbformat.write(whole, notebooks / f"{name}.ipynb")
@@ -41,7 +43,7 @@ def loop(models: list[str], given: argparse.Namespace, run_dir: Path) -> list[li
         folder = run_dir / registry.resolve(model).slug
         folder.mkdir(parents=True)
         parameters = ["-p", "model", model, "-p", "run_dir", str(run_dir), *common]
-        for name in PIPELINE:
+        for name in pipeline:
             commands.append([f"{notebooks / name}.ipynb", str(folder / f"{name}.ipynb"), *parameters])
     last = [
         f"{notebooks / COMPARISON}.ipynb",

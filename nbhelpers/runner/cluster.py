@@ -24,12 +24,12 @@ from typing import Any
 from nbhelpers import registry, store
 from nbhelpers.devices import fit
 from nbhelpers.loading import load
+from nbhelpers.phases import NOTEBOOKS, Phase, pipeline_of
 from nbhelpers.records import SHORT_DTYPES, Failure, LabError, ModelRun, NotebookStatus, RunInfo
-from nbhelpers.runner import kernels, notebook
+from nbhelpers.runner import kernels
 from nbhelpers.runner.plan import Plan
 from nbhelpers.runner.run import Run
 
-HERE = "06"  # with it begin the notebooks that do not run on a node
 FILES = "[!.]*"  # of a model's folder, without locks
 ROWS = "samples.jsonl"  # only grows: its new lines are sent as they come, other files when a notebook ends
 EVERY_S = 1.0  # between two looks for new rows, and at the inbox
@@ -148,8 +148,8 @@ def _has(node: dict[str, float], need: dict[str, Any]) -> bool:
 
 def _missing(run: ModelRun, known: list[NotebookStatus]) -> list[str]:
     """The notebooks that a node is to run, in order."""
-    names = notebook.pipeline_of(run.spec, run.settings.task)
-    return [name for name in names if name < HERE and name not in {status.notebook for status in known}]
+    names, ran = pipeline_of(run.spec, run.settings.task), {status.notebook for status in known}
+    return [name for name in names if NOTEBOOKS[name] < Phase.TRACKING and name not in ran]
 
 
 def _take(whole: Run, run: ModelRun, node: str, made: Made, again: bool) -> None:
@@ -197,7 +197,7 @@ def _finish(whole: Run, pool: ThreadPoolExecutor, run: ModelRun, problem: LabErr
     if run.spec.kind == "hub" and (run.folder / "loading.json").exists():
         fetched = replace(run.spec, revision=load.read_report(run).revision)
         whole.save(specs=tuple(fetched if spec == run.spec else spec for spec in whole.info.specs))
-    whole.work.append(pool.submit(whole.pipeline, run, "0"))
+    whole.work.append(pool.submit(whole.pipeline, run))
 
 
 def work(inbox: Any, info: RunInfo, home: str, made: Made) -> None:
@@ -243,7 +243,7 @@ def work(inbox: Any, info: RunInfo, home: str, made: Made) -> None:
             part.save()
             kernels.serve(part.log)
             [run] = part.runs(replace(info.settings, run_dir=scratch))
-            part.pipeline(run, "0", HERE)
+            part.pipeline(run, end=Phase.TRACKING)
         finally:
             over.set()
             kernels.kill(part.folder)

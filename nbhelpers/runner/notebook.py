@@ -18,18 +18,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from nbhelpers import store, tasks
-from nbhelpers.records import Failure, LabError, ModelSpec, NotebookStatus
+from nbhelpers import store
+from nbhelpers.records import Failure, LabError, NotebookStatus
 from nbhelpers.redact import redacted
 from nbhelpers.runner import kernels
 
-PIPELINE: tuple[str, ...] = (
-    *("01_device_detection", "02_loading", "03_generation"),
-    *("04_scoring", "05_statistics", "06_tracking"),
-)
-SERVED: tuple[str, ...] = (PIPELINE[0], "03_server", *PIPELINE[3:])  # of a model whose weights are not here
-OWN_TASK = "04_own_task"  # in place of 04_scoring where the task is not the posts
-COMPARISON = "07_comparison"
 # Tags of cells that a run leaves out: what does not depend on the model, and what is there to learn from.
 LEARNERS = {"alone", "exercise", "solution"}
 PAGE = Path(__file__).parents[1] / "report" / "templates" / "notebook.html"
@@ -43,12 +36,6 @@ KINDS = {
 GRAMMAR = "rfc3987_syntax"  # of addresses in any script: jsonschema would compile it for 1.5 s, unasked
 Problem = tuple[str, Failure]  # a sentence and its kind
 _exporting = threading.Lock()  # an exporter makes one page at a time
-
-
-def pipeline_of(spec: ModelSpec, task: str = "") -> tuple[str, ...]:
-    """The notebooks that a run executes for a model."""
-    own = {} if tasks.load_task(task) is tasks.POSTS else {"04_scoring": OWN_TASK}
-    return tuple(own.get(name, name) for name in (SERVED if spec.kind == "server" else PIPELINE))
 
 
 def run_notebook(

@@ -25,6 +25,7 @@ from rich.progress import Progress
 
 from nbhelpers import store, tasks
 from nbhelpers.devices import machine
+from nbhelpers.phases import COMPARISON, NOTEBOOKS, Phase, pipeline_of
 from nbhelpers.records import Failure, LabError, Limits, ModelRun, NotebookStatus, Result, RunInfo, Settings
 from nbhelpers.redact import printable
 from nbhelpers.runner import kernels, notebook
@@ -32,8 +33,6 @@ from nbhelpers.runner.plan import Plan
 
 LEAST_FREE = 2**20  # bytes of a disk that is not full
 GRACE_S = 90.0  # a notebook may take this much longer than a cell's limit: kernel start, saving
-ANSWERS = "03"  # with it begin the notebooks that answer prompts; those before it need none
-SCORES = "04"  # with it begin those that score and count them
 TIMING, REPORT = "timing", "report"  # steps of the whole run; they are in run.json only if they failed
 STOPPED = "stopped by --fail-on-error"
 
@@ -89,7 +88,7 @@ def _kept(plan: Plan) -> tuple[NotebookStatus, ...]:
     whole = {model for model, spec in plan.models.items() if spec.slug not in torn}
     stale = {model for model in whole if plan.models[model].slug in old}
     passed = (s for s in plan.info.notebooks if s.status == "passed" and s.model in whole)
-    return tuple(s for s in passed if s.notebook < SCORES or s.model not in stale)
+    return tuple(s for s in passed if NOTEBOOKS[s.notebook] < Phase.SCORES or s.model not in stale)
 
 
 class Run:
@@ -114,7 +113,7 @@ class Run:
             settings = replace(self.info.settings, run_dir=str(self.folder))
             spread(self)
             runs = self.runs(settings)
-            begun = self._together(partial(self.pipeline, run, "0", ANSWERS) for run in runs)
+            begun = self._together(partial(self.pipeline, run, end=Phase.ANSWERS) for run in runs)
             able = list(compress(runs, begun))
             database.join(GRACE_S)
             alone = len(able) < 2 or self.info.nodes  # then 03 times each
@@ -125,12 +124,12 @@ class Run:
             if self.info.looks:
                 settings = self._until_decided(settings, {run.settings.model for run in able})
             runs = self.runs(settings)
-            self._together(partial(self.pipeline, run, ANSWERS, SCORES) for run in runs)
+            self._together(partial(self.pipeline, run, Phase.ANSWERS, Phase.SCORES) for run in runs)
             if "judge" not in tasks.load_task(settings.task).kinds():  # a model, which may be large
                 self.at_once *= 2  # no clock runs any more, and kernels that start leave cores idle
-            self._together(partial(self.pipeline, run, SCORES) for run in runs)
+            self._together(partial(self.pipeline, run, Phase.SCORES) for run in runs)
             given = {"run_dir": str(self.folder)}
-            self._together([partial(self._notebooks, "", self.folder, (notebook.COMPARISON,), given)])
+            self._together([partial(self._notebooks, "", self.folder, (COMPARISON,), given)])
             self.save()  # the report reads it
             self._step(REPORT, "the report was not written", self.limits.cell_s, write_pages, self.folder)
         finally:
@@ -164,7 +163,8 @@ class Run:
         return code == 0
 
     def _forget_answers(self) -> None:
-        kept = (s for s in self.info.notebooks if s.notebook < ANSWERS or not s.model)
+        known = self.info.notebooks
+        kept = (s for s in known if not s.model or NOTEBOOKS[s.notebook] < Phase.ANSWERS)
         self.info = replace(self.info, notebooks=tuple(kept))
 
     def _until_decided(self, settings: Settings, able: set[str]) -> Settings:
@@ -189,9 +189,9 @@ class Run:
         self._forget_answers()  # others showed fewer prompts before a resume
         return settings
 
-    def pipeline(self, run: ModelRun, first: str, end: str = "1") -> bool:
-        """The notebooks of a model whose names lie from ``first`` on and before ``end``."""
-        names = [n for n in notebook.pipeline_of(run.spec, run.settings.task) if first <= n < end]
+    def pipeline(self, run: ModelRun, first: Phase = Phase.LOADING, end: Phase = Phase.COMPARISON) -> bool:
+        """The notebooks of a model from one phase on and before another."""
+        names = [n for n in pipeline_of(run.spec, run.settings.task) if first <= NOTEBOOKS[n] < end]
         return self._notebooks(run.settings.model, run.folder, names, asdict(run.settings))
 
     def _notebooks(self, model: str, folder: Path, names: Sequence[str], parameters: dict[str, Any]) -> bool:
@@ -277,7 +277,7 @@ def watching(plan: Plan, quiet: bool = False) -> Iterator[Watcher]:
     console = Console()
     with Progress(console=console, disable=quiet or not console.is_terminal) as progress:
         passed = sum(status.status == "passed" for status in plan.info.notebooks)
-        total = sum(len(notebook.pipeline_of(spec)) for spec in plan.models.values()) + 1
+        total = sum(len(pipeline_of(spec)) for spec in plan.models.values()) + 1
         bar = progress.add_task("starting", completed=passed, total=total)
 
         def watch(s: NotebookStatus) -> None:

@@ -24,6 +24,7 @@ from nbhelpers import redact, registry, store, tasks
 from nbhelpers.devices import machine
 from nbhelpers.errors import some
 from nbhelpers.generation import generate
+from nbhelpers.phases import COMPARISON
 from nbhelpers.records import SCHEMA_VERSION, Failure, LabError, ModelRun, Prompt, Record, Result
 from nbhelpers.scoring import rubric
 from nbhelpers.tracking import mlflow_pages
@@ -43,7 +44,7 @@ QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_ST
 QUIET |= {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false"}
 QUIET |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 QUIET |= dict.fromkeys(("MLFLOW_HTTP_REQUEST_TIMEOUT", "PGCONNECT_TIMEOUT"), "9")
-WHOLE = ("07_comparison.ipynb", "07_comparison.html", "index.html", "latency.json")  # of the run
+WHOLE = (f"{COMPARISON}.ipynb", f"{COMPARISON}.html", "index.html", "latency.json")  # of the run
 CHILD_OF = "mlflow.parentRunId"
 COLUMNS = ("prompt_id", "content_type", "repeat", "prompt", "text", "new_tokens", "finish_reason", "error")
 

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import made_runs
 import pytest
+from made_runs import PIPELINE, SERVED
 from test_readme import COMMANDS, RUN
 
 from nbhelpers import registry, store, tasks
@@ -24,6 +25,7 @@ from nbhelpers.devices import machine
 from nbhelpers.generation import latency
 from nbhelpers.loading.checkpoint import inspect
 from nbhelpers.loading.load import LoadingReport
+from nbhelpers.phases import COMPARISON
 from nbhelpers.records import (
     FailOnError,
     Failure,
@@ -35,7 +37,6 @@ from nbhelpers.records import (
     Settings,
 )
 from nbhelpers.runner import kernels
-from nbhelpers.runner.notebook import COMPARISON, PIPELINE, SERVED
 from nbhelpers.runner.plan import Plan, default_jobs, find_run, plan_resume, plan_run
 from nbhelpers.runner.run import _kept, run_models, write_pages
 from nbhelpers.tracking.mlflow_run import TrackingReport

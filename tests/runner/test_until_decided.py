@@ -13,13 +13,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from made_runs import PIPELINE
 from test_run import planned, statuses, steps  # noqa: F401  # a fixture
 
 from nbhelpers import pipeline, registry, store
 from nbhelpers.comparison.compare import ComparisonReport
 from nbhelpers.records import LabError, Result, RunInfo, Settings
 from nbhelpers.runner import kernels
-from nbhelpers.runner.notebook import PIPELINE
 from nbhelpers.runner.plan import Plan, plan_resume, plan_run
 from nbhelpers.runner.run import run_models
 from tools import chaos
