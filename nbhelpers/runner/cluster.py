@@ -94,7 +94,7 @@ def spread(ray: Any, cores: int, whole: Run) -> None:
     if whole.info.looks:
         raise LabError("The option --until-decided takes all models at once: leave out --cluster.")
     settings = replace(whole.info.settings, run_dir=str(whole.folder))
-    runs, pool = {run.folder.name: run for run in whole.runs(settings)}, ThreadPoolExecutor(whole.at_once)
+    runs, pool = {run.folder.name: run for run in whole.runs(settings)}, ThreadPoolExecutor(whole.jobs)
     finish = partial(_finish, whole, pool)
     try:
         inbox = ray.remote(Inbox).options(num_cpus=0, resources={HEAD: 0.001}).remote()

@@ -98,7 +98,7 @@ class Run:
         self.began = time.monotonic() - (info.seconds or 0.0)
         self.refused = False  # --fail-on-error: no further notebook of a model
         self.ending = False  # whatever fails from now on was killed
-        self.lock, self.at_once, self.work = threading.Lock(), info.jobs or 1, list[Future[bool]]()
+        self.lock, self.jobs, self.work = threading.Lock(), info.jobs or 1, list[Future[bool]]()
 
     def execute(self, spread: Callable[[Run], None]) -> RunInfo:
         self.save()
@@ -125,9 +125,10 @@ class Run:
                 settings = self._until_decided(settings, {run.settings.model for run in able})
             runs = self.runs(settings)
             self._together(partial(self.pipeline, run, Phase.ANSWERS, Phase.SCORES) for run in runs)
-            if "judge" not in tasks.load_task(settings.task).kinds():  # a model, which may be large
-                self.at_once *= 2  # no clock runs any more, and kernels that start leave cores idle
-            self._together(partial(self.pipeline, run, Phase.SCORES) for run in runs)
+            judged = "judge" in tasks.load_task(settings.task).kinds()  # by a model, which may be large
+            # No clock runs any more, and kernels that start leave cores idle.
+            at_once = self.jobs if judged else 2 * self.jobs
+            self._together((partial(self.pipeline, run, Phase.SCORES) for run in runs), at_once)
             given = {"run_dir": str(self.folder)}
             self._together([partial(self._notebooks, "", self.folder, (COMPARISON,), given)])
             self.save()  # the report reads it
@@ -144,9 +145,9 @@ class Run:
         given = ((replace(settings, model=model), spec) for model, spec in self.models.items())
         return [ModelRun(own, spec, self.folder / spec.slug, self.limits) for own, spec in given]
 
-    def _together(self, parts: Iterable[Callable[[], bool]]) -> list[bool]:
-        """What the parts return, so many of them at a time."""
-        pool = ThreadPoolExecutor(self.at_once)
+    def _together(self, parts: Iterable[Callable[[], bool]], at_once: int = 0) -> list[bool]:
+        """What the parts return, so many of them at a time; 0: as many as models of the run."""
+        pool = ThreadPoolExecutor(at_once or self.jobs)
         self.work = [pool.submit(part) for part in parts]
         return [future.result() for future in self.work]
 
