@@ -75,11 +75,14 @@ def run(
 ) -> None:
     """Evaluate models (default: the embedded ones) and write the report."""
     from nbhelpers import store
-    from nbhelpers.runner.cluster import connect
     from nbhelpers.runner.plan import absolute, default_jobs, plan_resume, plan_run
     from nbhelpers.runner.run import run_models, watching
 
-    spread = connect(cluster)  # it sets a signal handler
+    spread = None
+    if cluster:
+        from nbhelpers.runner.cluster import join_cluster
+
+        spread = join_cluster(cluster)  # it sets a signal handler
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     allowed = {field.name: options[name] for name, field in LIMITS.items()}
     limits = Limits(**allowed, fail_on_error=_tolerated(fail_on_error))

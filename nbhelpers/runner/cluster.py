@@ -64,11 +64,8 @@ class Inbox:
         return news
 
 
-def connect(address: str) -> Callable[[Run], None]:
-    """What ``run.run`` is to do first, for ``--cluster``: nothing where that is "". LabError without Ray, and
-    where no cluster answers."""
-    if not address:
-        return lambda whole: None
+def join_cluster(address: str) -> Callable[[Run], None]:
+    """What ``run_models`` does first, for --cluster. LabError without Ray and where no cluster answers."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray

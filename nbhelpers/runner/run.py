@@ -44,11 +44,11 @@ def run_models(
     jobs: int = 1,
     limits: Limits = Limits(),
     watch: Watcher = lambda status: None,
-    spread: Callable[[Run], None] = lambda whole: None,
+    spread: Callable[[Run], None] | None = None,
 ) -> RunInfo:
     """Execute a plan, `jobs` models at a time, and return the run's final RunInfo.
 
-    spread: makes first what it can elsewhere (``cluster.connect``).
+    spread: makes first what it can elsewhere (``cluster.join_cluster``).
 
     A model that fails is in there as failed, never raised. KeyboardInterrupt kills the kernels and leaves a
     run that can be resumed. Raises LabError where another process is at this run.
@@ -100,7 +100,7 @@ class Run:
         self.ending = False  # whatever fails from now on was killed
         self.lock, self.jobs, self.work = threading.Lock(), info.jobs or 1, list[Future[bool]]()
 
-    def execute(self, spread: Callable[[Run], None]) -> RunInfo:
+    def execute(self, spread: Callable[[Run], None] | None) -> RunInfo:
         self.save()
         try:
             kernels.serve(self.log)  # it imports for seconds; meanwhile this process does
@@ -111,7 +111,8 @@ class Run:
 
             database = kernels.start(self.log, mlflow_run.init_database)
             settings = replace(self.info.settings, run_dir=str(self.folder))
-            spread(self)
+            if spread:
+                spread(self)
             runs = self.runs(settings)
             begun = self._together(partial(self.pipeline, run, end=Phase.ANSWERS) for run in runs)
             able = list(compress(runs, begun))

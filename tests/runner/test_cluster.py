@@ -113,7 +113,7 @@ def refused(plan: Plan, address: str) -> str:
     """What run.json says of a run's only model after it was given to the cluster."""
     whole = Run(plan, plan.info, lambda status: None)
     whole.save()
-    cluster.connect(address)(whole)
+    cluster.join_cluster(address)(whole)
     first, *rest = whole.info.notebooks
     assert first.status == "failed" and {status.status for status in rest} == {"skipped"}
     return str(first.error)
@@ -135,14 +135,14 @@ def test_a_model_that_no_node_can_hold_is_refused(ray_cluster, tmp_path):
 def test_no_ray_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(LabError, match=r"^The option --cluster needs Ray: install nbhelpers\[cluster\]"):
-        cluster.connect("auto")
+        cluster.join_cluster("auto")
 
 
 @pytest.mark.parametrize("address", ["ray://127.0.0.1:9", "127.0.0.1:9", "ray://no"])
 def test_no_cluster_there_is_one_sentence(address):
     pytest.importorskip("ray", reason=NO_RAY)
     with pytest.raises(LabError, match=f"No Ray cluster can be used at {address}"):
-        cluster.connect(address)
+        cluster.join_cluster(address)
 
 
 PAGE = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text(encoding="utf-8")
