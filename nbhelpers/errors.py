@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
 from nbhelpers.redact import redacted
@@ -35,6 +35,26 @@ class LabError(Exception):
     def _render_traceback_(self) -> list[str]:
         """What IPython shows: the sentence without a traceback, and the kind for the runner."""
         return [f"LabError: {self}", self.kind.value]
+
+
+FAILURES = {  # of exceptions, by the names of their types: what defines them is not imported for that
+    **dict.fromkeys(("TimeoutError", "CellTimeoutError", "APITimeoutError"), Failure.TIMEOUT),
+    **dict.fromkeys(("MemoryError", "OutOfMemoryError"), Failure.OUT_OF_MEMORY),
+    "DeadKernelError": Failure.DEAD_KERNEL,
+    "UnicodeError": Failure.BAD_OUTPUT,
+    "OpenAIError": Failure.SERVER,
+}
+ALLOCATION = ("out of memory", "not enough memory", "can't allocate memory")  # the last is Linux without room
+
+
+def failure_of(error: Exception, kinds: Mapping[str, Failure] = FAILURES) -> Failure:
+    """The kind of an exception by its type; where memory ran out on the CPU or on MPS, by torch's text."""
+    if isinstance(error, LabError):
+        return error.kind
+    if isinstance(error, RuntimeError) and any(words in str(error).lower() for words in ALLOCATION):
+        return Failure.OUT_OF_MEMORY
+    names = (kind.__name__ for kind in type(error).__mro__)
+    return next((kinds[name] for name in names if name in kinds), Failure.OTHER)
 
 
 class NoScore(Exception):

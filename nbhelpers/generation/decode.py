@@ -27,7 +27,6 @@ STEPS = 3  # tokens that an engine is tried with
 # architectures in float32, those that are served right lay below 0.002, the others above 0.06.
 CLOSE, CLOSE_IN_HALF = 0.01, 0.3
 SERVES: WeakKeyDictionary[Any, Engine] = WeakKeyDictionary()  # what was found for each model
-ALLOCATION = ("out of memory", "not enough memory", "can't allocate memory")  # the last is Linux without room
 
 
 @dataclass(frozen=True)
@@ -191,15 +190,3 @@ def _distance(model: Any, engine: Engine, rows: list[list[int]], right: Tensor) 
     with suppress(Exception):  # whatever a model raises that is used in a way it is not made for
         decode_all(model, [row[:-STEPS] for row in rows], [STEPS] * len(rows), follow, engine=engine)
     return apart.median(1).values.max().item()
-
-
-def failure_of(error: Exception) -> Failure:
-    """The kind of an exception by its type; where memory ran out on the CPU or on MPS, by torch's text."""
-    if isinstance(error, LabError):
-        return error.kind
-    full = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in ALLOCATION)
-    if full or isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return Failure.OUT_OF_MEMORY
-    if isinstance(error, TimeoutError):
-        return Failure.TIMEOUT
-    return Failure.BAD_OUTPUT if isinstance(error, UnicodeError) else Failure.OTHER

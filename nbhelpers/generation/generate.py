@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nbhelpers import store, tasks
 from nbhelpers.devices import fit, machine, meters
+from nbhelpers.errors import failure_of
 from nbhelpers.generation import likelihood, server
 from nbhelpers.generation.server import Served
 from nbhelpers.loading import load, tokenization
@@ -174,7 +175,7 @@ def _decoded(
     When memory runs out, half as many are tried with what is left; another failure is that of the rows which
     had begun.
     """
-    from nbhelpers.generation.decode import Finished, decode, engine_for, failure_of
+    from nbhelpers.generation.decode import Finished, decode, engine_for
     from nbhelpers.generation.sampling import maker_sampler, row_seed, sampler
 
     jobs, prepared, task = list[Request](), dict[Prompt, Request](), tasks.load_task(settings.task)
@@ -244,8 +245,6 @@ def sample_of(
     engine: Engine = "loop",
 ) -> Sample:
     """The record of one row, or of its failure; its text ends before the first of the stop strings."""
-    from nbhelpers.generation.decode import failure_of
-
     end, tokens = (row.finish_reason, row.tokens) if row else ("error", ())
     written = tokens[:-1] if end == "eos" else tokens
     thought, text = tokenization.read_answer(loaded.tokenizer, job.ids, written)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nbhelpers import tasks
 from nbhelpers.devices import meters
+from nbhelpers.errors import FAILURES, failure_of
 from nbhelpers.generation import likelihood
 from nbhelpers.loading import load, remote, tokenization
 from nbhelpers.loading.load import Loaded, LoadingReport
@@ -34,6 +35,9 @@ HOT = Settings(temperature=1.5, max_new_tokens=8)  # at which two seeds give two
 COLD = "it gave two seeds one text at a high temperature: it ignores that, and repeats say nothing new"
 UNSTEADY = "it gave one seed two texts: they cannot be made again"
 THOUGHTS = ("reasoning_content", "reasoning")  # the fields of a piece that some servers set apart
+# Of an answer: JSON that is none or of another form, and a stream that breaks off.
+WRONG = FAILURES | dict.fromkeys(("ValueError", "TypeError", "AttributeError"), Failure.BAD_OUTPUT)
+WRONG |= {"EOFError": Failure.SERVER}
 ENDS: dict[str, FinishReason] = {"stop": "eos", "length": "length", "time": "time"}
 
 
@@ -216,7 +220,7 @@ def answers(
             row |= fields_of(ask(served, prompt.text, settings, seed, limit_s, fixed, prompt.before), prompt)
             row["text"] = tokenization.before_stop(row["text"], task.stop)
         except Exception as problem:
-            row, error = {"failure": failure_of(problem)}, problem
+            row, error = {"failure": failure_of(problem, WRONG)}, problem
         share = charge(-1).since(before)
         if error is None:
             row["share_s"] = share.seconds
@@ -249,14 +253,3 @@ def fields_of(answer: Answer, prompt: Prompt) -> dict[str, Any]:
         "latency_s": answer.latency_s,
         "reasoning": "\n\n".join(filter(None, (answer.reasoning.strip(), thought))) or None,
     }
-
-
-def failure_of(error: Exception) -> Failure:
-    """The kind of what ``ask`` raises."""
-    import openai
-
-    if isinstance(error, TimeoutError | openai.APITimeoutError):
-        return Failure.TIMEOUT
-    if isinstance(error, ValueError | TypeError | AttributeError):  # JSON that is none, or of another form
-        return Failure.BAD_OUTPUT
-    return Failure.SERVER if isinstance(error, EOFError | openai.OpenAIError) else Failure.OTHER

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nbhelpers import store
+from nbhelpers.errors import FAILURES, failure_of
 from nbhelpers.records import Failure, LabError, NotebookStatus
 from nbhelpers.redact import redacted
 from nbhelpers.runner import kernels
@@ -26,13 +27,6 @@ from nbhelpers.runner import kernels
 # Tags of cells that a run leaves out: what does not depend on the model, and what is there to learn from.
 LEARNERS = {"alone", "exercise", "solution"}
 PAGE = Path(__file__).parents[1] / "report" / "templates" / "notebook.html"
-KINDS = {
-    "CellTimeoutError": Failure.TIMEOUT,
-    "TimeoutError": Failure.TIMEOUT,
-    "DeadKernelError": Failure.DEAD_KERNEL,
-    "MemoryError": Failure.OUT_OF_MEMORY,
-    "OutOfMemoryError": Failure.OUT_OF_MEMORY,
-}
 GRAMMAR = "rfc3987_syntax"  # of addresses in any script: jsonschema would compile it for 1.5 s, unasked
 Problem = tuple[str, Failure]  # a sentence and its kind
 _exporting = threading.Lock()  # an exporter makes one page at a time
@@ -51,8 +45,8 @@ def run_notebook(
     except LabError as problem:
         found = str(problem), problem.kind
     except Exception as problem:  # papermill, nbclient, kernels and disks have no common base
-        name, first = type(problem).__name__, "".join(str(problem).strip().splitlines()[:1])
-        found = redacted(f"{name}: {first}".removesuffix(": ")), KINDS.get(name, Failure.OTHER)
+        first = "".join(str(problem).strip().splitlines()[:1])
+        found = redacted(f"{type(problem).__name__}: {first}".removesuffix(": ")), failure_of(problem)
     status, seconds = "failed" if found else "passed", round(time.monotonic() - started, 3)
     return NotebookStatus(notebook.stem, model, status, seconds, *(found or ()))  # type: ignore[arg-type]
 
@@ -121,7 +115,7 @@ def notebook_error(path: Path) -> Problem | None:
         value = next(iter(output.evalue.strip().splitlines()), "")
         if output.ename == "LabError":
             return value, Failure(output.traceback[-1])
-        return f"{output.ename}: {value}", KINDS.get(output.ename, Failure.OTHER)
+        return f"{output.ename}: {value}", FAILURES.get(output.ename, Failure.OTHER)
     if missing := sum(cell.execution_count is None for cell in code):
         early = f"the kernel stopped early: {missing} of {len(code)} code cells never ran"
         return early, Failure.DEAD_KERNEL

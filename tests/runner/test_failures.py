@@ -17,7 +17,8 @@ from tiny_models import FEW, PROMPTS, texts, tiny, watch
 
 from nbhelpers import store
 from nbhelpers.devices import machine
-from nbhelpers.generation import decode, generate
+from nbhelpers.errors import failure_of
+from nbhelpers.generation import generate
 from nbhelpers.loading import load
 from nbhelpers.records import FailOnError, Failure, LabError, Limits, Sample, Settings
 from nbhelpers.report import html
@@ -138,7 +139,7 @@ def test_failed_samples_stop_the_run_at_the_policy(tmp_path: Path, policy: FailO
     ],
 )
 def test_failures_have_kinds_by_their_type(error: Exception, kind: Failure) -> None:
-    assert decode.failure_of(error) == kind
+    assert failure_of(error) == kind
 
 
 def test_the_report_counts_failures_by_kind(tmp_path: Path) -> None:
