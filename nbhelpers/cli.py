@@ -40,7 +40,7 @@ def _options(
     """Judge local language models: quality with error bars, speed, memory and cost."""
 
 
-Run = Annotated[str, typer.Argument(help="A run's folder or name, or 'latest'.")]
+RunName = Annotated[str, typer.Argument(help="A run's folder or name, or 'latest'.")]
 INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
 SETTINGS, LIMITS = options_of(Settings), options_of(Limits)
 
@@ -190,7 +190,7 @@ def doctor() -> None:
 
 
 @app.command()
-def report(run: Run = "latest") -> None:
+def report(run: RunName = "latest") -> None:
     """Write a run's HTML report again, and the index of all runs."""
     from nbhelpers.report import html
     from nbhelpers.runner.plan import find_run
@@ -211,7 +211,7 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Its place here.
     if uri.startswith("http"):
         print(mlflow_run.shown_uri().rstrip("/") + link)
         return
-    server = mlflow_pages.serve(uri, store.outputs_dir(), port)
+    server = mlflow_pages.serve_ui(uri, store.outputs_dir(), port)
     try:
         print(f"http://127.0.0.1:{port}{link}", flush=True)
         raise typer.Exit(server.wait())
@@ -223,7 +223,7 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Its place here.
 
 @app.command()
 def label(
-    run: Run = "latest",
+    run: RunName = "latest",
     read: Annotated[
         list[Path] | None, typer.Option(help="A filled-in sheet, named after its rater; may be repeated.")
     ] = None,

@@ -11,13 +11,13 @@ import typer
 from nbhelpers.options import Choice, with_options
 from nbhelpers.records import LabError
 
-LOG = "A log, a folder of logs, or a run; LOG#MODEL takes one model of several."
+LOG_HELP = "A log, a folder of logs, or a run; LOG#MODEL takes one model of several."
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 
 
 @with_options(Choice)
 def compare(
-    files: Annotated[list[str], typer.Argument(metavar="LOG...", help=LOG)],
+    files: Annotated[list[str], typer.Argument(metavar="LOG...", help=LOG_HELP)],
     out: Annotated[Path | None, typer.Option(help="Write comparison.json and index.html here.")] = None,
     export: Annotated[Path | None, typer.Option(help="Write a run's samples here, as lm-eval does.")] = None,
     dataset: Annotated[
@@ -51,7 +51,7 @@ def compare(
 
 @with_options(Choice)
 def gate(
-    baseline: Annotated[str, typer.Argument(help=LOG)],
+    baseline: Annotated[str, typer.Argument(help=LOG_HELP)],
     candidate: Annotated[str, typer.Argument(help="What must not be worse.")],
     budget: Annotated[
         list[str] | None, typer.Option(help="latency=1.2: at most 1.2 times the baseline's; or cost, ttft.")
@@ -68,7 +68,7 @@ def gate(
 
     choice = Choice(**options)
     old, new = (read.read(*_log(file), choice) for file in (baseline, candidate))
-    found = gate.gate(old, new, choice, dict(map(_budget, budget or [])))
+    found = gate.gate_logs(old, new, choice, dict(map(_budget, budget or [])))
     for out, template in ((junit, "gate.xml"), (markdown, "gate.md")):
         if out:
             store.write_text(out, [html.words(template, found=found)])

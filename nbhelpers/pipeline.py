@@ -51,7 +51,7 @@ def make(run: ModelRun, through: Step) -> None:
     the steps do.
     """
     wanted = STEPS[: STEPS.index(through) + 1]
-    place = machine.make_report(run)
+    place = machine.make_device(run)
     if "loading" in wanted:
         _make_rows(run, place, [purpose for purpose in get_args(generate.Purpose) if purpose in wanted])
     for step in (step for step in wanted if step in COMPUTED):

@@ -209,7 +209,7 @@ def _check_item(task: Task, item: Prompt) -> None:
                 raise LabError(f"the field {name!r} is missing, which the scorer {scorer.name} needs.")
         if "choices" in KINDS[scorer.kind].needs:
             right_choices(item)
-        if scorer.kind == "number" and not all(number(one).is_finite() for one in item.target):
+        if scorer.kind == "number" and not all(parse_number(one).is_finite() for one in item.target):
             raise LabError(f"a target of {', '.join(item.target)} is no finite number.")
 
 
@@ -224,7 +224,7 @@ def right_choices(item: Prompt) -> list[int]:
     return sorted(map(LETTERS.index, found))
 
 
-def number(text: str) -> Decimal:
+def parse_number(text: str) -> Decimal:
     """A number as people write it, 1,234.5 and 5% included. LabError for what is none."""
     try:
         plain = text.translate(str.maketrans("−", "-", "$€£%"))

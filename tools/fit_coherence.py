@@ -299,7 +299,7 @@ class Network(nn.Module):
         nn.init.normal_(self.classes.weight, std=0.3)
         self.first, self.last = nn.Linear(features + 2 * BESIDE, HIDDEN), nn.Linear(HIDDEN, 1)
         self.wider = nn.ModuleList(
-            nn.Conv1d(HIDDEN, HIDDEN, 3, padding=step, dilation=step) for step in coherence.STEPS
+            nn.Conv1d(HIDDEN, HIDDEN, 3, padding=step, dilation=step) for step in coherence.DILATIONS
         )
 
     def forward(self, joints: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

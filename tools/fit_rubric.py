@@ -94,10 +94,10 @@ def asked(row: Text) -> tuple[str, str, str]:
     return row.text, row.prompt, row.content_type
 
 
-def counted(rows: Sequence[Text]) -> rubric.Rated:
+def counted(rows: Sequence[Text]) -> rubric.RatedTexts:
     """The rated texts as ``rubric.fit`` takes them."""
     measures = [rubric.measures(*asked(row)) for row in rows]
-    return rubric.Rated(
+    return rubric.RatedTexts(
         tuple(row.id for row in rows),
         tuple(measures[0]),
         np.array([list(found.values()) for found in measures]),
@@ -106,10 +106,10 @@ def counted(rows: Sequence[Text]) -> rubric.Rated:
     )
 
 
-def part(rated: rubric.Rated, chosen: Sequence[int]) -> rubric.Rated:
+def part(rated: rubric.RatedTexts, chosen: Sequence[int]) -> rubric.RatedTexts:
     ids, rows = tuple(rated.ids[i] for i in chosen), np.array(chosen)
     columns = (values[rows] for values in (rated.measures, rated.readings, rated.weights))
-    return rubric.Rated(ids, rated.names, *columns)
+    return rubric.RatedTexts(ids, rated.names, *columns)
 
 
 def folds(groups: Sequence[str], count: int = 10) -> list[list[int]]:
@@ -119,7 +119,7 @@ def folds(groups: Sequence[str], count: int = 10) -> list[list[int]]:
     return [[i for i, group in enumerate(groups) if places[group] == fold] for fold in range(count)]
 
 
-def left_out(rated: rubric.Rated, parts: Sequence[Sequence[int]]) -> Array:
+def left_out(rated: rubric.RatedTexts, parts: Sequence[Sequence[int]]) -> Array:
     """[texts, readings]: what each text gets from a fit without the part that it is in."""
     found = np.empty_like(rated.readings)
     for rows in parts:
@@ -128,11 +128,11 @@ def left_out(rated: rubric.Rated, parts: Sequence[Sequence[int]]) -> Array:
     return found
 
 
-def by_prompt(rows: Sequence[Text], rated: rubric.Rated) -> Array:
+def by_prompt(rows: Sequence[Text], rated: rubric.RatedTexts) -> Array:
     return left_out(rated, folds([row.prompt for row in rows]))
 
 
-def by_kind(rows: Sequence[Text], rated: rubric.Rated) -> Array:
+def by_kind(rows: Sequence[Text], rated: rubric.RatedTexts) -> Array:
     return left_out(rated, folds([row.kind for row in rows], len({row.kind for row in rows})))
 
 

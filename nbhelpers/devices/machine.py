@@ -115,16 +115,16 @@ def pick_dtype(device: str, supported: tuple[str, ...], wanted: str = "auto") ->
     return "float32", "fidelity first, and many CPUs emulate the half formats, slowly"
 
 
-def read_report(run: ModelRun) -> DeviceReport:
+def read_device(run: ModelRun) -> DeviceReport:
     return store.read_json(run.folder / "device.json", DeviceReport)
 
 
-def make_report(run: ModelRun) -> DeviceReport:
+def make_device(run: ModelRun) -> DeviceReport:
     """device.json: the one there if it answers what is asked, else a new one."""
     path, asked = run.folder / "device.json", run.settings
     dtype = records.SHORT_DTYPES.get(asked.dtype, asked.dtype)
     if path.exists():
-        old = read_report(run)
+        old = read_device(run)
         if dtype == (old.dtype if old.dtype_asked else "auto") and asked.device in ("auto", old.device):
             return old
     store.write_json(path, report := detect(asked.device, dtype))

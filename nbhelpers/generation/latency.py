@@ -127,7 +127,7 @@ def _fit(runs: Sequence[ModelRun]) -> bool:
 @contextmanager
 def opened(run: ModelRun) -> Iterator[Loaded | Served]:
     """The model of a run: loaded here, or asked at its server."""
-    place = None if run.spec.kind == "server" else machine.read_report(run)
+    place = None if run.spec.kind == "server" else machine.read_device(run)
     model = server.open_model(run.spec, *((place.device, place.dtype) if place else ()))
     try:
         yield model

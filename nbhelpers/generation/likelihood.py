@@ -146,7 +146,7 @@ def check_server(spec: ModelSpec, kinds: Sequence[str]) -> None:
     refusals.append(openai.InternalServerError)  # llama-cpp-python's without --logits_all
     for kind in kinds:
         reported: Any = {}
-        with remote.one_sentence(address, "tells no log-likelihood"), suppress(*refusals):
+        with remote.client_errors(address, "tells no log-likelihood"), suppress(*refusals):
             reported = of_server(remote.client_of(address), model, (kind,), FIRST_ANSWER_S, trial)
         if not reported:
             instead = "load the model here" + (", or take the scorer letter" if kind == "choices" else "")

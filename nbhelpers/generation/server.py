@@ -84,11 +84,11 @@ def connect(spec: ModelSpec) -> Served:
     """
     started = time.perf_counter()
     address, _, model = spec.source.partition("#")
-    spec = remote.inspect(spec)
+    spec = remote.look_up(spec)
     source = f"{address}#{spec.alias.removeprefix('server:')}"
     known = spec.alias, spec.slug, str(spec.revision), source, spec.family, spec.parameters, spec.context
     report = LoadingReport(*known, engine="server", ids_digests={})
-    with remote.one_sentence(address, f"does not answer as the model {model!r}"):
+    with remote.client_errors(address, f"does not answer as the model {model!r}"):
         served = _negotiated(Served(spec, remote.client_of(address), report, tuple(OPTIONS)), address)
         texts = [ask(served, "Once", HOT, seed, likelihood.FIRST_ANSWER_S).text for seed in (1, 2, 1)]
     notes = (UNMEASURED, *(OPTIONS[name] for name in OPTIONS if name not in served.options))

@@ -55,7 +55,7 @@ def refusal(name: str, why: str, kind: Failure = Failure.USAGE) -> LabError:
 
 
 @contextmanager
-def one_sentence(what: str) -> Iterator[None]:
+def library_errors(what: str) -> Iterator[None]:
     """Whatever a broken model makes the libraries raise, as one sentence, without their advice and bars."""
     from transformers.utils import logging
 
@@ -77,10 +77,10 @@ def one_sentence(what: str) -> Iterator[None]:
 def inspect(spec: ModelSpec) -> ModelSpec:
     """A model of this disk checked and described, a server's as the server says, any other as it is.
 
-    Raises LabError as check_folder and remote.inspect.
+    Raises LabError as check_folder and remote.look_up.
     """
     if spec.kind == "server":
-        return remote.inspect(spec)
+        return remote.look_up(spec)
     if folder := registry.folder_of(spec):
         check_folder(folder, spec.alias)
         return describe(spec, folder)
@@ -211,13 +211,13 @@ def read_json_file(path: Path, name: str) -> dict[str, Any]:
     return data
 
 
-def read_config(folder: Path, name: str) -> Any:
+def model_config(folder: Path, name: str) -> Any:
     """config.json as transformers reads it, with what its class assumes. Raises LabError."""
     from transformers import AutoConfig
 
     # A configuration may ask for a dtype or a kind of output that has nothing to do with the weights.
     given = {"dtype": "float32", "return_dict": True, "local_files_only": True, "trust_remote_code": False}
-    with one_sentence(f"configuration of the model {name!r}"):
+    with library_errors(f"configuration of the model {name!r}"):
         config = AutoConfig.from_pretrained(folder, **given)
         check_config(config.to_dict(), name)
     return config
@@ -236,22 +236,22 @@ def describe(spec: ModelSpec, folder: Path, trunk: Path | None = None) -> ModelS
         found = describe(base, trunk) if trunk else inspect(base)
         found = replace(found, alias=spec.alias, source=spec.source, kind=spec.kind, sha256={}, revision=None)
         return replace(found, base=base.alias, prompt_format="chat" if chat else found.prompt_format)
-    config = read_config(folder, spec.alias)
+    config = model_config(folder, spec.alias)
     text = config.get_text_config(decoder=True)  # of a multimodal model its part for text
-    heads, width = _first(text, "num_attention_heads"), _first(text, "hidden_size")
+    heads, width = _positive(text, "num_attention_heads"), _positive(text, "hidden_size")
     return replace(
         spec,
         family=config.model_type,
         parameters=count_parameters(folder, spec.alias),
         context=context_of(text, tokenizer.get("model_max_length")),
         prompt_format="chat" if chat and spec.family == "unknown" else spec.prompt_format,
-        layers=_first(text, "num_hidden_layers"),
-        kv_heads=_first(text, "num_key_value_heads") or heads,
-        head_dim=_first(text, "head_dim") or (width and heads and width // heads),
+        layers=_positive(text, "num_hidden_layers"),
+        kv_heads=_positive(text, "num_key_value_heads") or heads,
+        head_dim=_positive(text, "head_dim") or (width and heads and width // heads),
     )
 
 
-def _first(config: Any, *names: str) -> int | None:
+def _positive(config: Any, *names: str) -> int | None:
     """The first of a configuration's attributes that is a positive whole number."""
     found = (getattr(config, name, None) for name in names)
     return next((value for value in found if type(value) is int and value > 0), None)
@@ -260,7 +260,7 @@ def _first(config: Any, *names: str) -> int | None:
 def context_of(config: Any, tokenizer_limit: Any = None) -> int:
     """The longest sequence in tokens: the configuration's, else a sane tokenizer limit, else 2,048."""
     sane = isinstance(tokenizer_limit, int) and 0 < tokenizer_limit < 10_000_000
-    limit = _first(config, "max_position_embeddings", "max_seq_len", "seq_length")
+    limit = _positive(config, "max_position_embeddings", "max_seq_len", "seq_length")
     return limit or (tokenizer_limit if sane else DEFAULT_CONTEXT)
 
 

@@ -18,8 +18,8 @@ from nbhelpers.loading import checkpoint
 from nbhelpers.records import Failure, LabError, ModelSpec
 
 # Everything that from_pretrained needs and nothing that runs code: no pickles, no .py files.
-FILES = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json", "modules.json"]
-FILES += checkpoint.SMALL_FILES
+PATTERNS = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json", "modules.json"]
+PATTERNS += checkpoint.SMALL_FILES
 
 
 def download(spec: ModelSpec) -> Path:
@@ -51,7 +51,7 @@ def _fetch(source: str, revision: str | None) -> Path:
     except errors.RemoteEntryNotFoundError:
         raise checkpoint.no_weights(source, hf.list_repo_files(source, revision=commit)) from None
     checkpoint.check_config(checkpoint.read_json_file(config, source), source)
-    folder = Path(hf.snapshot_download(source, revision=commit, allow_patterns=FILES))
+    folder = Path(hf.snapshot_download(source, revision=commit, allow_patterns=PATTERNS))
     if not any(folder.glob("*.safetensors")):
         raise checkpoint.no_weights(source, hf.list_repo_files(source, revision=folder.name))
     verified = folder.parents[1] / "verified" / folder.name

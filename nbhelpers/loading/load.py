@@ -90,11 +90,11 @@ def fetch(spec: ModelSpec) -> Path:
 def file_digest(path: Path) -> str:
     """sha256 of a file, computed once per process for each (path, size, time of change)."""
     status = path.stat()
-    return _digest(path, status.st_size, status.st_mtime_ns)
+    return _sha256(path, status.st_size, status.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=256)
-def _digest(path: Path, size: int, changed: int) -> str:
+def _sha256(path: Path, size: int, changed: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -123,7 +123,7 @@ def load(model: str | ModelSpec, device: str = "auto", dtype: str = "auto") -> L
     model that does not fit, cannot be read, is no causal language model, or contradicts itself.
     """
     spec = model if isinstance(model, ModelSpec) else registry.resolve(str(model))
-    with checkpoint.one_sentence("library transformers"):  # importing is not timed
+    with checkpoint.library_errors("library transformers"):  # importing is not timed
         from transformers import GenerationMixin, PreTrainedModel  # noqa: F401
 
     place, random, notes = machine.detect(device, dtype), spec.kind == "shape", list[str]()
@@ -143,14 +143,14 @@ def load(model: str | ModelSpec, device: str = "auto", dtype: str = "auto") -> L
     machine.reset_peak(place.device)
     rss_before = machine.resident_memory()
     started = time.perf_counter()
-    with checkpoint.one_sentence(f"tokenizer of the model {spec.alias!r}"):
+    with checkpoint.library_errors(f"tokenizer of the model {spec.alias!r}"):
         own = any((folder / name).is_file() for name in checkpoint.VOCABULARIES)
         words = tokenization.load_tokenizer(folder if own else trunk)
-    with checkpoint.one_sentence(f"model {spec.alias!r}"):
+    with checkpoint.library_errors(f"model {spec.alias!r}"):
         if random:
             net = weights.random_model(spec, place.device, place.dtype)
         else:
-            net, notes = weights.read(trunk, spec.alias, place.dtype)
+            net, notes = weights.saved_model(trunk, spec.alias, place.dtype)
             net = (weights.merge(net, folder, spec.alias) if base else net).eval().to(place.device)
         machine.synchronize(place.device)
         load_s = time.perf_counter() - started

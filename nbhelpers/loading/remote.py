@@ -24,9 +24,9 @@ from nbhelpers.records import Failure, LabError, ModelSpec
 if TYPE_CHECKING:
     from openai import OpenAI
 
-KEYS = ("NBHELPERS_SERVER_KEY", "OPENAI_API_KEY")  # variables of the environment; the first that is set
+KEY_VARIABLES = ("NBHELPERS_SERVER_KEY", "OPENAI_API_KEY")  # of the environment; the first that is set
 RETRIES = 2  # after 408, 409, 429, 5xx and lost connections; the client waits as long as Retry-After says
-GRACE_S = 1.0  # beyond a request's limit, for those who look at it themselves
+LATE_S = 1.0  # beyond a request's limit, for those who look at it themselves
 LIST_S = 10.0  # that a list of models may take
 SAID = ("id", "root", "max_model_len", "meta")  # of a model in a server's list: what it is
 
@@ -45,7 +45,7 @@ def client_of(address: str) -> OpenAI:
     import openai
 
     def limited(response: Any) -> None:  # though comments or bytes come again and again
-        parts, most = response.iter_raw, response.request.extensions["timeout"]["read"] + GRACE_S
+        parts, most = response.iter_raw, response.request.extensions["timeout"]["read"] + LATE_S
 
         def iter_raw(*size: Any) -> Iterator[bytes]:
             for part in parts(*size):
@@ -64,20 +64,20 @@ def client_of(address: str) -> OpenAI:
     http = openai.DefaultHttpxClient(
         event_hooks={"request": [started], "response": [limited]}, trust_env=not local
     )
-    key = next(filter(None, (os.environ.get(name, "").strip() for name in KEYS)), "none")
+    key = next(filter(None, (os.environ.get(name, "").strip() for name in KEY_VARIABLES)), "none")
     base = address.removesuffix("/completions").removesuffix("/chat")
     return openai.OpenAI(base_url=base, api_key=key, max_retries=RETRIES, http_client=http)
 
 
 def list_models(address: str) -> dict[str, dict[str, Any]]:
     """The entries of a server's list by the model's id; most hold little. Raises LabError."""
-    with one_sentence(address, "gives no list of models"), client_of(address) as client:
+    with client_errors(address, "gives no list of models"), client_of(address) as client:
         CLOCK.until = math.inf
         entries = client.with_options(timeout=LIST_S).models.list().data
         return {str(entry.id): entry.model_dump() for entry in entries or []}
 
 
-def inspect(spec: ModelSpec) -> ModelSpec:
+def look_up(spec: ModelSpec) -> ModelSpec:
     """The spec with what its server says of the model. Raises LabError for a server that is down, and for a
     model that it lacks, with the nearest of its own.
 
@@ -99,7 +99,7 @@ def inspect(spec: ModelSpec) -> ModelSpec:
 
 
 @contextmanager
-def one_sentence(address: str, trouble: str) -> Iterator[None]:
+def client_errors(address: str, trouble: str) -> Iterator[None]:
     """What the client raises about a server as a whole, as a LabError."""
     import openai
 
@@ -112,7 +112,7 @@ def one_sentence(address: str, trouble: str) -> Iterator[None]:
             f"The server {address} {why}: start it, or correct the address.", Failure.SERVER
         ) from None
     except openai.AuthenticationError:
-        key = f"put its key into the variable {KEYS[0]} or {KEYS[1]}"
+        key = f"put its key into the variable {KEY_VARIABLES[0]} or {KEY_VARIABLES[1]}"
         raise LabError(f"The server {address} refuses the key: {key}.", Failure.SERVER) from None
     except (openai.OpenAIError, ValueError, AttributeError, TypeError, EOFError) as error:
         first = f"{type(error).__name__}: {error}".splitlines()[0][:200]

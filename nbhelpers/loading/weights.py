@@ -20,11 +20,11 @@ PREFIX = ("cpmant", "xlnet")  # families that read the prompt both ways, and the
 SEED = 0
 
 
-def read(folder: Path, name: str, dtype: str) -> tuple[Any, list[str]]:
+def saved_model(folder: Path, name: str, dtype: str) -> tuple[Any, list[str]]:
     """The saved model, and what was set aside of its configuration. Raises LabError."""
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    config, notes = checkpoint.read_config(folder, name), []
+    config, notes = checkpoint.model_config(folder, name), []
     if type(config) not in AutoModelForCausalLM._model_mapping:
         why = f"is of the kind {config.model_type}, which transformers does not load for text alone"
         raise checkpoint.refusal(name, f"{why}: name one that is for text.")

@@ -40,7 +40,7 @@ class GateReport(Record):
     schema_version: int = SCHEMA_VERSION
 
 
-def gate(
+def gate_logs(
     baseline: Sequence[Log], candidate: Sequence[Log], choice: Choice, budgets: dict[str, float] | None = None
 ) -> GateReport:
     """Is no metric of the candidate worse by the margin, and no mean above its budget? All tests at 5%.

@@ -30,7 +30,7 @@ from nbhelpers.runner import kernels
 from nbhelpers.runner.plan import Plan
 from nbhelpers.runner.run import Run
 
-FILES = "[!.]*"  # of a model's folder, without locks
+MODEL_FILES = "[!.]*"  # of a model's folder, without locks
 ROWS = "samples.jsonl"  # only grows: its new lines are sent as they come, other files when a notebook ends
 EVERY_S = 1.0  # between two looks for new rows, and at the inbox
 HEAD = "node:__internal_head__"  # Ray's name of a resource that only the head node has
@@ -102,7 +102,7 @@ def spread(ray: Any, cores: int, whole: Run) -> None:
             if run.spec.kind == "server" or not _missing(run, known):
                 finish(run)
                 continue
-            files = {path.name: path.read_bytes() for path in run.folder.glob(FILES)}
+            files = {path.name: path.read_bytes() for path in run.folder.glob(MODEL_FILES)}
             wanted[slug] = needs(run, cores, "GPU" in ray.cluster_resources())
             task = ray.remote(work).options(**wanted[slug])
             tasks[slug] = task.remote(inbox, info, str(whole.folder), (files, known))
@@ -217,7 +217,7 @@ def work(inbox: Any, info: RunInfo, home: str, made: Made) -> None:
         for name, data in files.items():
             (folder / name).write_bytes(data)
 
-        def send(status: NotebookStatus | None = None, names: str = FILES) -> None:
+        def send(status: NotebookStatus | None = None, names: str = MODEL_FILES) -> None:
             with lock:
                 now = {path.name: path.read_bytes() for path in folder.glob(names)}
                 now = {name: data.replace(scratch.encode(), home.encode()) for name, data in now.items()}

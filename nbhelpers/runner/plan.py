@@ -46,7 +46,7 @@ def plan_run(models: Sequence[str], settings: Settings, out: str = "", until_dec
     if task is not tasks.POSTS:
         from nbhelpers.scoring import reference
 
-        reference.check(task)
+        reference.check_scorers(task)
     names = models or registry.embedded_models()
     specs = tuple(registry.tell_apart(inspect(registry.resolve(name)) for name in names))
     if settings.top_k and any(spec.kind == "server" for spec in specs):

@@ -62,13 +62,13 @@ def run_models(
     try:
         with FileLock(plan.run_dir / ".lock", timeout=0), kernels.environment(threads):
             old = (plan.run_dir / "run.json").exists()
-            return Run(plan, replace(info, notebooks=_kept(plan) if old else ()), watch).execute(spread)
+            return Run(plan, replace(info, notebooks=_valid(plan) if old else ()), watch).execute(spread)
     except Timeout:
         busy = f"The run {plan.run_dir} is being executed by another process"
         raise LabError(f"{busy}: wait, or stop it.") from None
 
 
-def _kept(plan: Plan) -> tuple[NotebookStatus, ...]:
+def _valid(plan: Plan) -> tuple[NotebookStatus, ...]:
     """What has passed before, once half rows are cut off: nothing of a model that lost or failed a row, and
     no more than its answers where a file that decides their scores has changed."""
     from nbhelpers.scoring import reference

@@ -32,7 +32,7 @@ BREAK, NUMBER, NAME, UNKNOWN = "<p>", "<num>", "<name>", "<bad>"
 SPECIAL = (BREAK, NUMBER, NAME, UNKNOWN, *(f"<rare:{suffix}>" for suffix in ("", *_SUFFIXES)))
 RUNS = (("words", (1, 2, 3, 4)), ("classes", (2, 3, 4, 5)))  # the orders that are counted
 OWN = 16  # added to the level of a run that stands in the authored passages
-STEPS = (1, 2, 4)  # how far each layer of the network looks to both sides
+DILATIONS = (1, 2, 4)  # how far each layer of the network looks to both sides
 _MIXED, _SHIFTS = np.uint64(0x9E3779B97F4A7C15), (np.uint64(31), np.uint64(29))
 
 
@@ -109,7 +109,7 @@ class English:
         beside = classes[self.classes[tokens]]
         seen = np.hstack([(joints - mean) / scale, beside[:-1], beside[1:]])
         seen = np.maximum(seen @ first + bias, 0)
-        for step, weights, bias in zip(STEPS, wider, biases, strict=True):
+        for step, weights, bias in zip(DILATIONS, wider, biases, strict=True):
             padded = np.pad(seen, ((step, step), (0, 0)))
             three = np.hstack([padded[: len(seen)], seen, padded[2 * step :]])
             seen = seen + np.maximum(three @ weights + bias, 0)
@@ -142,7 +142,7 @@ def english() -> English:
         raise LabError(f"coherence.npz in the data folder is not usable ({error}): restore it.") from None
 
 
-def measures(text: str) -> dict[str, float]:
+def features(text: str) -> dict[str, float]:
     """What tells whether a text hangs together: of its joints, its words and its sentences."""
     model = english()
     tokens = model.tokens(text)

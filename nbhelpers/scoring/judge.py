@@ -60,13 +60,13 @@ def rate(loaded: Judge, asked: str, low: int = 1, high: int = 10) -> JudgeScore:
 
     LabError when the tokenizer cannot tell the ratings apart.
     """
-    found = chances(loaded, asked, [*map(str, range(low, high + 1))])
+    found = probabilities(loaded, asked, [*map(str, range(low, high + 1))])
     mass = sum(found)
     expected = sum(rating * p for rating, p in enumerate(found, low)) / mass if mass > 0 else None
     return JudgeScore(expected if mass >= LEAST_MASS else None, expected, mass)
 
 
-def chances(loaded: Judge, asked: str, known: Sequence[str]) -> list[float]:
+def probabilities(loaded: Judge, asked: str, known: Sequence[str]) -> list[float]:
     """Probability of each of the known answers to a question; [] where it exceeds the model's context.
 
     That of an answer is the product over all its tokens, as the tokenizer writes it after the question; that
@@ -104,7 +104,7 @@ def _tokens(loaded: Loaded, question: str, known: Sequence[str]) -> tuple[list[i
 
 def _said(served: Served, asked: str) -> str:
     """What a server's model says, without marks around it and "Rating:" before it. LabError for no answer."""
-    with remote.one_sentence(served.report.source.partition("#")[0], "does not judge"):
+    with remote.client_errors(served.report.source.partition("#")[0], "does not judge"):
         answer = server.ask(served, asked, SAYS, 0, Limits().generation_s)
         if answer.finish_reason == "time":
             raise EOFError(f"no whole answer within {Limits().generation_s:g} s")

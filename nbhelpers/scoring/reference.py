@@ -31,7 +31,7 @@ from nbhelpers.scoring.texts import compared, json_schema, library, normalised, 
 from nbhelpers.stats.estimate import grouped, pass_at
 from nbhelpers.tasks import LETTERS, Scorer, Task
 
-LIBRARIES = {"chrf": "sacrebleu", "rouge": "rouge_score.rouge_scorer"}
+SCORER_LIBRARIES = {"chrf": "sacrebleu", "rouge": "rouge_score.rouge_scorer"}
 _DIGITS = r"\d{1,3}(?:,\d{3})+(?!\d)|\d+|(?<!\.)(?=\.\d)"
 _NUMBER = re.compile(rf"(?<!\w)(?<!\d\.)[-−]?[$€£]?(?:{_DIGITS})(?:\.\d+)?(?:e[-+]?\d+)?%?", re.IGNORECASE)
 Options = Mapping[str, Any]
@@ -67,10 +67,10 @@ def number(text: str, item: Prompt, options: Options) -> float:
     if not found:
         return 0.0
     tolerance, relative = (Decimal(str(options[name])) for name in ("tolerance", "relative"))
-    for target in map(tasks.number, item.target):
+    for target in map(tasks.parse_number, item.target):
         near = max(tolerance, relative * abs(target), min(Decimal(1), abs(target)) / 10**9)
         with suppress(ArithmeticError, LabError):  # too large to be near any
-            if abs(tasks.number(found[-1]) - target) <= near:
+            if abs(tasks.parse_number(found[-1]) - target) <= near:
                 return 1.0
     return 0.0
 
@@ -140,7 +140,7 @@ def own_function(folder: Path, name: str) -> Callable[[str, Prompt], Any]:
     return found
 
 
-def check(task: Task) -> None:
+def check_scorers(task: Task) -> None:
     """LabError for a schema, a function, a judge or a primary score of the task's that cannot be used."""
     if task.primary not in (known := worst(task)):
         raise LabError(f"The task {task.name} has no score {task.primary!r}: {nearest(task.primary, known)}.")
@@ -149,8 +149,8 @@ def check(task: Task) -> None:
             inspect(registry.resolve(scorer.options["model"]))
         if scorer.kind == "json":
             validator(scorer.options["folder"] / scorer.options["schema"])
-        if scorer.kind in LIBRARIES:
-            library(LIBRARIES[scorer.kind])
+        if scorer.kind in SCORER_LIBRARIES:
+            library(SCORER_LIBRARIES[scorer.kind])
         if scorer.kind == "python":
             own_function(scorer.options["folder"], scorer.options["function"])
 
@@ -195,7 +195,7 @@ def likely(scorer: Scorer, item: Prompt, text: str, logprobs: Logprobs) -> dict[
     return {n: float(x.index(max(x)) in places) for n, x in zip(names, (sums, each), strict=True)}
 
 
-def score_text(task: Task, item: Prompt, text: str, logprobs: Logprobs = None) -> dict[str, float]:
+def score_answer(task: Task, item: Prompt, text: str, logprobs: Logprobs = None) -> dict[str, float]:
     """Every score that an answer, without its reasoning, has, by name. Raises NoScore where it has none.
 
     logprobs: the sample's. None: of a text alone, which stands for the choice that it is.
@@ -261,11 +261,11 @@ def scored(settings: Settings, samples: Iterable[Sample], limits: Limits = Limit
     task = tasks.load_task(settings.task)
     if task is tasks.POSTS:
         return rubric.score_samples([*samples])
-    found = _scored(task, settings, samples, limits.at_once)
+    found = _task_scores(task, settings, samples, limits.at_once)
     return with_passes(task, [*found]) if task.pass_at else found
 
 
-def _scored(task: Task, settings: Settings, samples: Iterable[Sample], at_once: int) -> Iterator[Score]:
+def _task_scores(task: Task, settings: Settings, samples: Iterable[Sample], at_once: int) -> Iterator[Score]:
     items = {item.id: item for item in tasks.items(settings)}
 
     def one(sample: Sample) -> Score:

@@ -33,7 +33,7 @@ SCORE_NAMES = tuple(LOWEST)
 
 
 @dataclass(frozen=True)
-class Rated:
+class RatedTexts:
     """data/rubric.csv: what was counted in the rated texts, and what readers gave them."""
 
     ids: tuple[str, ...]
@@ -72,7 +72,7 @@ def alike(a: Array, b: Array) -> Array:
     return np.asarray(np.exp(-squared / size) + SLOPE * product / size + 1)
 
 
-def fit(rated: Rated) -> Fitted:
+def fit(rated: RatedTexts) -> Fitted:
     """Kernel ridge regression (Saunders, Gammerman and Vovk 1998) of the readings on the measures."""
     mean, spread = rated.measures.mean(0), rated.measures.std(0) + 1e-9
     known = np.clip((rated.measures - mean) / spread, -FAR, FAR)
@@ -81,7 +81,7 @@ def fit(rated: Rated) -> Fitted:
 
 
 @cache
-def rated_texts() -> Rated:
+def rated_texts() -> RatedTexts:
     """What data/rubric.csv holds. Raises LabError where it cannot be used."""
     try:
         with (store.data_dir() / "rubric.csv").open(encoding="utf-8", newline="") as file:
@@ -93,7 +93,7 @@ def rated_texts() -> Rated:
         raise LabError(f"rubric.csv in the data folder is not usable ({error}): restore it.") from None
     cut = len(head) - 2 - len(READINGS)
     ids, names = tuple(row[0] for row in rows), tuple(head[1 : cut + 1])
-    return Rated(ids, names, table[:, :cut], table[:, cut:-1], table[:, -1])
+    return RatedTexts(ids, names, table[:, :cut], table[:, cut:-1], table[:, -1])
 
 
 @cache
@@ -113,7 +113,7 @@ def measures(text: str, prompt: str, content_type: str) -> dict[str, float]:
     topic = texts.topic_stems(prompt)
     touched = [topic.intersection(texts.stems(sentence)) for sentence in own]
     added = min(1.0, len(found) / max(1, len(texts.words(text))))
-    return coherence.measures(texts.without_prompt(text, prompt).strip()) | {
+    return coherence.features(texts.without_prompt(text, prompt).strip()) | {
         "covered": len(frozenset().union(*touched)) / max(1, len(topic)),  # of the words of the topic
         "touching": sum(map(bool, touched)) / max(1, len(own)),  # sentences that name one
         "particulars": min(1.0, sum(exact) / 3),  # sentences with a figure, a weekday or a month

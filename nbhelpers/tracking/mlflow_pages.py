@@ -80,7 +80,7 @@ def traces_of(uri: str, experiment: str, run: str) -> list[Trace]:
     return list(TracingClient(uri).search_traces(**asked, include_spans=False))
 
 
-def rate(uri: str, experiment: str, run: str, given: Mapping[str, Mapping[str, float]]) -> None:
+def log_ratings(uri: str, experiment: str, run: str, given: Mapping[str, Mapping[str, float]]) -> None:
     """Add ratings to a run's traces; one that is there stays one.
 
     given: "judge MODEL", or whatever people are called -> sample key -> rating.
@@ -98,7 +98,7 @@ def rate(uri: str, experiment: str, run: str, given: Mapping[str, Mapping[str, f
                 TracingClient(uri).log_assessment(trace.info.trace_id, rated)
 
 
-def serve(uri: str, outputs: Path, port: int) -> subprocess.Popen[bytes]:
+def serve_ui(uri: str, outputs: Path, port: int) -> subprocess.Popen[bytes]:
     """MLflow's server of this database on 127.0.0.1, once it answers. LabError for a port that is taken."""
     with socket.socket() as free:
         if os.name == "posix":  # there a port that was just left counts as taken without

@@ -46,7 +46,7 @@ QUIET |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 QUIET |= dict.fromkeys(("MLFLOW_HTTP_REQUEST_TIMEOUT", "PGCONNECT_TIMEOUT"), "9")
 WHOLE = (f"{COMPARISON}.ipynb", f"{COMPARISON}.html", "index.html", "latency.json")  # of the run
 CHILD_OF = "mlflow.parentRunId"
-COLUMNS = ("prompt_id", "content_type", "repeat", "prompt", "text", "new_tokens", "finish_reason", "error")
+LOGGED = ("prompt_id", "content_type", "repeat", "prompt", "text", "new_tokens", "finish_reason", "error")
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def init_database() -> str:
     from sqlalchemy import make_url
 
     uri, outputs = tracking_uri(), store.outputs_dir()
-    with _one_sentence(), _locked():
+    with _mlflow_errors(), _locked():
         if uri.startswith("sqlite") and (name := make_url(uri).database):
             _make_sqlite(Path(name))
         client = open_client()
@@ -157,7 +157,7 @@ def log_run(run: ModelRun) -> TrackingReport:
     from mlflow.entities import Dataset, DatasetInput, Metric, Param
 
     result, task = store.read_json(run.folder / "result.json", Result), tasks.load_task(run.settings.task)
-    tags = {"run": run.folder.parent.name, "folder": (folder := _digest(run.folder))}
+    tags = {"run": run.folder.parent.name, "folder": (folder := _folder_digest(run.folder))}
     tags |= {f"version.{name}": version for name, version in machine.versions().items()}
     tags |= mlflow_pages.EVALUATION
     values = vars(result.settings) | {name: getattr(result, name) for name in PARAMETERS}
@@ -167,7 +167,7 @@ def log_run(run: ModelRun) -> TrackingReport:
     file = Path(run.settings.prompts or task.prompts or "benchmark-15.jsonl")
     source = json.dumps({"file": file.name})  # without the way to it
     dataset = Dataset(file.stem, prompts_digest(tasks.prompts_of(run.settings)), "local", source)
-    with _one_sentence():
+    with _mlflow_errors():
         client, uri, name = open_client(), tracking_uri(), f"{run.folder.parent.name}/{result.slug}"
         tags |= _parent(client, experiment, run.folder.parent)
         began = int((run.folder / "loading.json").stat().st_mtime * 1000)  # of its work, not of the logging
@@ -177,7 +177,7 @@ def log_run(run: ModelRun) -> TrackingReport:
             client.log_batch(run_id, metrics, params)  # a loop of log_metric is far slower
             client.log_inputs(run_id, [DatasetInput(dataset)])
             samples, scores = generate.read_samples(run), {s.key: s for s in rubric.read_scores(run)}
-            table = {name: [getattr(sample, name) for sample in samples] for name in COLUMNS}
+            table = {name: [getattr(sample, name) for sample in samples] for name in LOGGED}
             found = [scores.get(sample.key) for sample in samples]
             table[result.primary] = [score and score.values.get(result.primary) for score in found]
             client.log_table(run_id, table, "samples.json")
@@ -197,7 +197,7 @@ def log_run(run: ModelRun) -> TrackingReport:
     return report
 
 
-def _digest(folder: Path) -> str:
+def _folder_digest(folder: Path) -> str:
     """Names the folder a run came from, without telling a shared server where that is."""
     return hashlib.sha256(str(folder).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
@@ -207,11 +207,11 @@ def _parent(client: MlflowClient, experiment: str, run_dir: Path) -> dict[str, s
     if not (info := read_info(run_dir)):
         return {}
     with _locked():
-        if found := client.search_runs([experiment], f"tags.whole = '{_digest(run_dir)}'"):
+        if found := client.search_runs([experiment], f"tags.whole = '{_folder_digest(run_dir)}'"):
             return {CHILD_OF: found[0].info.run_id}
         asked = ", ".join(spec_of(model, info).alias for model in info.models)  # without folders or hosts
         asked += f" on {some(len(info.prompts), 'prompts')}, {some(info.settings.repeats, 'texts')} each"
-        tags = {"whole": _digest(run_dir), "mlflow.note.content": asked}
+        tags = {"whole": _folder_digest(run_dir), "mlflow.note.content": asked}
         tags |= {"mlflow.source.name": "nbhelpers run", "mlflow.source.git.commit": info.git_commit or ""}
         began = int(datetime.fromisoformat(info.started).timestamp() * 1000)
         return {CHILD_OF: client.create_run(experiment, began, tags, run_dir.name).info.run_id}
@@ -224,12 +224,12 @@ def attach(run_dir: Path, ratings: Mapping[str, Mapping[str, float]] | None = No
     if not (logged := sorted(run_dir.glob("*/tracking.json"))):
         return
     compared, experiment = run_dir / "comparison.json", init_database()
-    with _one_sentence():
+    with _mlflow_errors():
         client, holders = open_client(), set[str]()
         for path in logged:
             run_id = store.read_json(path, TrackingReport).run_id
             _log_files(client, run_id, [path.with_name(name) for name in LATE])
-            mlflow_pages.rate(tracking_uri(), experiment, run_id, ratings or {})
+            mlflow_pages.log_ratings(tracking_uri(), experiment, run_id, ratings or {})
             holders.add(client.get_run(run_id).data.tags.get(CHILD_OF, run_id))
         for run_id in holders:
             _log_files(client, run_id, [compared, *(run_dir / name for name in WHOLE)])
@@ -244,7 +244,7 @@ def prompts_digest(prompts: Iterable[Prompt]) -> str:
 
 
 @contextmanager
-def _one_sentence() -> Iterator[None]:
+def _mlflow_errors() -> Iterator[None]:
     """MLflow's errors, and those of the database, driver, network or disk below it, as a LabError."""
     from sqlalchemy.exc import SQLAlchemyError
 

@@ -37,7 +37,7 @@ def make_result(run: ModelRun) -> Result:
     samples, timed = generate.read_samples(run), generate.read_samples(run, "latency")
     here = [row.key for row in timed if row.engine != "server"]  # a server's own work would be noise
     passes, scores = meters.passes(run.folder, here), rubric.read_scores(run)
-    task, money = tasks.load_task(run.settings.task), costs.cost_summary(samples, machine.read_report(run))
+    task, money = tasks.load_task(run.settings.task), costs.cost_summary(samples, machine.read_device(run))
     metrics = flat_metrics(report, loaded, samples, money) | meters.metrics(passes)
     per_prompt = by_prompt(scores, task.primary)
     others = {s.name for s in task.scorers} - {task.primary, task.primary.partition("/")[0]}

@@ -132,11 +132,11 @@ def test_device_json_is_made_once_and_again_when_something_else_is_asked(tmp_pat
     run = ModelRun(Settings(device="cpu"), registry.resolve("lab-gpt2"), tmp_path)
 
     def made(**asked):
-        return machine.make_report(replace(run, settings=replace(run.settings, **asked)))
+        return machine.make_device(replace(run, settings=replace(run.settings, **asked)))
 
     first = made()
     marked = replace(first, name="marked")  # tells a file that was read from one that was made
-    assert machine.read_report(run) == first
+    assert machine.read_device(run) == first
     store.write_json(tmp_path / "device.json", marked)
     assert made() == made(device="auto") == marked
     asked = made(dtype="fp16")

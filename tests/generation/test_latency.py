@@ -17,7 +17,7 @@ from planted_clock import VirtualClock, planted
 
 from nbhelpers import pipeline, registry, store
 from nbhelpers.comparison import speed
-from nbhelpers.devices import meters
+from nbhelpers.devices import machine, meters
 from nbhelpers.generation import decode, generate, latency
 from nbhelpers.loading import load
 from nbhelpers.records import ModelRun, Sample, Settings
@@ -96,7 +96,7 @@ def test_without_memory_for_all_each_is_loaded_for_its_turn_in_every_round(
     """Nine tenths of the memory that all weights take: they are loaded in turn, and write the same texts."""
     runs = opened(tmp_path, *MODELS)
     weights = sum(load.read_report(run).parameter_bytes or 0 for run in runs)
-    monkeypatch.setattr(latency.devices, "free_memory", lambda device: weights)
+    monkeypatch.setattr(machine, "free_memory", lambda device: weights)
     opens, real = Counter[str](), load.load
     monkeypatch.setattr(load, "load", lambda spec, *of: opens.update([spec.alias]) or real(spec, *of))
     latency.measure_in_turn(runs)

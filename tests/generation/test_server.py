@@ -28,7 +28,7 @@ PROMPTS = registry.load_prompts(limit=3)
 
 @pytest.fixture(autouse=True)
 def no_key(monkeypatch):
-    for name in remote.KEYS:
+    for name in remote.KEY_VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -133,7 +133,7 @@ def test_a_slow_answer_ends_at_its_limit(monkeypatch):
     planted = SimpleNamespace(perf_counter=clock, monotonic=clock, sleep=clock.pause, time=time.time)
     for module in (server, remote, openai_server):
         monkeypatch.setattr(module, "time", planted)
-    monkeypatch.setattr(remote, "GRACE_S", 1000)  # the answer's own limit ends it, not that of its bytes
+    monkeypatch.setattr(remote, "LATE_S", 1000)  # the answer's own limit ends it, not that of its bytes
     with serve(piece_s=15) as slow:
         row = one_row(slow, Limits(generation_s=100))
     assert (row.failure, row.finish_reason) == (Failure.TIMEOUT, "time")
@@ -315,7 +315,7 @@ def test_a_model_that_the_server_lacks_gets_the_nearest():
 def test_what_a_server_says_of_a_model_is_its_revision():
     def revision(**said):
         with serve(models=[{"id": "tiny"} | said]) as tiny:
-            return remote.inspect(registry.resolve(f"server:{tiny.url}#tiny"))
+            return remote.look_up(registry.resolve(f"server:{tiny.url}#tiny"))
 
     assert revision().revision == revision(created=int(time.time())).revision  # the time of day is no version
     assert len({revision(created=n).revision for n in (1, 2)} | {revision().revision}) == 3

@@ -95,8 +95,8 @@ def test_the_fastest_faithful_dtype_is_chosen_and_stays(tmp_path: Path, planted:
     planted.clear()
     assert choose(replace(report, dtype="float32", dtype_trials=()), asked) == report
     assert not planted  # a run that goes on tries nothing again
-    assert machine.make_report(pipeline.open_run(asked)) == report
-    by_hand = machine.make_report(pipeline.open_run(replace(asked, dtype="fp16")))
+    assert machine.make_device(pipeline.open_run(asked)) == report
+    by_hand = machine.make_device(pipeline.open_run(replace(asked, dtype="fp16")))
     assert (by_hand.dtype, by_hand.dtype_reason) == ("float16", "asked for")
     assert choose(by_hand, replace(asked, dtype="fp16")) == by_hand and not planted
 

@@ -14,10 +14,12 @@ from ipykernel.ipkernel import IPythonKernel
 from jupyter_client.kernelspec import get_kernel_spec
 from nbconvert import ScriptExporter
 
+from nbhelpers import phases
+from nbhelpers.phases import COMPARISON
 from nbhelpers.records import Settings
-from nbhelpers.runner.notebook import COMPARISON, LEARNERS, OWN_TASK, PIPELINE, SERVED, exporter
+from nbhelpers.runner.notebook import LEARNERS, exporter
 
-OF_A_RUN = sorted({*PIPELINE, *SERVED, OWN_TASK})
+OF_A_RUN = sorted(phases.NOTEBOOKS.keys() - {COMPARISON})
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("[0-9]*.ipynb"))
 

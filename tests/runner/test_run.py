@@ -38,7 +38,7 @@ from nbhelpers.records import (
 )
 from nbhelpers.runner import kernels
 from nbhelpers.runner.plan import Plan, default_jobs, find_run, plan_resume, plan_run
-from nbhelpers.runner.run import _kept, run_models, write_pages
+from nbhelpers.runner.run import _valid, run_models, write_pages
 from nbhelpers.tracking.mlflow_run import TrackingReport
 
 
@@ -162,11 +162,11 @@ def test_a_model_that_lost_a_row_is_executed_again(steps, capsys):
     whole = '{"whole": 1}\n'
     (plan.run_dir / "lab-gpt2" / "samples.jsonl").write_text(whole + '{"to')
     (plan.run_dir / "lab-opt" / "samples.jsonl").write_text(whole)
-    kept = _kept(plan_resume(str(plan.run_dir)))
+    kept = _valid(plan_resume(str(plan.run_dir)))
     assert {status.model for status in kept} == {"lab-opt"}
     assert (plan.run_dir / "lab-gpt2" / "samples.jsonl").read_text() == whole
     assert "lab-gpt2/samples.jsonl was cut off" in capsys.readouterr().err
-    assert len(_kept(plan_resume(str(plan.run_dir)))) == 2 * len(PIPELINE)
+    assert len(_valid(plan_resume(str(plan.run_dir)))) == 2 * len(PIPELINE)
 
 
 def test_another_scorer_file_has_scores_made_anew_and_answers_kept(steps, tmp_path):
@@ -182,7 +182,7 @@ def test_another_scorer_file_has_scores_made_anew_and_answers_kept(steps, tmp_pa
         (plan.run_dir / model / "scores.jsonl").write_text("")
         os.utime(plan.run_dir / model / "scores.jsonl", (made, made))
     os.utime(tmp_path / "mine.py", (now, now))
-    kept = [(s.model, s.notebook) for s in _kept(plan_resume(str(plan.run_dir)))]
+    kept = [(s.model, s.notebook) for s in _valid(plan_resume(str(plan.run_dir)))]
     of = {model: [name for one, name in kept if one == model] for model in plan.info.models}
     assert of["lab-gpt2"] == [name for name in of["lab-opt"] if name < "04"] != of["lab-opt"]
 
@@ -193,7 +193,7 @@ def test_a_model_whose_samples_failed_is_executed_again(steps):
     for name, failed in (("lab-gpt2", 1), ("lab-opt", 0)):
         result = made_runs.make_result(name, made_runs.planted(4, 1))
         store.write_json(plan.run_dir / name / "result.json", replace(result, failed=failed))
-    kept = _kept(plan_resume(str(plan.run_dir)))
+    kept = _valid(plan_resume(str(plan.run_dir)))
     assert {status.model for status in kept} == {"lab-opt"}
 
 

@@ -51,7 +51,9 @@ def brute(loaded: Loaded, lead: str) -> list[float]:
 
 def ratings(loaded: Loaded) -> list[float]:
     """Probabilities of the ratings 1 to 10."""
-    return judge.chances(loaded, judge.QUESTION.format(prompt=PROMPT, text=TEXT), [*map(str, range(1, 11))])
+    return judge.probabilities(
+        loaded, judge.QUESTION.format(prompt=PROMPT, text=TEXT), [*map(str, range(1, 11))]
+    )
 
 
 def lead_of(chat: bool = False) -> str:
@@ -144,7 +146,7 @@ def test_a_tokenizer_without_numbers_is_refused(tmp_path: Any) -> None:
 def test_ratings_of_any_scale_lose_what_longer_ones_begin_with() -> None:
     """p("1") = 0.3 and p("0") = 0.3 anywhere: from 0 to 100, "1" is not "10", and "10" not "100"."""
     loaded = fixed_judge({"1": 0.3, "0": 0.3})
-    found = judge.chances(loaded, "How many?", [str(n) for n in range(101)])
+    found = judge.probabilities(loaded, "How many?", [str(n) for n in range(101)])
     assert [found[n] for n in (0, 100, 10)] == pytest.approx([0.3, 0.027, 0.09 - 0.027], abs=1e-6)
     assert found[1] == pytest.approx(0.3 - 0.09 - 0.09, abs=1e-6)  # 11 and all that begins with 10
 
@@ -210,7 +212,7 @@ def test_a_servers_judge_rates_by_what_it_says_and_nonsense_is_counted(
     with serve(answer=lambda text, seed: [said], reason="stop", key="secret-of-mine") as tiny:
         text = (tmp_path / "task.toml").read_text()
         (tmp_path / "task.toml").write_text(text.replace("lab-gpt2", f"server:{tiny.url}#tiny"))
-        reference.check(tasks.load_task(settings.task))
+        reference.check_scorers(tasks.load_task(settings.task))
         tiny.faults = [Fault(429, {"Retry-After": "0"})]
         scores = list(reference.scored(settings, samples))
         asked = [body for body in tiny.requests if RUBRIC in str(body)]
@@ -249,16 +251,16 @@ def test_a_servers_judge_that_breaks_off_stops_the_scoring(tmp_path: Path, fault
 def test_two_answers_are_put_to_a_servers_judge() -> None:
     with serve(answer=lambda text, seed: ["B"], reason="stop") as tiny:
         served = server.open_model(registry.resolve(f"server:{tiny.url}#tiny"))
-        assert judge.chances(served, "Which?", ("A", "B")) == [0.0, 1.0]
+        assert judge.probabilities(served, "Which?", ("A", "B")) == [0.0, 1.0]
         server.close(served)
 
 
 def test_a_judge_that_cannot_judge_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     settings = rubric_task(tmp_path)
-    reference.check(tasks.load_task(settings.task))
+    reference.check_scorers(tasks.load_task(settings.task))
     text = (tmp_path / "task.toml").read_text()
     gone = "server:http://127.0.0.1:9/v1#m"
     for model, said in (("lab-gpt", "did you mean lab-gpt2"), (gone, "is not reachable")):
         (tmp_path / "task.toml").write_text(text.replace("lab-gpt2", model))
         with pytest.raises(LabError, match=said):
-            reference.check(tasks.load_task(settings.task))
+            reference.check_scorers(tasks.load_task(settings.task))

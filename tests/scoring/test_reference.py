@@ -194,13 +194,13 @@ def test_words_in_common_with_the_target_are_f1():
 
 def test_chrf_and_rouge_are_their_libraries_or_are_refused_with_what_to_install():
     item = Prompt("i", "?", target=("the quick brown fox", "a dog"))
-    for kind, name in reference.LIBRARIES.items():
+    for kind, name in reference.SCORER_LIBRARIES.items():
         task = tasks.Task("t", (tasks.Scorer(kind, kind, {}),), kind, tasks.RIGHT)
         if importlib.util.find_spec(name.partition(".")[0]) is None:
             with pytest.raises(LabError, match=r"is not installed: pip install .*\.\[text\]"):
-                reference.check(task)
+                reference.check_scorers(task)
             continue
-        reference.check(task)
+        reference.check_scorers(task)
         same, near, far = (reference.SCORERS[kind](t, item, {}) for t in ("a dog", "the quick fox", "zzz"))
         assert same == pytest.approx(1) and 0.4 < near < 1 and far == 0
     if importlib.util.find_spec("rouge_score"):  # 3 of 3 and of 4 words in order: 2 * 3 / 7
@@ -308,7 +308,7 @@ def test_a_schema_that_refers_to_what_is_not_in_it_is_refused_with_the_task(tmp_
     (tmp_path / "task.toml").write_text('prompts = "items.jsonl"\n[scorers.json]\nschema = "s.json"\n')
     said = f"The schema s.json refers to {named!r}, which is not in it: other files are not read."
     with pytest.raises(LabError, match=re.escape(said)):
-        reference.check(tasks.load_task(str(tmp_path / "task.toml")))
+        reference.check_scorers(tasks.load_task(str(tmp_path / "task.toml")))
 
 
 def test_references_within_a_schema_are_followed_and_words_like_them_are_none(tmp_path):
@@ -405,7 +405,7 @@ def test_a_function_beside_the_task_scores_an_answer(tmp_path):
     lost = tasks.Scorer("p", "python", options | {"function": "mine_for_tests.no"})
     task = tasks.Task("t", (lost,), "p", tasks.RIGHT)
     with pytest.raises(LabError, match=r"'mine_for_tests.no' cannot be imported \(AttributeError"):
-        reference.check(task)
+        reference.check_scorers(task)
 
 
 @pytest.mark.parametrize("share", [0, 10, 25, 50, 90, 100])
@@ -447,7 +447,7 @@ def test_exact_match_is_that_of_squad_on_random_answers():
 def test_the_reasoning_of_an_answer_is_not_scored():
     task = tasks.Task("t", (tasks.Scorer("exact", "exact", LOOSE),), "exact", tasks.RIGHT)
     text = "<think>Amsterdam? No.</think>\n\nThe Hague"
-    assert reference.score_text(task, ITEM, text) == {"exact": 1.0}
+    assert reference.score_answer(task, ITEM, text) == {"exact": 1.0}
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 5])
@@ -494,12 +494,12 @@ def test_repeats_of_a_task_can_mean_pass_at_k(tmp_path, monkeypatch):
         "fewer than 2 answers to its prompt have a score",
     }
     assert all("exact/pass_at_2" not in score.values for score in few)
-    reference.check(tasks.load_task(settings.task))
+    reference.check_scorers(tasks.load_task(settings.task))
     with pytest.raises(LabError, match="asks for pass@2: give --repeats 2"):
         tasks.items(replace(settings, repeats=1))
     (tmp_path / "task.toml").write_text(toml.replace("exact/pass_at_2", "exact/pass_at_3"))
     with pytest.raises(LabError, match="has no score 'exact/pass_at_3': did you mean 'exact/pass_at_2'"):
-        reference.check(tasks.load_task(settings.task))
+        reference.check_scorers(tasks.load_task(settings.task))
 
 
 def test_a_scorer_that_gives_no_score_takes_no_other_ones_away(tmp_path):

@@ -77,7 +77,7 @@ def test_no_text_of_a_fold_has_its_prompt_in_the_fit() -> None:
 
 def test_a_text_that_was_left_out_has_no_vote() -> None:
     rated = rubric.rated_texts()
-    changed = rubric.Rated(rated.ids, rated.names, rated.measures, rated.readings.copy(), rated.weights)
+    changed = rubric.RatedTexts(rated.ids, rated.names, rated.measures, rated.readings.copy(), rated.weights)
     changed.readings[:5] = 10.0
     part = [list(range(5))]
     assert np.array_equal(fit_rubric.left_out(changed, part)[:5], fit_rubric.left_out(rated, part)[:5])

@@ -136,7 +136,7 @@ def test_a_model_folder_is_named_without_the_way_to_it(lab, tmp_path):
 
 def test_the_samples_table_holds_every_generation_with_its_score(lab):
     table = json.loads(artifact(lab, "samples.json").read_text())
-    assert table["columns"] == [*mlflow_run.COLUMNS, rubric.PRIMARY]
+    assert table["columns"] == [*mlflow_run.LOGGED, rubric.PRIMARY]
     run = pipeline.open_run(SETTINGS)
     samples, scores = generate.read_samples(run), rubric.read_scores(run)
     assert len(table["data"]) == len(samples) == 4
