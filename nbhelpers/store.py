@@ -185,9 +185,13 @@ def _line(record: Any) -> str:
 def read_rows(path: Path, cls: type[T]) -> Iterator[T]:
     """Yield the records of a JSONL file, one at a time; a missing file has no rows.
 
-    A last line without its newline is a write that was cut off: it is not a row.
+    A last line without its newline is a write that was cut off: it is not a row. Raises LabError.
     """
-    with path.open("rb") if path.exists() else io.BytesIO() as lines:
+    try:
+        file = path.open("rb") if path.exists() else io.BytesIO()
+    except OSError as error:  # a folder, say
+        raise LabError(f"{path} cannot be read ({error.strerror}): move it away and run again.") from None
+    with file as lines:
         for number, line in enumerate(lines, 1):
             if line.strip() and line.endswith(b"\n"):
                 yield _record(line, cls, f"{path}, line {number}")

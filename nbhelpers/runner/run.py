@@ -80,6 +80,9 @@ def _valid(plan: Plan) -> tuple[NotebookStatus, ...]:
         with suppress(LabError):  # 06 did not come to its end
             torn |= {path.parent.name} if store.read_json(path, Result).failed else set()
     for rows in plan.run_dir.glob("*/*.jsonl"):
+        if rows.is_dir():  # the notebook that writes the file will say so
+            torn.add(rows.parent.name)
+            continue
         size = rows.stat().st_size
         with store.appending(rows):  # waits for what a killed run left
             torn |= {rows.parent.name} if rows.stat().st_size < size else set()

@@ -36,10 +36,12 @@ from nbhelpers.records import (
     RunInfo,
     Settings,
 )
+from nbhelpers.report import html
 from nbhelpers.runner import kernels
 from nbhelpers.runner.plan import Plan, default_jobs, find_run, plan_resume, plan_run
 from nbhelpers.runner.run import _valid, run_models, write_pages
 from nbhelpers.tracking.mlflow_run import TrackingReport
+from nbhelpers.tracking.result import read_rows
 
 
 class Steps:
@@ -167,6 +169,24 @@ def test_a_model_that_lost_a_row_is_executed_again(steps, capsys):
     assert (plan.run_dir / "lab-gpt2" / "samples.jsonl").read_text() == whole
     assert "lab-gpt2/samples.jsonl was cut off" in capsys.readouterr().err
     assert len(_valid(plan_resume(str(plan.run_dir)))) == 2 * len(PIPELINE)
+
+
+def test_a_folder_in_place_of_a_model_s_rows_costs_that_model_alone(steps):
+    plan = planned(steps, "lab-gpt2", "lab-opt")
+    run_models(plan)
+    for name in plan.info.models:
+        result = made_runs.make_result(name, made_runs.planted(4, 1))
+        made_runs.write_model(plan.run_dir, result, [(made_runs.make_sample(name, "b01", 0), 5.0)])
+    (plan.run_dir / "lab-gpt2" / "scores.jsonl").unlink()
+    (plan.run_dir / "lab-gpt2" / "scores.jsonl").mkdir()
+    unreadable = ("scores.jsonl cannot be written (Is a directory)", Failure.USAGE)
+    steps.do = lambda model, name: unreadable if (model, name) == ("lab-gpt2", PIPELINE[3]) else None
+    info = run_models(plan_resume(str(plan.run_dir)))
+    assert statuses(info, "lab-gpt2")[3] == ("failed", unreadable[0])
+    assert statuses(info, "lab-opt") == [("passed", None)] * len(PIPELINE)
+    assert "failed: lab-gpt2, 04_scoring" in html.outcome(plan.run_dir, info)
+    with pytest.raises(LabError, match=r"scores\.jsonl cannot be read \(Is a directory\)"):
+        read_rows(plan.run_dir / "lab-gpt2")
 
 
 def test_another_scorer_file_has_scores_made_anew_and_answers_kept(steps, tmp_path):
