@@ -39,7 +39,7 @@ from nbhelpers.records import (
 from nbhelpers.report import html
 from nbhelpers.runner import kernels
 from nbhelpers.runner.plan import Plan, default_jobs, find_run, plan_resume, plan_run
-from nbhelpers.runner.run import _valid, run_models, write_pages
+from nbhelpers.runner.run import Run, _valid, run_models, write_pages
 from nbhelpers.tracking.mlflow_run import TrackingReport
 from nbhelpers.tracking.result import read_rows
 
@@ -114,6 +114,26 @@ def test_every_notebook_of_every_model_then_the_comparison(steps):
     assert store.read_json(plan.run_dir / "run.json", RunInfo) == info
     assert info.seconds >= 0 and info.jobs == 1 and info.limits == Limits()
     assert info.threads == os.environ.get("OMP_NUM_THREADS", str(machine.usable_cores()))
+
+
+def test_many_statuses_are_written_in_a_twentieth_of_the_time(steps, monkeypatch):
+    """A notebook takes 1 s of a planted clock, a write 2: one in 40 s, for each failure, and at the end."""
+    steps.run_dir.mkdir()
+    plan, now, written = planned(steps, "lab-gpt2"), [0.0], list[int]()
+    monkeypatch.setattr("nbhelpers.runner.run.time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def write(path: Path, info: RunInfo) -> None:
+        now[0] += 2
+        written.append(len(info.notebooks))
+
+    monkeypatch.setattr(store, "write_json", write)
+    run = Run(plan, plan.info, lambda status: None)
+    for number in range(1, 202):
+        now[0] += 1
+        outcome = "failed" if number in (100, 101) else "passed"
+        run.save(NotebookStatus(PIPELINE[0], "lab-gpt2", outcome, 1.0))
+    run.save()
+    assert written == [1, 39, 77, 100, 101, 139, 177, 201]
 
 
 def test_a_model_behind_a_server_has_its_own_notebook_in_place_of_two(steps):
