@@ -4,8 +4,11 @@ An import leaves next to no garbage, and Python looks for it all the time: a fif
 """
 
 import gc
+import logging
 from importlib import import_module
 
+for name in ("torchao", "torch.utils._pytree"):  # which transformers imports: it tells what it cannot load
+    logging.getLogger(name).setLevel(logging.ERROR)
 gc.disable()
 for name in (
     *("ipykernel.kernelapp", "matplotlib.pyplot", "scipy.stats", "pandas", "torch"),
