@@ -5,8 +5,6 @@ Exit codes: 0 all is well, 1 a model failed (the others are reported), 2 wrong u
 Of the gate: 0 passes, 1 worse, 3 cannot tell, 2 wrong usage.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import re

@@ -1,7 +1,5 @@
 """The commands ``nbhelpers compare | gate``: anyone's logs, and whether a candidate may pass."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,7 +1,5 @@
 """What goes wrong, by its kind, and the one exception whose sentence a user reads."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable, Mapping
 from enum import StrEnum

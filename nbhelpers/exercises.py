@@ -1,7 +1,5 @@
 """Exercises that check themselves."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from numbers import Real
 from typing import Any

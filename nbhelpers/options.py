@@ -1,7 +1,5 @@
 """Options of commands, made of a dataclass's fields, and as a file: their names, types, defaults and help."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import tomllib

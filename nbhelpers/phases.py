@@ -1,7 +1,5 @@
 """The notebooks that a run executes for each model, in phases: models go through a phase together."""
 
-from __future__ import annotations
-
 from enum import IntEnum
 
 from nbhelpers import tasks

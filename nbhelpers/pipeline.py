@@ -1,7 +1,5 @@
 """One model's files, from device.json to result.json: what its name means, and what is still missing."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal, get_args

@@ -1,7 +1,5 @@
 """What may be printed and written: no secrets of the environment, no characters that act on a terminal."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """Which models and prompts there are, and what a name means, without loading anything heavy."""
 
-from __future__ import annotations
-
 import difflib
 import functools
 import json

@@ -1,7 +1,5 @@
 """Where files live, and how records become JSON and come back."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import functools

@@ -3,8 +3,6 @@
 A task is a TOML file beside a file of prompts. The posts are the default; data/tasks holds others.
 """
 
-from __future__ import annotations
-
 import random
 import re
 import string

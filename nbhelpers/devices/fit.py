@@ -1,7 +1,5 @@
 """Does a model fit the memory of a device? The bytes of generating come from its architecture."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from nbhelpers.records import DTYPES, ModelSpec

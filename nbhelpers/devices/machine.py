@@ -1,7 +1,5 @@
 """What this machine is: its device and memory, the dtypes it runs, and the one to load weights in."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import platform

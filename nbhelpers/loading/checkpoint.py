@@ -1,7 +1,5 @@
 """Saved models on disk: what a folder holds, checked and described without loading any weights."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -4,8 +4,6 @@ huggingface_hub ends a read that stalls, takes a broken transfer up where it bro
 asks for it and compares checksums. The time of the whole is limited by the cell of a notebook.
 """
 
-from __future__ import annotations
-
 import errno
 from pathlib import Path
 from typing import Any

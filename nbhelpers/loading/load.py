@@ -1,7 +1,5 @@
 """Fetch, load and unload models: time and memory of it, and what exactly was loaded."""
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import gc

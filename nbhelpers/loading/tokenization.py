@@ -3,8 +3,6 @@
 A chat template is a stranger's program: transformers runs it in jinja2's sandbox.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress

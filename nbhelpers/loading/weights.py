@@ -1,7 +1,5 @@
 """Weights in a model: saved ones, merged with an adapter and tried out, or random ones of a shape."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

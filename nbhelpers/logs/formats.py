@@ -5,8 +5,6 @@ What a file is, its content says. The formats, as their makers write them: lm-ev
 (``OutputFile`` in src/types/index.ts), and tables with the columns of ``_table``.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """The gate: may a candidate take a baseline's place? For continuous integration, by its exit code."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 

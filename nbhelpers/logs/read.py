@@ -1,7 +1,5 @@
 """Logs and runs as scores by item, and which of them can be held against each other."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path

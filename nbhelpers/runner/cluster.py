@@ -5,8 +5,6 @@ a node sends what it makes to an inbox on the head node, from where this machine
 node goes on. MLflow (06) and the comparison stay on this machine, with their addresses and passwords.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import platform

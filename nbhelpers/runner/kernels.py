@@ -4,8 +4,6 @@ The server is ``multiprocessing``'s own. It only imports: no thread, tensor or a
 and all that it forked end with this process, even when that is killed.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import ctypes

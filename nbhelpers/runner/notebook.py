@@ -5,8 +5,6 @@ every cell completed. So success is read off the cells: each non-empty code cell
 and no cell holds an error output.
 """
 
-from __future__ import annotations
-
 import functools
 import html
 import logging

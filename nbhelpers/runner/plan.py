@@ -1,7 +1,5 @@
 """What a run will do: models, settings and folder, all checked before anything is made."""
 
-from __future__ import annotations
-
 import os
 import platform
 import random

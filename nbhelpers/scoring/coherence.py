@@ -7,8 +7,6 @@ classes there, into the probability that the one in the middle is broken.
 a run that is new may be as sound as a known one, and the network was trained on both.
 """
 
-from __future__ import annotations
-
 import re
 import zipfile
 from collections.abc import Iterator

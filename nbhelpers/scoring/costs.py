@@ -4,8 +4,6 @@ Arithmetic on what the samples measured and on data/prices.toml, which says whic
 Notebook 08 adds the hardware and the review.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ The rating is the expected value over the probabilities of the ten answers (the 
 al. 2023): nothing is sampled or parsed. A server's model says its rating instead, at temperature 0.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,6 @@
 Each is 1 for right and 0 for wrong, unless it says otherwise; several right answers: the best counts.
 """
 
-from __future__ import annotations
-
 import importlib
 import math
 import re

@@ -5,8 +5,6 @@ to 10 ready to publish, beside ``lab_v2/coherence`` and ``lab_v2/on_topic``, 1 t
 different the repeats of one prompt are. Notebook 04 shows the fit and how well it holds.
 """
 
-from __future__ import annotations
-
 import csv
 import math
 from collections import Counter

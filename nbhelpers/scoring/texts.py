@@ -1,7 +1,5 @@
 """What can be counted in an English text: sentences, word stems, echo; and how long a text should be."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import re

@@ -1,7 +1,5 @@
 """One model in numbers: stats.json, and the flat metrics of result.json and MLflow by their names."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean

@@ -1,7 +1,5 @@
 """One model's run in one record, result.json, which every other tool reads; and what is read of a run."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections import Counter
