@@ -1,5 +1,4 @@
-"""The commands ``nbhelpers run | config | models | lab | doctor | report | ui | label | compare |
-gate``.
+"""The commands of ``nbhelpers``; compare and gate stand in ``cli_logs``.
 
 Exit codes: 0 all is well, 1 a model failed (the others are reported), 2 wrong usage, 130 the run was stopped.
 Of the gate: 0 passes, 1 worse, 3 cannot tell, 2 wrong usage.

@@ -13,15 +13,7 @@ from nbhelpers import store, tasks
 from nbhelpers.devices import machine, meters
 from nbhelpers.generation import generate
 from nbhelpers.loading import load
-from nbhelpers.records import (
-    LabError,
-    ModelRun,
-    ModelSpec,
-    Result,
-    RunInfo,
-    Sample,
-    Score,
-)
+from nbhelpers.records import LabError, ModelRun, ModelSpec, Result, RunInfo, Sample, Score
 from nbhelpers.scoring import costs, rubric
 from nbhelpers.stats.estimate import by_prompt
 from nbhelpers.tracking.metrics import FOREIGN, StatsReport, flat_metrics
