@@ -193,19 +193,13 @@ def likely(scorer: Scorer, item: Prompt, text: str, logprobs: Logprobs) -> dict[
     return {n: float(x.index(max(x)) in places) for n, x in zip(names, (sums, each), strict=True)}
 
 
-def score_answer(task: Task, item: Prompt, text: str, logprobs: Logprobs = None) -> dict[str, float]:
-    """Every score that an answer, without its reasoning, has, by name. Raises NoScore where it has none.
+def scores_of(
+    task: Task, item: Prompt, text: str, logprobs: Logprobs = None
+) -> tuple[dict[str, float], str | None]:
+    """Every score of an answer, without its reasoning; and why one is missing, which takes no other one away.
 
     logprobs: the sample's. None: of a text alone, which stands for the choice that it is.
     """
-    found, why = scores_of(task, item, text, logprobs)
-    if not found:
-        raise NoScore(why)
-    return found
-
-
-def scores_of(task: Task, item: Prompt, text: str, logprobs: Logprobs) -> tuple[dict[str, float], str | None]:
-    """The scores of ``score_text``, and why one is missing: that takes no other one away."""
     text, found, why = split_reasoning(text)[1], dict[str, float](), None
     for scorer in task.scorers:
         try:

@@ -170,8 +170,8 @@ def test_without_log_likelihoods_there_is_no_score(tmp_path: Path) -> None:
     assert score.values == {} and score.reason == "the log-likelihood of its choices is not available"
     # a text that is tried out alone stands for the choice that it is
     item, known = tasks.items(settings)[0], tasks.load_task(settings.task)
-    assert set(reference.score_answer(known, item, "Blue.").values()) == {1.0}
-    assert set(reference.score_answer(known, item, "green and old").values()) == {0.0}
+    assert set(reference.scores_of(known, item, "Blue.")[0].values()) == {1.0}
+    assert set(reference.scores_of(known, item, "green and old")[0].values()) == {0.0}
 
 
 def echo(model: Any, begins: bool, prompt: str) -> dict[str, Any]:

@@ -447,7 +447,7 @@ def test_exact_match_is_that_of_squad_on_random_answers():
 def test_the_reasoning_of_an_answer_is_not_scored():
     task = tasks.Task("t", (tasks.Scorer("exact", "exact", LOOSE),), "exact", tasks.RIGHT)
     text = "<think>Amsterdam? No.</think>\n\nThe Hague"
-    assert reference.score_answer(task, ITEM, text) == {"exact": 1.0}
+    assert reference.scores_of(task, ITEM, text)[0] == {"exact": 1.0}
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 5])
