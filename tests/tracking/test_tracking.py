@@ -343,8 +343,8 @@ FRESH = """
 import os
 from nbhelpers.tracking import mlflow_pages
 from nbhelpers.tracking import mlflow_run
-experiment = tracking.init_database()
-client = tracking.open_client()
+experiment = mlflow_run.init_database()
+client = mlflow_run.open_client()
 run_id = client.create_run(experiment, run_name=str(os.getpid())).info.run_id
 client.log_metric(run_id, "quality/x", 1.0)
 client.set_terminated(run_id)
