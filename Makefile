@@ -41,8 +41,8 @@ install: .venv/installed
 	touch $@
 
 # What notebooks 12, 14, 15 and those from 20 on try besides, the scorers of `text` (13 MB) and axe, which comes with
-# Playwright (160 MB), in one go. The tests of `logs` (90 MB), `cluster` (what ray:// needs, 7 MB) and `bench` (100 MB,
-# and llama.cpp is compiled) skip themselves where these are not installed.
+# Playwright (160 MB), in one go. The tests of `logs` (90 MB) and `bench` (100 MB, and llama.cpp is compiled) skip
+# themselves where these are not installed.
 concepts: .venv/concepts
 
 .venv/concepts: WANTED = -c constraints.txt -e ".[dev,concepts,applications,text,pages]"

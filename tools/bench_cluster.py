@@ -1,11 +1,13 @@
 """What many models cost: over the nodes of a cluster, in the comparison, and in rows to be read.
 
-    python -m tools.bench_cluster spread [--models 40] [--nodes 1 --nodes 2]
+    python -m tools.bench_cluster spread [--models 40] [--nodes 1 --nodes 2 --nodes 4] [--share 0.2]
     python -m tools.bench_cluster compare [--models 1000] [--prompts 100]
     python -m tools.bench_cluster rows [--models 100] [--rows 10000]
 
-``spread`` starts Ray nodes of one core on loopback and runs copies of one small model on them. The others
-make a synthetic run and measure each step in a process of its own; ``rows`` leaves out the report.
+``spread`` starts Ray nodes on loopback and runs copies of one small model on them. Linux holds each node to a
+share of a core of its own, so that nodes, head and command do not slow each other down; that takes root, and
+cgroups of version 1. Efficiency is the seconds of one node by those of n, n times. The others make a
+synthetic run and measure each step in a process of its own; ``rows`` leaves out the report.
 Prints a JSON object.
 """
 
@@ -16,11 +18,13 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,31 +45,81 @@ from nbhelpers.tracking.metrics import latency_estimates, quality_estimates
 MODEL = "lab-gpt2"
 SMALL = ("--limit", "4", "--repeats", "2", "--max-new-tokens", "32")
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+CGROUPS = "/sys/fs/cgroup"
 TEXT = "A team that measures first spends less. " * 15  # 600 bytes
 
 
-def spread(models: int, nodes: int) -> float:
-    """Seconds of a run of so many copies over so many nodes of one core; the cluster is there before."""
+class Fence:
+    """A control group of Linux, version 1, for what is started inside ``with``."""
+
+    def __init__(self, name: str) -> None:
+        self.groups = [Path(CGROUPS, kind, f"{name}-{os.getpid()}") for kind in ("cpu", "cpuacct")]
+        for group in self.groups:
+            group.mkdir()
+
+    def __enter__(self) -> Fence:
+        self._enter(self.groups)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._enter(group.parent for group in self.groups)
+
+    def _enter(self, groups: Iterable[Path]) -> None:
+        for group in groups:
+            (group / "cgroup.procs").write_text(str(os.getpid()))
+
+    def limit(self, share: float) -> None:
+        """From now on all inside has so much of one core, in turns of a tenth of a second."""
+        (self.groups[0] / "cpu.cfs_quota_us").write_text(str(int(share * 100_000)))
+
+    def cpu_s(self) -> float:
+        """Of the processor, for all that was ever inside."""
+        return int((self.groups[1] / "cpuacct.usage").read_text()) / 1e9
+
+    def remove(self) -> None:
+        """With what is left inside."""
+        for group in self.groups:
+            while left := (group / "cgroup.procs").read_text().split():
+                for pid in map(int, left):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                time.sleep(0.1)
+            group.rmdir()
+
+
+def spread(models: int, nodes: int, share: float) -> dict[str, Any]:
+    """Of a run of so many copies over so many nodes, each with a share of a core: the seconds of the command,
+    the cluster being there before, and the processor's seconds in head, nodes and command."""
     os.environ.update(QUIET)
     from ray.cluster_utils import Cluster
 
     small: dict[str, Any] = {"object_store_memory": 80_000_000}
-    head = {"num_cpus": 0, "node_ip_address": "127.0.0.2"}
-    cluster = Cluster(initialize_head=True, head_node_args=head | small | {"include_dashboard": False})
-    try:
-        for place in range(nodes):
-            cluster.add_node(num_cpus=1, node_ip_address=f"127.0.0.{3 + place}", **small)
-        with tempfile.TemporaryDirectory() as folder:
-            source = load.fetch(registry.resolve(MODEL))
-            copies = [shutil.copytree(source, Path(folder) / f"copy{i:02d}") for i in range(models)]
-            command = [sys.executable, "-m", "nbhelpers.cli", "run", *map(str, copies), *SMALL]
-            command += ["--out", f"{folder}/run", "--cluster", cluster.address]
-            environment = {**os.environ, "NBHELPERS_OUTPUTS": folder, "HF_HUB_OFFLINE": "1"}
-            began = time.perf_counter()
-            subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-            return time.perf_counter() - began
-    finally:
-        cluster.shutdown()
+    head = {"num_cpus": 0, "node_ip_address": "127.0.0.2", "include_dashboard": False}
+    fences = {name: Fence(name) for name in ("head", *(f"node {n + 1}" for n in range(nodes)), "command")}
+    with ExitStack() as at_end:
+        for fence in fences.values():
+            at_end.callback(fence.remove)
+        with fences["head"]:
+            cluster = Cluster(initialize_head=True, head_node_args=head | small)
+        at_end.callback(cluster.shutdown)
+        for number in range(nodes):
+            with fences[f"node {number + 1}"] as fence:
+                cluster.add_node(num_cpus=1, node_ip_address=f"127.0.0.{3 + number}", **small)
+            fence.limit(share)
+        folder = at_end.enter_context(tempfile.TemporaryDirectory())
+        source = load.fetch(registry.resolve(MODEL))
+        copies = [shutil.copytree(source, Path(folder) / f"copy{i:02d}") for i in range(models)]
+        command = [sys.executable, "-m", "nbhelpers.cli", "run", *map(str, copies), *SMALL]
+        command += ["--out", f"{folder}/run", "--cluster", cluster.address]
+        environment = {**os.environ, "NBHELPERS_OUTPUTS": folder, "HF_HUB_OFFLINE": "1"}
+        before, began = {name: fence.cpu_s() for name, fence in fences.items()}, time.perf_counter()
+        with fences["command"]:
+            process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        if code := process.wait():
+            sys.exit(f"The run over {nodes} nodes failed with exit code {code}.")
+        took = round(time.perf_counter() - began, 1)
+        used = {name: round(fence.cpu_s() - before[name], 1) for name, fence in fences.items()}
+        return {"seconds": took, "cpu_s": used}
 
 
 def make_run(folder: Path, models: int, prompts: int, rows: int) -> None:
@@ -149,16 +203,19 @@ def main() -> None:
     parser.add_argument("--models", type=int)
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--rows", type=int, default=10_000, help="of a model")
-    parser.add_argument("--nodes", type=int, action="append", help="default: 1 and 2")
+    parser.add_argument("--share", type=float, default=0.2, help="of a core, for each node")
+    parser.add_argument("--nodes", type=int, action="append", help="default: 1, 2 and 4")
     given = parser.parse_args()
     models = given.models or {"spread": 40, "compare": 1000, "rows": 100}[given.part]
     found: dict[str, Any] = {"models": models}
     if given.part == "spread":
-        nodes = given.nodes or [1, 2]
-        found["seconds"] = {count: round(spread(models, count), 1) for count in nodes}
-        first, last = nodes[0], nodes[-1]
-        ratio = found["seconds"][first] * first / (found["seconds"][last] * last)
-        found["efficiency"] = round(ratio, 3)
+        nodes = given.nodes or [1, 2, 4]
+        if not os.access(Path(CGROUPS, "cpu"), os.W_OK):
+            sys.exit(f"A share of a core needs {CGROUPS}/cpu (cgroups, version 1), writable: run it as root.")
+        found["share"] = given.share
+        found["nodes"] = {count: spread(models, count, given.share) for count in nodes}
+        one, *more = ((count, count * of["seconds"]) for count, of in found["nodes"].items())
+        found["efficiency"] = {count: round(one[1] / product, 3) for count, product in more}
     else:
         rows = given.rows if given.part == "rows" else 0
         with tempfile.TemporaryDirectory() as scratch:

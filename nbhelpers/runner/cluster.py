@@ -65,6 +65,7 @@ class Inbox:
 def join_cluster(address: str) -> Callable[[Run], None]:
     """What ``run_models`` does first, for --cluster. LabError without Ray and where no cluster answers."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    notebook.engine()  # imports jsonschema, as Ray does, without a grammar that takes a second
     try:
         import ray
     except ImportError:
@@ -119,10 +120,8 @@ def spread(ray: Any, cores: int, whole: Run) -> None:
         for future in whole.work:
             future.result()
     except ray.exceptions.RayError as error:
-        first = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise LabError(
-            f"The Ray cluster was lost ({first}): continue with --resume {whole.folder}."
-        ) from None
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise LabError(f"The Ray cluster was lost ({why}): continue with --resume {whole.folder}.") from None
     finally:
         ray.shutdown()
 
@@ -209,7 +208,8 @@ def work(inbox: Any, info: RunInfo, home: str, made: Made) -> None:
         raise LabError(f"The node {node} has no {path}: copy it there, to the same place.")
     threads = str(int(context.get_assigned_resources().get("CPU", 1)))
     with kernels.environment(threads), tempfile.TemporaryDirectory() as scratch:
-        files, statuses = ray.get(inbox.begin.remote(spec.slug, node, made))
+        # Not by ray.get: while a task waits in it, its node takes on another model.
+        files, statuses = inbox.begin.remote(spec.slug, node, made).future().result()
         folder, sent = Path(scratch, spec.slug), {ROWS: b""} | files
         folder.mkdir()
         for name, data in files.items():
@@ -226,7 +226,7 @@ def work(inbox: Any, info: RunInfo, home: str, made: Made) -> None:
                     new[ROWS] = grown
                 sent.update(new | {ROWS: rows})
                 if new or status:
-                    ray.get(inbox.put.remote(spec.slug, new, [status] if status else []))
+                    inbox.put.remote(spec.slug, new, [status] if status else []).future().result()
 
         def stream() -> None:
             while not over.wait(EVERY_S):
