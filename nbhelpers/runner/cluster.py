@@ -24,7 +24,7 @@ from nbhelpers.devices import fit
 from nbhelpers.loading import load
 from nbhelpers.phases import NOTEBOOKS, Phase, pipeline_of
 from nbhelpers.records import SHORT_DTYPES, Failure, LabError, ModelRun, NotebookStatus, RunInfo
-from nbhelpers.runner import kernels
+from nbhelpers.runner import kernels, notebook
 from nbhelpers.runner.plan import Plan
 from nbhelpers.runner.run import Run
 
