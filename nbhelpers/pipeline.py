@@ -72,7 +72,7 @@ def _make_rows(run: ModelRun, place: machine.DeviceReport, purposes: list[genera
         old, right = load.read_report(run), (place.device, place.dtype)
         if not served and (old.device, old.dtype, old.revision) != (*right, load.revision_of(run.spec)):
             old = None
-    if old and not any(None in generate.found(run, purpose) for purpose in purposes):
+    if old and not any(None in generate.stored_samples(run, purpose) for purpose in purposes):
         return
     prompts = tasks.prompts_of(run.settings)
     with latency.opened(run) as loaded:
@@ -86,7 +86,7 @@ def _make_rows(run: ModelRun, place: machine.DeviceReport, purposes: list[genera
             report = replace(report, notes=(*report.notes, likelihood.PLAIN))
         store.write_json(path, report)
         for purpose in purposes:
-            if None in generate.found(run, purpose):
+            if None in generate.stored_samples(run, purpose):
                 print(f"making {run.folder.name}/{purpose}.jsonl")
                 make = latency.measure_latency if purpose == "latency" else generate.generate_samples
                 make(loaded, prompts, run.settings, run.folder / f"{purpose}.jsonl", limits=run.limits)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from nbhelpers.generation.decode import Finished
 
 ENGINE = 3  # raise it when the same settings would give another text: older rows are then made again
+SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")  # settings that decide a text
 LATENCY_PROMPTS, ROUNDS, LATENCY_TOKENS = 8, 2, 64  # of latency: the first prompts, each so often
 BATCH_CAP = 128  # rows
 
@@ -33,7 +34,7 @@ Purpose = Literal["samples", "latency"]  # of rows, and the name of their file
 
 @dataclass(frozen=True)
 class Request:
-    """One sample that is wanted; its key says whether a file already has it. ``prepare`` adds the rest."""
+    """A sample to make; its key says whether a file already has it. ``prepare`` adds ids and what follows."""
 
     key: str
     prompt: Prompt
@@ -51,25 +52,24 @@ def requests(
     purpose: Purpose = "samples",
     only: int | None = None,
 ) -> list[Request]:
-    """Every (prompt, repeat) in order, or only of one repeat, keyed by all that decides its text.
-
-    Latency takes few prompts, and for repeats its rounds.
-    """
-    latency, names = purpose == "latency", ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
-    decides = {name: getattr(settings, name) for name in names}
-    decides |= {"model": report.model, "revision": report.revision, "format": report.prompt_format}
-    decides |= {"device": report.device.split(":")[0], "dtype": report.dtype}
-    decides |= {"engine": ENGINE if report.ids_digests is not None else 2}  # 2: an older release
-    decides |= {"maker_settings": True} if settings.maker_settings else {}
-    decides |= {} if latency else tasks.load_task(settings.task).decides()
-    wanted, likely = list[Request](), "likelihoods" in decides
-    first, repeats = (prompts[:LATENCY_PROMPTS], ROUNDS) if latency else (prompts, settings.repeats)
-    for prompt, repeat in itertools.product(first, range(repeats) if only is None else [only]):
+    """Every (prompt, repeat) in order, or only of one repeat, keyed by all that decides its text."""
+    latency = purpose == "latency"
+    sampling = {name: getattr(settings, name) for name in SAMPLING}
+    sampling |= {"maker_settings": True} if settings.maker_settings else {}
+    model = {"model": report.model, "revision": report.revision, "format": report.prompt_format}
+    engine = ENGINE if report.ids_digests is not None else 2  # of an older release
+    device = {"device": report.device.split(":")[0], "dtype": report.dtype, "engine": engine}
+    task = {} if latency else tasks.load_task(settings.task).decides()
+    decides: dict[str, Any] = sampling | model | device | task
+    wanted = list[Request]()
+    asked, repeats = (prompts[:LATENCY_PROMPTS], ROUNDS) if latency else (prompts, settings.repeats)
+    for prompt, repeat in itertools.product(asked, range(repeats) if only is None else [only]):
         digest = (report.ids_digests or {}).get(prompt.id)
-        own: dict[str, Any] = {"prompt_id": prompt.id, "prompt": prompt.text, "repeat": repeat}
-        said = (("ids", digest), ("before", prompt.before), ("choices", likely and prompt.choices))
-        own |= {name: one for name, one in said if one}
-        key = store.row_key(**decides, **own, purpose="latency" if latency else "sample")
+        choices = prompt.choices if "likelihoods" in task else ()
+        optional = {"ids": digest, "before": prompt.before, "choices": choices}
+        row: dict[str, Any] = {"prompt_id": prompt.id, "prompt": prompt.text, "repeat": repeat}
+        row |= {name: value for name, value in optional.items() if value}
+        key = store.row_key(**decides, **row, purpose="latency" if latency else "sample")
         wanted.append(Request(key, prompt, repeat, ids_digest=digest))
     return wanted
 
@@ -87,19 +87,19 @@ def report_of(loaded: Loaded, prompts: Sequence[Prompt], settings: Settings) -> 
     return replace(loaded.report, engine=engine, generation_config=maker, ids_digests=digests)
 
 
-def found(run: ModelRun, purpose: Purpose = "samples") -> list[Sample | None]:
+def stored_samples(run: ModelRun, purpose: Purpose = "samples") -> list[Sample | None]:
     """The rows of this run's settings that its file has, in order; None for each that it lacks."""
-    prompts = tasks.prompts_of(run.settings)
-    have = {row.key: row for row in store.read_rows(run.folder / f"{purpose}.jsonl", Sample)}
-    return [have.get(r.key) for r in requests(prompts, run.settings, load.read_report(run), purpose)]
+    wanted = requests(tasks.prompts_of(run.settings), run.settings, load.read_report(run), purpose)
+    by_key = {row.key: row for row in store.read_rows(run.folder / f"{purpose}.jsonl", Sample)}
+    return [by_key.get(request.key) for request in wanted]
 
 
 def read_samples(run: ModelRun, purpose: Purpose = "samples") -> list[Sample]:
     """The rows of this run's settings, in order. Raises LabError where some are missing."""
-    rows = found(run, purpose)
-    if absent := rows.count(None):
-        lacks = f"The file {run.folder / purpose}.jsonl lacks {absent} of {len(rows)} rows"
-        raise LabError(f"{lacks}: make them with pipeline.make(run, through={purpose!r}).")
+    rows = stored_samples(run, purpose)
+    if missing := rows.count(None):
+        message = f"The file {run.folder / purpose}.jsonl lacks {missing} of {len(rows)} rows"
+        raise LabError(f"{message}: make them with pipeline.make(run, through={purpose!r}).")
     return [row for row in rows if row is not None]
 
 
@@ -109,16 +109,17 @@ def prepare(loaded: Loaded, request: Request, max_new_tokens: int) -> Request:
     The answer is promised max_new_tokens, but at most half of the context. A longer prompt keeps its last
     tokens, with the beginning token in front. The last token of an answer is not read: it needs no place.
     """
-    context, begin = loaded.report.context or sys.maxsize, loaded.tokenizer.bos_token_id
+    context = loaded.report.context or sys.maxsize
     ids = tokenization.encode(loaded, request.prompt)
     if max(ids) >= (loaded.report.vocabulary or sys.maxsize):
-        word = loaded.tokenizer.convert_ids_to_tokens(max(ids))
-        raise LabError(f"The prompt {request.prompt.id!r} has {word!r}, which the model lacks: reword it.")
-    room = max(context - max_new_tokens + 1, context // 2, 1)
-    if truncated := len(ids) > room:
-        ids = [begin, *ids[len(ids) - room + 1 :]] if ids[0] == begin and room > 1 else ids[-room:]
-    follow = max(1, min(max_new_tokens, context - len(ids) + 1))
-    return replace(request, ids=tuple(ids), max_new_tokens=follow, truncated=truncated)
+        token = loaded.tokenizer.convert_ids_to_tokens(max(ids))
+        raise LabError(f"The prompt {request.prompt.id!r} has {token!r}, which the model lacks: reword it.")
+    longest = max(context - max_new_tokens + 1, context // 2, 1)
+    if truncated := len(ids) > longest:
+        begin = [ids[0]] if ids[0] == loaded.tokenizer.bos_token_id and longest > 1 else []
+        ids = begin + ids[len(ids) - longest + len(begin) :]
+    most = max(1, min(max_new_tokens, context - len(ids) + 1))
+    return replace(request, ids=tuple(ids), max_new_tokens=most, truncated=truncated)
 
 
 def generate_samples(
@@ -142,95 +143,94 @@ def generate_samples(
     wanted = requests(prompts, settings, report, purpose, only)
     if purpose == "latency":  # all texts as long, whatever ends those of the task
         settings = replace(settings, task="", max_new_tokens=min(LATENCY_TOKENS, settings.max_new_tokens))
-    rest = limits.generation_s, purpose == "latency"
+    limit = limits.generation_s, purpose == "latency"
 
     def make(missing: list[Request]) -> Iterator[Sample]:
         if isinstance(model, Loaded):
-            yield from _decoded(model, settings, missing, batch_size or 0, *rest)
+            yield from _decoded(model, settings, missing, batch_size or 0, *limit)
             return
-        at_once, asked = batch_size or limits.at_once, [(one.prompt, one.repeat) for one in missing]
-        for place, error, known in server.answers(model, asked, settings, at_once, *rest):
-            yield _sample(model, missing[place], settings, at_once, error, engine="server", **known)
+        at_once = batch_size or limits.at_once
+        asked = [(request.prompt, request.repeat) for request in missing]
+        for place, error, fields in server.answers(model, asked, settings, at_once, *limit):
+            yield _sample(model, missing[place], settings, at_once, error, engine="server", **fields)
 
     with store.appending(path) if path else nullcontext(lambda row: None) as append:
         rows = store.read_rows(path, Sample) if path else ()
-        have, failed = {row.key: row for row in rows if row.error is None}, 0
-        missing = [request for request in wanted if request.key not in have]
+        finished = {row.key: row for row in rows if row.error is None}
+        missing = [request for request in wanted if request.key not in finished]
+        failed = 0
         with meters.recorded({path: [request.key for request in missing]} if path and missing else {}):
             for sample in make(missing):
-                have[sample.key] = sample
+                finished[sample.key] = sample
                 append(sample)
                 failed += sample.error is not None
                 if limits.fail_on_error.reached(failed, len(wanted)):
                     count = f"{failed} of {len(wanted)} samples failed, the last with {sample.error}"
                     raise LabError(f"The run was stopped by --fail-on-error: {count}", Failure.STOPPED)
-    return [have[request.key] for request in wanted]
+    return [finished[request.key] for request in wanted]
 
 
 def _decoded(
     loaded: Loaded, settings: Settings, wanted: list[Request], size: int, limit_s: float, latency: bool
 ) -> Iterator[Sample]:
-    """A sample for every request, `size` rows at a time (0: as many as fit).
-
-    When memory runs out, half as many are tried with what is left; another failure is that of the rows which
-    had begun.
-    """
+    """A sample for every request, `size` rows at a time (0: all that fit), fewer when memory runs out."""
     from nbhelpers.generation.decode import Finished, decode, engine_for
     from nbhelpers.generation.sampling import maker_sampler, row_seed, sampler
 
-    jobs, prepared, task = list[Request](), dict[Prompt, Request](), tasks.load_task(settings.task)
-    likely = likelihood.of_prompts(loaded, (request.prompt for request in wanted), task.likelihoods())
+    task = tasks.load_task(settings.task)
+    logprobs = likelihood.of_prompts(loaded, (request.prompt for request in wanted), task.likelihoods())
+    jobs, prepared = list[Request](), dict[Prompt, Request]()
     for request in wanted:  # a prompt is encoded once, whatever its repeats
         try:
             if request.prompt not in prepared:
                 prepared[request.prompt] = prepare(loaded, request, settings.max_new_tokens)
             jobs.append(replace(prepared[request.prompt], key=request.key, repeat=request.repeat))
-        except Exception as wrong:
-            yield sample_of(loaded, request, settings, 1, error=wrong)
+        except Exception as problem:
+            yield sample_of(loaded, request, settings, 1, error=problem)
     ends = frozenset[int]() if latency else tokenization.end_tokens(loaded)
     engine = engine_for(loaded.model, max((len(job.ids) + job.max_new_tokens for job in jobs), default=0))
-    late = TimeoutError(f"the limit of {limit_s:g} s passed")
+    too_late = TimeoutError(f"the limit of {limit_s:g} s passed")
     machine.reset_peak(loaded.device)
     while jobs:
         size = min(size or best_batch_size(loaded, jobs), len(jobs))
-        left, paid = dict(enumerate(jobs)), dict[int, meters.Share]()  # paid by others, when a row began
+        pending = dict(enumerate(jobs))
+        charged = dict[int, meters.Share]()  # to others, when a live row began
+        ids, most = [job.ids for job in jobs], [job.max_new_tokens for job in jobs]
         seeds = [row_seed(settings.seed, job.prompt.id, job.repeat) for job in jobs]
-        ids, room = [job.ids for job in jobs], [job.max_new_tokens for job in jobs]
         choose = sampler(seeds, settings.temperature, settings.top_k, settings.top_p)
         if settings.maker_settings:
-            choose = maker_sampler(loaded.model, settings, [*zip(ids, room, seeds, strict=True)], ends)
-        failure: Exception | None = None
+            choose = maker_sampler(loaded.model, settings, [*zip(ids, most, seeds, strict=True)], ends)
+        batch = loaded.model, ids, most, choose, ends, size, limit_s
         stopped = tokenization.stop_check(loaded.tokenizer, ids, task.stop)
+        failure: Exception | None = None
         try:
             machine.synchronize(loaded.device)
             ledger = meters.Ledger(loaded.device)
-            for event in decode(
-                loaded.model, ids, room, choose, ends, size, limit_s, engine=engine, stopped=stopped
-            ):
-                share = ledger.charge(max(1, len(paid)))
+            for event in decode(*batch, engine=engine, stopped=stopped):
+                share = ledger.charge(max(1, len(charged)))
                 if isinstance(event, Finished):
-                    job, share = left.pop(event.row), share.since(paid.pop(event.row))
-                    error = late if event.finish_reason == "time" else None
+                    job, share = pending.pop(event.row), share.since(charged.pop(event.row))
+                    error = too_late if event.finish_reason == "time" else None
                     sample = sample_of(loaded, job, settings, size, event, error, share, engine)
-                    yield replace(sample, logprobs=likely[job.prompt])
+                    yield replace(sample, logprobs=logprobs[job.prompt])
                 else:
-                    paid.update(dict.fromkeys(event.rows, share))
-        except Exception as caught:
+                    charged |= dict.fromkeys(event.rows, share)
+        except Exception as problem:
             # Without the traceback, whose frames would keep this batch's tensors alive during the next try.
-            failure = caught.with_traceback(None)
+            failure = problem.with_traceback(None)
         if failure and size > 1 and failure_of(failure) == Failure.OUT_OF_MEMORY:
             size //= 2  # try again with what is left
-        elif failure:
-            for row in list(paid or left):
-                yield sample_of(loaded, left.pop(row), settings, size, error=failure)
-        jobs = list(left.values())
+        elif failure:  # is that of the rows which had begun
+            for row in list(charged or pending):
+                yield sample_of(loaded, pending.pop(row), settings, size, error=failure)
+        jobs = list(pending.values())
 
 
 def best_batch_size(loaded: Loaded, jobs: Sequence[Request]) -> int:
     """As many rows as fit the free memory, at most 128, in batches of one size."""
-    tokens, report = max(len(job.ids) + job.max_new_tokens for job in jobs), loaded.report
-    one = fit.generation_need(loaded.spec, report.dtype, 1, tokens, report.vocabulary or 0)
-    most = min(BATCH_CAP, max(1, fit.rows_that_fit(one, machine.free_memory(loaded.device), loaded=True)))
+    tokens = max(len(job.ids) + job.max_new_tokens for job in jobs)
+    row = fit.generation_need(loaded.spec, loaded.report.dtype, 1, tokens, loaded.report.vocabulary or 0)
+    most = min(BATCH_CAP, max(1, fit.rows_that_fit(row, machine.free_memory(loaded.device), loaded=True)))
     return math.ceil(len(jobs) / math.ceil(len(jobs) / most))
 
 
@@ -250,25 +250,24 @@ def sample_of(
     thought, text = tokenization.read_answer(loaded.tokenizer, job.ids, written)
     text = tokenization.before_stop(text, tasks.load_task(settings.task).stop) if end == "stop" else text
     text = text.encode("utf-8", "replace").decode()  # a vocabulary may hold halves of surrogate pairs
-    known = dict[str, Any](text=text, reasoning=thought, new_tokens=len(tokens), finish_reason=end)
-    known |= {"prompt_tokens": len(job.ids), "engine": engine}
+    fields = dict[str, Any](text=text, reasoning=thought, new_tokens=len(tokens), finish_reason=end)
+    fields |= {"prompt_tokens": len(job.ids), "engine": engine}
     if error:
-        known["failure"] = failure_of(error)
+        fields["failure"] = failure_of(error)
     if row:
         peak = machine.peak_memory(loaded.device)
-        known |= {"ttft_s": row.ttft_s, "latency_s": row.latency_s, "peak_memory_bytes": peak}
+        fields |= {"ttft_s": row.ttft_s, "latency_s": row.latency_s, "peak_memory_bytes": peak}
     if share:
-        known |= {"energy_j": share.joules, "share_s": share.seconds}
-    return _sample(loaded, job, settings, batch_size, error, **known)
+        fields |= {"energy_j": share.joules, "share_s": share.seconds}
+    return _sample(loaded, job, settings, batch_size, error, **fields)
 
 
 def _sample(
-    model: Loaded | Served, job: Request, settings: Settings, size: int, error: Exception | None, **known: Any
+    model: Loaded | Served, job: Request, settings: Settings, size: int, error: Exception | None, **row: Any
 ) -> Sample:
-    """A row by what both engines know, and by what is ``known`` of this one."""
-    nothing: dict[str, Any] = {"text": "", "prompt_tokens": 0, "new_tokens": 0, "finish_reason": "error"}
-    known = nothing | known
-    timed, further = known.get("ttft_s") is not None, known["new_tokens"] - 1
+    """A row by what is known with either engine, and by the fields that one of them filled."""
+    row = dict[str, Any](text="", prompt_tokens=0, new_tokens=0, finish_reason="error") | row
+    timed = row.get("ttft_s") is not None and row["new_tokens"] > 1
     return Sample(
         key=job.key,
         model=model.spec.alias,
@@ -278,13 +277,13 @@ def _sample(
         repeat=job.repeat,
         seed=settings.seed,
         prompt=job.prompt.text,
-        bytes=len(known["text"].encode()),
+        bytes=len(row["text"].encode()),
         error=redacted(f"{type(error).__name__}: {error}".splitlines()[0])[:300] if error else None,
         batch_size=size,
-        tpot_s=(known["latency_s"] - known["ttft_s"]) / further if timed and further > 0 else None,
+        tpot_s=(row["latency_s"] - row["ttft_s"]) / (row["new_tokens"] - 1) if timed else None,
         prompt_truncated=job.truncated,
         ids_digest=job.ids_digest,
-        **known,
+        **row,
     )
 
 
@@ -293,6 +292,6 @@ def throughput(samples: Iterable[Sample]) -> float:
 
     The shares of a batch add up to its wall time. Failed rows bring no tokens; 0.0 when no row finished.
     """
-    took = [(row.new_tokens, row.share_s or 0.0) for row in samples]
-    seconds = sum(share_s for _, share_s in took)
-    return sum(tokens for tokens, _ in took) / seconds if seconds > 0 else 0.0
+    rows = list(samples)
+    seconds = sum(row.share_s or 0.0 for row in rows)
+    return sum(row.new_tokens for row in rows) / seconds if seconds > 0 else 0.0

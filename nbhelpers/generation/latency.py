@@ -107,7 +107,7 @@ def is_whole(runs: Sequence[ModelRun]) -> bool:
     """Whether these models were timed in one pass, without a row that lacks or failed."""
     with suppress(LabError):
         keys = set(store.read_json(runs[0].folder.parent / FILE, LatencyPass).keys)
-        rows = [row for run in runs for row in generate.found(run, "latency")]
+        rows = [row for run in runs for row in generate.stored_samples(run, "latency")]
         return None not in rows and {row.key for row in rows if row} <= keys
     return False
 

@@ -662,7 +662,7 @@ def test_rows_are_read_by_key_without_torch_and_what_is_missing_is_named(tmp_pat
     made = generate.generate_samples(loaded, prompts, settings, run.folder / "samples.jsonl")
     timed = latency.measure_latency(loaded, prompts, settings, run.folder / "latency.jsonl")
     assert [(s.prompt_id, s.error) for s in made] == [("b01", None), ("b02", None)]
-    assert None not in generate.found(run) + generate.found(run, "latency")
+    assert None not in generate.stored_samples(run) + generate.stored_samples(run, "latency")
     code = (
         "import sys; from nbhelpers import pipeline; from nbhelpers.generation import generate;"
         f"from nbhelpers.records import Settings; run = pipeline.open_run({settings!r});"
@@ -672,7 +672,9 @@ def test_rows_are_read_by_key_without_torch_and_what_is_missing_is_named(tmp_pat
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.split() == [*(s.key for s in made + timed), "False", "False"]
     more = replace(run, settings=replace(settings, repeats=2))
-    assert generate.found(more).count(None) == 2 and None not in generate.found(more, "latency")
+    assert generate.stored_samples(more).count(None) == 2 and None not in generate.stored_samples(
+        more, "latency"
+    )
     with pytest.raises(LabError, match=r"lacks 2 of 4 rows: .*through='samples'"):
         generate.read_samples(more)
 
