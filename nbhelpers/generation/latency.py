@@ -7,12 +7,12 @@ trials, Abedi & Brecht 2017, doi 10.1145/3030207.3030229).
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from nbhelpers import store, tasks
 from nbhelpers.devices import fit, machine, meters
@@ -48,12 +48,12 @@ def measure_latency(
     short answers are not called fast; a server may end an answer all the same. The order is drawn from the
     seed, as machines slow down.
     """
-    first = prompts[: generate.LATENCY_PROMPTS]
-    _warm_up(loaded, first, settings, limits)
-    shuffled = random.Random(settings.seed).sample(first, len(first))
-    made = generate.generate_samples(loaded, shuffled, settings, path, 1, limits, "latency")
-    rows = {(row.prompt_id, row.repeat): row for row in made}
-    return [rows[prompt.id, number] for prompt in first for number in range(generate.ROUNDS)]
+    prompts = prompts[: generate.LATENCY_PROMPTS]
+    _warm_up(loaded, prompts, settings, limits)
+    shuffled = random.Random(settings.seed).sample(prompts, len(prompts))
+    samples = generate.generate_samples(loaded, shuffled, settings, path, 1, limits, "latency")
+    by_round = {(sample.prompt_id, sample.repeat): sample for sample in samples}
+    return [by_round[prompt.id, number] for prompt in prompts for number in range(generate.ROUNDS)]
 
 
 def measure_in_turn(runs: Sequence[ModelRun]) -> None:
@@ -63,44 +63,54 @@ def measure_in_turn(runs: Sequence[ModelRun]) -> None:
     else each is loaded for its turn at all prompts of a round. All is measured anew, as half a pass would
     pair timings of different hours. A model that cannot be opened is left out, and the log says why.
     """
-    asked, together = tasks.prompts_of(runs[0].settings)[: generate.LATENCY_PROMPTS], _fit(runs)
-    shuffled = random.Random(runs[0].settings.seed).sample(asked, len(asked))
+    prompts = tasks.prompts_of(runs[0].settings)[: generate.LATENCY_PROMPTS]
+    shuffled = random.Random(runs[0].settings.seed).sample(prompts, len(prompts))
+    together = _fit_together(runs)
     groups = [[prompt] for prompt in shuffled] if together else [shuffled]
-    made = {run.folder / "latency.jsonl": list[Sample]() for run in runs}
-    keys, order, held = {path: list[str]() for path in made}, list[str](), dict[Path, Any]()
+    samples = {run.folder / "latency.jsonl": list[Sample]() for run in runs}
+    keys = {path: list[str]() for path in samples}
+    timed = list[str]()
+    models = dict[Path, Loaded | Served]()
 
     @contextmanager
     def left_out(path: Path) -> Iterator[None]:
         try:
             yield
         except Exception as problem:  # libraries and servers have no common base
-            made.pop(path)
+            samples.pop(path)
             print(f"{path.parent.name} is not timed with the others: {problem}")
 
     with ExitStack() as stack:
-        for path, run in zip(list(made), runs, strict=True) if together else ():
+        for path, run in zip(list(samples), runs, strict=True) if together else ():
             with left_out(path):
-                held[path] = stack.enter_context(_warmed(run, asked))
-        apart = stack.enter_context(meters.recorded(keys))
-        turns = ((number, group) for number in range(generate.ROUNDS) for group in groups)
-        for first, (number, group) in enumerate(turns):
-            for place in range(len(runs)):
-                run = runs[(first + place) % len(runs)]
-                if (path := run.folder / "latency.jsonl") not in made:
-                    continue
-                before = meters.cpu_times() if run.spec.kind == "server" else None
-                with left_out(path), nullcontext(held[path]) if together else _warmed(run, asked) as model:
-                    given = model, group, run.settings, None, 1, run.limits
-                    rows = generate.generate_samples(*given, "latency", number)
-                    made[path] += rows
-                    keys[path] += [row.key for row in rows]
-                    order += [row.key for row in rows if row.error is None]
-                if before:  # a server on this machine works for us
-                    wall, busy, mine = (b - a for a, b in zip(before, meters.cpu_times(), strict=True))
-                    apart.append((wall, busy, mine))
-    for path, rows in made.items():
+                models[path] = stack.enter_context(_warmed(run, prompts))
+        servers_work = stack.enter_context(meters.recorded(keys))
+        for number, group, run in _turns(runs, groups):
+            path = run.folder / "latency.jsonl"
+            if path not in samples:
+                continue
+            before = meters.cpu_times()
+            with left_out(path), nullcontext(models[path]) if together else _warmed(run, prompts) as model:
+                job = model, group, run.settings, None, 1, run.limits
+                rows = generate.generate_samples(*job, "latency", number)
+                samples[path] += rows
+                keys[path] += [row.key for row in rows]
+                timed += [row.key for row in rows if row.error is None]
+            if run.spec.kind == "server":  # on this machine it works for us
+                wall, busy, mine = (b - a for a, b in zip(before, meters.cpu_times(), strict=True))
+                servers_work.append((wall, busy, mine))
+    for path, rows in samples.items():
         store.write_rows(path, rows)
-    store.write_json(runs[0].folder.parent / FILE, LatencyPass(tuple(order), together))
+    store.write_json(runs[0].folder.parent / FILE, LatencyPass(tuple(timed), together))
+
+
+def _turns(
+    runs: Sequence[ModelRun], groups: list[list[Prompt]]
+) -> Iterator[tuple[int, list[Prompt], ModelRun]]:
+    """Round, prompts and model of every turn; another model begins each time."""
+    for first, (number, group) in enumerate(itertools.product(range(generate.ROUNDS), groups)):
+        for place in range(len(runs)):
+            yield number, group, runs[(first + place) % len(runs)]
 
 
 def is_whole(runs: Sequence[ModelRun]) -> bool:
@@ -112,23 +122,23 @@ def is_whole(runs: Sequence[ModelRun]) -> bool:
     return False
 
 
-def _fit(runs: Sequence[ModelRun]) -> bool:
+def _fit_together(runs: Sequence[ModelRun]) -> bool:
     """Whether all models can be held at once: memory for the local ones, a server each for the others."""
     servers = [run.spec.source.partition("#")[0] for run in runs if run.spec.kind == "server"]
-    need, free = 0, 0
+    held, free = 0, 0  # bytes
     for run in (run for run in runs if run.spec.kind != "server"):
         report = load.read_report(run)
-        one = fit.generation_need(run.spec, report.dtype, vocabulary=report.vocabulary or 0)
-        need += (report.parameter_bytes or 0) + one.cache + one.logits
+        need = fit.generation_need(run.spec, report.dtype, vocabulary=report.vocabulary or 0)
+        held += (report.parameter_bytes or 0) + need.cache + need.logits
         free = machine.free_memory(report.device)
-    return len(set(servers)) == len(servers) and fit.fits(fit.Need(need, 0, 0), free)
+    return len(set(servers)) == len(servers) and fit.fits(fit.Need(held, 0, 0), free)
 
 
 @contextmanager
 def opened(run: ModelRun) -> Iterator[Loaded | Served]:
     """The model of a run: loaded here, or asked at its server."""
-    place = None if run.spec.kind == "server" else machine.read_device(run)
-    model = server.open_model(run.spec, *((place.device, place.dtype) if place else ()))
+    report = None if run.spec.kind == "server" else machine.read_device(run)
+    model = server.open_model(run.spec, *((report.device, report.dtype) if report else ()))
     try:
         yield model
     finally:
@@ -143,5 +153,5 @@ def _warmed(run: ModelRun, prompts: Sequence[Prompt]) -> Iterator[Loaded | Serve
 
 
 def _warm_up(model: Loaded | Served, prompts: Sequence[Prompt], settings: Settings, limits: Limits) -> None:
-    few = replace(settings, max_new_tokens=min(WARM_UP_TOKENS, settings.max_new_tokens))
-    generate.generate_samples(model, prompts[:1], few, None, 1, limits, "latency", 0)
+    short = replace(settings, max_new_tokens=min(WARM_UP_TOKENS, settings.max_new_tokens))
+    generate.generate_samples(model, prompts[:1], short, None, 1, limits, "latency", 0)
