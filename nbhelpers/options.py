@@ -31,9 +31,8 @@ class Choice:
 
 def options_of(kind: Any) -> dict[str, dataclasses.Field[Any]]:
     """Option -> field, of those with a help text."""
-    return {
-        field.metadata["option"] or field.name: field for field in dataclasses.fields(kind) if field.metadata
-    }
+    described = (field for field in dataclasses.fields(kind) if field.metadata)
+    return {field.metadata["option"] or field.name: field for field in described}
 
 
 def with_options(*kinds: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -46,9 +45,8 @@ def with_options(*kinds: Any) -> Callable[[Callable[..., None]], Callable[..., N
             types = get_type_hints(kind)
             for name, field in options_of(kind).items():
                 hint: Any = Annotated[types[field.name], typer.Option(help=field.metadata["help"])]
-                parameters.append(
-                    Parameter(name, Parameter.KEYWORD_ONLY, default=field.default, annotation=hint)
-                )
+                option = Parameter(name, Parameter.KEYWORD_ONLY, default=field.default, annotation=hint)
+                parameters.append(option)
         command.__signature__ = given.replace(parameters=parameters)  # type: ignore[attr-defined]
         return command
 

@@ -10,7 +10,7 @@ from nbhelpers.generation import generate, latency, likelihood
 from nbhelpers.loading import load
 from nbhelpers.loading.checkpoint import inspect
 from nbhelpers.loading.load import Loaded
-from nbhelpers.records import ModelRun, RunInfo, Settings
+from nbhelpers.records import ModelRun, Settings
 from nbhelpers.scoring import reference, rubric
 from nbhelpers.tracking import metrics, result
 
@@ -31,8 +31,7 @@ def open_run(settings: Settings) -> ModelRun:
     name that means nothing and for a model that cannot be used.
     """
     folder = store.run_dir(settings)
-    if (folder / "run.json").exists():
-        info = store.read_json(folder / "run.json", RunInfo)
+    if info := result.read_info(folder):
         asked = info.settings
         if (settings.task, settings.prompts, settings.limit) == (asked.task, asked.prompts, asked.limit):
             tasks.check_unchanged(info, settings)

@@ -226,9 +226,8 @@ def _prompt(row: dict[str, Any]) -> Prompt:
         except (TypeError, LookupError, ValueError):
             raise LabError('messages are no list of {"role", "content"}.') from None
         if role != "user" or row.get("text"):
-            raise LabError(
-                "messages end with the user's, which is the text: no other one stands beside them."
-            )
+            why = "messages end with the user's, which is the text: no other one stands beside them."
+            raise LabError(why)
         row = row | {"text": said}
     given: dict[str, Any] = {name: row.get(name) or "" for name in ("id", "text", "content_type", "cluster")}
     given["id"] = str(row["id"]) if type(row.get("id")) is int else given["id"]

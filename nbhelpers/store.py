@@ -225,9 +225,8 @@ def table(text: str, where: str) -> Iterator[tuple[int, dict[str, str]]]:
     try:
         header, line = [name.strip().lower() for name in next(lines, [])], lines.line_num + 1
         if twice := next((name for name in header if name and header.count(name) > 1), ""):
-            raise LabError(
-                f"{where}, line 1: the column {twice!r} stands twice (it has {', '.join(header)})."
-            )
+            has = f"(it has {', '.join(header)})"
+            raise LabError(f"{where}, line 1: the column {twice!r} stands twice {has}.")
         for cells in lines:
             if any(cells):
                 yield line, dict(zip(header, cells, strict=True))

@@ -108,9 +108,8 @@ def client_errors(address: str, trouble: str) -> Iterator[None]:
     except openai.APIConnectionError as error:
         late = isinstance(error, openai.APITimeoutError)
         why = "does not answer in time" if late else "is not reachable"
-        raise LabError(
-            f"The server {address} {why}: start it, or correct the address.", Failure.SERVER
-        ) from None
+        problem = f"The server {address} {why}: start it, or correct the address."
+        raise LabError(problem, Failure.SERVER) from None
     except openai.AuthenticationError:
         key = f"put its key into the variable {KEY_VARIABLES[0]} or {KEY_VARIABLES[1]}"
         raise LabError(f"The server {address} refuses the key: {key}.", Failure.SERVER) from None

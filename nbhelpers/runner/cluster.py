@@ -12,7 +12,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -140,9 +140,10 @@ def _has(node: dict[str, float], need: dict[str, Any]) -> bool:
     return all(node.get(names.get(name, name), 0) >= amount for name, amount in need.items())
 
 
-def _missing(run: ModelRun, known: list[NotebookStatus]) -> list[str]:
+def _missing(run: ModelRun, known: Iterable[NotebookStatus]) -> list[str]:
     """The notebooks that a node is to run, in order."""
-    names, ran = pipeline_of(run.spec, run.settings.task), {status.notebook for status in known}
+    ran = {status.notebook for status in known if status.model == run.settings.model}
+    names = pipeline_of(run.spec, run.settings.task)
     return [name for name in names if NOTEBOOKS[name] < Phase.TRACKING and name not in ran]
 
 
@@ -184,8 +185,7 @@ def _problem(ray: Any, task: Any) -> LabError | None:
 
 def _finish(whole: Run, pool: ThreadPoolExecutor, run: ModelRun, problem: LabError | None = None) -> None:
     """Have the rest of a model's notebooks run here. The commit that a node took from the Hub is kept."""
-    known = [status for status in whole.info.notebooks if status.model == run.settings.model]
-    if problem and (missing := _missing(run, known)):
+    if problem and (missing := _missing(run, whole.info.notebooks)):
         error, model = str(problem), run.settings.model
         whole.save(NotebookStatus(missing[0], model, "failed", 0.0, error, problem.kind))
     if run.spec.kind == "hub" and (run.folder / "loading.json").exists():

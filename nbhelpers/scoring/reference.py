@@ -285,6 +285,5 @@ def _task_scores(task: Task, settings: Settings, samples: Iterable[Sample], at_o
 
 def make_scores(run: ModelRun) -> None:
     """Score the run's samples by its task into scores.jsonl, always anew: an old one may be by another."""
-    store.write_rows(
-        run.folder / "scores.jsonl", scored(run.settings, generate.read_samples(run), run.limits)
-    )
+    scores = scored(run.settings, generate.read_samples(run), run.limits)
+    store.write_rows(run.folder / "scores.jsonl", scores)
