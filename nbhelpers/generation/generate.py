@@ -288,10 +288,7 @@ def _sample(
 
 
 def throughput(samples: Iterable[Sample]) -> float:
-    """New tokens per second of batched generation: all tokens / the machine's time that the rows took.
-
-    The shares of a batch add up to its wall time. Failed rows bring no tokens; 0.0 when no row finished.
-    """
+    """New tokens per second: those of all rows / their shares of the machine's time; 0.0 if none finished."""
     rows = list(samples)
     seconds = sum(row.share_s or 0.0 for row in rows)
     return sum(row.new_tokens for row in rows) / seconds if seconds > 0 else 0.0

@@ -29,10 +29,7 @@ Pair = tuple[list[int], list[int]]  # ids, and those that follow
 
 
 def log_likelihoods(loaded: Loaded, pairs: Sequence[Pair]) -> list[float]:
-    """Log-probability of what follows, for each pair; one that is too long loses its beginning.
-
-    What is read alike is read once. Shorter rows are padded on the right, which no place before it sees.
-    """
+    """Log-probability of what follows, for each pair; one that is too long loses its beginning."""
     import torch
 
     longest = (loaded.report.context or sys.maxsize) + 1  # the last token is not read
@@ -45,7 +42,7 @@ def log_likelihoods(loaded: Loaded, pairs: Sequence[Pair]) -> list[float]:
         size = max(1, LOGITS_BYTES // (4 * width * (loaded.report.vocabulary or 1)))
         order, batch = order[:-size], order[-size:]
         padding = {n: width + 1 - len(rows[n]) for n in batch}
-        inputs = list(dict.fromkeys(tuple(rows[n][:-1]) for n in batch))
+        inputs = list(dict.fromkeys(tuple(rows[n][:-1]) for n in batch))  # what is read alike is read once
         keep = max(padding[n] + counts[n] for n in batch)
         logprobs = _next_logprobs(loaded, inputs, width, keep)
         for n in batch:
@@ -60,6 +57,7 @@ def _next_logprobs(loaded: Loaded, rows: Sequence[Sequence[int]], width: int, ke
     """[rows, keep, vocabulary]: of what follows each of the last ``keep`` places of rows padded to width."""
     import torch
 
+    # On the right, which no place before it sees.
     ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=loaded.device)
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=loaded.device)
     takes = inspect.signature(loaded.model.forward).parameters
@@ -101,10 +99,7 @@ def windows(loaded: Loaded, prompt: Prompt) -> list[Pair]:
 def of_server(
     client: OpenAI, model: str, kinds: Sequence[str], limit_s: float, prompt: Prompt
 ) -> dict[str, tuple[float, ...]]:
-    """``Sample.logprobs`` of a prompt as plain text, without the kinds that the server does not report.
-
-    Raises what the client raises.
-    """
+    """``Sample.logprobs`` of a prompt as plain text, of kinds the server reports; raises as the client."""
     lead, gap = parted(tokenization.plain(prompt.text, prompt.before))
     reported = dict[str, tuple[float, ...]]()
     for kind in kinds:
@@ -123,7 +118,8 @@ def _echoed(client: OpenAI, model: str, before: str, after: str, limit_s: float)
     only servers that echo the beginning token before it report one.
     """
     remote.CLOCK.until = time.perf_counter() + limit_s
-    request: Any = {"model": model, "max_tokens": 1, "temperature": 0, "timeout": limit_s}  # 0: all that fit
+    # One token, as 0 would be as many as fit.
+    request: Any = {"model": model, "max_tokens": 1, "temperature": 0, "timeout": limit_s}
     text = before + after
     echo = client.completions.create(**request, prompt=text, echo=True, logprobs=1).choices[0].logprobs
     if not (echo and echo.tokens and echo.text_offset and echo.token_logprobs):

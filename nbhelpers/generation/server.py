@@ -39,6 +39,7 @@ THOUGHTS = ("reasoning_content", "reasoning")  # the fields of a piece that some
 WRONG = FAILURES | dict.fromkeys(("ValueError", "TypeError", "AttributeError"), Failure.BAD_OUTPUT)
 WRONG |= {"EOFError": Failure.SERVER}
 ENDS: dict[str, FinishReason] = {"stop": "eos", "length": "length", "time": "time"}
+Asked = tuple[Prompt, int]  # and which of its repeats
 
 
 @dataclass(frozen=True)
@@ -185,14 +186,9 @@ def _read(stream: Any, chat: bool, max_new_tokens: int, limit_s: float) -> Answe
 
 
 def answers(
-    served: Served,
-    asked: Sequence[tuple[Prompt, int]],
-    settings: Settings,
-    at_once: int,
-    limit_s: float,
-    fixed: bool,
+    served: Served, asked: Sequence[Asked], settings: Settings, at_once: int, limit_s: float, fixed: bool
 ) -> Iterator[tuple[int, Exception | None, dict[str, Any]]]:
-    """The place of each prompt and repeat as its answer ends, what went wrong, and the fields of its row."""
+    """Of each answer as it ends: its place in asked, what went wrong, and the fields of its row."""
     from nbhelpers.generation.sampling import row_seed
 
     task = tasks.load_task(settings.task)
@@ -203,7 +199,7 @@ def answers(
     ledger, lock = meters.Ledger("server"), threading.Lock()
     alive = 0
 
-    def charge(change: int) -> meters.Share:
+    def charge(change: int) -> meters.Share:  # to all that are alive, as one comes (+1) or goes (-1)
         nonlocal alive
         with lock:
             share = ledger.charge(max(1, alive))

@@ -63,8 +63,7 @@ def estimate(
 def _bootstrap_t(x: Array, mean: float, sd: float) -> tuple[float, float]:
     """The ends of the bootstrap-t interval; resamples without spread count as t = +-inf."""
     resamples = np.random.default_rng(0).choice((x - mean) / sd, size=(RESAMPLES, len(x)))
-    means = np.round(resamples.mean(axis=1), 12)
-    sds = resamples.std(axis=1, ddof=1)
+    means, sds = np.round(resamples.mean(axis=1), 12), resamples.std(axis=1, ddof=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(sds > 1e-9, means / sds, np.copysign(np.inf, means))
         low, high = np.quantile(t, TAILS)
@@ -137,8 +136,7 @@ def pass_at(right: Sequence[float], k: int) -> float | None:
 
     1 - C(n - c, k) / C(n, k) is unbiased (Chen et al. 2021). None for fewer than k answers.
     """
-    n = len(right)
-    wrong = sum(value != 1 for value in right)
+    n, wrong = len(right), sum(value != 1 for value in right)
     return 1 - math.comb(wrong, k) / math.comb(n, k) if n >= k else None
 
 
