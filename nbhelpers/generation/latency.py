@@ -85,7 +85,9 @@ def measure_in_turn(runs: Sequence[ModelRun]) -> None:
             with left_out(path):
                 models[path] = stack.enter_context(_warmed(run, prompts))
         servers_work = stack.enter_context(meters.recorded(keys))
-        for number, group, run in _turns(runs, groups):
+        turns = itertools.product(range(generate.ROUNDS), groups, range(len(runs)))
+        for turn, (number, group, place) in enumerate(turns):
+            run = runs[(turn // len(runs) + place) % len(runs)]  # another one begins each time
             path = run.folder / "latency.jsonl"
             if path not in samples:
                 continue
@@ -102,15 +104,6 @@ def measure_in_turn(runs: Sequence[ModelRun]) -> None:
     for path, rows in samples.items():
         store.write_rows(path, rows)
     store.write_json(runs[0].folder.parent / FILE, LatencyPass(tuple(timed), together))
-
-
-def _turns(
-    runs: Sequence[ModelRun], groups: list[list[Prompt]]
-) -> Iterator[tuple[int, list[Prompt], ModelRun]]:
-    """Round, prompts and model of every turn; another model begins each time."""
-    for first, (number, group) in enumerate(itertools.product(range(generate.ROUNDS), groups)):
-        for place in range(len(runs)):
-            yield number, group, runs[(first + place) % len(runs)]
 
 
 def is_whole(runs: Sequence[ModelRun]) -> bool:

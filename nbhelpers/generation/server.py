@@ -95,8 +95,7 @@ def connect(spec: ModelSpec) -> Served:
     notes = (UNMEASURED, *(OPTIONS[name] for name in OPTIONS if name not in served.options))
     notes += (COLD,) if texts[0] == texts[1] else ()
     notes += (UNSTEADY,) if "seed" in served.options and texts[0] != texts[2] else ()
-    report = replace(served.report, notes=notes, load_s=time.perf_counter() - started)
-    return replace(served, report=report)
+    return replace(served, report=replace(served.report, notes=notes, load_s=time.perf_counter() - started))
 
 
 def _negotiated(served: Served, address: str) -> Served:

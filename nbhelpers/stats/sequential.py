@@ -71,8 +71,7 @@ def _log_cosh(x: ArrayLike) -> Array:
 def p_value(differences: Array, looks: Sequence[int], planned: int) -> float:
     """1 / E after the last look; larger where the differences' skew opposes their mean.
 
-    Then E is at most what it is for normal differences whose t is Hall's: cosh(a t) / exp(a^2 / 2), with
-    a^2 = AIM^2 n / planned.
+    Then E is at most that of normal ones with Hall's t: cosh(a t) / exp(a^2 / 2), a^2 = AIM^2 n / planned.
     """
     evidence = float(log_e(differences, looks, planned)[-1])
     t = paired.hall_t(differences)
