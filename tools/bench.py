@@ -43,7 +43,7 @@ OTHER = {
         "--rounds 1 --limit 2 --repeats 1 --max-new-tokens 8 lab-gpt2",
     ),
     "growth": ("bench_growth", "--rounds 2", "--rounds 1 --base 1"),
-    "models": ("bench_growth", "--rounds 1 models", "--rounds 1 --copies 1,2,3 models"),
+    "models": ("bench_growth", "--rounds 1 --copies 1,2,4,8,16 models", "--rounds 1 --copies 1,2,3 models"),
 }
 
 

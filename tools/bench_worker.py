@@ -19,6 +19,7 @@ import time
 from typing import Any
 
 from nbhelpers import registry
+from nbhelpers.devices.machine import usable_cores
 from nbhelpers.loading.load import fetch
 from nbhelpers.records import Prompt, Settings
 from tools.bench_texts import Texts, endless
@@ -159,7 +160,7 @@ class LlamaCpp:
         if (batch, columns) not in self.contexts:
             given = self.api.llama_context_default_params()
             given.n_ctx, given.n_seq_max, given.n_batch = batch * columns, batch, max(2048, batch)
-            given.n_threads = given.n_threads_batch = os.cpu_count() or 1
+            given.n_threads = given.n_threads_batch = usable_cores()
             given.type_k = given.type_v = 0  # float32
             self.contexts[batch, columns] = self.api.llama_init_from_model(self.model, given)
         return self.contexts[batch, columns]

@@ -59,8 +59,9 @@ def _draw(logits: Tensor, seeds: Sequence[int], steps: Sequence[int]) -> Tensor:
 
     The same distribution as a variate for every logit, from n / 64 + 64 of them instead of n.
     """
-    weights = logits.softmax(dim=-1)
-    blocks = torch.nn.functional.pad(weights, (0, -logits.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    weights, short = logits.softmax(dim=-1), -logits.shape[1] % BLOCK
+    weights = torch.nn.functional.pad(weights, (0, short)) if short else weights  # it copies even by 0
+    blocks = weights.unflatten(1, (-1, BLOCK))
     count = blocks.shape[1]
     variates = gumbel(seeds, steps, torch.arange(count + BLOCK, device=logits.device).expand(len(logits), -1))
     block = _largest(blocks.sum(dim=-1).log() + variates[:, :count])
