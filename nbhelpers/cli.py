@@ -229,7 +229,7 @@ def label(
     seed: Annotated[int, typer.Option(help="Seed of the choice and order of the texts.")] = 0,
 ) -> None:
     """Have people rate a run's texts blindly, tell how far they agree, and correct the verdicts by them."""
-    from nbhelpers.comparison import compare, labels, ratings
+    from nbhelpers.comparison import compare, labels, plots, ratings
     from nbhelpers.comparison.comparable import comparable
     from nbhelpers.runner.plan import find_run
     from nbhelpers.tracking import mlflow_run
@@ -253,7 +253,8 @@ def label(
         labels.add_judge(folder, results, judge)
     found, known = compare.compare_run(folder), ratings.read_ratings(folder, results)
     print(f"Verdicts {found.basis}; `nbhelpers report {run}` writes them into the report.")
-    print("\n".join(f"  {compare.verdict_sentence(pair)}" for pair in found.verdicts), *found.notes, sep="\n")
+    shown = plots.drawn(found.verdicts, len(found.ranking))
+    print("\n".join(f"  {compare.verdict_sentence(pair)}" for pair in shown), *found.notes, sep="\n")
     print("Krippendorff's alpha (1 is full agreement, 0 as by chance)")
     for alpha in labels.agreement(known, results[0].primary):
         interval = f"[{alpha.low:.2f}, {alpha.high:.2f}]" if alpha.low is not None else f"({alpha.reason})"

@@ -161,9 +161,13 @@ def _write_rows(folder: Path, ids: list[str], means: list[float], rows: int) -> 
     with (folder / "samples.jsonl").open("w") as samples, (folder / "scores.jsonl").open("w") as scores:
         for number in range(rows):
             place = number % len(ids)
-            own = {"key": f"{number:032d}", "prompt_id": ids[place], "repeat": number // len(ids)}
+            own = {
+                "key": f"{folder.name}-{number:021d}",
+                "prompt_id": ids[place],
+                "repeat": number // len(ids),
+            }
             score["values"] = score["values"] | {rubric.PRIMARY: means[place]}
-            samples.write(json.dumps(row | own) + "\n")
+            samples.write(json.dumps(row | own | {"prompt": f"Ask {ids[place]}"}) + "\n")
             scores.write(json.dumps(score | own) + "\n")
 
 

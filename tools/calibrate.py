@@ -28,6 +28,7 @@ from scipy import stats as sps
 from nbhelpers.comparison.speed import MARGIN
 from nbhelpers.generation.generate import LATENCY_PROMPTS, ROUNDS
 from nbhelpers.stats import noninferiority, paired, ppi, sequential
+from nbhelpers.stats.estimate import bonett_price
 
 Array = NDArray[np.float64]
 Ends = tuple[Array, Array]  # lower and upper ends of many intervals; NaN where there is none
@@ -323,7 +324,7 @@ def _binary_rows(n: int, simulations: int, rng: np.random.Generator) -> list[Row
     mean = (wins - losses) / n
     sd = np.sqrt((wins + losses - n * mean**2) / (n - 1))
     sd[sd < 1e-9] = np.nan  # all differences are equal
-    price = np.array([paired.bonett_price(w, m, n) for w, m in tables]).T
+    price = np.array([bonett_price(w, m, n) for w, m in tables]).T
     ends = {"bonett-price": price, "paired t": _around(mean, sd / math.sqrt(n), sps.t.isf(0.025, n - 1))}
     p = {"McNemar, unconditional": ours, "McNemar, mid-p": mid, "sign-flip": conditional}
     place = {table: i for i, table in enumerate(tables)}

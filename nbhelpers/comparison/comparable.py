@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from statistics import mode
 from typing import Any
 
 from nbhelpers import registry, store
@@ -35,12 +36,12 @@ def comparable(run_dir: Path) -> tuple[list[Result], dict[str, str], list[str]]:
             error = next((f"{s.notebook}: {s.error}" for s in failed), "its notebooks have not run")
             excluded[spec.alias] = excluded.pop(spec.slug, error)
     made = [_conditions(r) for r in results if r.quality_applies and r.finished]
-    usual, most = max(made, key=made.count, default={}), max((len(r.per_prompt) for r in results), default=0)
+    usual = dict[str, Any](mode(tuple(one.items()) for one in made) if made else {})
+    most = max((len(r.per_prompt) for r in results), default=0)
     asked = {r.slug: _asked(run_dir / r.slug, r) for r in results}
     texts = dict[str, str]()
     for prompt in sorted(set[str]().union(*asked.values())):
-        known = [own[prompt] for own in asked.values() if prompt in own]
-        texts[prompt] = max(known, key=known.count)
+        texts[prompt] = mode(own[prompt] for own in asked.values() if prompt in own)
     own = any(result.settings.task for result in results)  # its texts may be the last turn of many
     for result in results:
         clash = [prompt for prompt, text in asked[result.slug].items() if text != texts[prompt]]

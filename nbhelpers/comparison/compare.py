@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from nbhelpers.stats.paired import Comparison, Scores
 from nbhelpers.tracking.result import read_info, read_results
 
 MARGIN = LAB_SCALE.margin  # points below which a difference does not matter to us (a choice)
+NAMED = 10  # models in a sentence about very many
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,26 @@ class ComparisonReport(Record):
     def verdicts(self) -> tuple[Comparison, ...]:
         """The pairs that decide: corrected ones where there are ratings."""
         return self.corrected or self.pairs
+
+    @property
+    def tests(self) -> int:
+        """The pairs of models, for which p is corrected; of many models not all are in ``verdicts``."""
+        return math.comb(len(self.readers or self.ranking), 2)
+
+    @property
+    def groups(self) -> dict[str, int]:
+        """Model -> its group, from 1, the best model first: those not told apart from the first of it.
+
+        The first of the group after ``paired.GROUPS`` is compared with no later one: it holds what is left.
+        """
+        order = list(self.readers or self.ranking)
+        apart = {(pair.a, pair.b) for pair in self.verdicts if pair.verdict in ("better", "worse")}
+        found, left, number = dict[str, int](), order, 0
+        while left:
+            number += 1
+            found |= {model: number for model in left if (left[0], model) not in apart}
+            left = [model for model in left if (left[0], model) in apart]
+        return {model: found[model] for model in order}
 
 
 def compare_run(run_dir: Path) -> ComparisonReport:
@@ -108,7 +130,8 @@ def compare(
     ranking, numbers = table.measured()
     speeds = {model: words_per_s(r) for model, r in named.items()}
     by = f"the {by or 'rubric'}" if by or not own else primary
-    report = table.report(ranking, paired.judged(numbers), by, speeds)
+    pairs = paired.judged(numbers, math.comb(len(ranking), 2))
+    report = table.report(ranking, pairs, by, speeds)
     slope, said = size_effect([named[model] for model in ranking], scale, looks)
     return replace(report, size_slope=slope, size_hypothesis=said, excluded=excluded, notes=tuple(notes))
 
@@ -123,8 +146,8 @@ class Table:
     items: str  # what is counted
     looks: Sequence[Sequence[str]] = ()  # ``sequential.looks_of``
 
-    def measured(self, tests: int | None = None) -> tuple[dict[str, Estimate], list[Comparison]]:
-        """Each model's mean, the best first, and the numbers of every pair, before the verdicts.
+    def measured(self, tests: int = 0) -> tuple[dict[str, Estimate], list[Comparison]]:
+        """Each model's mean, the best first, and the numbers of the pairs, before the verdicts.
 
         tests: ``paired.measured``.
         """
@@ -191,12 +214,19 @@ def pick_model(
     reason = f"No mean is {'higher' if rivals[0].higher else 'lower'} than that of {leader}"
     if unclear:
         closest = min(unclear, key=lambda pair: abs(pair.difference or 0.0))
-        names = " and ".join(pair.b for pair in unclear)
+        names = " and ".join(_first([pair.b for pair in unclear], len(models)))
         reason += f", but its lead over {names} cannot be told from chance ({closest.b}: {_points(closest)})"
     if tied:
-        reason += f". Within {rivals[0].margin:g} {rivals[0].unit} it is tied with {', '.join(tied)}"
+        names = ", ".join(_first(tied, len(models)))
+        reason += f". Within {rivals[0].margin:g} {rivals[0].unit} it is tied with {names}"
         reason += f", and of these {pick} writes the most words per second" if speeds else ""
     return pick, f"{reason}."
+
+
+def _first(names: Sequence[str], models: int) -> list[str]:
+    """The names, or of very many models' the first ones and how many more."""
+    few = NAMED if models > paired.EVERY_PAIR and len(names) > NAMED else len(names)
+    return [*names[:few], *([f"{len(names) - few} more"] if names[few:] else ())]
 
 
 def verdict_sentence(pair: Comparison) -> str:

@@ -23,6 +23,7 @@ from nbhelpers.records import Estimate, LabError, Result
 from nbhelpers.scoring import judge
 from nbhelpers.stats import ppi
 from nbhelpers.stats.agreement import krippendorff
+from nbhelpers.stats.paired import EVERY_PAIR
 
 SHEET = "labels.csv"
 ASSUMED = 0.6  # correlation of score and readers over prompts, for planning; nobody has measured yours
@@ -75,7 +76,7 @@ def planned_widths(results: Sequence[Result]) -> tuple[float, dict[int, float]]:
     n = len(results[0].per_prompt) if len(results) > 1 else 0
     if n < ppi.LEAST:
         return 0.0, {}
-    pairs = [(a.per_prompt, b.per_prompt) for a, b in combinations(results, 2)]
+    pairs = [(a.per_prompt, b.per_prompt) for a, b in combinations(results[:EVERY_PAIR], 2)]
     sd = median(stdev(a[prompt] - b[prompt] for prompt in a) for a, b in pairs)
     steps = [*(step for step in (6, 10, 20, 40, 80, 160, 320) if step < n), n]
     return sd, {k * len(results): ppi.half_width(sd, k, n, ASSUMED) for k in steps}

@@ -7,18 +7,21 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nbhelpers.comparison.compare import ComparisonReport, words_per_s
 from nbhelpers.records import LAB_SCALE, Estimate, Result, Scale
+from nbhelpers.stats.paired import EVERY_PAIR
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+T = TypeVar("T")
 BLUE, ORANGE, GREY, GREEN, RED = "#2b6cb0", "#c05621", "#718096", "#2f855a", "#c53030"
 MODEL_COLOURS = [BLUE, ORANGE, GREEN, RED, "#6b46c1", "#975a16", "#2c7a7b", "#97266d"]
 VERDICT_COLOURS = {"better": GREEN, "worse": RED, "tied": BLUE, "cannot tell": GREY}
 MARKERS = "os^Dv"  # with the colours 40 different points
+MOST_DRAWN = 30  # rows of a picture about more than ``EVERY_PAIR`` models
 WIDTH = 4.3  # inches: letters of 10 points are 11 pixels high on a telephone, which is 390 wide
 ForestRow = tuple[str, Estimate, str, str]  # label, mean with interval, colour, note
 
@@ -34,10 +37,10 @@ def dimensions(quality: Mapping[str, Estimate], scale: Scale = LAB_SCALE) -> Fig
 def ranking(report: ComparisonReport) -> Figure:
     """Which model writes best, and how sure are we?"""
     short = _short_names(report.ranking)
-    title = question(report) + ("\n(orange: the pick)" if len(short) > 1 else "")
-    colours = [ORANGE if name == report.pick else BLUE for name in short]
+    title = question(report) + ("\n(orange: the pick)" if len(short) > 1 else "") + _part(len(short))
     rows = [
-        (short[m], e, c, f"{e.mean:.2f}") for (m, e), c in zip(report.ranking.items(), colours, strict=True)
+        (short[name], e, ORANGE if name == report.pick else BLUE, f"{e.mean:.2f}")
+        for name, e in drawn(report.ranking.items(), len(short))
     ]
     figure, axes = _forest(title, rows, "black")
     axes.set(xlim=_limits(report.scale), xlabel=f"{_label(report)},\nmean and 95% interval over prompts")
@@ -47,11 +50,12 @@ def ranking(report: ComparisonReport) -> Figure:
 def pair_differences(report: ComparisonReport) -> Figure:
     """Which differences are real? Paired differences against zero and the equivalence margin."""
     short, rows = _short_names(report.ranking), []
-    for p in report.verdicts:
+    for p in drawn(report.verdicts, len(short)):
         if p.difference is not None:
             e = Estimate("", p.n, p.difference, None, p.low, p.high)
             rows.append((f"{short[p.a]} − {short[p.b]}", e, VERDICT_COLOURS[p.verdict], p.verdict))
-    figure, axes = _forest(f"Which differences are real?\n({report.basis})", rows)
+    leader = "\n(the first model and the next ones)" if _part(len(short)) else ""
+    figure, axes = _forest(f"Which differences are real?\n({report.basis}){leader}", rows)
     if rows:
         axes.axvspan(-report.pairs[0].margin, report.pairs[0].margin, color=GREY, alpha=0.18, lw=0)
     axes.axvline(0, color=GREY, lw=0.8)
@@ -62,8 +66,10 @@ def pair_differences(report: ComparisonReport) -> Figure:
 
 def quality_speed_memory(results: Sequence[Result], report: ComparisonReport) -> Figure:
     """What does quality cost? Quality with its interval against speed; the area of a point is memory."""
-    figure, axes = _axes("What does quality cost?\n(area: memory of the weights)", 3.2 + 0.2 * len(results))
-    shown = [result for result in results if result.model in report.ranking and words_per_s(result)]
+    best, of = drawn(report.ranking, len(report.ranking)), _part(len(report.ranking))
+    height = 3.2 + 0.2 * (len(best) if of else len(results))
+    figure, axes = _axes(f"What does quality cost?\n(area: memory of the weights){of}", height)
+    shown = [result for result in results if result.model in best and words_per_s(result)]
     memory = {r.model: r.metrics.get("memory/parameters_mib", 0.0) for r in shown}  # 0: unknown
     short, speeds = _short_names(memory), [words_per_s(result) for result in shown]
     styles = zip(shown, speeds, cycle(MODEL_COLOURS), cycle(MARKERS), strict=False)
@@ -85,7 +91,9 @@ def quality_speed_memory(results: Sequence[Result], report: ComparisonReport) ->
 
 def history(primary: str, runs: Sequence[str], means: Mapping[str, Mapping[str, Estimate]]) -> Figure:
     """Has a model become better or worse? runs: oldest first; means: model -> run -> mean of this score."""
-    figure, axes = _axes(f"How did {_plain(primary)} change from run to run?", 4 + 0.2 * len(means))
+    title, means = f"How did {_plain(primary)} change from run to run?{_part(len(means))}", dict(means)
+    means = dict(drawn(means.items(), len(means)))
+    figure, axes = _axes(title, 4 + 0.2 * len(means))
     runs = [run for run in runs if any(run in own for own in means.values())]
     short = _short_names(means)
     styles = zip(cycle(MODEL_COLOURS), cycle(MARKERS), strict=False)
@@ -98,6 +106,15 @@ def history(primary: str, runs: Sequence[str], means: Mapping[str, Mapping[str, 
     figure.legend(loc="outside lower left", frameon=False)
     axes.set_ylabel(f"{_plain(primary)}, mean and 95% interval")
     return figure
+
+
+def drawn(rows: Iterable[T], models: int) -> list[T]:
+    """The rows that a picture of so many models shows: all, or of very many the first."""
+    return [*rows][: MOST_DRAWN if models > EVERY_PAIR else None]
+
+
+def _part(models: int) -> str:
+    return f"\n(the first {MOST_DRAWN} of {models:,})" if models > EVERY_PAIR else ""
 
 
 def _axes(title: str, height: float) -> tuple[Figure, Any]:

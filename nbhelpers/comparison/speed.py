@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
+from scipy import stats as sps
+
 from nbhelpers import store
 from nbhelpers.generation.latency import FILE, LatencyPass
 from nbhelpers.records import LabError, Result, Sample
@@ -47,21 +49,23 @@ def compare_speeds(run_dir: Path, results: Sequence[Result]) -> tuple[Comparison
 
 
 def in_pairs(speeds: Mapping[str, Speeds], clusters: Mapping[str, str]) -> tuple[Comparison, ...]:
-    """``Comparison`` of log speeds for every pair, the faster model first; "better" is faster. Pure.
+    """``Comparison`` of log speeds, the faster model first; "better" is faster. Pure.
 
     Only prompts and rounds that all models have count: the differences then lose what the machine did at that
     time. The unit is the prompt, or its cluster. Student's t gives interval and p: sign flips of a few
     prompts never tell many pairs apart.
     """
     per_model = dict[str, Scores]()
+    shared = sorted(set[tuple[str, int]].intersection(*map(set, speeds.values()))) if speeds else []
     for model, own in speeds.items():
         rounds = dict[str, list[float]]()
-        for cell in sorted(set[tuple[str, int]].intersection(*map(set, speeds.values()))):
+        for cell in shared:
             rounds.setdefault(cell[0], []).append(own[cell])
         per_model[model] = by_unit({prompt: fmean(x) for prompt, x in rounds.items()}, clusters)
     ranked = sorted(per_model, key=lambda model: -sum(per_model[model].values()))
-    found = paired.measured({model: per_model[model] for model in ranked}, MARGIN, p_of=paired.student_p)
-    return paired.judged([replace(pair, unit="log ratio") for pair in found])
+    models = {model: per_model[model] for model in ranked}
+    found = paired.measured(models, MARGIN, p_of=lambda x: float(sps.ttest_1samp(x, 0).pvalue))
+    return paired.judged([replace(pair, unit="log ratio") for pair in found], math.comb(len(models), 2))
 
 
 def speed_sentence(pair: Comparison) -> str:

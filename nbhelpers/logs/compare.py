@@ -7,6 +7,7 @@ within a cluster; items of one text are one. What one log lacks is listed, with 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -47,7 +48,7 @@ def compare_logs(logs: Sequence[Log], choice: Choice) -> LogsReport:
     found, notes = groups(named(logs), choice)
     tests = sum(math.comb(len(group.scores), 2) for group in found)
     numbers = [group.measured(tests) for group in found]
-    judged, reports = iter(paired.judged([pair for _, own in numbers for pair in own])), []
+    judged, reports = iter(paired.judged([pair for _, own in numbers for pair in own], tests)), []
     for group, (ranking, own) in zip(found, numbers, strict=True):
         better = "higher" if group.scale.higher_is_better else "lower"
         by = f"{group.primary} ({better} is better), margin {group.scale.margin:g}"
@@ -71,10 +72,10 @@ def groups(logs: Sequence[Log], choice: Choice) -> tuple[list[Group], list[str]]
         )
     logs, tasks = pooled(logs) if choice.pool else logs, dict[str, dict[str, list[Log]]]()
     for log in logs:
-        own = tasks.setdefault(log.task, {}).setdefault(log.metric, [])
-        if log.model in [other.model for other in own]:
-            raise LabError(f"{log.model} stands twice among these logs: give each once.")
-        own.append(log)
+        tasks.setdefault(log.task, {}).setdefault(log.metric, []).append(log)
+    counts = Counter((log.task, log.metric, log.model) for log in logs)
+    if twice := [model for (*_, model), count in counts.items() if count > 1]:
+        raise LabError(f"{twice[0]} stands twice among these logs: give each once.")
     found = []
     for task, metrics in tasks.items():
         chosen = metrics if choice.metric == "all" else [choice.metric or next(iter(metrics))]

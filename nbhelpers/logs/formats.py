@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from nbhelpers import store
 from nbhelpers.options import Choice
-from nbhelpers.records import LAB_SCALE, LabError, Result, Sample, Score
+from nbhelpers.records import LAB_SCALE, LabError, Result, RunInfo, Sample, Score
 from nbhelpers.stats import sequential
-from nbhelpers.tracking.result import lower_is_better, read_info, spec_of
+from nbhelpers.tracking.result import lower_is_better, spec_of
 
 KNOWN = "lm-evaluation-harness (samples_….jsonl), Inspect, promptfoo, or a table with id, model, score"
 LINE = "\nline"  # of a row in its file: no column is named so
@@ -211,13 +211,12 @@ def _table(path: Path, found: Rows, choice: Choice) -> Iterator[Row]:
 READERS = {("doc_id", "metrics"): _harness, ("evalId", "results"): _promptfoo, COLUMNS: _table}
 
 
-def run_rows(folder: Path) -> Iterator[Row]:
+def run_rows(folder: Path, info: RunInfo | None) -> Iterator[Row]:
     """A model of a run: its scores, the speed of its timed rows, and what its samples took."""
     result = store.read_json(folder / "result.json", Result)
     if not result.quality_applies or not result.finished:
         return
-    info, settings = read_info(folder.parent), result.settings
-    model = spec_of(result.model, info).alias
+    settings, model = result.settings, spec_of(result.model, info).alias
     known = {name: str(vars(settings)[name]) for name in MADE} | {"dtype": result.dtype}
     known |= {"task file": info.task} if info and info.task else {}
     looks = tuple(map(tuple, sequential.looks_of(info) if info else ()))

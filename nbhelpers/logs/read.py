@@ -9,6 +9,7 @@ from nbhelpers.logs.formats import KNOWN, Log, Row, rows_of, run_rows
 from nbhelpers.options import Choice
 from nbhelpers.records import LabError
 from nbhelpers.stats.estimate import HUGE
+from nbhelpers.tracking.result import read_info
 
 SUFFIXES = (".csv", ".eval", ".json", ".jsonl")  # of what is read in a folder
 
@@ -22,10 +23,11 @@ def read(path: Path, model: str = "", choice: Choice | None = None) -> list[Log]
     if not path.exists():
         raise LabError(f"There is no log {path}.")
     runs = sorted(file.parent for file in (*path.glob("result.json"), *path.glob("*/result.json")))
+    infos = {run: read_info(run) for run in {file.parent for file in runs}}
     inside = [file for file in sorted(path.rglob("*")) if file.suffix in SUFFIXES and file.is_file()]
     for file in runs or (inside if path.is_dir() else [path]):
         try:
-            rows = run_rows(file) if runs else rows_of(file, choice)
+            rows = run_rows(file, infos[file.parent]) if runs else rows_of(file, choice)
             if rows is None and file == path:
                 raise LabError(f"{path} is not a log of {KNOWN}.")
             logs = list(_logs(rows or (), path, choice))
@@ -81,7 +83,9 @@ def _logs(rows: Iterable[Row], path: Path, choice: Choice) -> Iterator[Log]:
 
 def named(logs: Sequence[Log]) -> list[Log]:
     """The logs with a name for each model of each source: the source's is added where models share theirs."""
-    sources = {log.model: {other.source for other in logs if other.model == log.model} for log in logs}
+    sources = dict[str, set[str]]()
+    for log in logs:
+        sources.setdefault(log.model, set()).add(log.source)
     paths = [Path(source) for source in dict.fromkeys(log.source for log in logs)]
     labels = [(path.stem, path.parent.name, f"{path}") for path in paths]
     telling = max(zip(*labels, strict=True), key=lambda names: len(set(names)))

@@ -72,8 +72,8 @@ def write_report(run_dir: Path, rated: Rated | None = None) -> Path:
         report = comparison.assemble(run_dir)
     given, raters = rated or read_ratings(run_dir)
     rows, broken = tracking.read_all_rows(run_dir)
-    order = [*report.ranking, *report.excluded]
-    results.sort(key=lambda r: order.index(r.model) if r.model in order else len(order))
+    order = {model: place for place, model in enumerate((*report.ranking, *report.excluded))}
+    results.sort(key=lambda r: order.get(r.model, len(order)))
     report = replace(
         report,
         ranking={model: on_scale(mean, report.scale) for model, mean in report.ranking.items()},
@@ -83,12 +83,13 @@ def write_report(run_dir: Path, rated: Rated | None = None) -> Path:
     errors = Counter((r.model, s.error) for r in results for s, _ in rows.get(r.slug, ()) if s.error)
     failed += [(model, error, count) for (model, error), count in errors.most_common()]
     real = [r for r in results if r.quality_applies or FOREIGN in r.metrics]
+    values: dict[str, Any] = {"run": run_dir.name, "info": info, "report": report, "of": len(real)}
+    real = plots.drawn(real, len(real))
     found = texts.items(
         [(r, rows.get(r.slug, [])) for r in real], _by_people(given), list(info.prompts) if info else ()
     )
     shown = _first(found)
-    values: dict[str, Any] = {"run": run_dir.name, "info": info, "report": report, "note": note}
-    values |= {"results": results, "raters": raters, "failed_samples": failed, "items": shown}
+    values |= {"results": results, "raters": raters, "failed_samples": failed, "items": shown, "note": note}
     values |= {"failure_kinds": tracking.count_failures(info, rows.values()), "most": len(found)}
     values |= {"notebooks": _notebooks(run_dir, info, results), "pictures": _pictures(results, report)}
     values |= {"slices": _slices(found, real, report), "every": sum(len(rows.get(r.slug, ())) for r in real)}
@@ -177,7 +178,8 @@ def write_logs(folder: Path, found: LogsReport, logs: Sequence[Log]) -> Path:
     LabError for a page there that is not ours.
     """
     shown = [(report, _pictures((), report).get("pairs")) for report in found.comparisons]
-    both = texts.side_by_side(logs)
+    ranked = (report.ranking for report in found.comparisons)
+    both = texts.side_by_side(logs, {model for one in ranked for model in plots.drawn(one, len(one))})
     models = list(dict.fromkeys(model for item in both for model in item.answers))
     values = {"shown": shown, "notes": found.notes, "items": _first(both), "most": len(both)}
     return _write(folder / "index.html", "logs.html", **values, **_explored(both, models))
@@ -281,7 +283,7 @@ def pages(folder: Path) -> Environment:
     files = FileSystemLoader(TEMPLATES)
     made = Environment(loader=files, autoescape=True, finalize=clean, undefined=StrictUndefined)
     made.trim_blocks = made.lstrip_blocks = True
-    filters: list[Any] = [plain, some, tracking.spec_of, plots.question]
+    filters: list[Any] = [plain, some, tracking.spec_of, plots.question, plots.drawn]
     filters += [comparison.verdict_sentence, speed_sentence, check_sentence]
     made.filters |= {function.__name__: function for function in filters}
     script = (TEMPLATES / "explore.js").read_text(encoding="utf-8")

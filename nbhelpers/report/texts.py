@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -97,14 +97,17 @@ def items(
     return sorted((replace(item, place=order[item.id]) for item in found.values()), key=lambda i: -i.gap)
 
 
-def side_by_side(logs: Sequence[Log]) -> list[Item]:
-    """The prompts of the runs among the logs, a column a run's model, by the names of the comparison."""
-    names = {(log.source, log.model): new.model for log, new in zip(logs, named(logs), strict=True)}
+def side_by_side(logs: Sequence[Log], models: Collection[str]) -> list[Item]:
+    """The prompts of the runs among the logs, a column a run's model of these names of the comparison."""
+    renamed = zip(logs, named(logs), strict=True)
+    names = {(log.source, log.model): new.model for log, new in renamed if new.model in models}
     rows = list[tuple[Result, Rows]]()
     for source in dict.fromkeys(log.source for log in logs):
-        for path in sorted((*Path(source).glob("result.json"), *Path(source).glob("*/result.json"))):
+        paths = sorted((*Path(source).glob("result.json"), *Path(source).glob("*/result.json")))
+        infos = {run: read_info(run) for run in {path.parent.parent for path in paths}}
+        for path in paths:
             result = store.read_json(path, Result)
-            model = spec_of(result.model, read_info(path.parent.parent)).alias
+            model = spec_of(result.model, infos[path.parent.parent]).alias
             if name := names.get((source, model)):
                 rows.append((replace(result, model=name), read_rows(path.parent)))
     both = [item for item in items(rows, {}) if len(item.answers) > 1]

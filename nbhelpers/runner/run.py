@@ -6,6 +6,7 @@ that notebook only. run.json is up to date after every notebook.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
@@ -257,8 +258,13 @@ def settled(info: RunInfo, runs: Sequence[ModelRun]) -> bool:
     scores = [estimate.by_prompt(rubric.read_scores(run), task.primary) for run in runs]
     shared = set(scores[0]).intersection(*scores[1:]) if scores else set()
     per_model = {run.folder.name: {p: own[p] for p in shared} for run, own in zip(runs, scores, strict=True)}
+    best = sorted(
+        per_model, key=lambda model: sum(per_model[model].values()), reverse=task.scale.higher_is_better
+    )
+    per_model = {model: per_model[model] for model in best}
     found = sequential.measured(per_model, task.scale.margin, sequential.looks_of(info), info.looks[-1])
-    return all(pair.verdict != "cannot tell" for pair in paired.judged(found))
+    judged = paired.judged(found, math.comb(len(per_model), 2))
+    return all(pair.verdict != "cannot tell" for pair in judged)
 
 
 def with_disk(status: NotebookStatus, folder: Path) -> NotebookStatus:

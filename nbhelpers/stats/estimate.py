@@ -1,4 +1,4 @@
-"""Estimates with 95% intervals: means and percentiles.
+"""Estimates with 95% intervals: means, percentiles and a difference of two rates.
 
 The unit is the prompt: its repeats are averaged first (``by_prompt``). Too little or unusable data is a
 result with a ``reason``, never an interval of width zero. The order of the values changes nothing. How far
@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 from scipy import stats as sps
 
 from nbhelpers.records import Estimate, LabError, Scale, Score
@@ -72,8 +74,23 @@ def _bootstrap_t(x: Array, mean: float, sd: float) -> tuple[float, float]:
 
 def t_interval(mean: float, sd: float, n: int, tail: float = TAILS[0]) -> tuple[float, float]:
     """mean -+ t(n-1) * sd / sqrt(n), Student's interval for n >= 2. tail: the chance beyond either end."""
-    half = float(sps.t.isf(tail, n - 1)) * sd / math.sqrt(n)
+    half = _t_quantile(tail, n - 1) * sd / math.sqrt(n)
     return mean - half, mean + half
+
+
+@lru_cache
+def _t_quantile(tail: float, df: int) -> float:
+    return float(sps.t.isf(tail, df))
+
+
+def bonett_price(wins: int, losses: int, n: int, upper: float = TAILS[1]) -> tuple[float, float]:
+    """95% interval of a paired difference of two rates: Wald's with one win and one loss added (2012).
+
+    upper: the chance that the upper end is not too low; 0.95 for one-sided bounds.
+    """
+    one, other = (wins + 1) / (n + 2), (losses + 1) / (n + 2)
+    half = float(special.ndtri(upper)) * math.sqrt((one + other - (one - other) ** 2) / (n + 2))
+    return max(-1.0, one - other - half), min(1.0, one - other + half)
 
 
 def percentile_estimate(values: Iterable[float], q: float, name: str = "") -> Estimate:
@@ -138,6 +155,12 @@ def pass_at(right: Sequence[float], k: int) -> float | None:
     """
     n, wrong = len(right), sum(value != 1 for value in right)
     return 1 - math.comb(wrong, k) / math.comb(n, k) if n >= k else None
+
+
+def binary_span(scores: Array) -> float:
+    """How far apart the two whole numbers are that all of these are; 0.0 for others, as points by chance."""
+    levels = np.unique(np.round(scores, 12))
+    return float(np.ptp(levels)) if len(levels) == 2 and np.array_equal(levels, levels.round()) else 0.0
 
 
 def sorted_array(values: Iterable[float]) -> Array:

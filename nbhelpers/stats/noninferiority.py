@@ -12,7 +12,7 @@ from scipy import stats as sps
 
 from nbhelpers.records import LabError
 from nbhelpers.stats import paired, sequential
-from nbhelpers.stats.estimate import Array, mean_sd, t_interval, unusable
+from nbhelpers.stats.estimate import Array, binary_span, bonett_price, mean_sd, t_interval, unusable
 from nbhelpers.stats.paired import ALPHA
 
 Outcome = Literal["passes", "worse", "cannot tell"]
@@ -47,9 +47,9 @@ def difference(baseline: Sequence[float], candidate: Sequence[float], margin: fl
     n, (mean, sd) = len(x), mean_sd(x)
     if sd is None:
         return NonInferiority(n, mean)
-    if sd and (size := paired.binary_span(scores)):
+    if sd and (size := binary_span(scores)):
         wins, losses = int(np.sum(x > 0)), int(np.sum(x < 0))
-        low, high = (size * end for end in paired.bonett_price(wins, losses, n, 1 - ALPHA))
+        low, high = (size * end for end in bonett_price(wins, losses, n, 1 - ALPHA))
         p, spread = paired.mcnemar_p(wins, losses, n), size * math.sqrt((wins + losses) / n)
         above_margin = True  # the bound decides alone
     else:

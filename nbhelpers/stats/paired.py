@@ -15,13 +15,18 @@ from scipy import special
 from scipy import stats as sps
 
 from nbhelpers.records import LabError, Record, Verdict
+from nbhelpers.stats import estimate
 from nbhelpers.stats.estimate import TAILS, Array, mean_sd, no_interval, sorted_array, t_interval, unusable
 
 MOST_PROMPTS = 100_000  # more prompts than this is the same as "never"
 EXACT_FLIPS = 20  # sign patterns are enumerated up to here: 2**19 sums, 4 MB
 GRID = 2**16  # above it the differences are rounded to this part of the sum of their sizes
 ALPHA, POWER = 0.05, 0.8  # of tests, and what a needed number of prompts is planned for
+EVERY_PAIR = 50  # models: of more, not every pair is compared (``pairs_of``), nor all drawn
+GROUPS = 10  # of so many models, whose best are compared with those below
 Scores = dict[str, float]  # prompt id -> mean score
+P = Callable[[Array], float]
+Look = Callable[["Comparison"], "Comparison"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ def compare_two(a: Scores, b: Scores, one: str = "a", other: str = "b", margin: 
 
 
 def compare_all(per_model: dict[str, Scores], margin: float = 0.5) -> tuple[Comparison, ...]:
-    """Compare every pair of models on the same prompts.
+    """Compare models on the same prompts, in the pairs that ``pairs_of`` names.
 
     Interval: Student t on the differences; p: ``paired_p``. Where the scores of both models are two whole
     numbers (0 and 1), a binary outcome: ``bonett_price`` and ``mcnemar_p``. The verdict, in this order, with
@@ -67,26 +72,40 @@ def compare_all(per_model: dict[str, Scores], margin: float = 0.5) -> tuple[Comp
     Differences that are all equal have no interval. The difference stands in for it, and exact tests decide,
     against 0 and against the margins: their p is 2^(1-n), so below six prompts nothing can be told.
     """
-    return judged(measured(per_model, margin))
+    return judged(measured(per_model, margin), math.comb(len(per_model), 2))
 
 
 def measured(
-    per_model: dict[str, Scores],
-    margin: float,
-    tests: int | None = None,
-    p_of: Callable[[Array], float] | None = None,
+    models: dict[str, Scores], margin: float, tests: int = 0, p_of: P | None = None, look: Look | None = None
 ) -> list[Comparison]:
-    """The numbers of every pair, before the verdict; planned for so many tests (default: one a pair).
+    """The numbers of ``pairs_of`` the models, before the verdict; planned for so many tests (default: all).
 
-    p_of: of differences that are not all equal, where no pair is binary; default ``paired_p``.
+    p_of: of differences that are not all equal, where no pair is binary; default ``paired_p``. look: puts
+    what holds at every look in the place of p and interval.
     """
-    pairs = list(combinations(per_model, 2))
-    given = margin, tests or len(pairs), p_of or paired_p
-    return [_measured(a, b, per_model[a], per_model[b], *given) for a, b in pairs]
+    every = tests or math.comb(len(models), 2)
+    given = margin, every, p_of or paired_p, look or (lambda c: c)
+    return pairs_of([*models], lambda a, b: _measured(a, b, models[a], models[b], *given), every)
+
+
+def pairs_of(models: Sequence[str], pair: Callable[[str, str], Comparison], tests: int) -> list[Comparison]:
+    """Every pair; of more than ``EVERY_PAIR`` models the first, which is the best, with each other one.
+
+    Then the first of those told apart from it with the others of these, and so on. p is corrected for every
+    pair (``tests``): it does not matter that the same data say who is first.
+    """
+    if len(models) <= EVERY_PAIR:
+        return [pair(a, b) for a, b in combinations(models, 2)]
+    found, left = list[Comparison](), list(models)
+    for _ in range(GROUPS):
+        own = [pair(left[0], other) for other in left[1:]]
+        left = [c.b for c in judged(own, tests) if c.verdict in ("better", "worse")] or left[:1]
+        found += own
+    return found
 
 
 def _measured(
-    one: str, other: str, a: Scores, b: Scores, margin: float, tests: int, p_of: Callable[[Array], float]
+    one: str, other: str, a: Scores, b: Scores, margin: float, tests: int, p_of: P, look: Look
 ) -> Comparison:
     common = sorted(a.keys() & b.keys())
     found = Comparison(one, other, len(common), margin=margin)
@@ -103,30 +122,27 @@ def _measured(
         return found
     if sd == 0:
         enough = _fewest(ALPHA if abs(mean) < margin else ALPHA / tests)
-        return replace(found, p=sign_flip_p(x), prompts_needed=enough)
-    if span := binary_span(scores):
+        return look(replace(found, p=sign_flip_p(x), prompts_needed=enough))
+    if span := estimate.binary_span(scores):
         discordant = (int(np.sum(x > 0)), int(np.sum(x < 0)))
-        p, ends = mcnemar_p(*discordant, n), bonett_price(*discordant, n)
+        p, ends = mcnemar_p(*discordant, n), estimate.bonett_price(*discordant, n)
         low, high = (span * end for end in ends)
         share = sps.binomtest(sum(discordant), n).proportion_ci(method="wilson")
         spreads = span * np.sqrt([sum(discordant) / n, share.low, share.high])
     else:
         p, (low, high) = p_of(x), t_interval(mean, sd, n)
         spreads = sd * np.sqrt([1.0, *((n - 1) / special.chdtri(n - 1, np.array(TAILS)))])
+    found = look(replace(found, p=p, low=low, high=high))
+    if judged([found], tests)[0].verdict != "cannot tell":  # nor will it be, by a smaller p
+        return found
     needed, fewest, most = (planned(float(spread), margin, tests) for spread in spreads)
-    found = replace(found, p=p, low=low, high=high)
     return replace(found, prompts_needed=needed, prompts_low=fewest, prompts_high=most)
 
 
-def binary_span(scores: Array) -> float:
-    """How far apart the two whole numbers are that all of these are; 0.0 for others, as points by chance."""
-    levels = np.unique(np.round(scores, 12))
-    return float(np.ptp(levels)) if len(levels) == 2 and np.array_equal(levels, levels.round()) else 0.0
-
-
-def judged(found: Sequence[Comparison]) -> tuple[Comparison, ...]:
-    """Add Holm's p over all pairs that have a p, and the verdicts (rules in ``compare_all``)."""
-    adjusted = iter(holm([c.p for c in found if c.p is not None]))
+def judged(found: Sequence[Comparison], tests: int = 0) -> tuple[Comparison, ...]:
+    """Add verdicts, and p by Holm or, of a part of so many tests (``pairs_of``), by Bonferroni over all."""
+    p = [c.p for c in found if c.p is not None]
+    adjusted = iter(holm(p) if tests <= len(found) else [min(1.0, tests * own) for own in p])
     return tuple(c if c.p is None else _judged(c, next(adjusted)) for c in found)
 
 
@@ -189,11 +205,6 @@ def paired_p(differences: Iterable[float]) -> float:
     return p if t is None else max(p, 2 * float(special.stdtr(len(x) - 1, -abs(t))))
 
 
-def student_p(x: Array) -> float:
-    """Two-sided p of the paired t test, of differences that are not all equal."""
-    return float(sps.ttest_1samp(x, 0).pvalue)
-
-
 def hall_t(differences: Iterable[float]) -> float | None:
     """Hall's transformation of t (1992), or None where skew does not oppose the mean.
 
@@ -239,15 +250,16 @@ def sign_flip_p(differences: Iterable[float]) -> float:
     steps = np.rint(size / unit).astype(int)
     rest = np.abs(size - steps * unit)
     threshold -= min(float(rest.sum()), math.sqrt(42 * float(rest @ rest)))
-    chance, top = np.zeros(steps.sum() + 1), 1  # of each sum of the steps whose sign is plus
+    left = int(steps.sum())
+    chance, low, top = np.zeros(left + 1), 0, 1  # of each sum of the steps whose sign is plus
+    first = math.ceil((left + max(threshold, 0) / unit) / 2)
     chance[0] = 1
     for step in steps:
-        half = chance[:top] / 2
-        chance[:top] = half
-        chance[step : step + top] += half
-        top += step
-    tail = chance[math.ceil((top - 1 + max(threshold, 0) / unit) / 2) :]
-    return min(1.0, 2 * float(tail.sum()))
+        chance[low:top] /= 2
+        chance[low + step : top + step] += chance[low:top]
+        top, left = top + step, left - step
+        low = max(0, first - left)  # what lies below cannot come to ``first`` any more
+    return min(1.0, 2 * float(chance[first:].sum()))
 
 
 def mcnemar_p(wins: int, losses: int, n: int) -> float:
@@ -275,16 +287,6 @@ def _discordance(n: int) -> Array:
     """Chance of 0 .. n discordant prompts, a row for each of 101 shares from 0 to 1, denser at the ends."""
     shares = np.sin(np.linspace(0, math.pi / 2, 101)) ** 2
     return np.asarray(sps.binom.pmf(np.arange(n + 1), n, shares[:, None]))
-
-
-def bonett_price(wins: int, losses: int, n: int, upper: float = TAILS[1]) -> tuple[float, float]:
-    """95% interval of a paired difference of two rates: Wald's with one win and one loss added (2012).
-
-    upper: the chance that the upper end is not too low; 0.95 for one-sided bounds.
-    """
-    one, other = (wins + 1) / (n + 2), (losses + 1) / (n + 2)
-    half = float(special.ndtri(upper)) * math.sqrt((one + other - (one - other) ** 2) / (n + 2))
-    return max(-1.0, one - other - half), min(1.0, one - other + half)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

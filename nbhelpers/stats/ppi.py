@@ -18,7 +18,6 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +25,7 @@ from scipy import special
 
 from nbhelpers.records import Estimate
 from nbhelpers.stats.estimate import TAILS, Array, unusable
-from nbhelpers.stats.paired import Comparison, Scores, compare_all, judged
+from nbhelpers.stats.paired import Comparison, Scores, compare_all, judged, pairs_of
 
 LEAST = 6  # rated prompts; below it ratings alone cannot tell anything either
 NOTHING = 1e-12  # a variance in squared points below it is rounding
@@ -97,14 +96,16 @@ def correct_all(models: dict[str, Rated], weights: Scores, margin: float = 0.5) 
     if all(model.ratings.keys() == model.scores.keys() for model in models.values()):
         ratings = {name: model.ratings for name, model in models.items()}
         return tuple(replace(pair, rated=pair.n) for pair in compare_all(ratings, margin))
-    found = []
-    for a, b in combinations(models, 2):
+
+    def compared(a: str, b: str) -> Comparison:
         pairs = zip(models[a], models[b], strict=True)
         gaps = Rated(*({prompt: one[prompt] - other[prompt] for prompt in one} for one, other in pairs))
         e, p = corrected_mean(gaps, weights)
         known = Comparison(a, b, e.n, e.mean, e.low, e.high, p, margin=margin, reason=e.reason)
-        found.append(replace(known, rated=len(gaps.ratings)))
-    return judged(found)
+        return replace(known, rated=len(gaps.ratings))
+
+    tests = math.comb(len(models), 2)
+    return judged(pairs_of([*models], compared, tests), tests)
 
 
 def corrected_mean(rated: Rated, weights: Scores, name: str = "") -> tuple[Estimate, float | None]:

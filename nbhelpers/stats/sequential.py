@@ -113,21 +113,24 @@ def early(estimate: Estimate, values: Scores, looks: Looks) -> Estimate:
 
 
 def measured(
-    per_model: dict[str, Scores], margin: float, looks: Looks, planned: int = 0, tests: int | None = None
+    per_model: dict[str, Scores], margin: float, looks: Looks, planned: int = 0, tests: int = 0
 ) -> list[Comparison]:
     """``paired.measured`` for models that are compared after every look, with figures that hold at each.
 
     looks: the prompts that each added, in the order in which they were asked, up to ``planned`` (0: up to
     these). Without any, and where a pair has no p, as there.
     """
-    found, planned = paired.measured(per_model, margin, tests), planned or sum(map(len, looks))
-    for i, c in enumerate(found):
-        if looks and c.p is not None:
-            a, b = per_model[c.a], per_model[c.b]
-            x, sizes = in_order({prompt: round(a[prompt] - b[prompt], 12) for prompt in a}, looks)
-            low, high = ends = interval(x, sizes, planned) or (None, None)
-            p = None if low is None else p_value(x, sizes, planned)
-            reason = f"n = {c.n}: too few for an early verdict" if low is None else c.reason
-            low, high = (None, None) if c.low is None else ends  # all differences are equal
-            found[i] = replace(c, p=p, low=low, high=high, reason=reason)
-    return found
+    planned = planned or sum(map(len, looks))
+
+    def look(c: Comparison) -> Comparison:
+        if not looks:
+            return c
+        a, b = per_model[c.a], per_model[c.b]
+        x, sizes = in_order({prompt: round(a[prompt] - b[prompt], 12) for prompt in a}, looks)
+        low, high = ends = interval(x, sizes, planned) or (None, None)
+        p = None if low is None else p_value(x, sizes, planned)
+        reason = f"n = {c.n}: too few for an early verdict" if low is None else c.reason
+        low, high = (None, None) if c.low is None else ends  # all differences are equal
+        return replace(c, p=p, low=low, high=high, reason=reason)
+
+    return paired.measured(per_model, margin, tests, look=look)

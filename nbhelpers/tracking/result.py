@@ -94,9 +94,10 @@ def spec_of(model: str, info: RunInfo | None = None) -> ModelSpec:
 
     Where that says nothing, a path goes by its last part: no report shows where models lie on this machine.
     """
-    known = dict(zip(info.models, info.specs, strict=False)) if info else {}
+    if info and model in info.models[: len(info.specs)]:
+        return info.specs[info.models.index(model)]
     is_path = Path(model).is_absolute() or model.startswith((".", "~"))
-    return known.get(model) or ModelSpec((Path(model).name if is_path else model) or model, "", "local")
+    return ModelSpec((Path(model).name if is_path else model) or model, "", "local")
 
 
 def count_failures(info: RunInfo | None, rows: Iterable[Rows]) -> dict[str, int]:

@@ -23,6 +23,7 @@ from nbhelpers.options import Choice
 from nbhelpers.records import LabError, Result, Sample, Scale, Score, Settings
 from nbhelpers.report.html import words
 from nbhelpers.stats import paired
+from nbhelpers.stats.estimate import bonett_price
 from tools import make_schema
 
 LOGS = Path(__file__).parent / "data"
@@ -111,7 +112,7 @@ def test_binary_scores_get_the_binary_statistics():
     wins, losses = (sum(x[i] > y[i] for i in a) for x, y in ((b, a), (a, b)))
     pair = compared(*HARNESS, task="lab_endings").comparisons[0].pairs[0]
     assert (pair.a, pair.b, pair.n, pair.unit, pair.items) == ("lab-llama", "lab-gpt2", 40, "acc", "items")
-    assert (pair.low, pair.high) == pytest.approx(paired.bonett_price(wins, losses, 40))
+    assert (pair.low, pair.high) == pytest.approx(bonett_price(wins, losses, 40))
     assert pair.p == pytest.approx(paired.mcnemar_p(wins, losses, 40))
 
 

@@ -141,6 +141,31 @@ def test_a_heading_sorts_its_table_both_ways(opened):
     assert opened.run(rows) == sorted(before, reverse=True)
 
 
+@pytest.fixture(scope="module")
+def many(tmp_path_factory) -> Path:
+    """A page about 60 models."""
+    folder = tmp_path_factory.mktemp("many")
+    for i in range(60):
+        write_model(folder, make_result(f"model-{i:02d}", planted(8 - i / 10, i)))
+    return report.write_report(folder)
+
+
+def test_a_long_table_shows_its_first_rows_and_a_search_finds_the_others(tab, many):
+    tab.open(many)
+    board = "document.querySelector('[aria-label=\"Every model, the best first\"]')"
+    shown = f"[...{board}.querySelectorAll('tbody tr:not([hidden]) th')].map((cell) => cell.textContent)"
+    said = f"{board}.previousElementSibling.querySelector('output').textContent"
+    assert (len(tab.run(shown)), tab.run(said)) == (50, "50 of 60 rows")
+    field = f"{{ const f = {board}.previousElementSibling; %s; f.dispatchEvent(new Event('input')) }}"
+    tab.run(field % "f.find.value = 'MODEL-57'")
+    assert (tab.run(shown), tab.run(said)) == (["model-57"], "1 of 60 rows")
+    tab.run(field % "f.find.value = ''; f.all.checked = true")
+    assert (len(tab.run(shown)), tab.run(said)) == (60, "60 of 60 rows")
+    tab.run(field % "f.all.checked = false")
+    tab.run(f"{board}.querySelector('thead button').click()")  # by place, the last first
+    assert len(tab.run(shown)) == 50 and "model-59" in tab.run(shown)
+
+
 def test_a_link_leads_to_one_item(opened, page):
     opened.call("Page.navigate", url=f"{page.as_uri()}#item-b04")
     assert opened.run("document.querySelector(':target').id") == "item-b04"
@@ -275,14 +300,20 @@ def violations(tab) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def looked_at(tmp_path_factory, page, charts) -> list[Path]:
-    """The report, the index, a comparison, two runs side by side, and executed notebooks."""
+def looked_at(tmp_path_factory, page, charts, many) -> list[Path]:
+    """The report, one about many models, the index, comparisons, and executed notebooks."""
     folder = tmp_path_factory.mktemp("notebooks")
     asked = ["compare", str(charts / "run"), str(charts / "later"), "--out", str(folder / "both")]
     assert CliRunner().invoke(cli.app, asked).exit_code == 0
     notebooks = [Path(__file__).parents[2] / "notebooks" / f"{name}.ipynb" for name in READ]
     read = [notebook.to_html(Path(shutil.copy(path, folder))) for path in notebooks]
-    reports = [page, charts / "run" / "index.html", charts / "index.html", charts / "logs" / "index.html"]
+    reports = [
+        page,
+        many,
+        charts / "run" / "index.html",
+        charts / "index.html",
+        charts / "logs" / "index.html",
+    ]
     return [*reports, folder / "both" / "index.html", *read]
 
 

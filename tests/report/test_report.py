@@ -277,6 +277,34 @@ def test_the_page_is_accessible(page: Page):
     assert page.all("html")[0]["lang"] == "en" and any(m.get("name") == "viewport" for m in page.all("meta"))
 
 
+# ---- very many models ----------------------------------------------------------------------------------
+
+
+def test_very_many_models_make_a_page_with_groups_and_a_row_a_model(tmp_path: Path):
+    for i in range(60):
+        name = f"model-{i:02d}{EVIL * (i == 1)}"
+        result = make_result(name, planted(8 - 3 * (i >= 7) + i / 200, i, 40), slug=f"m{i:02d}")
+        write_model(tmp_path, result, [(make_sample(name, "b01", 0), 5.0)])
+    found = comparison.compare_run(tmp_path)
+    page = Page(report.write_report(tmp_path))
+    assert len(found.pairs) < found.tests == 1770
+    assert f"{len(found.pairs)} of 1,770 pairs" in page.text and "p, corrected for all 1,770" in page.text
+    start, end = page.text.index("Groups that cannot be told apart"), page.text.index("How to read a verdict")
+    board = page.text[start:end]
+    assert "7 models: model-06 , model-05" in board and "53 models: model-59, model-58" in board
+    for place, name in enumerate(found.ranking, 1):  # found by the table's search, all of them
+        assert f" {place} {name} {found.ranking[name].mean:.2f} [" in board
+    pair = found.pairs[9]
+    row = board[board.index(f" 11 {pair.b} ") :][:200]
+    assert f"2 worse {-pair.difference:+.2f} [{-pair.high:+.2f}, {-pair.low:+.2f}]" in row
+    answers = [attrs for tag, attrs in page.tags if tag == "div" and attrs.get("class") == "answer"]
+    assert [a["data-model"] for a in answers] == list(found.ranking)[:30]
+    assert "the first 30 of 60 models" in page.text and len(page.all("script")) == 1
+    said = report.outcome(tmp_path, write_info(tmp_path, []))
+    assert "p counts for all 1,770 pairs" in said and said.count(" writes better than ") < 40
+    assert not (tmp_path / "texts.html").exists()
+
+
 # ---- what may be missing -------------------------------------------------------------------------------
 
 

@@ -149,6 +149,19 @@ def test_verdicts_of_a_planted_truth():
         assert c.difference == fixed[name].difference
 
 
+def test_of_very_many_models_groups_rest_on_the_test_that_holds_at_every_look():
+    table = models(**{f"m{i:02d}": planted(-0.05 * i, 1, seed=i) for i in range(60)})
+    order = sorted(table, key=lambda name: -sum(table[name].values()))
+    found = sequential.measured({name: table[name] for name in order}, 0.5, looks(100), 100)
+    judged = paired.judged(found, 61 * 60 // 2)
+    assert [c.b for c in judged if c.a == order[0]] == order[1:]
+    told = [c.b for c in judged if c.a == order[0] and c.verdict == "better"]
+    assert told and [c.b for c in judged if c.a == told[0]] == told[1:]
+    for c in judged[:5]:
+        gaps = {p: round(table[c.a][p] - table[c.b][p], 12) for p in table[c.a]}
+        assert c.p == sequential.p_value(*sequential.in_order(gaps, looks(100)), 100)
+
+
 def test_early_and_equal_differences():
     early = compare_in_order(models(far=planted(-3, n=10)), looks(10), 100)[0]
     assert (early.verdict, early.p_holm, early.low) == ("cannot tell", None, None)

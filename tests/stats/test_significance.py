@@ -12,6 +12,7 @@ from scipy import stats as sps
 
 from nbhelpers.records import LabError
 from nbhelpers.stats import paired
+from nbhelpers.stats.estimate import bonett_price
 
 quick = settings(max_examples=60)
 
@@ -154,7 +155,7 @@ def test_binary_outcomes_have_the_power_of_mid_p_without_its_false_alarms(n, pow
     """Added up over every table. One model alone passes 32% of the prompts, the other 5%."""
     found = np.array([[w, m, paired.mcnemar_p(w, m, n) < 0.05] for w, m in tables(n)])
     wins, losses, significant = found.T
-    interval = np.array([paired.bonett_price(int(w), int(m), n) for w, m in tables(n)])
+    interval = np.array([bonett_price(int(w), int(m), n) for w, m in tables(n)])
     significant *= (interval[:, 0] > 0) | (interval[:, 1] < 0)
 
     def share(one, other):
@@ -169,10 +170,10 @@ def test_binary_outcomes_have_the_power_of_mid_p_without_its_false_alarms(n, pow
 
 def test_bonett_price_against_the_published_example():
     """1,600 people asked twice (Agresti 2002, table 10.1): 150 changed one way, 86 the other."""
-    low, high = paired.bonett_price(150, 86, 1600)
+    low, high = bonett_price(150, 86, 1600)
     assert (round(low, 3), round(high, 3)) == (0.021, 0.059)
-    assert paired.bonett_price(8, 0, 8)[1] == 1.0
-    low, high = paired.bonett_price(0, 0, 15)
+    assert bonett_price(8, 0, 8)[1] == 1.0
+    low, high = bonett_price(0, 0, 15)
     assert -0.2 < low < 0 < high < 0.2
 
 

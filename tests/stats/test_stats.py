@@ -15,7 +15,7 @@ from scipy import stats as sps
 from nbhelpers import store
 from nbhelpers.records import Estimate, LabError, Score
 from nbhelpers.stats import paired
-from nbhelpers.stats.estimate import by_prompt, estimate, percentile_estimate
+from nbhelpers.stats.estimate import bonett_price, by_prompt, estimate, percentile_estimate
 from nbhelpers.stats.paired import Comparison
 
 BLOOM = [7.9, 4.2, 6.3, 7.5, 7.5, 7.5, 7.5, 7.2, 7.0, 4.8, 5.8, 5.8, 7.5, 7.6, 5.8]
@@ -378,7 +378,7 @@ def test_a_binary_outcome_is_told_by_the_values(scale):
     a, b = [1] * 9 + [0] * 6, [0] * 8 + [1] + [0] * 6
     c = paired.compare_two(*(on_prompts(scale * x for x in side) for side in (a, b)), margin=0.05 * scale)
     assert c.p == paired.mcnemar_p(8, 0, 15)
-    assert (c.low, c.high) == pytest.approx([scale * end for end in paired.bonett_price(8, 0, 15)])
+    assert (c.low, c.high) == pytest.approx([scale * end for end in bonett_price(8, 0, 15)])
     assert (c.verdict, c.reason, c.n) == ("better", None, 15)
     always = paired.compare_two(on_prompts([1] * 15), on_prompts([0] * 15), margin=0.05)
     assert (always.verdict, always.p, always.low) == ("better", 2**-14, None)
@@ -475,6 +475,62 @@ def test_identical_models_are_rarely_called_different():
     alarms = [any(c.verdict in ("better", "worse") for c in family) for family in families]
     unadjusted = [any(c.p < 0.05 for c in family) for family in families]
     assert np.mean(alarms) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 150) < np.mean(unadjusted)
+
+
+def test_a_plan_is_made_for_every_pair_that_stays_open_and_for_no_other():
+    """Eight models, by hand: the spread that is planned for is that of the differences."""
+    rng = np.random.default_rng(3)
+    models = {str(i): on_prompts(rng.normal(5 + 0.3 * i, 1, 25)) for i in range(8)}
+    found = paired.compare_all(models)
+    for c in found:
+        gaps = np.array([models[c.a][p] - models[c.b][p] for p in models[c.a]])
+        wanted = paired.planned(float(np.std(np.round(gaps, 12), ddof=1)), 0.5, 28)
+        assert c.prompts_needed == (wanted if c.verdict == "cannot tell" else None)
+    assert {"cannot tell", "worse"} <= {c.verdict for c in found}
+
+
+# --- very many models ------------------------------------------------------------------------------------
+
+
+def test_of_very_many_models_the_best_is_compared_with_each_and_so_is_the_best_of_the_rest():
+    """Three planted levels, 20 models each, 5 points apart: a group a level, and p counts for all pairs."""
+    rng = np.random.default_rng(5)
+    levels = {f"{level}-{i:02d}": level + rng.normal(0, 0.3, 40) for level in (15, 10, 5) for i in range(20)}
+    order = sorted(levels, key=lambda name: -levels[name].mean())
+    models = {name: on_prompts(levels[name]) for name in order}
+    found, tests = paired.compare_all(models, margin=0.01), 60 * 59 // 2
+    assert [c.b for c in found if c.a == order[0]] == order[1:]
+    assert [c.b for c in found if c.a == order[20]] == order[21:]
+    assert [c.b for c in found if c.a == order[40]] == order[41:]
+    assert len(found) == 59 + 39 + 19
+    for c in found:
+        assert c.p_holm == min(1, tests * c.p)
+        assert (c.verdict == "better") == (c.a[:2] != c.b[:2])
+        alone = paired.compare_two(models[c.a], models[c.b], c.a, c.b, margin=0.01)
+        assert (c.difference, c.low, c.high, c.p) == (alone.difference, alone.low, alone.high, alone.p)
+
+
+def test_up_to_fifty_models_every_pair_is_compared():
+    rng = np.random.default_rng(6)
+    models = {f"{i:02d}": on_prompts(rng.normal(5, 1, 8)) for i in range(paired.EVERY_PAIR)}
+    found = paired.compare_all(models)
+    assert [(c.a, c.b) for c in found] == list(itertools.combinations(models, 2))
+    assert [c.p_holm for c in found] == paired.holm([c.p for c in found])
+
+
+def test_the_best_of_very_many_equal_models_is_rarely_called_better():
+    """100 runs of 60 equal models, 30 prompts. Whoever leads was chosen by luck: were p corrected for the
+    59 pairs that are tested, and not for all 1,770, most runs would raise an alarm.
+    """
+    rng, alarms, few = np.random.default_rng(8), 0, 0
+    for _ in range(100):
+        table = rng.normal(5, 1, (60, 30))
+        table = table[np.argsort(-table.mean(axis=1))]
+        found = paired.compare_all({str(i): on_prompts(row) for i, row in enumerate(table)}, margin=0.01)
+        alarms += any(c.verdict in ("better", "worse") for c in found)
+        few += min(c.p for c in found) * 59 < 0.05
+    assert sps.binomtest(alarms, 100, 0.05, alternative="greater").pvalue > 0.01
+    assert few > 25
 
 
 def test_paired_design_finds_what_an_unpaired_one_misses():

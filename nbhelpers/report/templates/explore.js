@@ -2,9 +2,33 @@
   "use strict";
   const number = (text) => parseFloat(text.replace(/[^\d.+-]*/, "").replace(/,/g, ""));
 
+  const LONG = 50;  // rows of a table
+
   // Tables: a click on a heading sorts, a link saves the table as CSV.
   for (const table of document.querySelectorAll(".scroll > table")) {
     const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
+
+    // Of a long one the first rows, or those that are searched for.
+    const bar = document.createElement("form");
+    const fold = () => {
+      const words = bar.find?.value.toLowerCase().split(/\s+/).filter(Boolean) ?? [];
+      let count = 0;
+      for (const row of body.rows) {
+        const found = words.every((word) => row.textContent.toLowerCase().includes(word));
+        row.hidden = !found || (++count > LONG && bar.find && !bar.all.checked);
+      }
+      if (bar.find) bar.querySelector("output").textContent = `${bar.all.checked ? count : Math.min(count, LONG)} of ${body.rows.length} rows`;
+    };
+    if (body.rows.length > LONG) {
+      const name = table.parentNode.getAttribute("aria-label") || "the table";
+      bar.setAttribute("aria-label", `Find in: ${name}`);
+      bar.innerHTML = '<label>Find <input type="search" name="find" size="14"></label>'
+        + '<label><input type="checkbox" name="all"> all rows</label> <output aria-live="polite"></output>';
+      bar.oninput = fold;
+      bar.onsubmit = (event) => event.preventDefault();
+      table.parentNode.before(bar);
+      fold();
+    }
     if (body.rows.length > 1) heads.forEach((head, column) => {
       const button = document.createElement("button");
       button.type = "button";
@@ -21,6 +45,7 @@
           return isNaN(x) ? 1 : isNaN(y) ? -1 : sign * (x - y);
         });
         body.append(...rows);
+        fold();
         heads.forEach((other) => other.removeAttribute("aria-sort"));
         head.setAttribute("aria-sort", way);
       };
