@@ -21,7 +21,6 @@ from nbhelpers.stats.paired import Comparison, Scores
 from nbhelpers.tracking.result import read_info, read_results
 
 MARGIN = LAB_SCALE.margin  # points below which a difference does not matter to us (a choice)
-NAMED = 10  # models in a sentence about very many
 
 
 @dataclass(frozen=True)
@@ -55,23 +54,18 @@ class ComparisonReport(Record):
         return self.corrected or self.pairs
 
     @property
-    def tests(self) -> int:
-        """The pairs of models, for which p is corrected; of many models not all are in ``verdicts``."""
-        return math.comb(len(self.readers or self.ranking), 2)
-
-    @property
     def groups(self) -> dict[str, int]:
         """Model -> its group, from 1, the best model first: those not told apart from the first of it.
 
         The first of the group after ``paired.GROUPS`` is compared with no later one: it holds what is left.
         """
-        order = list(self.readers or self.ranking)
+        left = order = [*(self.readers or self.ranking)]
         apart = {(pair.a, pair.b) for pair in self.verdicts if pair.verdict in ("better", "worse")}
-        found, left, number = dict[str, int](), order, 0
+        found = dict[str, int]()
         while left:
-            number += 1
-            found |= {model: number for model in left if (left[0], model) not in apart}
-            left = [model for model in left if (left[0], model) in apart]
+            own = [model for model in left if (left[0], model) not in apart]
+            found |= dict.fromkeys(own, 1 + max(found.values(), default=0))
+            left = [model for model in left if model not in found]
         return {model: found[model] for model in order}
 
 
@@ -130,8 +124,7 @@ def compare(
     ranking, numbers = table.measured()
     speeds = {model: words_per_s(r) for model, r in named.items()}
     by = f"the {by or 'rubric'}" if by or not own else primary
-    pairs = paired.judged(numbers, math.comb(len(ranking), 2))
-    report = table.report(ranking, pairs, by, speeds)
+    report = table.report(ranking, paired.judged(numbers, math.comb(len(ranking), 2)), by, speeds)
     slope, said = size_effect([named[model] for model in ranking], scale, looks)
     return replace(report, size_slope=slope, size_hypothesis=said, excluded=excluded, notes=tuple(notes))
 
@@ -214,19 +207,16 @@ def pick_model(
     reason = f"No mean is {'higher' if rivals[0].higher else 'lower'} than that of {leader}"
     if unclear:
         closest = min(unclear, key=lambda pair: abs(pair.difference or 0.0))
-        names = " and ".join(_first([pair.b for pair in unclear], len(models)))
+        names = _named([pair.b for pair in unclear], " and ")
         reason += f", but its lead over {names} cannot be told from chance ({closest.b}: {_points(closest)})"
     if tied:
-        names = ", ".join(_first(tied, len(models)))
-        reason += f". Within {rivals[0].margin:g} {rivals[0].unit} it is tied with {names}"
+        reason += f". Within {rivals[0].margin:g} {rivals[0].unit} it is tied with {_named(tied, ', ')}"
         reason += f", and of these {pick} writes the most words per second" if speeds else ""
     return pick, f"{reason}."
 
 
-def _first(names: Sequence[str], models: int) -> list[str]:
-    """The names, or of very many models' the first ones and how many more."""
-    few = NAMED if models > paired.EVERY_PAIR and len(names) > NAMED else len(names)
-    return [*names[:few], *([f"{len(names) - few} more"] if names[few:] else ())]
+def _named(models: Sequence[str], glue: str) -> str:
+    return glue.join(models) if len(models) < paired.EVERY_PAIR else f"{len(models):,} models"
 
 
 def verdict_sentence(pair: Comparison) -> str:

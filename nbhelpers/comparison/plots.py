@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from textwrap import fill
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from nbhelpers.comparison.compare import ComparisonReport, words_per_s
 from nbhelpers.records import LAB_SCALE, Estimate, Result, Scale
@@ -16,7 +16,6 @@ from nbhelpers.stats.paired import EVERY_PAIR
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-T = TypeVar("T")
 BLUE, ORANGE, GREY, GREEN, RED = "#2b6cb0", "#c05621", "#718096", "#2f855a", "#c53030"
 MODEL_COLOURS = [BLUE, ORANGE, GREEN, RED, "#6b46c1", "#975a16", "#2c7a7b", "#97266d"]
 VERDICT_COLOURS = {"better": GREEN, "worse": RED, "tied": BLUE, "cannot tell": GREY}
@@ -54,8 +53,7 @@ def pair_differences(report: ComparisonReport) -> Figure:
         if p.difference is not None:
             e = Estimate("", p.n, p.difference, None, p.low, p.high)
             rows.append((f"{short[p.a]} − {short[p.b]}", e, VERDICT_COLOURS[p.verdict], p.verdict))
-    leader = "\n(the first model and the next ones)" if _part(len(short)) else ""
-    figure, axes = _forest(f"Which differences are real?\n({report.basis}){leader}", rows)
+    figure, axes = _forest(f"Which differences are real?\n({report.basis})", rows)
     if rows:
         axes.axvspan(-report.pairs[0].margin, report.pairs[0].margin, color=GREY, alpha=0.18, lw=0)
     axes.axvline(0, color=GREY, lw=0.8)
@@ -66,10 +64,10 @@ def pair_differences(report: ComparisonReport) -> Figure:
 
 def quality_speed_memory(results: Sequence[Result], report: ComparisonReport) -> Figure:
     """What does quality cost? Quality with its interval against speed; the area of a point is memory."""
-    best, of = drawn(report.ranking, len(report.ranking)), _part(len(report.ranking))
-    height = 3.2 + 0.2 * (len(best) if of else len(results))
-    figure, axes = _axes(f"What does quality cost?\n(area: memory of the weights){of}", height)
+    best = drawn(report.ranking, len(report.ranking))
     shown = [result for result in results if result.model in best and words_per_s(result)]
+    title = f"What does quality cost?\n(area: memory of the weights){_part(len(report.ranking))}"
+    figure, axes = _axes(title, 3.2 + 0.2 * len(shown))
     memory = {r.model: r.metrics.get("memory/parameters_mib", 0.0) for r in shown}  # 0: unknown
     short, speeds = _short_names(memory), [words_per_s(result) for result in shown]
     styles = zip(shown, speeds, cycle(MODEL_COLOURS), cycle(MARKERS), strict=False)
@@ -91,7 +89,7 @@ def quality_speed_memory(results: Sequence[Result], report: ComparisonReport) ->
 
 def history(primary: str, runs: Sequence[str], means: Mapping[str, Mapping[str, Estimate]]) -> Figure:
     """Has a model become better or worse? runs: oldest first; means: model -> run -> mean of this score."""
-    title, means = f"How did {_plain(primary)} change from run to run?{_part(len(means))}", dict(means)
+    title = f"How did {_plain(primary)} change from run to run?{_part(len(means))}"
     means = dict(drawn(means.items(), len(means)))
     figure, axes = _axes(title, 4 + 0.2 * len(means))
     runs = [run for run in runs if any(run in own for own in means.values())]
@@ -108,7 +106,7 @@ def history(primary: str, runs: Sequence[str], means: Mapping[str, Mapping[str, 
     return figure
 
 
-def drawn(rows: Iterable[T], models: int) -> list[T]:
+def drawn(rows: Iterable[Any], models: int) -> list[Any]:
     """The rows that a picture of so many models shows: all, or of very many the first."""
     return [*rows][: MOST_DRAWN if models > EVERY_PAIR else None]
 

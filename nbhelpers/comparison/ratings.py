@@ -145,7 +145,7 @@ def read_judged(run_dir: Path) -> dict[str, dict[str, float | None]]:
 
 def read_ratings(run_dir: Path, results: Sequence[Result]) -> Ratings:
     """All that was given to these models' texts. LabError for a file it cannot read."""
-    texts, given, judge = read_texts(run_dir, results), dict[str, By](), ""
+    given, judge = dict[str, By](), ""
     key = read_key(run_dir) if (run_dir / LABELS).exists() else None
     if key:
         for who, sheet in store.read_json(run_dir / LABELS, Labels).ratings.items():
@@ -155,10 +155,14 @@ def read_ratings(run_dir: Path, results: Sequence[Result]) -> Ratings:
     path = store.data_dir() / SHIPPED
     readings = sorted(store.read_rows(path, Reading), key=lambda r: r.place) if path.exists() else []
     known = {(reading.prompt, reading.text): reading.rating for reading in readings}
+    order = list(dict.fromkeys(reading.prompt_id for reading in readings))
+    paths = (run_dir / result.slug / "samples.jsonl" for result in results)
+    if not given and not any((s.prompt, s.text) in known for p in paths for s in store.read_rows(p, Sample)):
+        return Ratings({}, {}, given, key, judge, order)  # no text needs to be held
+    texts = read_texts(run_dir, results)
     said = {sample: (text.sample.prompt, text.sample.text) for sample, text in texts.items()}
     if readers := {sample: known[words] for sample, words in said.items() if words in known}:
         given["readers"] = readers
-    order = list(dict.fromkeys(reading.prompt_id for reading in readings))
     return Ratings(texts, {sample: text.score for sample, text in texts.items()}, given, key, judge, order)
 
 

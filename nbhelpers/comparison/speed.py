@@ -63,9 +63,9 @@ def in_pairs(speeds: Mapping[str, Speeds], clusters: Mapping[str, str]) -> tuple
             rounds.setdefault(cell[0], []).append(own[cell])
         per_model[model] = by_unit({prompt: fmean(x) for prompt, x in rounds.items()}, clusters)
     ranked = sorted(per_model, key=lambda model: -sum(per_model[model].values()))
-    models = {model: per_model[model] for model in ranked}
-    found = paired.measured(models, MARGIN, p_of=lambda x: float(sps.ttest_1samp(x, 0).pvalue))
-    return paired.judged([replace(pair, unit="log ratio") for pair in found], math.comb(len(models), 2))
+    best_first, student = {m: per_model[m] for m in ranked}, lambda x: float(sps.ttest_1samp(x, 0).pvalue)
+    found = paired.measured(best_first, MARGIN, p_of=student)
+    return paired.judged([replace(pair, unit="log ratio") for pair in found], math.comb(len(ranked), 2))
 
 
 def speed_sentence(pair: Comparison) -> str:

@@ -7,7 +7,6 @@ within a cluster; items of one text are one. What one log lacks is listed, with 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -72,10 +71,10 @@ def groups(logs: Sequence[Log], choice: Choice) -> tuple[list[Group], list[str]]
         )
     logs, tasks = pooled(logs) if choice.pool else logs, dict[str, dict[str, list[Log]]]()
     for log in logs:
-        tasks.setdefault(log.task, {}).setdefault(log.metric, []).append(log)
-    counts = Counter((log.task, log.metric, log.model) for log in logs)
-    if twice := [model for (*_, model), count in counts.items() if count > 1]:
-        raise LabError(f"{twice[0]} stands twice among these logs: give each once.")
+        own = tasks.setdefault(log.task, {}).setdefault(log.metric, [])
+        if log.model in [other.model for other in own]:
+            raise LabError(f"{log.model} stands twice among these logs: give each once.")
+        own.append(log)
     found = []
     for task, metrics in tasks.items():
         chosen = metrics if choice.metric == "all" else [choice.metric or next(iter(metrics))]

@@ -1,5 +1,6 @@
 """Logs and runs as scores by item, and which of them can be held against each other."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -83,15 +84,13 @@ def _logs(rows: Iterable[Row], path: Path, choice: Choice) -> Iterator[Log]:
 
 def named(logs: Sequence[Log]) -> list[Log]:
     """The logs with a name for each model of each source: the source's is added where models share theirs."""
-    sources = dict[str, set[str]]()
-    for log in logs:
-        sources.setdefault(log.model, set()).add(log.source)
+    sources = Counter(model for model, _ in {(log.model, log.source) for log in logs})
     paths = [Path(source) for source in dict.fromkeys(log.source for log in logs)]
     labels = [(path.stem, path.parent.name, f"{path}") for path in paths]
     telling = max(zip(*labels, strict=True), key=lambda names: len(set(names)))
     label = dict(zip(map(str, paths), telling, strict=True))
     return [
-        replace(log, model=f"{log.model} ({label[log.source]})") if len(sources[log.model]) > 1 else log
+        replace(log, model=f"{log.model} ({label[log.source]})") if sources[log.model] > 1 else log
         for log in logs
     ]
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
+from itertools import accumulate
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,6 @@ def write_report(run_dir: Path, rated: Rated | None = None) -> Path:
         note = f"This report made the comparison itself: {error}"
         report = comparison.assemble(run_dir)
     given, raters = rated or read_ratings(run_dir)
-    rows, broken = tracking.read_all_rows(run_dir)
     order = {model: place for place, model in enumerate((*report.ranking, *report.excluded))}
     results.sort(key=lambda r: order.get(r.model, len(order)))
     report = replace(
@@ -79,12 +79,13 @@ def write_report(run_dir: Path, rated: Rated | None = None) -> Path:
         ranking={model: on_scale(mean, report.scale) for model, mean in report.ranking.items()},
         readers={model: on_scale(mean, LAB_SCALE) for model, mean in report.readers.items()},
     )
-    failed = [(r.model, broken[r.slug], 0) for r in results if r.slug in broken]
-    errors = Counter((r.model, s.error) for r in results for s, _ in rows.get(r.slug, ()) if s.error)
-    failed += [(model, error, count) for (model, error), count in errors.most_common()]
     real = [r for r in results if r.quality_applies or FOREIGN in r.metrics]
     values: dict[str, Any] = {"run": run_dir.name, "info": info, "report": report, "of": len(real)}
     real = plots.drawn(real, len(real))
+    rows, broken = tracking.read_all_rows(run_dir, {r.slug for r in real})
+    failed = [(r.model, broken[r.slug], 0) for r in results if r.slug in broken]
+    errors = Counter((r.model, s.error) for r in results for s, _ in rows.get(r.slug, ()) if s.error)
+    failed += [(model, error, count) for (model, error), count in errors.most_common()]
     found = texts.items(
         [(r, rows.get(r.slug, [])) for r in real], _by_people(given), list(info.prompts) if info else ()
     )
@@ -145,13 +146,10 @@ def _marks(results: Sequence[Result], primary: str) -> dict[str, Any]:
 
 def _first(found: Sequence[Item]) -> list[Item]:
     """The items that the report itself shows."""
-    count, shown = 0, list[Item]()
-    for item in found:
-        count += sum(map(len, item.answers.values()))
-        if shown and count > MOST_TEXTS:
-            break
-        shown.append(item)
-    return shown
+    counts = accumulate(sum(map(len, item.answers.values())) for item in found)
+    return [
+        item for item, count in zip(found, counts, strict=True) if item is found[0] or count <= MOST_TEXTS
+    ]
 
 
 def _explored(found: Sequence[Item], models: Sequence[str]) -> dict[str, list[str]]:

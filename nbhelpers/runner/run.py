@@ -6,7 +6,6 @@ that notebook only. run.json is up to date after every notebook.
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import sys
@@ -248,23 +247,17 @@ class Run:
 
 
 def settled(info: RunInfo, runs: Sequence[ModelRun]) -> bool:
-    """Whether every pair of these models has a verdict after the prompts that they have scores of."""
+    """Whether these models are told apart, as far as that goes, by the prompts that they have scores of."""
     from nbhelpers.loading import load
     from nbhelpers.scoring import rubric
-    from nbhelpers.stats import estimate, paired, sequential
+    from nbhelpers.stats import estimate, sequential
 
     runs = [run for run in runs if load.read_report(run).quality_applies]
     task = tasks.load_task(info.settings.task)
     scores = [estimate.by_prompt(rubric.read_scores(run), task.primary) for run in runs]
     shared = set(scores[0]).intersection(*scores[1:]) if scores else set()
     per_model = {run.folder.name: {p: own[p] for p in shared} for run, own in zip(runs, scores, strict=True)}
-    best = sorted(
-        per_model, key=lambda model: sum(per_model[model].values()), reverse=task.scale.higher_is_better
-    )
-    per_model = {model: per_model[model] for model in best}
-    found = sequential.measured(per_model, task.scale.margin, sequential.looks_of(info), info.looks[-1])
-    judged = paired.judged(found, math.comb(len(per_model), 2))
-    return all(pair.verdict != "cannot tell" for pair in judged)
+    return sequential.decided(per_model, task.scale, sequential.looks_of(info), info.looks[-1])
 
 
 def with_disk(status: NotebookStatus, folder: Path) -> NotebookStatus:

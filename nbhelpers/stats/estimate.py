@@ -26,6 +26,7 @@ LEVEL = 0.95  # of every interval
 TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 BOOTSTRAP_MIN = 5  # below this a bootstrap interval is little more than the sample's extremes
 RESAMPLES = 9999  # of the bootstrap
+_t_isf = lru_cache(sps.t.isf)  # which takes as long as a pair's other figures together
 HUGE = 1e100  # beyond it squares overflow, below 1 / HUGE they vanish
 
 
@@ -74,13 +75,8 @@ def _bootstrap_t(x: Array, mean: float, sd: float) -> tuple[float, float]:
 
 def t_interval(mean: float, sd: float, n: int, tail: float = TAILS[0]) -> tuple[float, float]:
     """mean -+ t(n-1) * sd / sqrt(n), Student's interval for n >= 2. tail: the chance beyond either end."""
-    half = _t_quantile(tail, n - 1) * sd / math.sqrt(n)
+    half = float(_t_isf(tail, n - 1)) * sd / math.sqrt(n)
     return mean - half, mean + half
-
-
-@lru_cache
-def _t_quantile(tail: float, df: int) -> float:
-    return float(sps.t.isf(tail, df))
 
 
 def bonett_price(wins: int, losses: int, n: int, upper: float = TAILS[1]) -> tuple[float, float]:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize
 
-from nbhelpers.records import Estimate, RunInfo
+from nbhelpers.records import Estimate, RunInfo, Scale
 from nbhelpers.stats import paired
 from nbhelpers.stats.estimate import Array
 from nbhelpers.stats.paired import ALPHA, Comparison, Scores
@@ -123,8 +123,6 @@ def measured(
     planned = planned or sum(map(len, looks))
 
     def look(c: Comparison) -> Comparison:
-        if not looks:
-            return c
         a, b = per_model[c.a], per_model[c.b]
         x, sizes = in_order({prompt: round(a[prompt] - b[prompt], 12) for prompt in a}, looks)
         low, high = ends = interval(x, sizes, planned) or (None, None)
@@ -133,4 +131,12 @@ def measured(
         low, high = (None, None) if c.low is None else ends  # all differences are equal
         return replace(c, p=p, low=low, high=high, reason=reason)
 
-    return paired.measured(per_model, margin, tests, look=look)
+    return paired.measured(per_model, margin, tests, look=look if looks else None)
+
+
+def decided(per_model: dict[str, Scores], scale: Scale, looks: Looks, planned: int) -> bool:
+    """Whether every pair that is compared has a verdict."""
+    means = {model: sum(scores.values()) for model, scores in per_model.items()}  # of the same prompts
+    best = sorted(means, key=lambda model: means[model], reverse=scale.higher_is_better)
+    found = measured({model: per_model[model] for model in best}, scale.margin, looks, planned)
+    return all(c.verdict != "cannot tell" for c in paired.judged(found, math.comb(len(best), 2)))

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
@@ -78,12 +78,13 @@ def read_rows(folder: Path) -> Rows:
     return [(row, scores.get(key)) for key, row in samples.items()]
 
 
-def read_all_rows(run_dir: Path) -> tuple[dict[str, Rows], dict[str, str]]:
-    """``read_rows`` of every model folder of a run, and why those of others cannot be read."""
+def read_all_rows(run_dir: Path, whole: Collection[str] = ()) -> tuple[dict[str, Rows], dict[str, str]]:
+    """``read_rows`` of these folders of a run, of others the failed ones; and why some cannot be read."""
     found, broken = dict[str, Rows](), dict[str, str]()
     for path in sorted(run_dir.glob("*/samples.jsonl")):
         try:
-            found[path.parent.name] = read_rows(path.parent)
+            rows, slug = read_rows(path.parent), path.parent.name
+            found[slug] = rows if slug in whole else [row for row in rows if row[0].error]
         except LabError as error:
             broken[path.parent.name] = str(error)
     return found, broken

@@ -418,14 +418,14 @@ def many() -> tuple[list[Result], ComparisonReport]:
         make_result(f"model-{i:02d}", planted(8 - 3 * (i >= 7) + i / 200, i, 40), words_per_s=100 + i)
         for i in range(60)
     ]
-    return results, comparison.compare(results, {})
+    return results, compare.compare(results, {})
 
 
 def test_very_many_models_come_in_groups_that_cannot_be_told_apart(many, tmp_path):
     _, report = many
     order = list(report.ranking)
     first = [f"model-{i:02d}" for i in range(6, -1, -1)]
-    assert order[:7] == first and report.tests == 1770
+    assert order[:7] == first
     assert [name for name, group in report.groups.items() if group == 1] == first
     assert list(report.groups) == order and set(report.groups.values()) == {1, 2}
     assert report.pick == "model-06" and "model-00" in report.pick_reason
@@ -434,14 +434,14 @@ def test_very_many_models_come_in_groups_that_cannot_be_told_apart(many, tmp_pat
 
 def test_groups_of_few_models_rest_on_every_pair():
     results = [make_result(name, planted(mean, mean)) for name, mean in (("a", 8), ("b", 8), ("c", 4))]
-    report = comparison.compare(results, {})
-    assert (report.tests, report.groups) == (3, {"a": 1, "b": 1, "c": 2})
+    report = compare.compare(results, {})
+    assert report.groups == {"a": 1, "b": 1, "c": 2}
 
 
-def test_a_sentence_about_very_many_models_names_the_first():
+def test_a_sentence_about_very_many_models_counts_them():
     results = [make_result(f"m{i:02d}", planted(5, i, 6, noise=1.0)) for i in range(60)]
-    reason = comparison.compare(results, {}).pick_reason
-    assert "m09 and m10 and 48 more cannot be told from chance" in reason and len(reason) < 400
+    reason = compare.compare(results, {}).pick_reason
+    assert "its lead over 58 models cannot be told from chance" in reason and len(reason) < 400
 
 
 def test_pictures_of_very_many_models_show_the_first_and_say_so(many):
@@ -449,7 +449,8 @@ def test_pictures_of_very_many_models_show_the_first_and_say_so(many):
     axes = plots.ranking(report).axes[0]
     assert [text.get_text() for text in axes.texts[::2]] == list(report.ranking)[:30]
     figures = [plots.pair_differences(report), plots.quality_speed_memory(results, report)]
-    assert all("first" in figure.axes[0].get_title() for figure in (axes.figure, *figures))
+    for drawn in (axes, figures[1].axes[0]):
+        assert "(the first 30 of 60)" in drawn.get_title()
     assert len(figures[0].axes[0].texts) == 2 * 30 and len(figures[1].legends[0].get_texts()) == 30
 
 

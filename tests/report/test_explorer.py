@@ -147,7 +147,7 @@ def many(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("many")
     for i in range(60):
         write_model(folder, make_result(f"model-{i:02d}", planted(8 - i / 10, i)))
-    return report.write_report(folder)
+    return html.write_report(folder)
 
 
 def test_a_long_table_shows_its_first_rows_and_a_search_finds_the_others(tab, many):
