@@ -54,10 +54,9 @@ def log_likelihoods(loaded: Loaded, pairs: Sequence[Pair]) -> list[float]:
 
 
 def _next_logprobs(loaded: Loaded, rows: Sequence[Sequence[int]], width: int, keep: int) -> Tensor:
-    """[rows, keep, vocabulary]: of what follows each of the last ``keep`` places of rows padded to width."""
+    """[rows, keep, vocabulary]: of what follows the last ``keep`` places of rows, padded on the right."""
     import torch
 
-    # On the right, which no place before it sees.
     ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=loaded.device)
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=loaded.device)
     takes = inspect.signature(loaded.model.forward).parameters

@@ -69,8 +69,7 @@ def difference(baseline: Sequence[float], candidate: Sequence[float], margin: fl
 def early(differences: Array, looks: Sequence[int], planned: int, margin: float) -> NonInferiority:
     """``difference`` at a look of a run that may stop early: by ``sequential``'s two-sided figures."""
     n, mean = len(differences), float(np.mean(differences))
-    interval = sequential.interval(differences, looks, planned)
-    if interval is None:
+    if (interval := sequential.interval(differences, looks, planned)) is None:
         return NonInferiority(n, mean)
     low, high = interval
     p_worse = sequential.p_value(differences, looks, planned) if mean < 0 else 1.0

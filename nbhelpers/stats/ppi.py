@@ -53,8 +53,7 @@ def tuned(y: Array, g: Array, f: Array, rest: Array, weight: Array | float = 1.0
     jackknife over rated prompts, the tuning made anew each time, plus tuning^2 times that of the others'
     scores; degrees of freedom by Satterthwaite.
     """
-    n, m = len(y), len(rest)
-    total = n + m
+    n, m, total = len(y), len(rest), len(y) + len(rest)
     y_mean, g_mean, f_mean = (float(np.mean(x)) for x in (y, g, np.concatenate([f, rest])))
     y, g, f, rest = y - y_mean, g - g_mean, f - f_mean, rest - f_mean
     subsets = np.vstack([np.ones(n), 1 - np.eye(n)])  # of the rated prompts: all, then without each
@@ -70,7 +69,6 @@ def tuned(y: Array, g: Array, f: Array, rest: Array, weight: Array | float = 1.0
     means = weighted @ y + tuning * (
         f_mean - g_mean - weighted @ g + n / total * (even @ f) + rest.sum() / total
     )
-
     of_rated = (n - 1) / n * float(np.sum((means[1:] - means[1:].mean()) ** 2))
     of_others = float(tuning[0] ** 2 * m / total**2 * np.var(np.concatenate([f, rest]), ddof=1))
     variance = of_rated + of_others

@@ -50,8 +50,7 @@ def log_e(differences: ArrayLike, looks: Sequence[int], planned: int) -> Array:
     looks: the number of differences that each look added. planned: of all looks, whatever is added later.
     """
     bets = _bets(differences, looks, planned)
-    ends = np.cumsum(looks) - 1
-    won, risked = (np.cumsum(each, axis=-1)[..., ends] for each in (bets, _log_cosh(bets)))
+    won, risked = (np.cumsum(x, axis=-1)[..., np.cumsum(looks) - 1] for x in (bets, _log_cosh(bets)))
     return np.asarray(_log_cosh(won) - risked)
 
 
