@@ -98,9 +98,9 @@ def correct_all(models: dict[str, Rated], weights: Scores, margin: float = 0.5) 
     def compared(a: str, b: str) -> Comparison:
         pairs = zip(models[a], models[b], strict=True)
         gaps = Rated(*({prompt: one[prompt] - other[prompt] for prompt in one} for one, other in pairs))
-        e, p = corrected_mean(gaps, weights)
-        known = Comparison(a, b, e.n, e.mean, e.low, e.high, p, margin=margin, reason=e.reason)
-        return replace(known, rated=len(gaps.ratings))
+        mean, p = corrected_mean(gaps, weights)
+        pair = Comparison(a, b, mean.n, mean.mean, mean.low, mean.high, p, margin=margin, reason=mean.reason)
+        return replace(pair, rated=len(gaps.ratings))
 
     tests = math.comb(len(models), 2)
     return judged(pairs_of([*models], compared, tests), tests)
