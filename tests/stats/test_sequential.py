@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as sps
 
-from nbhelpers.records import RunInfo, Settings
+from nbhelpers.records import RunInfo, Scale, Settings
 from nbhelpers.stats import paired, sequential
 
 TEN = [10] * 10  # looks at 100 prompts
@@ -160,6 +160,14 @@ def test_of_very_many_models_groups_rest_on_the_test_that_holds_at_every_look():
     for c in judged[:5]:
         gaps = {p: round(table[c.a][p] - table[c.b][p], 12) for p in table[c.a]}
         assert c.p == sequential.p_value(*sequential.in_order(gaps, looks(100)), 100)
+
+
+def test_a_run_is_decided_when_no_pair_is_open():
+    scale = Scale(0, 10, 0.5)
+    assert sequential.decided(
+        models(far=planted(-1), near=planted(0.02, 0.5, seed=1)), scale, looks(100), 100
+    )
+    assert not sequential.decided(models(open=planted(0.25, 1, seed=2)), scale, looks(100), 100)
 
 
 def test_early_and_equal_differences():
