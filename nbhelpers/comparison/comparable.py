@@ -1,7 +1,5 @@
 """Which models of a run can be compared, on which prompts, and why the others cannot."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """All models of a run on the same prompts: ranking, paired verdicts, what to pick, and whether size helps."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

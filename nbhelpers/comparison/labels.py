@@ -4,8 +4,6 @@ Or a judge, a model, rates every text. All rate from 1 to 10, and so does the ru
 ``comparable``.
 """
 
-from __future__ import annotations
-
 import csv
 import math
 import random

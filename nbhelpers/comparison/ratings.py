@@ -5,8 +5,6 @@ a random sample can correct a score: the first prompts of a recorded random orde
 model. A chosen part is refused. A judge, a model, rates every text: its ratings take the rubric's place.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Which model is faster, and how sure are we? Ratios of speeds that were measured in turn."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress

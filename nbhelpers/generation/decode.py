@@ -1,7 +1,5 @@
 """The decode loop: token ids in, rows out as they end, with a cache and a clock. (Imports torch.)"""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence

@@ -5,8 +5,6 @@ other, in an order that changes, meet that alike: their ratios lose it (randomis
 trials, Abedi & Brecht 2017, doi 10.1145/3030207.3030229).
 """
 
-from __future__ import annotations
-
 import itertools
 import random
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Which token comes next: temperature, top-k, top-p, and draws that depend on a row's own seed alone."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Callable, Collection, Sequence

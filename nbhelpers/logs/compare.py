@@ -4,8 +4,6 @@ The unit is the item, or the cluster where a log names clusters: repeats are ave
 within a cluster; items of one text are one. What one log lacks is listed, with the reason.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

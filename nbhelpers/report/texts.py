@@ -1,7 +1,5 @@
 """What the models wrote, one item a prompt: the evidence of a report, and which words its scores rest on."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress

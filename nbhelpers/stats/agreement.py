@@ -1,7 +1,5 @@
 """How far raters agree, with a 95% interval."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace

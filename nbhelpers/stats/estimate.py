@@ -5,8 +5,6 @@ result with a ``reason``, never an interval of width zero. The order of the valu
 each interval keeps its promise: ``data/calibration.csv``.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace

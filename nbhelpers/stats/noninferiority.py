@@ -1,7 +1,5 @@
 """Is a candidate not worse than a baseline by a margin? One-sided tests at 5% on the same prompts."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Two and more models on the same prompts: tests, verdicts, power, and the prompts to plan for."""
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence

@@ -11,8 +11,6 @@ Angelopoulos, Duchi & Zrnic 2023). With everything rated, the interval is Studen
 because ppi-python's normal interval covers 92% at 20 rated prompts (``data/calibration.csv``).
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections import Counter

@@ -12,8 +12,6 @@ them, E is a fair game, so the chance that it ever reaches 20 is below 5%: at an
 Chosen by simulation among six tests (``data/calibration.csv``): 44 of 100 prompts at an effect of 0.5 sd.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import replace
