@@ -264,7 +264,7 @@ def ratios(timings: Sequence[Timing], start_s: dict[str, float]) -> list[Ratio]:
         ("batched generate", rates[OURS], best("generate, "), batched),
         ("llama.cpp's best batch", rates[OURS], best("llama.cpp"), 1.5),
         ("lm-eval's best batch", rates[OURS], lm, 2.0 if model == "lab-llama" else 1.5),
-        ("llama.cpp, one at a time", alone, rates.get(LLAMA_ALONE), None),
+        ("llama.cpp, one at a time", alone, rates.get(LLAMA_ALONE), 1 / 1.5),
         ("llama.cpp, one at a time, not compiled", rates.get(ALONE, ()), rates.get(LLAMA_ALONE), 1 / 1.2),
     ]
     bound = next((t.bound for t in timings if t.way == ALONE), None)
