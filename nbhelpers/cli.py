@@ -229,7 +229,7 @@ def label(
     seed: Annotated[int, typer.Option(help="Seed of the choice and order of the texts.")] = 0,
 ) -> None:
     """Have people rate a run's texts blindly, tell how far they agree, and correct the verdicts by them."""
-    from nbhelpers.comparison import compare, labels, plots, ratings
+    from nbhelpers.comparison import compare, plots, rating_sheet, ratings
     from nbhelpers.comparison.comparable import comparable
     from nbhelpers.runner.plan import find_run
     from nbhelpers.tracking import mlflow_run
@@ -237,26 +237,26 @@ def label(
     folder = find_run(run)
     results, _, _ = comparable(folder)
     if not read and not judge:
-        print(labels.write_sheet(folder, results, count, seed))
-        sd, widths = labels.planned_widths(results)
+        print(rating_sheet.write_sheet(folder, results, count, seed))
+        sd, widths = rating_sheet.planned_widths(results)
         if widths:
             wide = ", ".join(f"{number} to ±{width:.1f}" for number, width in widths.items())
             print(f"Differences of models, by the number of ratings: {wide} points. (Assumed: readers differ")
-            print(f"by {sd:.1f} points a prompt, as the score does; correlation {labels.ASSUMED:g}.)")
-        print(f"Give each rater a copy, named after them and without {labels.KEY}, to rate from 1 to 10")
+            print(f"by {sd:.1f} points a prompt, as the score does; correlation {rating_sheet.ASSUMED:g}.)")
+        print(f"Give each rater a copy, named after them and without {ratings.KEY}, to rate from 1 to 10")
         print("in the sheet's order, which alone can correct verdicts. Then:")
         print(f"nbhelpers label {run} --read RATER.csv")
         return
     for sheet in read or []:
-        labels.read_sheet(folder, sheet)
+        rating_sheet.read_sheet(folder, sheet)
     if judge:
-        labels.add_judge(folder, results, judge)
+        rating_sheet.add_judge(folder, results, judge)
     found, known = compare.compare_run(folder), ratings.read_ratings(folder, results)
     print(f"Verdicts {found.basis}; `nbhelpers report {run}` writes them into the report.")
     shown = plots.drawn(found.verdicts, len(found.ranking))
     print("\n".join(f"  {compare.verdict_sentence(pair)}" for pair in shown), *found.notes, sep="\n")
     print("Krippendorff's alpha (1 is full agreement, 0 as by chance)")
-    for alpha in labels.agreement(known, results[0].primary):
+    for alpha in rating_sheet.agreement(known, results[0].primary):
         interval = f"[{alpha.low:.2f}, {alpha.high:.2f}]" if alpha.low is not None else f"({alpha.reason})"
         mean = "" if alpha.mean is None else f"{alpha.mean:.2f} "
         print(f"  {alpha.name}: {mean}{interval} over {some(alpha.n, 'texts')}")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from saved_models import make_model
 
 from nbhelpers import records, registry, store
-from nbhelpers.comparison import labels
+from nbhelpers.comparison import rating_sheet, ratings
 from nbhelpers.loading import checkpoint
 from nbhelpers.loading.checkpoint import inspect
 from nbhelpers.records import LabError
@@ -175,16 +175,16 @@ def test_tables(folder, monkeypatch, name):
 @given(draw=st.data())
 def test_sheets_of_raters(folder, draw):
     run = folder / "labelled"
-    key = labels.LabelKey({str(number): f"key{number}" for number in range(1, 4)})
-    store.write_json(run / labels.KEY, key)
+    key = ratings.LabelKey({str(number): f"key{number}" for number in range(1, 4)})
+    store.write_json(run / ratings.KEY, key)
     sheet = b'\xef\xbb\xbfitem,prompt,text,score\r\n1,p,"a\nb",7\r\n2,p,t,"8,5"\r\n3,p,t,\r\n'
     (run / "rater.csv").write_bytes(draw.draw(damaged(sheet)))
-    found = outcome(lambda: labels.read_sheet(run, run / "rater.csv"))
+    found = outcome(lambda: rating_sheet.read_sheet(run, run / "rater.csv"))
     for rated in found.ratings.values() if found else ():
         assert set(rated) <= set(key.items) and all(1 <= score <= 10 for score in rated.values())
-    (run / labels.KEY).write_bytes(draw.draw(damaged((run / labels.KEY).read_bytes())))
-    outcome(lambda: labels.read_sheet(run, run / "rater.csv"))
-    (run / labels.KEY).unlink()
+    (run / ratings.KEY).write_bytes(draw.draw(damaged((run / ratings.KEY).read_bytes())))
+    outcome(lambda: rating_sheet.read_sheet(run, run / "rater.csv"))
+    (run / ratings.KEY).unlink()
 
 
 @pytest.fixture(scope="module")

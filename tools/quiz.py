@@ -123,7 +123,7 @@ def waiting(questions: Sequence[Question], progress: Progress, today: date) -> l
 
 def anki(questions: Sequence[Question]) -> str:
     """Comma-separated front, back (HTML) and tags, with the file headers that Anki's import reads."""
-    from nbhelpers.comparison.labels import harmless
+    from nbhelpers.comparison.rating_sheet import harmless
 
     out = io.StringIO()
     sheet = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)

@@ -1,8 +1,8 @@
 """Ratings of a run's texts, by readers or by a judge, and what they make of its comparison.
 
-Readers' come from the run's sheet (``labels``) or, for texts that ship with ratings, from data/readers. Only
-a random sample can correct a score: the first prompts of a recorded random order, each with a text of every
-model. A chosen part is refused. A judge, a model, rates every text: its ratings take the rubric's place.
+Readers' come from the run's sheet (``rating_sheet``) or, for texts that ship with ratings, from data/readers.
+Only a random sample can correct a score: the first prompts of a recorded random order, each with a text of
+every model. A chosen part is refused. A judge, a model, rates every text: its ratings replace the rubric's.
 """
 
 from collections.abc import Iterable, Sequence

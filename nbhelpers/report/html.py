@@ -23,7 +23,7 @@ from urllib.parse import quote
 
 from nbhelpers import store, tasks
 from nbhelpers.comparison import compare as comparison
-from nbhelpers.comparison import labels, plots, ratings
+from nbhelpers.comparison import plots, rating_sheet, ratings
 from nbhelpers.comparison.comparable import comparable
 from nbhelpers.comparison.compare import ComparisonReport
 from nbhelpers.comparison.speed import speed_sentence
@@ -53,7 +53,7 @@ def read_ratings(run_dir: Path) -> Rated:
     try:
         results = comparable(run_dir)[0]
         known = ratings.read_ratings(run_dir, results)
-        return known.given, labels.agreement(known, results[0].primary) if results else ()
+        return known.given, rating_sheet.agreement(known, results[0].primary) if results else ()
     except LabError as error:
         return {}, str(error)
 

@@ -14,7 +14,7 @@ from made_runs import make_result, make_sample, prompt_ids, write_info, write_mo
 from typer.testing import CliRunner
 
 from nbhelpers import cli, store
-from nbhelpers.comparison import compare, labels, ratings
+from nbhelpers.comparison import compare, rating_sheet, ratings
 from nbhelpers.comparison.comparable import comparable
 from nbhelpers.comparison.compare import ComparisonReport
 from nbhelpers.report import html
@@ -54,12 +54,12 @@ def compared(run: Path) -> list:
 
 def agreement(run: Path) -> tuple:
     found = compared(run)
-    return labels.agreement(ratings.read_ratings(run, found), found[0].primary)
+    return rating_sheet.agreement(ratings.read_ratings(run, found), found[0].primary)
 
 
-def draw(run: Path, count: int = 20) -> labels.LabelKey:
-    labels.write_sheet(run, compared(run), count)
-    return store.read_json(run / "labels_key.json", labels.LabelKey)
+def draw(run: Path, count: int = 20) -> ratings.LabelKey:
+    rating_sheet.write_sheet(run, compared(run), count)
+    return store.read_json(run / "labels_key.json", ratings.LabelKey)
 
 
 def about(key: str) -> tuple[str, str]:
@@ -69,12 +69,12 @@ def about(key: str) -> tuple[str, str]:
 
 def rate(run: Path, name: str, items: range, shift: float = 0.0) -> None:
     """A careful reader's ratings of some items, by way of a sheet."""
-    key = store.read_json(run / "labels_key.json", labels.LabelKey).items
+    key = store.read_json(run / "labels_key.json", ratings.LabelKey).items
     path = run.parent / f"{name}.csv"
     with path.open("w", encoding="utf-8", newline="") as file:
         rows = ((n, min(10.0, max(1.0, quality(*about(key[str(n)])) + shift))) for n in items)
         csv.writer(file).writerows([("item", "score"), *rows])
-    labels.read_sheet(run, path)
+    rating_sheet.read_sheet(run, path)
 
 
 def test_ratings_turn_a_verdict_that_the_rubric_got_wrong(run: Path) -> None:
@@ -109,7 +109,7 @@ def test_report_and_command_say_what_the_verdict_rests_on(run: Path) -> None:
 
 
 def test_planned_widths_shrink_with_the_ratings(run: Path) -> None:
-    sd, widths = labels.planned_widths(compared(run))
+    sd, widths = rating_sheet.planned_widths(compared(run))
     by_score = [score("lab-gpt2", p) - score("lab-llama", p) for p in PROMPTS]
     assert list(widths) == [12, 20, 28] and sd == pytest.approx(stdev(by_score))
     assert list(widths.values()) == sorted(widths.values(), reverse=True)

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from saved_models import edit_json
 
 from nbhelpers import redact, registry, store
-from nbhelpers.comparison import compare, labels
+from nbhelpers.comparison import compare, rating_sheet
 from nbhelpers.loading import checkpoint, load, tokenization
 from nbhelpers.records import LabError, ModelSpec, NotebookStatus, RunInfo
 from nbhelpers.report.html import outcome, write_report
@@ -305,7 +305,7 @@ def test_every_name_becomes_one_folder_inside_the_run(alias):
 @given(texts_=st.lists(anything, min_size=1, max_size=5))
 def test_no_cell_of_a_sheet_is_a_formula_and_all_come_back(texts_):
     out = io.StringIO(newline="")
-    csv.writer(out).writerows([[labels.harmless(text)] for text in texts_])
+    csv.writer(out).writerows([[rating_sheet.harmless(text)] for text in texts_])
     cells = [row[0] if row else "" for row in csv.reader(io.StringIO(out.getvalue(), newline=""))]
     for text, cell in zip(texts_, cells, strict=True):
         assert cell[:1] not in {"=", "+", "-", "@", "\t", "\r"}

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbhelpers import store
-from nbhelpers.comparison import labels
+from nbhelpers.comparison import rating_sheet
 from nbhelpers.records import LabError
 from tools import quiz
 
@@ -222,7 +222,7 @@ def test_no_text_of_a_card_becomes_markup_or_a_formula(question, answer):
     hostile = replace(COST[0], question=question, answer=answer)
     ((front, back, _),) = read_cards(quiz.anki([hostile]))
     for cell in (front, back):
-        assert not cell.startswith(labels.FORMULA)
+        assert not cell.startswith(rating_sheet.FORMULA)
         assert "<" not in cell.replace("<br><br>", "")
 
 

@@ -12,7 +12,7 @@ from made_runs import make_result, make_sample, make_score, write_info, write_mo
 from typer.testing import CliRunner
 
 from nbhelpers import cli, store
-from nbhelpers.comparison import labels, ratings
+from nbhelpers.comparison import rating_sheet, ratings
 from nbhelpers.comparison.comparable import comparable
 from nbhelpers.records import LabError
 from nbhelpers.report import html
@@ -49,7 +49,7 @@ def compared(run: Path) -> list:
 
 def agreement(run: Path) -> tuple:
     found = compared(run)
-    return labels.agreement(ratings.read_ratings(run, found), found[0].primary)
+    return rating_sheet.agreement(ratings.read_ratings(run, found), found[0].primary)
 
 
 def sheet(path: Path) -> list[dict[str, str]]:
@@ -78,7 +78,7 @@ def truth(run: Path) -> dict[str, int]:
 
 
 def test_the_sheet_is_blind_and_shuffled(run: Path) -> None:
-    path = labels.write_sheet(run, compared(run))
+    path = rating_sheet.write_sheet(run, compared(run))
     rows = sheet(path)
     assert [row["item"] for row in rows] == [str(n) for n in range(1, 13)]
     assert set(rows[0]) == {"item", "prompt", "text", "score"} and not any(row["score"] for row in rows)
@@ -95,17 +95,17 @@ def truth_keys(run: Path) -> list[str]:
 
 
 def test_no_cell_can_be_taken_for_a_formula(run: Path) -> None:
-    rows = sheet(labels.write_sheet(run, compared(run)))
+    rows = sheet(rating_sheet.write_sheet(run, compared(run)))
     assert sum(row["text"] in {f"'{hostile}" for hostile in HOSTILE} for row in rows) == len(HOSTILE)
     assert not any(cell and cell[0] in "=+-@\t\r\n＝＋－＠" for row in rows for cell in row.values())
 
 
 def test_whole_prompts_are_drawn_in_an_order_that_the_key_records(run: Path) -> None:
-    def chosen(count: int, seed: int) -> labels.LabelKey:
+    def chosen(count: int, seed: int) -> ratings.LabelKey:
         for name in ("labels.csv", "labels_key.json"):
             (run / name).unlink(missing_ok=True)
-        labels.write_sheet(run, compared(run), count, seed)
-        return store.read_json(run / "labels_key.json", labels.LabelKey)
+        rating_sheet.write_sheet(run, compared(run), count, seed)
+        return store.read_json(run / "labels_key.json", ratings.LabelKey)
 
     assert chosen(12, 1) == chosen(12, 1) != chosen(12, 2)
     key, whole = chosen(5, 1), chosen(99, 1)
@@ -117,38 +117,38 @@ def test_whole_prompts_are_drawn_in_an_order_that_the_key_records(run: Path) -> 
 
 
 def test_a_sheet_is_never_overwritten_and_a_run_without_texts_has_none(run: Path, tmp_path: Path) -> None:
-    labels.write_sheet(run, compared(run))
+    rating_sheet.write_sheet(run, compared(run))
     before = (run / "labels.csv").read_bytes()
     with pytest.raises(LabError, match=r"has labels\.csv already"):
-        labels.write_sheet(run, compared(run), seed=1)
+        rating_sheet.write_sheet(run, compared(run), seed=1)
     assert (run / "labels.csv").read_bytes() == before
     write_info(tmp_path / "empty", ())
     with pytest.raises(LabError, match="no texts of the same prompts"):
-        labels.write_sheet(tmp_path / "empty", compared(tmp_path / "empty"))
+        rating_sheet.write_sheet(tmp_path / "empty", compared(tmp_path / "empty"))
 
 
 # ---- reading it back -----------------------------------------------------------------------------------
 
 
 def test_filled_in_sheets_are_kept_by_rater(run: Path) -> None:
-    labels.write_sheet(run, compared(run))
-    labels.read_sheet(run, fill(run, "anna", {"1": "7", "3": " 2.5 "}))
-    labels.read_sheet(run, fill(run, "bo", {"2": "7,5"}, delimiter=";"))
-    found = labels.read_sheet(run, fill(run, "anna", {"1": "8"}))
+    rating_sheet.write_sheet(run, compared(run))
+    rating_sheet.read_sheet(run, fill(run, "anna", {"1": "7", "3": " 2.5 "}))
+    rating_sheet.read_sheet(run, fill(run, "bo", {"2": "7,5"}, delimiter=";"))
+    found = rating_sheet.read_sheet(run, fill(run, "anna", {"1": "8"}))
     assert found.ratings == {"person anna": {"1": 8.0}, "person bo": {"2": 7.5}}
-    assert store.read_json(run / "labels.json", labels.Labels) == found
+    assert store.read_json(run / "labels.json", ratings.Labels) == found
 
 
 @pytest.mark.parametrize("wrong", ["0", "11", "ten", "nan", "-3", "1e1", "5/10", "0.99"])
 def test_a_wrong_score_is_refused_with_its_line(run: Path, wrong: str) -> None:
-    labels.write_sheet(run, compared(run))
+    rating_sheet.write_sheet(run, compared(run))
     last = str(len(sheet(run / "labels.csv")))
     path = fill(run, "anna", {"1": "5", last: wrong})
     lines = path.read_bytes().decode().split("\n")
     # The line on which the last item begins: the texts before it run over several lines.
     line = 1 + max(i for i, content in enumerate(lines) if content.startswith(f"{last},"))
     with pytest.raises(LabError, match=rf"anna\.csv, line {line}: the score '{wrong}' of item {last}"):
-        labels.read_sheet(run, path)
+        rating_sheet.read_sheet(run, path)
     assert not (run / "labels.json").exists() and line > int(last) + 1
 
 
@@ -168,19 +168,19 @@ def test_a_wrong_score_is_refused_with_its_line(run: Path, wrong: str) -> None:
     ],
 )
 def test_a_broken_sheet_is_refused_in_one_sentence(run: Path, content: str | bytes, message: str) -> None:
-    labels.write_sheet(run, compared(run))
+    rating_sheet.write_sheet(run, compared(run))
     path = run / "mine.csv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(LabError, match=message):
-        labels.read_sheet(run, path)
+        rating_sheet.read_sheet(run, path)
 
 
 def test_reading_needs_a_sheet_of_this_run_and_a_file(run: Path) -> None:
     with pytest.raises(LabError, match="write the sheet first"):
-        labels.read_sheet(run, run / "labels.csv")
-    labels.write_sheet(run, compared(run))
+        rating_sheet.read_sheet(run, run / "labels.csv")
+    rating_sheet.write_sheet(run, compared(run))
     with pytest.raises(LabError, match=r"nowhere\.csv cannot be read"):
-        labels.read_sheet(run, run / "nowhere.csv")
+        rating_sheet.read_sheet(run, run / "nowhere.csv")
 
 
 # ---- agreement -----------------------------------------------------------------------------------------
@@ -188,27 +188,27 @@ def test_reading_needs_a_sheet_of_this_run_and_a_file(run: Path) -> None:
 
 def test_no_labels_no_agreement(run: Path) -> None:
     assert agreement(run) == ()
-    labels.write_sheet(run, compared(run))
+    rating_sheet.write_sheet(run, compared(run))
     assert agreement(run) == ()
 
 
 def test_a_person_who_rates_as_the_rubric_agrees_with_it_fully(run: Path) -> None:
-    labels.write_sheet(run, compared(run))
-    labels.read_sheet(run, fill(run, "anna", {item: str(float(n)) for item, n in truth(run).items()}))
+    rating_sheet.write_sheet(run, compared(run))
+    rating_sheet.read_sheet(run, fill(run, "anna", {item: str(float(n)) for item, n in truth(run).items()}))
     (found,) = agreement(run)
     assert (found.name, found.n) == ("people and lab_v2", 12) and found.mean == pytest.approx(1.0)
 
 
 def test_agreement_between_people_and_with_the_rubric_pair_by_pair(run: Path) -> None:
-    labels.write_sheet(run, compared(run))
+    rating_sheet.write_sheet(run, compared(run))
     numbers = truth(run)
     anna = {item: n + (3.0 if int(item) % 2 else 0.0) for item, n in numbers.items()}
     bo = {item: float(n) for item, n in numbers.items() if int(item) > 4}
     for name, given in (("anna", anna), ("bo", bo)):
-        labels.read_sheet(run, fill(run, name, {item: str(value) for item, value in given.items()}))
+        rating_sheet.read_sheet(run, fill(run, name, {item: str(value) for item, value in given.items()}))
     judged = {item: 5.0 + (int(item) % 3) for item in list(numbers)[:8]}
     store.write_json(
-        run / "labels.json", labels.Labels({**read(run).ratings, "judge m": judged, "judge n": {}})
+        run / "labels.json", ratings.Labels({**read(run).ratings, "judge m": judged, "judge n": {}})
     )
     found = {estimate.name: estimate for estimate in agreement(run)}
     assert list(found) == [
@@ -232,15 +232,15 @@ def test_agreement_between_people_and_with_the_rubric_pair_by_pair(run: Path) ->
     assert found["people and judge n"].mean is None and found["people and judge n"].reason == "no data"
 
 
-def read(run: Path) -> labels.Labels:
-    return store.read_json(run / "labels.json", labels.Labels)
+def read(run: Path) -> ratings.Labels:
+    return store.read_json(run / "labels.json", ratings.Labels)
 
 
 def test_the_report_shows_the_agreement_or_why_not(run: Path) -> None:
     assert "Rubric against readers" not in html.write_report(run).read_text()
-    labels.write_sheet(run, compared(run))
+    rating_sheet.write_sheet(run, compared(run))
     rated = fill(run, "anna", {i: str(n + int(i) % 2) for i, n in truth(run).items()})
-    labels.read_sheet(run, rated)
+    rating_sheet.read_sheet(run, rated)
     (found,) = agreement(run)
     page = " ".join(html.write_report(run).read_text().split())
     assert f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]" in page
@@ -280,7 +280,7 @@ def test_a_judge_rates_every_text_once_and_needs_no_sheet(run: Path, monkeypatch
         return JudgeScore(None if "4" in text else 5.0, 5.0, 1.0)
 
     asked = list[str]()
-    monkeypatch.setattr(labels.judge, "judge", given)
+    monkeypatch.setattr(rating_sheet.judge, "judge", given)
     told = call(str(run), "--judge", "lab-gpt2")
     assert told.exit_code == 0, told.output
     ratings = json.loads((run / "judged.json").read_text())["ratings"]["lab-gpt2"]
@@ -301,7 +301,7 @@ def test_what_a_judge_has_rated_is_kept_and_a_judge_that_is_none_leaves_nothing(
     assert isinstance(call(str(run), "--judge", "no such model").exception, LabError)
     assert not (run / "judged.json").exists()
     answers = iter([JudgeScore(7.0, 7.0, 1.0)] * 3)
-    monkeypatch.setattr(labels.judge, "judge", lambda *_: next(answers))  # then it stops
+    monkeypatch.setattr(rating_sheet.judge, "judge", lambda *_: next(answers))  # then it stops
     assert isinstance(call(str(run), "--judge", "lab-gpt2").exception, StopIteration)
     ratings = json.loads((run / "judged.json").read_text())["ratings"]["lab-gpt2"]
     assert list(ratings.values()) == [7.0] * 3
