@@ -1,4 +1,4 @@
-"""Logs and runs as scores by item, and which of them can be held against each other."""
+"""Logs and runs as scores by item."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,13 +20,14 @@ def read(path: Path, model: str = "", choice: Choice | None = None) -> list[Log]
 
     LabError for what is not a log, is broken or newer than this release, and where it lacks ``model``.
     """
-    choice, found = choice or Choice(), dict[tuple[str, str, str], Log]()
+    choice = choice or Choice()
     if not path.exists():
         raise LabError(f"There is no log {path}.")
     runs = sorted(file.parent for file in (*path.glob("result.json"), *path.glob("*/result.json")))
     infos = {run: read_info(run) for run in {file.parent for file in runs}}
-    inside = [file for file in sorted(path.rglob("*")) if file.suffix in SUFFIXES and file.is_file()]
-    for file in runs or (inside if path.is_dir() else [path]):
+    files = [file for file in sorted(path.rglob("*")) if file.suffix in SUFFIXES and file.is_file()]
+    latest = dict[tuple[str, str, str], Log]()  # of a folder's files the last counts, as dates are names
+    for file in runs or (files if path.is_dir() else [path]):
         try:
             rows = run_rows(file, infos[file.parent]) if runs else rows_of(file, choice)
             if rows is None and file == path:
@@ -34,34 +35,34 @@ def read(path: Path, model: str = "", choice: Choice | None = None) -> list[Log]
             logs = list(_logs(rows or (), path, choice))
         except (AttributeError, IndexError, KeyError, TypeError) as error:
             raise LabError(f"{file} is not a log as its tool writes it: {error!r}.") from None
-        for log in logs:  # of the same in one folder the last counts, as dates are names
+        for log in logs:
             key = (log.model, log.task, log.metric)
             twice = f"{path.name} holds {log.model} on {log.task or 'its task'} twice: {file.name} counts."
-            found[key] = replace(log, notes=(*log.notes, twice)) if key in found else log
-    models = list(dict.fromkeys(log.model for log in found.values()))
-    if not found:
+            latest[key] = replace(log, notes=(*log.notes, twice)) if key in latest else log
+    models = list(dict.fromkeys(log.model for log in latest.values()))
+    if not latest:
         raise LabError(f"{path} holds no scores that could be compared.")
     if model not in ("", *models):
         raise LabError(f"{path} has no model {model!r}: it has {', '.join(models)}.")
-    if choice.cluster and not runs and not any(log.clusters for log in found.values()):
+    if choice.cluster and not runs and not any(log.clusters for log in latest.values()):
         raise LabError(f"{path} has no items with a field {choice.cluster!r}.")
-    return [log for log in found.values() if model in ("", log.model)]
+    return [log for log in latest.values() if model in ("", log.model)]
 
 
 def _logs(rows: Iterable[Row], path: Path, choice: Choice) -> Iterator[Log]:
-    groups = dict[tuple[str, str, str], list[Row]]()
+    by_log = dict[tuple[str, str, str], list[Row]]()
     for row in rows:
-        groups.setdefault((row.log.model, row.log.task, row.log.metric), []).append(row)
-    for own in groups.values():
-        log = own[0].log
+        by_log.setdefault((row.log.model, row.log.task, row.log.metric), []).append(row)
+    for log_rows in by_log.values():
+        log = log_rows[0].log
         scores, dropped = dict[str, list[float]](), dict[str, str]()
         asked, seen = dict[str, tuple[str, str]](), set[tuple[str, str]]()
-        for row in own:
+        for row in log_rows:
             if asked.setdefault(row.item, (row.text, row.prompt)) != (row.text, row.prompt):
                 raise LabError(f"{path}: the item {row.item} of {log.model} stands there with two texts.")
             if row.repeat and (row.item, row.repeat) in seen:
-                what = f"repeat {row.repeat} of the item {row.item} of {log.model}"
-                raise LabError(f"{path}: {what} stands twice.")
+                repeat = f"repeat {row.repeat} of the item {row.item} of {log.model}"
+                raise LabError(f"{path}: {repeat} stands twice.")
             seen.add((row.item, row.repeat))
             if row.score is None:
                 dropped[row.item] = row.why.partition("\n")[0][:200]
@@ -69,26 +70,25 @@ def _logs(rows: Iterable[Row], path: Path, choice: Choice) -> Iterator[Log]:
                 scores.setdefault(row.item, []).append(row.score)
             else:
                 dropped[row.item] = "its score is not a number"
-        means = {item: fmean(sorted(values)) for item, values in scores.items()}
         yield replace(
             log,
             source=str(path),
             higher=log.higher and not choice.lower_is_better,
             unit=log.unit or log.metric,
-            scores=means,
-            clusters={row.item: row.cluster for row in own if row.cluster},
+            scores={item: fmean(sorted(repeats)) for item, repeats in scores.items()},
+            clusters={row.item: row.cluster for row in log_rows if row.cluster},
             asked=asked,
-            dropped={item: why for item, why in dropped.items() if item not in means},
+            dropped={item: why for item, why in dropped.items() if item not in scores},
         )
 
 
 def named(logs: Sequence[Log]) -> list[Log]:
-    """The logs with a name for each model of each source: the source's is added where models share theirs."""
+    """The logs, with a label of the source added to the names of models that several sources have."""
     sources = Counter(model for model, _ in {(log.model, log.source) for log in logs})
     paths = [Path(source) for source in dict.fromkeys(log.source for log in logs)]
     labels = [(path.stem, path.parent.name, f"{path}") for path in paths]
-    telling = max(zip(*labels, strict=True), key=lambda names: len(set(names)))
-    label = dict(zip(map(str, paths), telling, strict=True))
+    most_distinct = max(zip(*labels, strict=True), key=lambda names: len(set(names)))
+    label = dict(zip(map(str, paths), most_distinct, strict=True))
     return [
         replace(log, model=f"{log.model} ({label[log.source]})") if sources[log.model] > 1 else log
         for log in logs
@@ -97,11 +97,11 @@ def named(logs: Sequence[Log]) -> list[Log]:
 
 def pooled(logs: Sequence[Log]) -> list[Log]:
     """All tasks of a model and metric as one, each task a cluster of its items."""
-    found = dict[tuple[str, str], Log]()
+    pools = dict[tuple[str, str], Log]()
     for log in logs:
-        first = replace(log, task="all tasks", scores={}, clusters={}, asked={}, dropped={})
-        whole = found.setdefault((log.model, log.metric), first)
-        whole.clusters.update({f"{log.task}/{item}": log.task for item in log.asked})
+        empty = replace(log, task="all tasks", scores={}, clusters={}, asked={}, dropped={})
+        pool = pools.setdefault((log.model, log.metric), empty)
+        pool.clusters.update({f"{log.task}/{item}": log.task for item in log.asked})
         for name in ("scores", "asked", "dropped"):
-            vars(whole)[name].update({f"{log.task}/{item}": it for item, it in vars(log)[name].items()})
-    return list(found.values())
+            vars(pool)[name].update((f"{log.task}/{item}", value) for item, value in vars(log)[name].items())
+    return list(pools.values())
