@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from nbhelpers import store
+from nbhelpers import records, store, tasks
 from nbhelpers.comparison import ratings
 from nbhelpers.comparison.comparable import comparable
 from nbhelpers.comparison.speed import compare_speeds
+from nbhelpers.loading import load
 from nbhelpers.records import LAB_SCALE, SCHEMA_VERSION, Estimate, LabError, Record, Result, Scale
+from nbhelpers.scoring import rubric
 from nbhelpers.stats import paired, sequential
-from nbhelpers.stats.estimate import estimate, mean_score
+from nbhelpers.stats.estimate import by_prompt, estimate, mean_score
 from nbhelpers.stats.paired import Comparison, Scores
 from nbhelpers.tracking.result import read_info, read_results
 
@@ -102,6 +104,19 @@ def assemble(run_dir: Path, margin: float | None = None) -> ComparisonReport:
     pick, reason = pick_model([*found.ranking], found.pairs, speeds)
     report = replace(report, readers=found.ranking, corrected=found.pairs)
     return replace(report, pick=pick, pick_reason=reason, basis=basis)
+
+
+def settled(info: records.RunInfo, runs: Sequence[records.ModelRun]) -> bool:
+    """Whether these models are told apart, as far as that goes, by the prompts that they have scores of."""
+    task = tasks.load_task(info.settings.task)
+    scores = {
+        run.folder.name: by_prompt(rubric.read_scores(run), task.primary)
+        for run in runs
+        if load.read_report(run).quality_applies
+    }
+    shared = set[str].intersection(*map(set, scores.values())) if scores else set[str]()
+    compared = {name: {prompt: means[prompt] for prompt in shared} for name, means in scores.items()}
+    return sequential.decided(compared, task.scale, sequential.looks_of(info), info.looks[-1])
 
 
 def compare(

@@ -117,7 +117,7 @@ def spread(ray: Any, cores: int, whole: Run) -> None:
                     ray.cancel(task, force=True)  # it ends, and the runner says why
                 elif slug in ended or not any(_has(node, wanted[slug]) for node in nodes):
                     finish(runs[slug], _problem(ray, tasks.pop(slug)))
-        for future in whole.work:
+        for future in whole.futures:
             future.result()
     except ray.exceptions.RayError as error:
         why = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -191,7 +191,7 @@ def _finish(whole: Run, pool: ThreadPoolExecutor, run: ModelRun, problem: LabErr
     if run.spec.kind == "hub" and (run.folder / "loading.json").exists():
         fetched = replace(run.spec, revision=load.read_report(run).revision)
         whole.save(specs=tuple(fetched if spec == run.spec else spec for spec in whole.info.specs))
-    whole.work.append(pool.submit(whole.pipeline, run))
+    whole.futures.append(pool.submit(whole.pipeline, run))
 
 
 def work(inbox: Any, info: RunInfo, home: str, made: Made) -> None:

@@ -17,7 +17,8 @@ from nbhelpers import registry, store, tasks
 from nbhelpers.devices import machine
 from nbhelpers.generation import likelihood
 from nbhelpers.loading.checkpoint import inspect
-from nbhelpers.records import LabError, ModelSpec, RunInfo, Settings
+from nbhelpers.phases import NOTEBOOKS, Phase
+from nbhelpers.records import LabError, ModelSpec, NotebookStatus, Result, RunInfo, Settings
 
 SMALL_PARAMETERS = 50_000_000  # up to this size two models at a time are no burden
 
@@ -110,6 +111,36 @@ def plan_resume(run: str) -> Plan:
     info = replace(info, prompts=info.prompts or registry.digests(prompts))  # older runs kept none
     tasks.check_unchanged(info, info.settings)
     return Plan(run_dir, info)
+
+
+def still_valid(plan: Plan) -> tuple[NotebookStatus, ...]:
+    """What has passed before, once half rows are cut off: nothing of a model that lost or failed a row, and
+    no more than its answers where a file that decides their scores has changed."""
+    from nbhelpers.scoring import reference
+
+    scorers = reference.files(tasks.load_task(plan.info.settings.task))
+    changed = max((file.stat().st_mtime for file in scorers), default=0.0)
+    stale = {
+        path.parent.name for path in plan.run_dir.glob("*/scores.jsonl") if path.stat().st_mtime < changed
+    }
+    incomplete = set[str]()
+    for path in plan.run_dir.glob("*/result.json"):
+        with suppress(LabError):  # 06 did not come to its end
+            if store.read_json(path, Result).failed:
+                incomplete.add(path.parent.name)
+    for path in plan.run_dir.glob("*/*.jsonl"):
+        if path.is_dir():  # the notebook that writes the file will say so
+            incomplete.add(path.parent.name)
+            continue
+        size = path.stat().st_size
+        with store.appending(path):  # waits for what a killed run left
+            if path.stat().st_size < size:
+                incomplete.add(path.parent.name)
+    for unfinished in plan.run_dir.rglob(f".*.{'[0-9a-f]' * 32}"):  # store.write_text was killed
+        unfinished.unlink(missing_ok=True)
+    slugs = {model: spec.slug for model, spec in plan.models.items() if spec.slug not in incomplete}
+    passed = (s for s in plan.info.notebooks if s.status == "passed" and s.model in slugs)
+    return tuple(s for s in passed if NOTEBOOKS[s.notebook] < Phase.SCORES or slugs[s.model] not in stale)
 
 
 def find_run(run: str) -> Path:

@@ -19,7 +19,7 @@ from nbhelpers import store
 from nbhelpers.records import Failure, NotebookStatus, Settings
 from nbhelpers.runner import kernels, plan
 from nbhelpers.runner.notebook import run_notebook
-from nbhelpers.runner.run import _valid, with_disk
+from nbhelpers.runner.run import with_disk
 
 NAMES = ("{", "}", "{0}", "{name}", "{missing!r:>9}", "100%", "%s %(x)d", "q?x#y", "a'b\"c", "$HOME `x` \\n")
 COMMAND = Path(sys.executable).with_name("nbhelpers")
@@ -209,5 +209,5 @@ def test_half_written_files_in_a_run_s_folder_are_removed_by_the_next_start(tmp_
     kept = [folder / ".note.of.mine", folder / "lab-gpt2" / ".samples.lock"]
     for path in (*left, *kept):
         path.write_text("x")
-    _valid(plan.plan_resume(str(folder)))
+    plan.still_valid(plan.plan_resume(str(folder)))
     assert not [path for path in left if path.exists()] and all(path.exists() for path in kept)

@@ -38,8 +38,8 @@ from nbhelpers.records import (
 )
 from nbhelpers.report import html
 from nbhelpers.runner import kernels
-from nbhelpers.runner.plan import Plan, default_jobs, find_run, plan_resume, plan_run
-from nbhelpers.runner.run import Run, _valid, run_models, write_pages
+from nbhelpers.runner.plan import Plan, default_jobs, find_run, plan_resume, plan_run, still_valid
+from nbhelpers.runner.run import Run, run_models, write_pages
 from nbhelpers.tracking.mlflow_run import TrackingReport
 from nbhelpers.tracking.result import read_rows
 
@@ -184,11 +184,11 @@ def test_a_model_that_lost_a_row_is_executed_again(steps, capsys):
     whole = '{"whole": 1}\n'
     (plan.run_dir / "lab-gpt2" / "samples.jsonl").write_text(whole + '{"to')
     (plan.run_dir / "lab-opt" / "samples.jsonl").write_text(whole)
-    kept = _valid(plan_resume(str(plan.run_dir)))
+    kept = still_valid(plan_resume(str(plan.run_dir)))
     assert {status.model for status in kept} == {"lab-opt"}
     assert (plan.run_dir / "lab-gpt2" / "samples.jsonl").read_text() == whole
     assert "lab-gpt2/samples.jsonl was cut off" in capsys.readouterr().err
-    assert len(_valid(plan_resume(str(plan.run_dir)))) == 2 * len(PIPELINE)
+    assert len(still_valid(plan_resume(str(plan.run_dir)))) == 2 * len(PIPELINE)
 
 
 def test_a_folder_in_place_of_a_model_s_rows_costs_that_model_alone(steps):
@@ -222,7 +222,7 @@ def test_another_scorer_file_has_scores_made_anew_and_answers_kept(steps, tmp_pa
         (plan.run_dir / model / "scores.jsonl").write_text("")
         os.utime(plan.run_dir / model / "scores.jsonl", (made, made))
     os.utime(tmp_path / "mine.py", (now, now))
-    kept = [(s.model, s.notebook) for s in _valid(plan_resume(str(plan.run_dir)))]
+    kept = [(s.model, s.notebook) for s in still_valid(plan_resume(str(plan.run_dir)))]
     of = {model: [name for one, name in kept if one == model] for model in plan.info.models}
     assert of["lab-gpt2"] == [name for name in of["lab-opt"] if name < "04"] != of["lab-opt"]
 
@@ -233,7 +233,7 @@ def test_a_model_whose_samples_failed_is_executed_again(steps):
     for name, failed in (("lab-gpt2", 1), ("lab-opt", 0)):
         result = made_runs.make_result(name, made_runs.planted(4, 1))
         store.write_json(plan.run_dir / name / "result.json", replace(result, failed=failed))
-    kept = _valid(plan_resume(str(plan.run_dir)))
+    kept = still_valid(plan_resume(str(plan.run_dir)))
     assert {status.model for status in kept} == {"lab-opt"}
 
 

@@ -74,7 +74,7 @@ class Looks:
 def looks(steps, monkeypatch):  # noqa: F811
     made = Looks(steps)
     monkeypatch.setattr(kernels, "start", made.start)
-    monkeypatch.setattr("nbhelpers.runner.run.settled", made.settled)
+    monkeypatch.setattr("nbhelpers.comparison.compare.settled", made.settled)
     return made
 
 
