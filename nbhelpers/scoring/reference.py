@@ -53,44 +53,45 @@ def contains(text: str, item: Prompt, options: Options) -> float:
 
 def pattern(text: str, item: Prompt, options: Options) -> float:
     """The pattern is found; what its group takes out is the target, where the item has one."""
-    found = search(options["pattern"], text)
-    if found and item.target and found.groups():
-        return exact(next((part for part in found.groups() if part), ""), item, {"strict": False})
-    return float(found is not None)
+    match = search(options["pattern"], text)
+    if match and item.target and match.groups():
+        return exact(next(filter(None, match.groups()), ""), item, {"strict": False})
+    return float(match is not None)
 
 
 def number(text: str, item: Prompt, options: Options) -> float:
     """The last number of the answer lies within tolerance, or relative times the target, of the target."""
-    found = _NUMBER.findall(text)
-    if not found:
+    numbers = _NUMBER.findall(text)
+    if not numbers:
         return 0.0
     tolerance, relative = (Decimal(str(options[name])) for name in ("tolerance", "relative"))
     for target in map(tasks.parse_number, item.target):
-        near = max(tolerance, relative * abs(target), min(Decimal(1), abs(target)) / 10**9)
+        within = max(tolerance, relative * abs(target), min(Decimal(1), abs(target)) / 10**9)
         with suppress(ArithmeticError, LabError):  # too large to be near any
-            if abs(tasks.parse_number(found[-1]) - target) <= near:
+            if abs(tasks.parse_number(numbers[-1]) - target) <= within:
                 return 1.0
     return 0.0
 
 
 def letter(text: str, item: Prompt, options: Options) -> float:
     """The letter that the answer chooses is the right one."""
-    known = LETTERS[: len(item.choices)]
-    named = rf"\W*(?i:is\b|:)?\W*([{known}])\b"
-    ways = rf"(?i:answer){named}", rf"(?i:choice|option){named}", rf"(?<![\w'])([{known}])(?![\w'’]| [a-z])"
-    said = next(filter(None, (re.search(way, text) for way in ways)), None)
-    return float(said is not None and LETTERS.index(said[1]) in tasks.right_choices(item))
+    letters = LETTERS[: len(item.choices)]
+    after = rf"\W*(?i:is\b|:)?\W*([{letters}])\b"
+    alone = rf"(?<![\w'])([{letters}])(?![\w'’]| [a-z])"
+    patterns = rf"(?i:answer){after}", rf"(?i:choice|option){after}", alone
+    match = next(filter(None, (re.search(pattern, text) for pattern in patterns)), None)
+    return float(match is not None and LETTERS.index(match[1]) in tasks.right_choices(item))
 
 
 def f1(text: str, item: Prompt, options: Options) -> float:
     """The harmonic mean of the shares of words in common with the target, normalised (SQuAD's F1)."""
 
-    def with_one(target: str) -> float:
-        said, right = normalised(text).split(), normalised(target).split()
-        common = sum((Counter(said) & Counter(right)).values())
-        return 2 * common / (len(said) + len(right)) if common else 0.0
+    def overlap(target: str) -> float:
+        answer, right = normalised(text).split(), normalised(target).split()
+        common = sum((Counter(answer) & Counter(right)).values())
+        return 2 * common / (len(answer) + len(right)) if common else 0.0
 
-    return max(exact(text, item, {"strict": False}), *(with_one(target) for target in item.target))
+    return max(exact(text, item, {"strict": False}), *map(overlap, item.target))
 
 
 def chrf(text: str, item: Prompt, options: Options) -> float:
@@ -106,42 +107,43 @@ def rouge(text: str, item: Prompt, options: Options) -> float:
 
 def own(text: str, item: Prompt, options: Options) -> float:
     """What a function of the user's returns for the answer and the item."""
-    function, name = own_function(options["folder"], options["function"]), options["function"]
+    name, number = options["function"], math.nan
+    function = own_function(options["folder"], name)
     try:
-        score, number = function(text, item), math.nan
-        said = repr(score)
+        score = function(text, item)
+        shown = repr(score)
     except (Exception, SystemExit) as error:  # whatever a user's function raises
         raise NoScore(f"{name} raised {type(error).__name__}: {error}") from None
     with suppress(TypeError, ValueError, OverflowError):
         number = math.nan if isinstance(score, str) else float(score)
     if not math.isfinite(number):
-        raise NoScore(f"{name} returned {said}, which is no number")
+        raise NoScore(f"{name} returned {shown}, which is no number")
     return number
 
 
 @cache
 def own_function(folder: Path, name: str) -> Callable[[str, Prompt], Any]:
     """A function by ``module.function``, of a module beside the task. LabError for what cannot be used."""
-    module, _, function = name.rpartition(".")
-    beside, known = folder.resolve() / f"{module.replace('.', '/')}.py", sys.modules.get(module)
-    if beside.is_file() and known and getattr(known, "__file__", "") != str(beside):
+    module, _, attribute = name.rpartition(".")
+    path, imported = folder.resolve() / f"{module.replace('.', '/')}.py", sys.modules.get(module)
+    if path.is_file() and imported and getattr(imported, "__file__", "") != str(path):
         del sys.modules[module]  # another task's
     sys.path.insert(0, str(folder.resolve()))
     try:
-        found: Callable[[str, Prompt], Any] = getattr(importlib.import_module(module), function)
-        if not callable(found):
-            raise TypeError(f"{function} is no function")
+        function: Callable[[str, Prompt], Any] = getattr(importlib.import_module(module), attribute)
+        if not callable(function):
+            raise TypeError(f"{attribute} is no function")
     except (Exception, SystemExit) as error:  # whatever a user's module raises
         raise LabError(f"The scorer {name!r} cannot be imported ({type(error).__name__}: {error}).") from None
     finally:
         sys.path.pop(0)
-    return found
+    return function
 
 
 def check_scorers(task: Task) -> None:
     """LabError for a schema, a function, a judge or a primary score of the task's that cannot be used."""
-    if task.primary not in (known := worst(task)):
-        raise LabError(f"The task {task.name} has no score {task.primary!r}: {nearest(task.primary, known)}.")
+    if task.primary not in (names := worst(task)):
+        raise LabError(f"The task {task.name} has no score {task.primary!r}: {nearest(task.primary, names)}.")
     for scorer in task.scorers:
         if scorer.kind == "judge":
             inspect(registry.resolve(scorer.options["model"]))
@@ -177,20 +179,20 @@ SCORERS: dict[str, Callable[[str, Prompt, Options], float]] = {
 
 
 def likely(scorer: Scorer, item: Prompt, text: str, logprobs: Logprobs) -> dict[str, float]:
-    """1 where a choice of the largest log-likelihood is right, as it is and ``per_byte`` of the choice; or
-    the bits that the model needs for a byte of the item's text: the smaller, the better it is foretold.
+    """1 where the choice of the largest log-likelihood is right, as it is and ``per_byte`` of the choice; or
+    the bits that the model needs per byte of the item's text: fewer are better.
     """
-    wanted, names = tasks.LIKELIHOODS[scorer.kind], (scorer.name, f"{scorer.name}/per_byte")
-    if logprobs is None and wanted == "choices":
-        right = replace(item, target=tuple(item.choices[place] for place in tasks.right_choices(item)))
-        return dict.fromkeys(names, exact(text, right, {"strict": False}))
-    if not (sums := (logprobs or {}).get(wanted)):
-        raise NoScore(f"the log-likelihood of its {wanted} is not available")
-    if wanted == "text":
+    field, names = tasks.LIKELIHOODS[scorer.kind], (scorer.name, f"{scorer.name}/per_byte")
+    if logprobs is None and field == "choices":
+        right = tuple(item.choices[index] for index in tasks.right_choices(item))
+        return dict.fromkeys(names, exact(text, replace(item, target=right), {"strict": False}))
+    if not (sums := (logprobs or {}).get(field)):
+        raise NoScore(f"the log-likelihood of its {field} is not available")
+    if field == "text":
         return {scorer.name: -sum(sums) / math.log(2) / len(item.text.encode())}
-    each = tuple(total / len(choice.encode()) for total, choice in zip(sums, item.choices, strict=True))
-    places = tasks.right_choices(item)
-    return {n: float(x.index(max(x)) in places) for n, x in zip(names, (sums, each), strict=True)}
+    means = tuple(total / len(choice.encode()) for total, choice in zip(sums, item.choices, strict=True))
+    best = [values.index(max(values)) for values in (sums, means)]
+    return {name: float(i in tasks.right_choices(item)) for name, i in zip(names, best, strict=True)}
 
 
 def scores_of(
@@ -200,49 +202,52 @@ def scores_of(
 
     logprobs: the sample's. None: of a text alone, which stands for the choice that it is.
     """
-    text, found, why = split_reasoning(text)[1], dict[str, float](), None
+    text = split_reasoning(text)[1]
+    scores, reason = dict[str, float](), None
     for scorer in task.scorers:
         try:
             if scorer.kind in SCORERS:
-                found[scorer.name] = SCORERS[scorer.kind](text, item, scorer.options)
+                scores[scorer.name] = SCORERS[scorer.kind](text, item, scorer.options)
             elif scorer.kind in tasks.LIKELIHOODS:
-                found |= likely(scorer, item, text, logprobs)
+                scores |= likely(scorer, item, text, logprobs)
             elif values := rubric.score_text(text, item.text, item.content_type):
-                found |= _renamed(values, scorer)
+                scores |= _named_after(scorer, values)
             else:
-                why = rubric.inapplicable(text, item.text)
+                reason = rubric.inapplicable(text, item.text)
         except NoScore as problem:
-            why = f"{why}; {problem}" if why else str(problem)
-    return found | {passed: found[name] for name, passed in task.passes().items() if name in found}, why
+            reason = f"{reason}; {problem}" if reason else str(problem)
+    passes = {passed: scores[name] for name, passed in task.passes().items() if name in scores}
+    return scores | passes, reason
 
 
-def _renamed(values: Mapping[str, float], scorer: Scorer) -> dict[str, float]:
+def _named_after(scorer: Scorer, values: Mapping[str, float]) -> dict[str, float]:
+    """The rubric's values, under the name of its scorer."""
     return {name.replace(rubric.PRIMARY, scorer.name, 1): value for name, value in values.items()}
 
 
 def worst(task: Task) -> dict[str, float]:
-    """What a failed generation gets."""
-    found = dict[str, float]()
+    """The scores of a failed generation."""
+    scores = dict[str, float]()
     for scorer in task.scorers:
-        own = task.primary in (scorer.name, f"{scorer.name}/per_byte")
-        scale = task.scale if own else scorer.scale
-        found[scorer.name] = scale.low if scale.higher_is_better else scale.high
-        found |= _renamed(rubric.LOWEST, scorer) if scorer.kind == "rubric" else {}
-        found |= {f"{scorer.name}/per_byte": scale.low} if scorer.kind == "loglikelihood" else {}
-    return found | dict.fromkeys(task.passes().values(), 0.0)
+        per_byte = f"{scorer.name}/per_byte"
+        scale = task.scale if task.primary in (scorer.name, per_byte) else scorer.scale
+        scores[scorer.name] = scale.low if scale.higher_is_better else scale.high
+        scores |= _named_after(scorer, rubric.LOWEST) if scorer.kind == "rubric" else {}
+        scores |= {per_byte: scale.low} if scorer.kind == "loglikelihood" else {}
+    return scores | dict.fromkeys(task.passes().values(), 0.0)
 
 
 def with_passes(task: Task, scores: list[Score]) -> list[Score]:
-    """The scores with pass@k of their prompts: of what ends in right or wrong, a score of 1 is right."""
+    """The scores with pass@k of their prompts, for scorers of right and wrong: a score of 1 is right."""
     few = f"fewer than {task.pass_at} answers to its prompt have a score"
     for name, passed in task.passes().items():
         chances = {id: pass_at(tries, task.pass_at) for id, tries in grouped(scores, name).items()}
-        for place, score in enumerate(scores):
+        for index, score in enumerate(scores):
             if name in score.values:
                 chance = chances[score.prompt_id]
-                rest = {one: value for one, value in score.values.items() if one != passed}
-                rest |= {} if chance is None else {passed: chance}
-                scores[place] = replace(score, values=rest, reason=few if chance is None else score.reason)
+                values = {key: value for key, value in score.values.items() if key != passed}
+                values |= {} if chance is None else {passed: chance}
+                scores[index] = replace(score, values=values, reason=few if chance is None else score.reason)
     return scores
 
 
@@ -253,37 +258,37 @@ def scored(settings: Settings, samples: Iterable[Sample], limits: Limits = Limit
     task = tasks.load_task(settings.task)
     if task is tasks.POSTS:
         return rubric.score_samples([*samples])
-    found = _task_scores(task, settings, samples, limits.at_once)
-    return with_passes(task, [*found]) if task.pass_at else found
+    scores = _task_scores(task, settings, samples, limits.at_once)
+    return with_passes(task, [*scores]) if task.pass_at else scores
 
 
 def _task_scores(task: Task, settings: Settings, samples: Iterable[Sample], at_once: int) -> Iterator[Score]:
     items = {item.id: item for item in tasks.items(settings)}
 
-    def one(sample: Sample) -> Score:
+    def score(sample: Sample) -> Score:
         if (item := items.get(sample.prompt_id)) is None:
             raise LabError(f"The task {task.name} has no item {sample.prompt_id!r}: score it by its own.")
-        failed, values, reason = sample.error is not None, worst(task), None
-        if not failed:
+        values, reason = worst(task), None
+        if not (failed := sample.error is not None):
             values, reason = scores_of(task, item, sample.text, sample.logprobs or {})
-        words, about = len(sample.text.split()), (item.target or None, item.tags or None)
-        key = sample.key, sample.prompt_id, sample.repeat, sample.content_type
-        return Score(*key, failed, words, values, reason=reason, target=about[0], tags=about[1])
+        row = sample.key, sample.prompt_id, sample.repeat, sample.content_type, failed
+        words, target, tags = len(sample.text.split()), item.target or None, item.tags or None
+        return Score(*row, words, values, reason=reason, target=target, tags=tags)
 
-    judges = [registry.resolve(one.options["model"]) for one in task.scorers if one.kind == "judge"]
-    served = any(judge.kind == "server" for judge in judges)
+    judges = [scorer.options["model"] for scorer in task.scorers if scorer.kind == "judge"]
+    served = any(registry.resolve(model).kind == "server" for model in judges)
     try:
         with ThreadPoolExecutor(at_once) as pool:
-            rest = iter(samples)
-            yield from map(one, islice(rest, 1))  # which opens the judge
-            yield from pool.map(one, rest) if served else map(one, rest)
+            remaining = iter(samples)
+            yield from map(score, islice(remaining, 1))  # which opens the judge
+            yield from pool.map(score, remaining) if served else map(score, remaining)
     finally:
-        for judges in (scorer.options["judges"] for scorer in task.scorers):
-            while judges:
-                server.close(judges.popitem()[1])
+        for opened in (scorer.options["judges"] for scorer in task.scorers):
+            while opened:
+                server.close(opened.popitem()[1])
 
 
 def make_scores(run: ModelRun) -> None:
-    """Score the run's samples by its task into scores.jsonl, always anew: an old one may be by another."""
+    """Score the run's samples by its task into scores.jsonl, always anew: a file may be of another task."""
     scores = scored(run.settings, generate.read_samples(run), run.limits)
     store.write_rows(run.folder / "scores.jsonl", scores)
