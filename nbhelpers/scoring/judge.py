@@ -1,7 +1,7 @@
 """A model as judge: it rates a text from 1 to 10. Notebook 18 asks whether to listen; off by default.
 
 The rating is the expected value over the probabilities of the ten answers (the weighting of G-Eval, Liu et
-al. 2023): nothing is sampled or parsed. A server's model says its rating instead, at temperature 0.
+al. 2023): nothing is sampled or parsed. A server's model writes its rating instead, at temperature 0.
 """
 
 import math
@@ -18,7 +18,7 @@ from nbhelpers.loading.load import Loaded
 from nbhelpers.loading.tokenization import render, split_reasoning
 from nbhelpers.records import LabError, Limits, Prompt, Settings
 
-LEAST_MASS = 0.1  # ours: below it at least nine tenths of what the model would say is no rating
+LEAST_MASS = 0.1  # ours: below it at least nine tenths of what the model would write is no rating
 QUESTION = """Rate the text below as an answer to its instruction, from 1 (worthless) to 10 (excellent).
 
 Instruction: {prompt}
@@ -38,7 +38,7 @@ Answer:
 {text}
 
 Answer with the number only. Rating:"""
-SAYS = Settings(temperature=0, max_new_tokens=2048)  # to a server's model, which may reason first
+SERVER_SETTINGS = Settings(temperature=0, max_new_tokens=2048)  # the model may reason first
 Judge = Loaded | Served
 
 
@@ -53,57 +53,56 @@ def judge(loaded: Judge, prompt: str, text: str, question: str = QUESTION) -> Ju
     return rate(loaded, question.format(prompt=prompt, text=text))
 
 
-def rate(loaded: Judge, asked: str, low: int = 1, high: int = 10) -> JudgeScore:
+def rate(loaded: Judge, question: str, low: int = 1, high: int = 10) -> JudgeScore:
     """A rating; no score where less than LEAST_MASS is on the scale or the question exceeds the context.
 
     LabError when the tokenizer cannot tell the ratings apart.
     """
-    found = probabilities(loaded, asked, [*map(str, range(low, high + 1))])
-    mass = sum(found)
-    expected = sum(rating * p for rating, p in enumerate(found, low)) / mass if mass > 0 else None
+    chances = probabilities(loaded, question, [*map(str, range(low, high + 1))])
+    mass = sum(chances)
+    expected = sum(rating * p for rating, p in enumerate(chances, low)) / mass if mass > 0 else None
     return JudgeScore(expected if mass >= LEAST_MASS else None, expected, mass)
 
 
-def probabilities(loaded: Judge, asked: str, known: Sequence[str]) -> list[float]:
-    """Probability of each of the known answers to a question; [] where it exceeds the model's context.
+def probabilities(loaded: Judge, question: str, answers: Sequence[str]) -> list[float]:
+    """Probability of each of the answers to a question; [] where it exceeds the model's context.
 
     That of an answer is the product over all its tokens, as the tokenizer writes it after the question; that
-    of "10" is taken off that of "1", which it begins with. A server's model has all of it on what it says,
-    and none where that is no known answer.
+    of "10" is taken off that of "1", which it begins with. A server's model gives the answer that it writes
+    1 and the others 0.
     """
     if isinstance(loaded, Served):
-        said = _said(loaded, asked)
-        return [float(said == answer) for answer in known]
-    question, answers = _tokens(loaded, asked, known)
-    if len(question) + max(map(len, answers)) > (loaded.report.context or math.inf):
+        written = _written(loaded, question)
+        return [float(written == answer) for answer in answers]
+    asked, ids = _tokens(loaded, question, answers)
+    if len(asked) + max(map(len, ids)) > (loaded.report.context or math.inf):
         return []
-    sums = likelihood.log_likelihoods(loaded, [(question, [*answer]) for answer in answers])
-    found = [math.exp(total) for total in sums]
-    for one in sorted(range(len(answers)), key=lambda n: -len(answers[n])):  # what goes on is taken off first
-        begun = (n for n, ids in enumerate(answers) if n != one and ids[: len(answers[one])] == answers[one])
-        found[one] -= sum(found[n] for n in begun)
-    return found
+    chances = [*map(math.exp, likelihood.log_likelihoods(loaded, [(asked, [*answer]) for answer in ids]))]
+    for i in sorted(range(len(ids)), key=lambda i: -len(ids[i])):  # the longest first
+        longer = (j for j, other in enumerate(ids) if j != i and other[: len(ids[i])] == ids[i])
+        chances[i] -= sum(chances[j] for j in longer)
+    return chances
 
 
-def _tokens(loaded: Loaded, question: str, known: Sequence[str]) -> tuple[list[int], list[tuple[int, ...]]]:
-    """Ids of the question, and of each of the known answers as they follow it."""
+def _tokens(loaded: Loaded, question: str, answers: Sequence[str]) -> tuple[list[int], list[tuple[int, ...]]]:
+    """Ids of the question, and of each of the answers as they follow it."""
     tokenizer = loaded.tokenizer
     templated = loaded.spec.prompt_format == "chat" and getattr(tokenizer, "chat_template", None)
-    lead, special = render(tokenizer, question) if templated else f"{question}\n", not templated
-    texts = [f"{lead}{answer}" for answer in known]
-    whole = [tuple(tokenizer(t, add_special_tokens=special, verbose=False)["input_ids"]) for t in texts]
-    shared = next((i for i, column in enumerate(zip(*whole, strict=False)) if len(set(column)) > 1), 0)
-    answers = [ids[shared:] for ids in whole]
-    if len(set(answers)) < len(known) or not all(answers):
-        apart = f"cannot tell {known[0]} to {known[-1]} apart"
-        raise LabError(f"The tokenizer of {loaded.spec.alias} {apart}: choose another judge.")
-    return list(whole[0][:shared]), answers
+    prompt, special = render(tokenizer, question) if templated else f"{question}\n", not templated
+    texts = [f"{prompt}{answer}" for answer in answers]
+    rows = [tuple(tokenizer(t, add_special_tokens=special, verbose=False)["input_ids"]) for t in texts]
+    shared = next((i for i, column in enumerate(zip(*rows, strict=False)) if len(set(column)) > 1), 0)
+    endings = [ids[shared:] for ids in rows]
+    if len(set(endings)) < len(answers) or not all(endings):
+        why = f"cannot tell {answers[0]} to {answers[-1]} apart"
+        raise LabError(f"The tokenizer of {loaded.spec.alias} {why}: choose another judge.")
+    return list(rows[0][:shared]), endings
 
 
-def _said(served: Served, asked: str) -> str:
-    """What a server's model says, without marks around it and "Rating:" before it. LabError for no answer."""
+def _written(served: Served, question: str) -> str:
+    """A server model's answer, without marks around it and "Rating:" before it. LabError for no answer."""
     with remote.client_errors(served.report.source.partition("#")[0], "does not judge"):
-        answer = server.ask(served, asked, SAYS, 0, Limits().generation_s)
+        answer = server.ask(served, question, SERVER_SETTINGS, 0, Limits().generation_s)
         if answer.finish_reason == "time":
             raise EOFError(f"no whole answer within {Limits().generation_s:g} s")
     return re.sub(r"^\W*(rating\W+)?|\W*$", "", split_reasoning(answer.text)[1], flags=re.IGNORECASE)
@@ -115,9 +114,9 @@ def by_rubric(text: str, item: Prompt, options: Mapping[str, Any]) -> float:
     if model not in judges:
         judges[model] = server.open_model(registry.resolve(model))
     right = f"\n\nA right answer: {' or '.join(item.target)}" if item.target else ""
-    said = {"rubric": options["rubric"], "prompt": item.text + right, "text": text}
-    found = rate(judges[model], BY_RUBRIC.format(low=low, high=high, **said), low, high)
-    if found.score is None:
-        share, name = f"{found.mass:.1%} of what it would say is one", registry.resolve(model).alias
-        raise NoScore(f"the judge {name} gave no rating ({share})")
-    return found.score
+    fields = {"rubric": options["rubric"], "prompt": item.text + right, "text": text}
+    rating = rate(judges[model], BY_RUBRIC.format(low=low, high=high, **fields), low, high)
+    if rating.score is None:
+        why = f"gave no rating ({rating.mass:.1%} of what it would say is one)"
+        raise NoScore(f"the judge {registry.resolve(model).alias} {why}")
+    return rating.score
