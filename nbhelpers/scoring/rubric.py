@@ -32,7 +32,7 @@ SCORE_NAMES = tuple(LOWEST)
 
 @dataclass(frozen=True)
 class RatedTexts:
-    """data/rubric.csv: what was counted in the rated texts, and what readers gave them."""
+    """data/rubric.csv: the measures of the rated texts, and their readers' ratings."""
 
     ids: tuple[str, ...]
     names: tuple[str, ...]  # of the measures
@@ -55,9 +55,9 @@ class Fitted:
 
     def readings(self, measures: Array) -> Array:
         """[texts, len(READINGS)], each on its scale, of the measures [texts, measures] of new texts."""
-        found = alike(self.deviations(measures), self.texts) @ self.votes
+        predicted = alike(self.deviations(measures), self.texts) @ self.votes
         low, high = np.array(list(READINGS.values())).T
-        return np.asarray(np.clip(found, low, high), dtype=np.float64)
+        return np.asarray(np.clip(predicted, low, high), dtype=np.float64)
 
 
 def alike(a: Array, b: Array) -> Array:
@@ -73,9 +73,10 @@ def alike(a: Array, b: Array) -> Array:
 def fit(rated: RatedTexts) -> Fitted:
     """Kernel ridge regression (Saunders, Gammerman and Vovk 1998) of the readings on the measures."""
     mean, spread = rated.measures.mean(0), rated.measures.std(0) + 1e-9
-    known = np.clip((rated.measures - mean) / spread, -FAR, FAR)
-    votes = np.linalg.solve(alike(known, known) + NOISE * np.diag(1 / rated.weights), rated.readings)
-    return Fitted(mean, spread, known, np.asarray(votes, dtype=np.float64))
+    deviations = np.clip((rated.measures - mean) / spread, -FAR, FAR)
+    kernel = alike(deviations, deviations) + NOISE * np.diag(1 / rated.weights)
+    votes = np.linalg.solve(kernel, rated.readings)
+    return Fitted(mean, spread, deviations, np.asarray(votes, dtype=np.float64))
 
 
 @cache
@@ -83,14 +84,14 @@ def rated_texts() -> RatedTexts:
     """What data/rubric.csv holds. Raises LabError where it cannot be used."""
     try:
         with (store.data_dir() / "rubric.csv").open(encoding="utf-8", newline="") as file:
-            head, *rows = csv.reader(file)
+            header, *rows = csv.reader(file)
         table = np.array([row[1:] for row in rows], dtype=float)
-        if not rows or head[-1] != "weight" or not np.isfinite(table).all():
+        if not rows or header[-1] != "weight" or not np.isfinite(table).all():
             raise ValueError("no table of numbers")
     except (OSError, ValueError, csv.Error) as error:
         raise LabError(f"rubric.csv in the data folder is not usable ({error}): restore it.") from None
-    cut = len(head) - 2 - len(READINGS)
-    ids, names = tuple(row[0] for row in rows), tuple(head[1 : cut + 1])
+    cut = -1 - len(READINGS)  # the last columns are the readings and the weight
+    ids, names = tuple(row[0] for row in rows), tuple(header[1:cut])
     return RatedTexts(ids, names, table[:, :cut], table[:, cut:-1], table[:, -1])
 
 
@@ -104,39 +105,41 @@ def measures(text: str, prompt: str, content_type: str) -> dict[str, float]:
 
     A repeated sentence counts once, an echo of the prompt never. LabError for an unknown content type.
     """
-    kind, own = texts.content_type_named(content_type), texts.own_sentences(text, prompt)
-    said, particular = list(map(texts.words, own)), texts.word_list("particulars")
-    found = list(chain(*said))
-    exact = [any(w[0].isdigit() or w in particular for w in s) for s in said if len(s) >= SENTENCE]
+    kind = texts.content_type_named(content_type)
+    sentences = texts.own_sentences(text, prompt)
+    words = list(map(texts.words, sentences))  # of each sentence
+    particulars = texts.word_list("particulars")
+    exact = [any(w[0].isdigit() or w in particulars for w in s) for s in words if len(s) >= SENTENCE]
     topic = texts.topic_stems(prompt)
-    touched = [topic.intersection(texts.stems(sentence)) for sentence in own]
-    added = min(1.0, len(found) / max(1, len(texts.words(text))))
+    touched = [topic.intersection(texts.stems(sentence)) for sentence in sentences]
+    total = sum(map(len, words))
+    own = min(1.0, total / max(1, len(texts.words(text))))
     return coherence.features(texts.without_prompt(text, prompt).strip()) | {
         "covered": len(frozenset().union(*touched)) / max(1, len(topic)),  # of the words of the topic
-        "touching": sum(map(bool, touched)) / max(1, len(own)),  # sentences that name one
+        "touching": sum(map(bool, touched)) / max(1, len(sentences)),  # sentences that name one
         "particulars": min(1.0, sum(exact) / 3),  # sentences with a figure, a weekday or a month
-        "own": added,  # words that are no echo and no repetition
-        "words": math.log(1 + len(found)),
-        "length": texts.band(kind.size(text) * added, kind.low, kind.high) / 10,
-        "ending": texts.ending(text) if found else 0.0,
+        "own": own,  # share of the words that are no echo and no repetition
+        "words": math.log(1 + total),
+        "length": texts.band(kind.size(text) * own, kind.low, kind.high) / 10,
+        "ending": texts.ending(text) if total else 0.0,
     }
 
 
 def lab_v2(text: str, prompt: str, content_type: str) -> dict[str, float]:
     """The readings to expect of a text: LOWEST where it says nothing of its own."""
-    found = measures(text, prompt, content_type)
-    if not found["own"]:
+    counted = measures(text, prompt, content_type)
+    if not counted["own"]:
         return dict(LOWEST)
-    said = found, found | {"own": 1.0}  # an echo or a repetition may cost, never gain
-    rows = np.array([[one[name] for name in rated_texts().names] for one in said])
+    versions = counted, counted | {"own": 1.0}  # an echo or a repetition may cost, never gain
+    rows = np.array([[version[name] for name in rated_texts().names] for version in versions])
     values = fitted().readings(rows).min(0).round(4).tolist()  # beyond it processors differ
     return dict(zip(LOWEST, values, strict=True))
 
 
 def inapplicable(text: str, prompt: str) -> str | None:
     """Why the rubrics, which count English words, say nothing about this text; None where they apply."""
-    foreign = [what for what, said in (("prompt", prompt), ("answer", text)) if not texts.is_english(said)]
-    return f"not applicable: the {foreign[0]} is not English" if foreign else None
+    foreign = "prompt" if not texts.is_english(prompt) else "answer" if not texts.is_english(text) else ""
+    return f"not applicable: the {foreign} is not English" if foreign else None
 
 
 def score_text(text: str, prompt: str, content_type: str) -> dict[str, float]:
@@ -146,9 +149,7 @@ def score_text(text: str, prompt: str, content_type: str) -> dict[str, float]:
     content type.
     """
     text = split_reasoning(text)[1]
-    if inapplicable(text, prompt):
-        return {}
-    return lab_v2(text, prompt, content_type)
+    return {} if inapplicable(text, prompt) else lab_v2(text, prompt, content_type)
 
 
 def score_samples(samples: Sequence[Sample]) -> Iterator[Score]:
@@ -160,30 +161,29 @@ def score_samples(samples: Sequence[Sample]) -> Iterator[Score]:
     for _, group in groupby(samples, lambda sample: sample.prompt_id):
         siblings = [replace(sample, text=split_reasoning(sample.text)[1]) for sample in group]
         runs = [set(texts.trigrams(texts.words(s.text))) for s in siblings if s.error is None]
-        shared = Counter(chain.from_iterable(runs))  # in how many of the prompt's texts each sequence stands
+        holders = Counter(chain.from_iterable(runs))  # how many of the prompt's texts hold each sequence
         for s in siblings:
-            said = s.text, s.prompt
-            failed, reason = s.error is not None, inapplicable(*said)
-            values = {} if reason else dict(LOWEST) if failed else score_text(*said, s.content_type)
+            failed, reason = s.error is not None, inapplicable(s.text, s.prompt)
+            values = {} if reason else {**LOWEST} if failed else score_text(s.text, s.prompt, s.content_type)
             if repeated and values:
-                values["diversity"] = _diversity(s, shared, len(runs) - 1)
+                values["diversity"] = _diversity(s, holders, len(runs) - 1)
             words = len(s.text.split())
             yield Score(s.key, s.prompt_id, s.repeat, s.content_type, failed, words, values, reason=reason)
 
 
-def _diversity(sample: Sample, shared: Counter[tuple[str, ...]], others: int) -> float:
+def _diversity(sample: Sample, holders: Counter[tuple[str, ...]], others: int) -> float:
     """How much of a text the other answers to its prompt do not say: high for good variety and noise alike.
 
     The share of its distinct three-word sequences that another lacks, averaged over the others; 0 without.
     """
-    own = set(texts.trigrams(texts.words(sample.text)))
-    if sample.error is not None or not own or not others:
+    runs = set(texts.trigrams(texts.words(sample.text)))
+    if sample.error is not None or not runs or not others:
         return 0.0
-    return 10.0 * sum(others + 1 - shared[run] for run in own) / (len(own) * others)
+    return 10.0 * sum(others + 1 - holders[run] for run in runs) / (len(runs) * others)
 
 
 def read_scores(run: ModelRun) -> list[Score]:
-    """The scores of a run, in the order of its samples. Raises LabError where they were not made."""
+    """The scores of a run, in the order of its samples. Raises LabError where there are none."""
     path = run.folder / "scores.jsonl"
     if not path.exists():
         raise LabError(f"{path} does not exist: run the notebook that writes it first.")
