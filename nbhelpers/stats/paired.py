@@ -21,7 +21,7 @@ EXACT_FLIPS = 20  # sign patterns are enumerated up to here: 2**19 sums, 4 MB
 GRID = 2**16  # above it the differences are rounded to this part of the sum of their sizes
 ALPHA, POWER = 0.05, 0.8  # of tests, and what a needed number of prompts is planned for
 EVERY_PAIR = 50  # models: of more, not every pair is compared (``pairs_of``), nor all drawn
-GROUPS = 10  # of so many models, whose best are compared with those below
+GROUPS = 10  # the best model of each is compared with those below, so many times
 Scores = dict[str, float]  # prompt id -> mean score
 P = Callable[[Array], float]
 Look = Callable[["Comparison"], "Comparison"]
@@ -81,9 +81,9 @@ def measured(
     p_of: of differences that are not all equal, where no pair is binary; default ``paired_p``. look: puts
     what holds at every look in the place of p and interval.
     """
-    every = tests or math.comb(len(models), 2)
-    given = margin, every, p_of or paired_p, look or (lambda c: c)
-    return pairs_of([*models], lambda a, b: _measured(a, b, models[a], models[b], *given), every)
+    tests = tests or math.comb(len(models), 2)
+    method = margin, tests, p_of or paired_p, look or (lambda pair: pair)
+    return pairs_of([*models], lambda a, b: _pair_statistics(models, a, b, *method), tests)
 
 
 def pairs_of(models: Sequence[str], pair: Callable[[str, str], Comparison], tests: int) -> list[Comparison]:
@@ -94,71 +94,73 @@ def pairs_of(models: Sequence[str], pair: Callable[[str, str], Comparison], test
     """
     if len(models) <= EVERY_PAIR:
         return [pair(a, b) for a, b in combinations(models, 2)]
-    found, left = list[Comparison](), list(models)
+    pairs = list[Comparison]()
+    left = models
     for _ in range(GROUPS):
-        own = [pair(left[0], other) for other in left[1:]]
-        left = [c.b for c in judged(own, tests) if c.verdict in ("better", "worse")] or left[:1]
-        found += own
-    return found
+        with_best = [pair(left[0], other) for other in left[1:]]
+        left = [c.b for c in judged(with_best, tests) if c.verdict in ("better", "worse")] or left[:1]
+        pairs += with_best
+    return pairs
 
 
-def _measured(
-    one: str, other: str, a: Scores, b: Scores, margin: float, tests: int, p_of: P, look: Look
+def _pair_statistics(
+    models: dict[str, Scores], a: str, b: str, margin: float, tests: int, p_of: P, look: Look
 ) -> Comparison:
-    common = sorted(a.keys() & b.keys())
-    found = Comparison(one, other, len(common), margin=margin)
-    if a.keys() != b.keys():
-        only = f"{len(a) - len(common)} only in {one}, {len(b) - len(common)} only in {other}"
-        return replace(found, reason=f"prompt sets differ: {only}")
-    scores = np.array([[a[prompt], b[prompt]] for prompt in common], dtype=float).reshape(-1, 2)
-    if refused := unusable(scores.ravel(), "scores"):
-        return replace(found, reason=refused)
+    of_a, of_b = models[a], models[b]
+    common = sorted(of_a.keys() & of_b.keys())
+    pair = Comparison(a, b, len(common), margin=margin)
+    if of_a.keys() != of_b.keys():
+        only = f"{len(of_a) - len(common)} only in {a}, {len(of_b) - len(common)} only in {b}"
+        return replace(pair, reason=f"prompt sets differ: {only}")
+    scores = np.array([[of_a[prompt], of_b[prompt]] for prompt in common], dtype=float).reshape(-1, 2)
+    if reason := unusable(scores.ravel(), "scores"):
+        return replace(pair, reason=reason)
     x = np.sort(np.round(scores[:, 0] - scores[:, 1], 12))  # a rounding error is no difference
     n, (mean, sd) = len(x), mean_sd(x)
-    found = replace(found, difference=mean, reason=no_interval(x, "differences"))
+    pair = replace(pair, difference=mean, reason=no_interval(x, "differences"))
     if sd is None:
-        return found
+        return pair
     if sd == 0:
         enough = _fewest(ALPHA if abs(mean) < margin else ALPHA / tests)
-        return look(replace(found, p=sign_flip_p(x), prompts_needed=enough))
+        return look(replace(pair, p=sign_flip_p(x), prompts_needed=enough))
     if span := estimate.binary_span(scores):
         discordant = (int(np.sum(x > 0)), int(np.sum(x < 0)))
-        p, ends = mcnemar_p(*discordant, n), estimate.bonett_price(*discordant, n)
-        low, high = (span * end for end in ends)
+        p = mcnemar_p(*discordant, n)
+        low, high = (span * end for end in estimate.bonett_price(*discordant, n))
         share = sps.binomtest(sum(discordant), n).proportion_ci(method="wilson")
-        spreads = span * np.sqrt([sum(discordant) / n, share.low, share.high])
+        sds = span * np.sqrt([sum(discordant) / n, share.low, share.high])
     else:
         p, (low, high) = p_of(x), t_interval(mean, sd, n)
-        spreads = sd * np.sqrt([1.0, *((n - 1) / special.chdtri(n - 1, np.array(TAILS)))])
-    found = look(replace(found, p=p, low=low, high=high))
-    if judged([found], tests)[0].verdict != "cannot tell":  # nor will it be, by a smaller p
-        return found
-    needed, fewest, most = (planned(float(spread), margin, tests) for spread in spreads)
-    return replace(found, prompts_needed=needed, prompts_low=fewest, prompts_high=most)
+        sds = sd * np.sqrt([1.0, *((n - 1) / special.chdtri(n - 1, np.array(TAILS)))])
+    pair = look(replace(pair, p=p, low=low, high=high))
+    if judged([pair], tests)[0].verdict != "cannot tell":  # nor will it be, by a smaller p
+        return pair
+    needed, fewest, most = (planned(float(value), margin, tests) for value in sds)
+    return replace(pair, prompts_needed=needed, prompts_low=fewest, prompts_high=most)
 
 
-def judged(found: Sequence[Comparison], tests: int = 0) -> tuple[Comparison, ...]:
+def judged(pairs: Sequence[Comparison], tests: int = 0) -> tuple[Comparison, ...]:
     """Add verdicts, and p by Holm or, of a part of so many tests (``pairs_of``), by Bonferroni over all."""
-    p = [c.p for c in found if c.p is not None]
-    adjusted = iter(holm(p) if tests <= len(found) else [min(1.0, tests * own) for own in p])
-    return tuple(c if c.p is None else _judged(c, next(adjusted)) for c in found)
+    p_values = [pair.p for pair in pairs if pair.p is not None]
+    adjusted = iter(holm(p_values) if tests <= len(pairs) else [min(1.0, tests * p) for p in p_values])
+    return tuple(pair if pair.p is None else _with_verdict(pair, next(adjusted)) for pair in pairs)
 
 
-def _judged(c: Comparison, p_holm: float) -> Comparison:
-    c = replace(c, p_holm=p_holm)
-    low, high = ((c.difference or 0.0) if end is None else end for end in (c.low, c.high))
-    settled = replace(c, prompts_needed=None, prompts_low=None, prompts_high=None)
-    apart, inside = low > 0 or high < 0, -c.margin < low and high < c.margin
-    significant = apart and p_holm < ALPHA
-    if inside and (c.low is not None or c.n >= _fewest(ALPHA)):
-        small = f"the difference is significant, but inside ±{c.margin:g}: too small to matter"
-        return replace(settled, verdict="tied", reason=small if significant else c.reason)
+def _with_verdict(pair: Comparison, p_holm: float) -> Comparison:
+    pair = replace(pair, p_holm=p_holm)
+    low, high = ((pair.difference or 0.0) if end is None else end for end in (pair.low, pair.high))
+    settled = replace(pair, prompts_needed=None, prompts_low=None, prompts_high=None)
+    excludes_zero = low > 0 or high < 0
+    significant = excludes_zero and p_holm < ALPHA
+    if -pair.margin < low and high < pair.margin and (pair.low is not None or pair.n >= _fewest(ALPHA)):
+        small = f"the difference is significant, but inside ±{pair.margin:g}: too small to matter"
+        return replace(settled, verdict="tied", reason=small if significant else pair.reason)
     if significant:
-        return replace(settled, verdict="better" if (low > 0) == c.higher else "worse")
-    reason = f"the interval holds 0 and reaches outside ±{c.margin:g}"
-    if apart:
+        return replace(settled, verdict="better" if (low > 0) == pair.higher else "worse")
+    reason = f"the interval holds 0 and reaches outside ±{pair.margin:g}"
+    if excludes_zero:
         reason = f"the interval excludes 0, but the adjusted p of {p_holm:.3f} is not below {ALPHA:g}"
-    return replace(c, reason=c.reason or reason)
+    return replace(pair, reason=pair.reason or reason)
 
 
 def _fewest(alpha: float) -> int:
@@ -168,11 +170,11 @@ def _fewest(alpha: float) -> int:
 
 def power(difference: float, sd: float, n: int, alpha: float = ALPHA) -> float:
     """Power of the two-sided paired t test with n > 1 pairs, exact (noncentral t, ``scipy.special``)."""
-    shift, df = abs(difference) / sd * math.sqrt(n), n - 1
-    critical = special.stdtrit(df, 1 - alpha / 2)
+    noncentrality = abs(difference) / sd * math.sqrt(n)
+    critical = special.stdtrit(n - 1, 1 - alpha / 2)
     # 200 times faster than sps.nct; NaN where the probability is too small to matter.
-    below, far = np.nan_to_num(special.nctdtr(df, shift, np.array([critical, -critical])))
-    return float(1 - below + far)
+    upper, lower = np.nan_to_num(special.nctdtr(n - 1, noncentrality, np.array([critical, -critical])))
+    return float(1 - upper + lower)
 
 
 def prompts_needed(difference: float, sd: float, alpha: float = ALPHA, wanted: float = POWER) -> int | None:
@@ -180,8 +182,8 @@ def prompts_needed(difference: float, sd: float, alpha: float = ALPHA, wanted: f
     if difference == 0 or sd <= 0:
         return None
     counts = range(2, MOST_PROMPTS + 1)
-    place = bisect_left(counts, True, key=lambda n: power(difference, sd, n, alpha) >= wanted)
-    return counts[place] if place < len(counts) else None
+    first = bisect_left(counts, True, key=lambda n: power(difference, sd, n, alpha) >= wanted)
+    return counts[first] if first < len(counts) else None
 
 
 def planned(sd: float, margin: float, tests: int = 1) -> int | None:
@@ -206,21 +208,22 @@ def paired_p(differences: Iterable[float]) -> float:
 def hall_t(differences: Iterable[float]) -> float | None:
     """Hall's transformation of t (1992), or None where skew does not oppose the mean.
 
-    Sign flips take differences for symmetric. Where their longer tail lies on the other side of 0 than their
-    mean, that raises false alarms (one model all or nothing, the other steady); this t heeds it, as a
-    bootstrap-t does. The skewness of a few values is mostly noise: it is shrunk as by James and Stein.
+    Sign flips assume symmetry: a longer tail on the other side of 0 than the mean raises false alarms (one
+    model all or nothing, the other steady). This t heeds it, as a bootstrap-t does. The skewness of a few
+    values is mostly noise: it is shrunk as by James and Stein.
     """
     x = sorted_array(differences)
     n, (mean, sd) = len(x), mean_sd(x)
     if n < 3 or not sd:
         return None
-    spread, noise = sd * math.sqrt((n - 1) / n), 6 * n * (n - 1) / (n - 2) / (n + 1) / (n + 3)
-    apart = x - mean  # multiplied: numpy rounds a power by its place in the array
-    skew, u = math.fsum(apart * apart * apart) / n / spread**3, mean / sd
+    centred = x - mean  # multiplied: numpy rounds a power by its place in the array
+    skew = math.fsum(centred * centred * centred) / n / (sd * math.sqrt((n - 1) / n)) ** 3
+    noise = 6 * n * (n - 1) / (n - 2) / (n + 1) / (n + 3)  # variance of a normal sample's skewness
     skew = 0.0 if skew**2 <= noise else skew - noise / skew
-    if skew * u >= 0:
+    d = mean / sd
+    if skew * d >= 0:
         return None
-    return math.sqrt(n) * (u + skew * u**2 / 3 + skew**2 * u**3 / 27 + skew / (6 * n))
+    return math.sqrt(n) * (d + skew * d**2 / 3 + skew**2 * d**3 / 27 + skew / (6 * n))
 
 
 def sign_flip_p(differences: Iterable[float]) -> float:
@@ -232,32 +235,32 @@ def sign_flip_p(differences: Iterable[float]) -> float:
     differences. LabError without any or for one not finite.
     """
     x = sorted_array(differences)
-    if refused := unusable(x):
-        raise LabError(f"No sign-flip test: {refused}.")
-    size = np.sort(np.abs(x[x != 0]))  # the null distribution depends on the magnitudes only
-    if not len(size):
+    if reason := unusable(x):
+        raise LabError(f"No sign-flip test: {reason}.")
+    sizes = np.sort(np.abs(x[x != 0]))  # the null distribution depends on the magnitudes only
+    if not len(sizes):
         return 1.0
-    total = math.fsum(size)
+    total = math.fsum(sizes)
     threshold = abs(math.fsum(x)) - 1e-9 * total  # a tie must not be lost to rounding
-    if len(size) <= EXACT_FLIPS:
-        sums = size[:1]  # one sign stays fixed: the other half of the patterns mirrors this half
-        for step in size[1:]:
-            sums = np.concatenate([sums + step, sums - step])
+    if len(sizes) <= EXACT_FLIPS:
+        sums = sizes[:1]  # one sign stays fixed: the other half of the patterns mirrors this half
+        for size in sizes[1:]:
+            sums = np.concatenate([sums + size, sums - size])
         return float(np.mean(np.abs(sums) >= threshold))
     unit = total / GRID
-    steps = np.rint(size / unit).astype(int)
-    rest = np.abs(size - steps * unit)
-    threshold -= min(float(rest.sum()), math.sqrt(42 * float(rest @ rest)))
-    left = int(steps.sum())
-    chance, low, top = np.zeros(left + 1), 0, 1  # of each sum of the steps whose sign is plus
-    first = math.ceil((left + max(threshold, 0) / unit) / 2)
+    steps = np.rint(sizes / unit).astype(int)
+    rounding = np.abs(sizes - steps * unit)
+    threshold -= min(float(rounding.sum()), math.sqrt(42 * float(rounding @ rounding)))
+    pending = int(steps.sum())
+    extreme = math.ceil((pending + max(threshold, 0) / unit) / 2)
+    chance, low, top = np.zeros(pending + 1), 0, 1  # of each sum of the steps whose sign is plus
     chance[0] = 1
     for step in steps:
         chance[low:top] /= 2
         chance[low + step : top + step] += chance[low:top]
-        top, left = top + step, left - step
-        low = max(0, first - left)  # what lies below cannot come to ``first`` any more
-    return min(1.0, 2 * float(chance[first:].sum()))
+        top, pending = top + step, pending - step
+        low = max(0, extreme - pending)  # what lies below cannot come to ``extreme`` any more
+    return min(1.0, 2 * float(chance[extreme:].sum()))
 
 
 def mcnemar_p(wins: int, losses: int, n: int) -> float:
@@ -270,9 +273,9 @@ def mcnemar_p(wins: int, losses: int, n: int) -> float:
     if wins == losses:
         return 1.0
     m = np.arange(n + 1)  # discordant prompts
-    mid = _mid_p(min(wins, losses), wins + losses) * (1 + 1e-9)
-    most = sps.binom.ppf(mid, m, 0.5)  # losses of m that are as extreme, or one too many
-    most -= _mid_p(most, m) > mid
+    mid_p = _mid_p(min(wins, losses), wins + losses) * (1 + 1e-9)
+    most = sps.binom.ppf(mid_p, m, 0.5)  # losses of m that are as extreme, or one too many
+    most -= _mid_p(most, m) > mid_p
     return min(1.0, float((_discordance(n) @ (2 * sps.binom.cdf(most, m, 0.5))).max()))
 
 
