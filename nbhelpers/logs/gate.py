@@ -48,27 +48,31 @@ def gate_logs(
     be below 0 and not above -margin, and otherwise cannot tell. All must pass; "worse" is corrected by Holm.
     LabError as ``compare_logs``, for a budget that was not measured, and where it is not clear what to pair.
     """
-    olds, news = (list(dict.fromkeys(log.model for log in every)) for every in (baseline, candidate))
+    olds = {log.model: [other for other in baseline if other.model == log.model] for log in baseline}
+    news = {log.model: [other for other in candidate if other.model == log.model] for log in candidate}
     pairs = [(name, name) for name in olds if name in news] or list(zip(olds, news, strict=False))
     if len(olds) > 1 and {log.source for log in baseline} == {log.source for log in candidate}:
-        asks = f"name one of {', '.join(olds)} on each side, as LOG#MODEL"
-        raise LabError(f"Baseline and candidate are the same, {baseline[0].source}: {asks}.")
+        hint = f"name one of {', '.join(olds)} on each side, as LOG#MODEL"
+        raise LabError(f"Baseline and candidate are the same, {baseline[0].source}: {hint}.")
     if len(pairs) < max(len(olds), len(news)) > 1:
         raise LabError(f"Choose a model by LOG#MODEL: these have {', '.join(olds)} and {', '.join(news)}.")
     checks, notes = list[Check](), list[str]()
     for old, new in pairs:
-        mine, other = ([g for g in every if g.model == m] for every, m in ((baseline, old), (candidate, new)))
-        one, two = (log.model for log in named([mine[0], other[0]]))
-        names = one, two if two != one else f"{two} (candidate)"
-        both = [replace(g, model=name) for own, name in ((mine, one), (other, names[1])) for g in own]
-        lost = sorted({g.task for g in mine} - {g.task for g in other} - {""})
+        old_name, new_name = (log.model for log in named([olds[old][0], news[new][0]]))
+        if new_name == old_name:
+            new_name += " (candidate)"
+        old_logs = [replace(log, model=old_name) for log in olds[old]]
+        new_logs = [replace(log, model=new_name) for log in news[new]]
+        lost = sorted({log.task for log in old_logs} - {log.task for log in new_logs} - {""})
         if lost and not choice.pool and choice.task in ("", *lost):
-            raise LabError(f"The candidate {names[1]} has no log of the task {lost[0]}.")
-        groups, said = compare.groups(both, choice)
-        kept = [_kept(group, *names) for group in groups]
-        kept += [_within(name, limit, mine, other, names) for name, limit in (budgets or {}).items()]
-        checks += [replace(c, name=f"{c.name}, {c.candidate}") for c in kept] if len(pairs) > 1 else kept
-        notes += [*said, *(note for group in groups for note in group.notes)]
+            raise LabError(f"The candidate {new_name} has no log of the task {lost[0]}.")
+        groups, group_notes = compare.groups([*old_logs, *new_logs], choice)
+        pair_checks = [_margin_check(group, old_name, new_name) for group in groups]
+        pair_checks += [_budget_check(*budget, old_logs, new_logs) for budget in (budgets or {}).items()]
+        checks += (
+            [replace(c, name=f"{c.name}, {new_name}") for c in pair_checks] if len(pairs) > 1 else pair_checks
+        )
+        notes += [*group_notes, *(note for group in groups for note in group.notes)]
     tested = [check for check in checks if check.p_worse is not None]
     for check, p in zip(tested, paired.holm([c.p_worse or 0.0 for c in tested]), strict=True):
         corrected = replace(check, p_worse=p)
@@ -80,35 +84,36 @@ def gate_logs(
     return GateReport(outcome, tuple(checks), tuple(dict.fromkeys(notes)))
 
 
-def _kept(group: compare.Group, old: str, new: str) -> Check:
+def _margin_check(group: compare.Group, old: str, new: str) -> Check:
     """``noninferiority.difference`` of a metric; a candidate that lacks items cannot pass."""
-    log, margin, sign = group.logs[0], group.scale.margin, 1 if group.scale.higher_is_better else -1
-    scores, reason = {name: [sign * one for one in group.scores[name].values()] for name in (old, new)}, ""
-    found: NonInferiority = noninferiority.difference(scores[old], scores[new], margin)
+    margin, sign = group.scale.margin, 1 if group.scale.higher_is_better else -1
+    before, after = ([sign * score for score in group.scores[name].values()] for name in (old, new))
+    test, reason = noninferiority.difference(before, after, margin), ""
     if group.looks:
-        rise = zip(group.scores[new], scores[old], scores[new], strict=True)
-        ordered = sequential.in_order({unit: round(b - a, 12) for unit, a, b in rise}, group.looks)
+        gains = {unit: round(b - a, 12) for unit, a, b in zip(group.scores[new], before, after, strict=True)}
         planned = sum(map(len, group.looks))
-        found = noninferiority.early(*ordered, planned, margin)
-        reason = "" if found.outcome != "cannot tell" else f"{planned} prompts were planned, and may tell"
-    if found.outcome == "passes" and (lost := len(group.lacking[new])):
-        found, reason = replace(found, outcome="cannot tell"), f"the candidate lacks {some(lost, 'items')}"
-    check = Check(**vars(found), name=f"{log.metric}{compare.of(log.task)}", baseline=old, candidate=new)
+        test = noninferiority.early(*sequential.in_order(gains, group.looks), planned, margin)
+        reason = "" if test.outcome != "cannot tell" else f"{planned} prompts were planned, and may tell"
+    if test.outcome == "passes" and (lost := len(group.lacking[new])):
+        test, reason = replace(test, outcome="cannot tell"), f"the candidate lacks {some(lost, 'items')}"
+    name = f"{group.primary}{compare.of(group.logs[0].task)}"
+    check = Check(**vars(test), name=name, baseline=old, candidate=new)
     return replace(check, items=group.items, limit=-margin, reason=reason)
 
 
-def _within(name: str, limit: float, old: Sequence[Log], new: Sequence[Log], names: tuple[str, str]) -> Check:
+def _budget_check(name: str, limit: float, old: Sequence[Log], new: Sequence[Log]) -> Check:
     """``noninferiority.ratio`` of what was measured; cost is in proportion to energy, else to time."""
-    means = [{log.metric: log.scores for log in logs if log.scores} for logs in (old, new)]
-    both = [metric for metric in compare.MEASURED if all(metric in own for own in means)]
-    used = next((m for m in ([name, "energy", "time"] if name == "cost" else [name]) if m in both), None)
-    if used is None:
+    before, after = ({log.metric: log.scores for log in logs if log.scores} for logs in (old, new))
+    both = [metric for metric in compare.MEASURED if metric in before and metric in after]
+    accepted = (name, "energy", "time") if name == "cost" else (name,)
+    metric = next((metric for metric in accepted if metric in both), None)
+    if metric is None:
         raise LabError(f"There is no {name} in both: a budget may be on {', '.join(both) or 'nothing here'}.")
-    one, two = (own[used] for own in means)
-    items = sorted(one.keys() & two.keys())
-    found = noninferiority.ratio([one[item] for item in items], [two[item] for item in items], limit)
-    said = name if used == name else f"{name} (by {used})"
-    check = Check(**vars(found), name=said, baseline=names[0], candidate=names[1])
+    items = sorted(before[metric].keys() & after[metric].keys())
+    values, new_values = ([scores[metric][item] for item in items] for scores in (before, after))
+    test = noninferiority.ratio(values, new_values, limit)
+    label = name if metric == name else f"{name} (by {metric})"
+    check = Check(**vars(test), name=label, baseline=old[0].model, candidate=new[0].model)
     return replace(check, items="prompts", limit=limit)
 
 
@@ -117,16 +122,16 @@ def check_sentence(check: Check) -> str:
     if check.value is None or check.low is None or check.high is None:
         return f"{check.name}: {check.outcome}: not enough to tell by {some(check.n, check.items)}."
     budget, worse = check.limit > 0, check.outcome == "worse"
-    figures = f"{check.value:.2f} times" if budget else f"{check.value:+.3f}"
-    bound, of_what = (check.high, "at most") if budget != worse else (check.low, "at least")  # what decides
+    value = f"{check.value:.2f} times" if budget else f"{check.value:+.3f}"
+    bound = f"at most {check.high:.3f}" if budget != worse else f"at least {check.low:.3f}"  # what decides
     limit = f"budget {check.limit:g}" if budget else f"margin {-check.limit:g}"
-    figures += f" ({of_what} {bound:.3f}, {limit}) over {some(check.n, check.items)}"
-    said = f"{check.name}: {check.outcome}: {figures}"
+    figures = f"{value} ({bound}, {limit}) over {some(check.n, check.items)}"
+    sentence = f"{check.name}: {check.outcome}: {figures}"
     if worse:
-        said += f", p {check.p_worse:.2g}"
+        sentence += f", p {check.p_worse:.2g}"
     if check.reason:
-        said += f"; {check.reason}"
+        sentence += f"; {check.reason}"
     elif check.outcome == "cannot tell":
         needed = f"about {check.needed:,}" if check.needed else "too many"
-        said += f"; {needed} {check.items} would tell, if the models are equal"
-    return f"{said}."
+        sentence += f"; {needed} {check.items} would tell, if the models are equal"
+    return f"{sentence}."
