@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -59,14 +58,14 @@ class ComparisonReport(Record):
 
         The first of the group after ``paired.GROUPS`` is compared with no later one: it holds what is left.
         """
-        left = order = [*(self.readers or self.ranking)]
+        order = ungrouped = [*(self.readers or self.ranking)]
         apart = {(pair.a, pair.b) for pair in self.verdicts if pair.verdict in ("better", "worse")}
-        found = dict[str, int]()
-        while left:
-            own = [model for model in left if (left[0], model) not in apart]
-            found |= dict.fromkeys(own, 1 + max(found.values(), default=0))
-            left = [model for model in left if model not in found]
-        return {model: found[model] for model in order}
+        groups = dict[str, int]()
+        while ungrouped:
+            alike = [model for model in ungrouped if (ungrouped[0], model) not in apart]
+            groups |= dict.fromkeys(alike, 1 + max(groups.values(), default=0))
+            ungrouped = [model for model in ungrouped if model not in groups]
+        return {model: groups[model] for model in order}
 
 
 def compare_run(run_dir: Path) -> ComparisonReport:
@@ -77,33 +76,35 @@ def compare_run(run_dir: Path) -> ComparisonReport:
 
 def assemble(run_dir: Path, margin: float | None = None) -> ComparisonReport:
     """The comparison of a run's folder, not written. margin None: the scale's. LabError as ``comparable``."""
-    (results, excluded, notes), info = comparable(run_dir), read_info(run_dir)
-    looks, missed = sequential.looks_of(info) if info else (), "Not corrected by the ratings:"
-    known: ratings.Ratings | None = None
-    found: ratings.Correction | None = None
-    speed = compare_speeds(run_dir, read_results(run_dir)[0])  # also of models without a score
+    results, excluded, notes = comparable(run_dir)
+    info = read_info(run_dir)
+    looks = sequential.looks_of(info) if info else ()
+    not_corrected = "Not corrected by the ratings:"
+    rated: ratings.Ratings | None = None
+    correction: ratings.Correction | None = None
     try:
-        known = ratings.read_ratings(run_dir, results)
+        rated = ratings.read_ratings(run_dir, results)
     except LabError as error:
-        notes.append(f"{missed} {error}")
-    if known and known.judge and results:
-        known, results, more = ratings.judged(known, results)
-        notes += more
-    report = compare(results, excluded, margin, notes, looks, known.judge if known else "")
-    report = replace(report, speed=speed)
+        notes.append(f"{not_corrected} {error}")
+    if rated and rated.judge and results:
+        rated, results, judge_notes = ratings.scored_by_judge(rated, results)
+        notes += judge_notes
+    report = compare(results, excluded, margin, notes, looks, rated.judge if rated else "")
+    # Of every model, also of one without a score.
+    report = replace(report, speed=compare_speeds(run_dir, read_results(run_dir)[0]))
     # Ratings that ship may do without the sheet's.
-    for one in (known, known._replace(given={"readers": known.readers})) if known else ():
+    for source in (rated, rated._replace(given={"readers": rated.readers})) if rated else ():
         try:
-            found = ratings.correct(one, results, margin or MARGIN)  # in readers' points
+            correction = ratings.correct(source, results, margin or MARGIN)  # in readers' points
             break
         except LabError as error:
-            report = replace(report, notes=(*report.notes, f"{missed} {error}"))
-    if found is None:
+            report = replace(report, notes=(*report.notes, f"{not_corrected} {error}"))
+    if correction is None:
         return report
-    speeds, basis = {r.model: words_per_s(r) for r in results}, f"corrected by {found.ratings} ratings"
-    pick, reason = pick_model([*found.ranking], found.pairs, speeds)
-    report = replace(report, readers=found.ranking, corrected=found.pairs)
-    return replace(report, pick=pick, pick_reason=reason, basis=basis)
+    speeds = {r.model: words_per_s(r) for r in results}
+    pick, reason = pick_model([*correction.ranking], correction.pairs, speeds)
+    report = replace(report, readers=correction.ranking, corrected=correction.pairs)
+    return replace(report, pick=pick, pick_reason=reason, basis=f"corrected by {correction.ratings} ratings")
 
 
 def settled(info: records.RunInfo, runs: Sequence[records.ModelRun]) -> bool:
@@ -128,18 +129,19 @@ def compare(
     by: str = "",
 ) -> ComparisonReport:
     """Compare results of one score on the same prompts. Pure. looks: ``sequential.looks_of``."""
-    own, named = any(r.settings.task for r in results), {r.model: r for r in results}
+    own_task = any(r.settings.task for r in results)
+    by_model = {r.model: r for r in results}
     primary, scale = (results[0].primary, results[0].scale) if results else ("", LAB_SCALE)
     scale = scale if margin is None else replace(scale, margin=margin)
-    scores = {model: dict(sorted(r.per_prompt.items())) for model, r in named.items()}
-    items = "items" if own else "prompts"
+    scores = {model: dict(sorted(r.per_prompt.items())) for model, r in by_model.items()}
+    items = "items" if own_task else "prompts"
     table = Table(primary=primary, scores=scores, scale=scale, items=items, looks=looks)
-    ranking, numbers = table.measured()
-    speeds = {model: words_per_s(r) for model, r in named.items()}
-    by = f"the {by or 'rubric'}" if by or not own else primary
-    report = table.report(ranking, paired.judged(numbers, math.comb(len(ranking), 2)), by, speeds)
-    slope, said = size_effect([named[model] for model in ranking], scale, looks)
-    return replace(report, size_slope=slope, size_hypothesis=said, excluded=excluded, notes=tuple(notes))
+    ranking, pairs = table.means_and_pairs()
+    by = f"the {by or 'rubric'}" if by or not own_task else primary
+    speeds = {model: words_per_s(r) for model, r in by_model.items()}
+    report = table.report(ranking, paired.judged(pairs, math.comb(len(ranking), 2)), by, speeds)
+    slope, claim = size_effect([by_model[model] for model in ranking], scale, looks)
+    return replace(report, size_slope=slope, size_hypothesis=claim, excluded=excluded, notes=tuple(notes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,23 +154,21 @@ class Table:
     items: str  # what is counted
     looks: Sequence[Sequence[str]] = ()  # ``sequential.looks_of``
 
-    def measured(self, tests: int = 0) -> tuple[dict[str, Estimate], list[Comparison]]:
-        """Each model's mean, the best first, and the numbers of the pairs, before the verdicts.
-
-        tests: ``paired.measured``.
-        """
-        scale, scores = self.scale, self.scores
-        means = {model: mean_score(own.values(), self.primary, scale) for model, own in scores.items()}
-        order = sorted(means, key=lambda model: means[model].mean or 0.0, reverse=scale.higher_is_better)
-        pairs = sequential.measured({m: scores[m] for m in order}, scale.margin, self.looks, tests=tests)
-        how: dict[str, Any] = {"unit": scale.unit, "items": self.items, "higher": scale.higher_is_better}
-        return {model: means[model] for model in order}, [replace(pair, **how) for pair in pairs]
+    def means_and_pairs(self, tests: int = 0) -> tuple[dict[str, Estimate], list[Comparison]]:
+        """Each model's mean, the best first, and the pairs without verdicts. tests: ``paired.measured``."""
+        scale, higher = self.scale, self.scale.higher_is_better
+        means = {m: mean_score(scores.values(), self.primary, scale) for m, scores in self.scores.items()}
+        means = dict(sorted(means.items(), key=lambda item: item[1].mean or 0.0, reverse=higher))
+        best_first = {model: self.scores[model] for model in means}
+        pairs = sequential.always_valid_pairs(best_first, scale.margin, self.looks, tests=tests)
+        return means, [replace(pair, unit=scale.unit, items=self.items, higher=higher) for pair in pairs]
 
     def report(
         self, ranking: dict[str, Estimate], pairs: tuple[Comparison, ...], by: str, speeds: dict[str, float]
     ) -> ComparisonReport:
         """What the verdicts come to. by: what they rest on; speeds: ``pick_model``."""
-        units, planned = tuple(next(iter(self.scores.values()), ())), sum(map(len, self.looks))
+        units = tuple(next(iter(self.scores.values()), ()))
+        planned = sum(map(len, self.looks))
         by += f", by an always-valid test after {len(units)} of {planned} {self.items}" if planned else ""
         pick = pick_model([*ranking], pairs, speeds)
         report = ComparisonReport(self.primary, units, ranking, pairs, *pick, None, "", {})
@@ -180,26 +180,27 @@ def size_effect(
 ) -> tuple[Estimate | None, str]:
     """The mean over prompts of one slope a prompt, per doubling of the parameters; and what that says."""
     results = [r for r in results if r.parameters]  # a server may not tell them
-    sizes, do = np.log2([float(r.parameters or 0) for r in results]), _verbs(scale.unit)[1]
+    sizes = np.log2([float(r.parameters or 0) for r in results])
+    do = _verbs(scale.unit)[1]
     if len(set(sizes)) < 2:
         return None, f"Whether larger models {do} better stays open: it needs two sizes on the same prompts."
     scores = np.array([[r.per_prompt[prompt] for prompt in results[0].per_prompt] for r in results])
-    apart = sizes - sizes.mean()
-    slopes = apart @ scores / (apart @ apart)
+    centred = sizes - sizes.mean()
+    slopes = centred @ scores / (centred @ centred)
     slope = estimate(slopes, "points per doubling of parameters")
     if looks:
         slope = sequential.early(slope, dict(zip(results[0].per_prompt, slopes, strict=True)), looks)
     if slope.low is None or slope.high is None:
         return slope, f"Whether larger models {do} better stays open: {slope.reason}."
-    found = f"These data do not show that larger models {do} better"
+    claim = f"These data do not show that larger models {do} better"
     up, down = ("better", "worse") if scale.higher_is_better else ("worse", "better")
     if slope.low > 0:
-        found = f"On average the larger models here {do} {up}"
+        claim = f"On average the larger models here {do} {up}"
     elif slope.high < 0:
-        found = f"Among these models the larger ones {do} {down}"
+        claim = f"Among these models the larger ones {do} {down}"
     figures = f"{slope.mean:+.2f} {scale.unit} per doubling of the parameters"
     figures += f" [{slope.low:+.2f}, {slope.high:+.2f}]"
-    return slope, f"{found}: {figures} over {slope.n} prompts, for these {len(results)} models only."
+    return slope, f"{claim}: {figures} over {slope.n} prompts, for these {len(results)} models only."
 
 
 def pick_model(
@@ -208,20 +209,21 @@ def pick_model(
     """The leader by mean or, of those tied with it, the fastest; and why. ``models``: the best first."""
     if not models:
         return None, "No model could be compared on quality."
-    leader, rivals = models[0], [pair for pair in pairs if pair.a == models[0]]
+    leader = models[0]
+    rivals = [pair for pair in pairs if pair.a == leader]
     if not rivals:
         return leader, f"{leader} is the only model with comparable results."
     tied = [pair.b for pair in rivals if pair.verdict == "tied"]
     unclear = [pair for pair in rivals if pair.verdict == "cannot tell"]
     if not tied and not unclear:
-        ahead = f"ahead of the next one, {rivals[0].b}, by {_points(rivals[0])}"
+        ahead = f"ahead of the next one, {rivals[0].b}, by {_figures(rivals[0])}"
         return leader, f"{leader} {_verbs(rivals[0].unit)[0]} better than every other model here: {ahead}."
     pick = max((leader, *tied), key=lambda model: speeds.get(model, 0.0))
     reason = f"No mean is {'higher' if rivals[0].higher else 'lower'} than that of {leader}"
     if unclear:
         closest = min(unclear, key=lambda pair: abs(pair.difference or 0.0))
         names = _named([pair.b for pair in unclear], " and ")
-        reason += f", but its lead over {names} cannot be told from chance ({closest.b}: {_points(closest)})"
+        reason += f", but its lead over {names} cannot be told from chance ({closest.b}: {_figures(closest)})"
     if tied:
         reason += f". Within {rivals[0].margin:g} {rivals[0].unit} it is tied with {_named(tied, ', ')}"
         reason += f", and of these {pick} writes the most words per second" if speeds else ""
@@ -234,12 +236,12 @@ def _named(models: Sequence[str], glue: str) -> str:
 
 def verdict_sentence(pair: Comparison) -> str:
     """One comparison as a sentence with its figures."""
-    words = f"{pair.a} {_verbs(pair.unit)[0]} {pair.verdict} than {pair.b}"
+    claim = f"{pair.a} {_verbs(pair.unit)[0]} {pair.verdict} than {pair.b}"
     if pair.verdict == "tied":
-        words = f"{pair.a} and {pair.b} are tied within {pair.margin:g} {pair.unit}"
+        claim = f"{pair.a} and {pair.b} are tied within {pair.margin:g} {pair.unit}"
     if pair.verdict == "cannot tell":
-        words = f"{pair.a} and {pair.b}: cannot tell"
-    return f"{words}: {_points(pair)}."
+        claim = f"{pair.a} and {pair.b}: cannot tell"
+    return f"{claim}: {_figures(pair)}."
 
 
 def _verbs(unit: str) -> tuple[str, str]:
@@ -252,23 +254,23 @@ def words_per_s(result: Result) -> float:
     return result.metrics.get("latency/words_per_s/mean", 0.0)
 
 
-def _points(pair: Comparison) -> str:
+def _figures(pair: Comparison) -> str:
     """The difference with its interval and, where it is open, the prompts that would settle it."""
     if pair.difference is None or pair.n < 2:
         return pair.reason or ""
     interval = ", the same on each of" if pair.low is None else f" [{pair.low:+.2f}, {pair.high:+.2f}] over"
-    found = f"{pair.difference:+.2f} {pair.unit}{interval} {pair.n} {pair.items}"
-    found += "" if pair.rated is None else f", {pair.rated} of them rated"
-    apart = pair.low is not None and pair.high is not None and (pair.low > 0 or pair.high < 0)
-    if apart and pair.verdict == "cannot tell" and pair.p_holm is not None:
-        found += f", but p is {pair.p_holm:.3f}"
-        found += " after correction for all pairs" if pair.p_holm != pair.p else ""
+    figures = f"{pair.difference:+.2f} {pair.unit}{interval} {pair.n} {pair.items}"
+    figures += "" if pair.rated is None else f", {pair.rated} of them rated"
+    excludes_zero = pair.low is not None and pair.high is not None and (pair.low > 0 or pair.high < 0)
+    if excludes_zero and pair.verdict == "cannot tell" and pair.p_holm is not None:
+        figures += f", but p is {pair.p_holm:.3f}"
+        figures += " after correction for all pairs" if pair.p_holm != pair.p else ""
     if pair.rated is not None or pair.verdict != "cannot tell":
-        return found
+        return figures
     planned = pair.prompts_needed
     if planned and planned <= pair.n:
-        return f"{found}: near a border, though {planned:,} would do for most differences"
+        return f"{figures}: near a border, though {planned:,} would do for most differences"
     needed = f"about {planned:,}" if planned else f"more than {paired.MOST_PROMPTS:,}"
     high = f"{pair.prompts_high:,}" if pair.prompts_high else "more"
     between = f" ({pair.prompts_low:,} to {high})" if pair.prompts_low else ""
-    return f"{found}; {needed} {pair.items} would be needed{between} for ±{pair.margin:g} {pair.unit}"
+    return f"{figures}; {needed} {pair.items} would be needed{between} for ±{pair.margin:g} {pair.unit}"

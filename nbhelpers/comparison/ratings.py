@@ -164,7 +164,7 @@ def read_ratings(run_dir: Path, results: Sequence[Result]) -> Ratings:
     return Ratings(texts, {sample: text.score for sample, text in texts.items()}, given, key, judge, order)
 
 
-def judged(known: Ratings, results: Sequence[Result]) -> tuple[Ratings, list[Result], list[str]]:
+def scored_by_judge(known: Ratings, results: Sequence[Result]) -> tuple[Ratings, list[Result], list[str]]:
     """The ratings and results with the judge's ratings as the scores, and what a reader must know of that.
 
     A text that the judge did not rate is missing; one that was never written has ``LOWEST``. A prompt is left

@@ -42,7 +42,7 @@ def compare_logs(logs: Sequence[Log], choice: Choice) -> LogsReport:
     """Every task and metric of the choice that at least two logs have. LabError where there is none."""
     comparable, notes = groups(named(logs), choice)
     tests = sum(math.comb(len(group.scores), 2) for group in comparable)
-    measured = [group.measured(tests) for group in comparable]
+    measured = [group.means_and_pairs(tests) for group in comparable]
     verdicts = iter(paired.judged([pair for _, pairs in measured for pair in pairs], tests))
     reports = []
     for group, (ranking, pairs) in zip(comparable, measured, strict=True):

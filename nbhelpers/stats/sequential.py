@@ -109,7 +109,7 @@ def early(estimate: Estimate, values: Scores, looks: Looks) -> Estimate:
     return replace(estimate, low=low, high=high, method="always-valid", reason=reason)
 
 
-def measured(
+def always_valid_pairs(
     per_model: dict[str, Scores], margin: float, looks: Looks, planned: int = 0, tests: int = 0
 ) -> list[Comparison]:
     """``paired.measured`` for models that are compared after every look, with figures that hold at each.
@@ -119,21 +119,22 @@ def measured(
     """
     planned = planned or sum(map(len, looks))
 
-    def look(c: Comparison) -> Comparison:
-        a, b = per_model[c.a], per_model[c.b]
+    def look(pair: Comparison) -> Comparison:
+        a, b = per_model[pair.a], per_model[pair.b]
         x, sizes = in_order({prompt: round(a[prompt] - b[prompt], 12) for prompt in a}, looks)
-        low, high = ends = interval(x, sizes, planned) or (None, None)
-        p = None if low is None else p_value(x, sizes, planned)
-        reason = f"n = {c.n}: too few for an early verdict" if low is None else c.reason
-        low, high = (None, None) if c.low is None else ends  # all differences are equal
-        return replace(c, p=p, low=low, high=high, reason=reason)
+        ends = interval(x, sizes, planned)
+        if ends is None:
+            reason = f"n = {pair.n}: too few for an early verdict"
+            return replace(pair, p=None, low=None, high=None, reason=reason)
+        low, high = (None, None) if pair.low is None else ends  # all differences are equal
+        return replace(pair, p=p_value(x, sizes, planned), low=low, high=high)
 
     return paired.measured(per_model, margin, tests, look=look if looks else None)
 
 
 def decided(per_model: dict[str, Scores], scale: Scale, looks: Looks, planned: int) -> bool:
     """Whether every pair that is compared has a verdict."""
-    means = {model: sum(scores.values()) for model, scores in per_model.items()}  # of the same prompts
-    best = sorted(means, key=lambda model: means[model], reverse=scale.higher_is_better)
-    found = measured({model: per_model[model] for model in best}, scale.margin, looks, planned)
-    return all(c.verdict != "cannot tell" for c in paired.judged(found, math.comb(len(best), 2)))
+    totals = {model: sum(scores.values()) for model, scores in per_model.items()}  # of the same prompts
+    best_first = sorted(totals, key=lambda model: totals[model], reverse=scale.higher_is_better)
+    pairs = always_valid_pairs({m: per_model[m] for m in best_first}, scale.margin, looks, planned)
+    return all(c.verdict != "cannot tell" for c in paired.judged(pairs, math.comb(len(totals), 2)))

@@ -491,7 +491,7 @@ def test_a_run_with_looks_is_judged_by_the_always_valid_test():
     fixed, report = compare.compare(results, {}), compare.compare(results, {}, looks=order)
     assert (fixed.planned, report.planned) == (None, 60)
     per_model = {result.model: result.per_prompt for result in results}
-    assert report.pairs == paired.judged(sequential.measured(per_model, 0.5, order, 60))
+    assert report.pairs == paired.judged(sequential.always_valid_pairs(per_model, 0.5, order, 60))
     assert report.pairs[0].high - report.pairs[0].low > fixed.pairs[0].high - fixed.pairs[0].low
     assert report.basis == "by the rubric, by an always-valid test after 40 of 60 prompts"
     assert fixed.basis == "by the rubric"

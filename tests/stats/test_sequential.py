@@ -35,7 +35,7 @@ def looks(n: int, size: int = 10) -> list[list[str]]:
 
 
 def compare_in_order(table, order, planned: int):
-    return paired.judged(sequential.measured(table, 0.5, order, planned))
+    return paired.judged(sequential.always_valid_pairs(table, 0.5, order, planned))
 
 
 @pytest.mark.parametrize(("prompts", "expected"), [
@@ -152,7 +152,7 @@ def test_verdicts_of_a_planted_truth():
 def test_of_very_many_models_groups_rest_on_the_test_that_holds_at_every_look():
     table = models(**{f"m{i:02d}": planted(-0.05 * i, 1, seed=i) for i in range(60)})
     order = sorted(table, key=lambda name: -sum(table[name].values()))
-    found = sequential.measured({name: table[name] for name in order}, 0.5, looks(100), 100)
+    found = sequential.always_valid_pairs({name: table[name] for name in order}, 0.5, looks(100), 100)
     judged = paired.judged(found, 61 * 60 // 2)
     assert [c.b for c in judged if c.a == order[0]] == order[1:]
     told = [c.b for c in judged if c.a == order[0] and c.verdict == "better"]
