@@ -67,11 +67,9 @@ def gate_logs(
         if lost and not choice.pool and choice.task in ("", *lost):
             raise LabError(f"The candidate {new_name} has no log of the task {lost[0]}.")
         groups, group_notes = compare.groups([*old_logs, *new_logs], choice)
-        pair_checks = [_margin_check(group, old_name, new_name) for group in groups]
-        pair_checks += [_budget_check(*budget, old_logs, new_logs) for budget in (budgets or {}).items()]
-        checks += (
-            [replace(c, name=f"{c.name}, {new_name}") for c in pair_checks] if len(pairs) > 1 else pair_checks
-        )
+        added = [_margin_check(group, old_name, new_name) for group in groups]
+        added += [_budget_check(*budget, old_logs, new_logs) for budget in (budgets or {}).items()]
+        checks += [replace(c, name=f"{c.name}, {new_name}") for c in added] if len(pairs) > 1 else added
         notes += [*group_notes, *(note for group in groups for note in group.notes)]
     tested = [check for check in checks if check.p_worse is not None]
     for check, p in zip(tested, paired.holm([c.p_worse or 0.0 for c in tested]), strict=True):
