@@ -1,6 +1,6 @@
 """What stands in a file of results, whoever wrote it, as rows: one score of one item.
 
-What a file is, its content says. The formats, as their makers write them: lm-evaluation-harness 0.4.13
+A file's content says its format. The formats, as their makers write them: lm-evaluation-harness 0.4.13
 (``--log_samples``; lm_eval/result_schema.py, ``SampleResult``), Inspect (by its own reader), promptfoo
 (``OutputFile`` in src/types/index.ts), and tables with the columns of ``_table``.
 """
@@ -20,7 +20,7 @@ from nbhelpers.tracking.result import lower_is_better, spec_of
 KNOWN = "lm-evaluation-harness (samples_….jsonl), Inspect, promptfoo, or a table with id, model, score"
 LINE = "\nline"  # of a row in its file: no column is named so
 COLUMNS = ("id", "model", "score")
-MADE = ("max_new_tokens", "temperature", "top_k", "top_p", "maker_settings")
+GENERATION = ("max_new_tokens", "temperature", "top_k", "top_p", "maker_settings")
 Rows = list[dict[str, Any]]
 
 
@@ -40,8 +40,7 @@ class Log:
     source: str = ""
     scores: dict[str, float] = field(default_factory=dict)  # item -> mean over its repeats
     clusters: dict[str, str] = field(default_factory=dict)  # item -> cluster, where there are any
-    # item -> digests of the item and of its prompt, "" unknown
-    asked: dict[str, tuple[str, str]] = field(default_factory=dict)
+    asked: dict[str, tuple[str, str]] = field(default_factory=dict)  # item -> ``Row.text`` and ``prompt``
     dropped: dict[str, str] = field(default_factory=dict)  # item -> why it has no score
 
 
@@ -63,14 +62,12 @@ def rows_of(path: Path, choice: Choice) -> Iterator[Row] | None:
     body = path.read_bytes()
     if body.startswith(b"PK"):
         return _inspect(path, "eval", choice)
-    found = _parsed(body, path)
-    keys = set(found[0]) if found else set[str]()
+    rows = _parsed(body, path)
+    keys = set(rows[0]) if rows else set[str]()
     if {"eval", "status"} <= keys:
         return _inspect(path, "json", choice)
-    for wanted, reader in READERS.items():
-        if keys.issuperset(wanted):
-            return reader(path, found, choice)
-    return None
+    reader = next((reader for telling, reader in READERS.items() if keys.issuperset(telling)), None)
+    return reader(path, rows, choice) if reader else None
 
 
 def _parsed(body: bytes, path: Path) -> Rows:
@@ -85,14 +82,14 @@ def _parsed(body: bytes, path: Path) -> Rows:
 
 
 def _csv(text: str, path: Path) -> Rows:
-    """Where semicolons part the cells, as spreadsheets do, 0,5 is 0.5."""
     rows: Rows = [row | {LINE: number} for number, row in store.table(text, str(path))]
     header = [name for name in (rows[0] if rows else ()) if name != LINE]
-    if len(lacking := {*COLUMNS} - {*header}) == 1:
-        has = f"(it has {', '.join(header)})"
-        raise LabError(f"{path}, line 1: the column {lacking.pop()!r} is missing {has}.")
-    for row in rows if ";" in text.partition("\n")[0] and "score" in header else ():
-        row["score"] = row["score"].replace(",", ".")
+    lacking = [name for name in COLUMNS if name not in header]
+    if len(lacking) == 1:
+        raise LabError(f"{path}, line 1: the column {lacking[0]!r} is missing (it has {', '.join(header)}).")
+    if ";" in text.partition("\n")[0] and "score" in header:  # as spreadsheets write where 0,5 is 0.5
+        for row in rows:
+            row["score"] = row["score"].replace(",", ".")
     return rows
 
 
@@ -101,7 +98,6 @@ def _digest(value: Any) -> str:
 
 
 def _number(value: Any) -> float | None:
-    """A score as a number, or None."""
     text = str(value).strip().lower().replace("_", "?")  # 1_0 is 10 to Python alone
     try:
         return float({"true": 1, "false": 0}.get(text, text if isinstance(value, str) else value))
@@ -109,28 +105,28 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _named(fields: Any, name: str) -> str:
+def _text(row: Any, field: str) -> str:
     """A field as text, "" where there is none."""
-    value = fields.get(name) if isinstance(fields, dict) else None
+    value = row.get(field) if isinstance(row, dict) else None
     return "" if value is None else str(value).strip()
 
 
-def _harness(path: Path, found: Rows, choice: Choice) -> Iterator[Row]:
+def _harness(path: Path, rows: Rows, choice: Choice) -> Iterator[Row]:
     """A line a document and filter; the model's name is in the results_….json beside it."""
     stamp = path.stem.rsplit("_", 1)[-1]
     beside = sorted(path.parent.glob("results_*.json"), key=lambda file: (stamp in file.name, file.name))
-    about = _parsed(beside[-1].read_bytes(), beside[-1])[0] if beside else {}
-    model = spec_of(str(about.get("model_name") or path.parent.resolve().name)).alias
+    results = _parsed(beside[-1].read_bytes(), beside[-1])[0] if beside else {}
+    model = spec_of(str(results.get("model_name") or path.parent.resolve().name)).alias
     task = path.stem.removeprefix("samples_").rsplit("_", 1)[0] if path.name.startswith("samples_") else ""
-    higher = about.get("higher_is_better", {}).get(task, {})
-    filters = list(dict.fromkeys(str(row.get("filter", "none")) for row in found))
-    used, several = choice.filter if choice.filter in filters else filters[0], len(filters) > 1
-    if several and choice.filter not in ("", used):
+    higher = results.get("higher_is_better", {}).get(task, {})
+    filters = list(dict.fromkeys(str(row.get("filter", "none")) for row in rows))
+    used = choice.filter if choice.filter in filters else filters[0]
+    if len(filters) > 1 and choice.filter not in ("", used):
         raise LabError(f"{path} has no filter {choice.filter!r}: it has {', '.join(filters)}.")
-    notes = (f"{task}: of the filters {', '.join(filters)} {used} is taken.",) if several else ()
-    for row in (row for row in found if str(row.get("filter", "none")) == used):
-        digests = _named(row, "doc_hash"), _named(row, "prompt_hash")
-        cluster, repeat = _named(row.get("doc"), choice.cluster), "1"  # its own repeats are in resps
+    notes = (f"{task}: of the filters {', '.join(filters)} {used} is taken.",) if len(filters) > 1 else ()
+    for row in (row for row in rows if str(row.get("filter", "none")) == used):
+        digests = _text(row, "doc_hash"), _text(row, "prompt_hash")
+        cluster, repeat = _text(row.get("doc"), choice.cluster), "1"  # its own repeats are in resps
         for metric in row["metrics"]:
             log = Log(model, task, metric, bool(higher.get(metric, True)), notes=notes)
             score, why = _number(row.get(metric)), f"its {metric} is not one number"
@@ -159,53 +155,54 @@ def _inspect(path: Path, kind: Any, choice: Choice) -> Iterator[Row]:
     letters, to_float = ("C", "I", "P", "N", "yes", "no"), value_to_float()
     notes = () if head.status == "success" else (f"{path.name}: Inspect says of this log: {head.status}.",)
     for sample in samples:
-        asked = sample.input
-        said = asked if isinstance(asked, str) else [(message.role, message.text) for message in asked]
-        text, failed = _digest([said, sample.target, sample.choices]), sample.error or sample.limit
+        chat = sample.input
+        asked = chat if isinstance(chat, str) else [(message.role, message.text) for message in chat]
+        digest, failure = _digest([asked, sample.target, sample.choices]), sample.error or sample.limit
         values = {name: score.value for name, score in (sample.scores or {}).items()}
         for name, value in (values or dict.fromkeys(clusters)).items():
-            for part, one in value.items() if isinstance(value, dict) else [("", value)]:
-                known = isinstance(one, str) and one in letters
-                metric, score = f"{name}/{part}" if part else name, to_float(one) if known else _number(one)
-                log = Log(head.eval.model, head.eval.task, metric, notes=notes)
-                cluster = _named(sample.metadata, choice.cluster or clusters.get(name, ""))
-                why = str(failed or f"its {name} is {one!r}, not a number")
-                yield Row(log, str(sample.id), score, text, "", cluster, str(sample.epoch), why)
+            cluster = _text(sample.metadata, choice.cluster or clusters.get(name, ""))
+            for key, grade in value.items() if isinstance(value, dict) else [("", value)]:
+                is_letter = isinstance(grade, str) and grade in letters
+                score = to_float(grade) if is_letter else _number(grade)
+                log = Log(head.eval.model, head.eval.task, f"{name}/{key}" if key else name, notes=notes)
+                why = str(failure or f"its {name} is {grade!r}, not a number")
+                yield Row(log, str(sample.id), score, digest, "", cluster, str(sample.epoch), why)
 
 
-def _promptfoo(path: Path, found: Rows, choice: Choice) -> Iterator[Row]:
+def _promptfoo(path: Path, rows: Rows, choice: Choice) -> Iterator[Row]:
     """A cell of the grid is a test by a provider and prompt. A repeated test is another row with its vars."""
-    if (version := found[0]["results"]["version"]) != 3:
+    if (version := rows[0]["results"]["version"]) != 3:
         raise LabError(f"{path}: promptfoo results of version {version} are unknown to this release.")
-    results = found[0]["results"]["results"]
+    results = rows[0]["results"]["results"]
     labels = {row["prompt"]["label"] for row in results}
     for row in results:
-        provider, given, prompt = row["provider"], row.get("vars") or {}, row["prompt"]["label"]
-        name = f"{provider.get('label') or provider['id']}" + f", {prompt}" * (len(labels) > 1)
-        said, text = json.dumps(given, sort_keys=True, ensure_ascii=False), _digest(given)
-        item = said if len(said) <= 80 else f"{said[:70]}… {text[:8]}"
-        cluster = _named(given | ((row.get("testCase") or {}).get("metadata") or {}), choice.cluster)
-        failed = row.get("failureReason") == 2
+        provider, variables, prompt = row["provider"], row.get("vars") or {}, row["prompt"]["label"]
+        model = f"{provider.get('label') or provider['id']}" + f", {prompt}" * (len(labels) > 1)
+        digest = _digest(variables)
+        item = json.dumps(variables, sort_keys=True, ensure_ascii=False)
+        item = item if len(item) <= 80 else f"{item[:70]}… {digest[:8]}"
+        cluster = _text(variables | ((row.get("testCase") or {}).get("metadata") or {}), choice.cluster)
+        failed, why = row.get("failureReason") == 2, f"error: {row.get('error')}"
         values = {"score": row.get("score"), "pass": row.get("success"), **(row.get("namedScores") or {})}
         values |= {"latency": row.get("latencyMs"), "cost": row.get("cost")}
         for metric, value in values.items():
-            score, why = None if failed else _number(value), f"error: {row.get('error')}"
-            log = Log(name, "", metric, metric not in ("latency", "cost"))
-            yield Row(log, item, score, text, cluster=cluster, why=why)
+            log = Log(model, "", metric, metric not in ("latency", "cost"))
+            yield Row(log, item, None if failed else _number(value), digest, cluster=cluster, why=why)
 
 
-def _table(path: Path, found: Rows, choice: Choice) -> Iterator[Row]:
+def _table(path: Path, rows: Rows, choice: Choice) -> Iterator[Row]:
     """Columns id, model, score; if there: task, metric, repeat, cluster, text (what was asked)."""
-    for row in found:
-        where, score = f"{path}, line {row[LINE]}, column", _number(row.get("score"))
-        if lacking := [name for name in ("id", "model") if not _named(row, name)]:
+    for row in rows:
+        where = f"{path}, line {row[LINE]}, column"
+        if lacking := [name for name in ("id", "model") if not _text(row, name)]:
             raise LabError(f"{where} {lacking[0]}: it is empty.")
-        if score is None and _named(row, "score"):
+        score = _number(row.get("score"))
+        if score is None and _text(row, "score"):
             raise LabError(f"{where} score: {row['score']!r} is not a number.")
-        log = Log(_named(row, "model"), _named(row, "task"), _named(row, "metric") or "score")
-        text = _digest(row["text"]) if _named(row, "text") else ""
-        cluster, repeat = (_named(row, name) for name in (choice.cluster or "cluster", "repeat"))
-        yield Row(log, _named(row, "id"), score, text, "", cluster, repeat, "no score")
+        log = Log(_text(row, "model"), _text(row, "task"), _text(row, "metric") or "score")
+        digest = _digest(row["text"]) if _text(row, "text") else ""
+        cluster, repeat = _text(row, choice.cluster or "cluster"), _text(row, "repeat")
+        yield Row(log, _text(row, "id"), score, digest, "", cluster, repeat, "no score")
 
 
 READERS = {("doc_id", "metrics"): _harness, ("evalId", "results"): _promptfoo, COLUMNS: _table}
@@ -216,30 +213,34 @@ def run_rows(folder: Path, info: RunInfo | None) -> Iterator[Row]:
     result = store.read_json(folder / "result.json", Result)
     if not result.quality_applies or not result.finished:
         return
-    settings, model = result.settings, spec_of(result.model, info).alias
-    known = {name: str(vars(settings)[name]) for name in MADE} | {"dtype": result.dtype}
-    known |= {"task file": info.task} if info and info.task else {}
-    looks = tuple(map(tuple, sequential.looks_of(info) if info else ()))
-    how = tuple((name, said) for name, said in known.items() if said != "unknown")
-    made, lower = Log(model, "", "", settings=how, looks=looks), lower_is_better(result)
+    model = spec_of(result.model, info).alias
     samples = list(store.read_rows(folder / "samples.jsonl", Sample))
-    texts = {row.prompt_id: _digest(row.prompt) for row in samples}
-    scored = [(result.primary, item, mean) for item, mean in result.per_prompt.items()]
-    for score in store.read_rows(folder / "scores.jsonl", Score):
-        others = [name for name in score.values if name != result.primary]
-        scored += [(name, score.prompt_id, score.values[name]) for name in others]
-    unit = result.scale.unit if result.scale == LAB_SCALE else ""  # a task's scores are their own
-    for metric, item, value in scored:
-        margin = result.scale.margin if metric == result.primary else None
-        log = replace(made, metric=metric, higher=metric not in lower, unit=unit, margin=margin)
-        yield Row(log, item, value, texts.get(item, ""), cluster=result.clusters.get(item, ""))
+    yield from _run_scores(folder, result, info, samples)
     timed = list(store.read_rows(folder / "latency.jsonl", Sample))
     quiet = result.noise in ("quiet", "not recorded")
     notes = () if quiet else (f"The timings of {model} are {result.noise}.",)
     energy = all(row.energy_j is not None for row in samples)  # cost is in proportion to it, or to time
     spent = ("energy", "energy_j") if energy else ("time", "share_s")
-    taken = [(timed, name, f"{name}_s") for name in ("latency", "ttft", "tpot")]
-    for rows, metric, name in (*taken, (samples, "tokens", "new_tokens"), (samples, *spent)):
+    measured = [(timed, name, f"{name}_s") for name in ("latency", "ttft", "tpot")]
+    for rows, metric, field_name in (*measured, (samples, "tokens", "new_tokens"), (samples, *spent)):
         log = Log(model, "", metric, higher=False, notes=notes)
         for row in rows:
-            yield Row(log, row.prompt_id, vars(row)[name], why=row.error or "not measured")
+            yield Row(log, row.prompt_id, vars(row)[field_name], why=row.error or "not measured")
+
+
+def _run_scores(folder: Path, result: Result, info: RunInfo | None, samples: list[Sample]) -> Iterator[Row]:
+    model, primary = spec_of(result.model, info).alias, result.primary
+    generation = {name: str(vars(result.settings)[name]) for name in GENERATION} | {"dtype": result.dtype}
+    generation |= {"task file": info.task} if info and info.task else {}
+    settings = tuple((name, value) for name, value in generation.items() if value != "unknown")
+    looks = tuple(map(tuple, sequential.looks_of(info) if info else ()))
+    unit = result.scale.unit if result.scale == LAB_SCALE else ""  # a task's scores are their own
+    run_log, lower = Log(model, "", "", unit=unit, settings=settings, looks=looks), lower_is_better(result)
+    texts = {row.prompt_id: _digest(row.prompt) for row in samples}
+    scores = [(primary, item, mean) for item, mean in result.per_prompt.items()]
+    for row in store.read_rows(folder / "scores.jsonl", Score):
+        scores += [(name, row.prompt_id, value) for name, value in row.values.items() if name != primary]
+    for metric, item, score in scores:
+        margin = result.scale.margin if metric == primary else None
+        log = replace(run_log, metric=metric, higher=metric not in lower, margin=margin)
+        yield Row(log, item, score, texts.get(item, ""), cluster=result.clusters.get(item, ""))
