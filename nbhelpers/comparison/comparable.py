@@ -23,37 +23,39 @@ def comparable(run_dir: Path) -> tuple[list[Result], dict[str, str], list[str]]:
     The results have the prompts that all of them share; those with one text are one unit: the mean of their
     scores, under the first id. LabError for a folder with neither a run.json nor a result.json.
     """
-    (results, excluded), info, notes = read_results(run_dir), read_info(run_dir), list[str]()
+    results, excluded = read_results(run_dir)
+    info = read_info(run_dir)
     if info is None and not results and not excluded:
         raise LabError(f"The run {run_dir.name} has no result.json: run the notebooks 01 to 06 first.")
-    done = {result.slug for result in results} | {result.settings.model for result in results}
+    finished = {name for result in results for name in (result.slug, result.settings.model)}
     for model in info.models if info else ():
         spec = spec_of(model, info)
-        if info and not done & {model, spec.slug}:
+        if info and not finished & {model, spec.slug}:
             failed = (s for s in info.notebooks if s.status == "failed" and s.model == model)
             error = next((f"{s.notebook}: {s.error}" for s in failed), "its notebooks have not run")
             excluded[spec.alias] = excluded.pop(spec.slug, error)
-    made = [_conditions(r) for r in results if r.quality_applies and r.finished]
-    usual = dict[str, Any](mode(tuple(one.items()) for one in made) if made else {})
+    conditions = [tuple(_conditions(r).items()) for r in results if r.quality_applies and r.finished]
+    usual = dict[str, Any](mode(conditions) if conditions else {})
     most = max((len(r.per_prompt) for r in results), default=0)
-    asked = {r.slug: _asked(run_dir / r.slug, r) for r in results}
+    asked = {r.slug: _prompt_texts(run_dir / r.slug, r) for r in results}
     texts = dict[str, str]()
     for prompt in sorted(set[str]().union(*asked.values())):
-        texts[prompt] = mode(own[prompt] for own in asked.values() if prompt in own)
-    own = any(result.settings.task for result in results)  # its texts may be the last turn of many
+        texts[prompt] = mode(of_model[prompt] for of_model in asked.values() if prompt in of_model)
+    own_task = any(result.settings.task for result in results)  # its texts may be the last turn of many
+    notes = list[str]()
     for result in results:
         clash = [prompt for prompt, text in asked[result.slug].items() if text != texts[prompt]]
-        if why := _why_not(result, usual, clash, most):
-            excluded[result.model] = why
+        if reason := _why_not(result, usual, clash, most):
+            excluded[result.model] = reason
         for name in (name for name in result.metrics if name.startswith(FOREIGN)):
-            which = name.replace(FOREIGN, "").replace("/", " ", 1)  # "": the primary one
-            part = f"{result.metrics[name]:g} of {result.attempted} texts have no score{which}"
-            why = "scores.jsonl says why" if own else "because the prompt or the answer is not English"
-            notes.append(f"{result.model}: {part}, {why}.")
-    said = {prompt: prompt if own else registry.one_text(text) for prompt, text in texts.items()}
-    clusters = {prompt: one for result in results for prompt, one in result.clusters.items()}
-    unit, more = units_of(said, clusters, "items" if own else "prompts")
-    notes += more
+            score = name.replace(FOREIGN, "").replace("/", " ", 1)  # "": the primary one
+            count = f"{result.metrics[name]:g} of {result.attempted} texts"
+            cause = "scores.jsonl says why" if own_task else "because the prompt or the answer is not English"
+            notes.append(f"{result.model}: {count} have no score{score}, {cause}.")
+    counted = {prompt: prompt if own_task else registry.one_text(text) for prompt, text in texts.items()}
+    clusters = {prompt: cluster for result in results for prompt, cluster in result.clusters.items()}
+    unit, unit_notes = units_of(counted, clusters, "items" if own_task else "prompts")
+    notes += unit_notes
     scores = {r.model: by_unit(r.per_prompt, unit) for r in results if r.model not in excluded}
     shared = sorted(set[str].intersection(*map(set, scores.values()))) if scores else []
     if not shared:
@@ -73,29 +75,29 @@ def units_of(
     unit = {item: first.setdefault(text, item) for item, text in texts.items()}
     if len(first) < len(unit):
         notes.append(f"{len(unit)} {items} have {len(first)} different texts: each text counts once.")
-    unit |= (own := {item: clusters[item] for item in unit if item in clusters})
+    clustered = {item: clusters[item] for item in unit if item in clusters}
+    unit |= clustered
     if len(set(unit.values())) < len(first):
-        several = some(len(set(own.values())), "clusters")
-        notes.append(f"{some(len(own), items)} in {several}: each cluster counts once.")
+        count = some(len(set(clustered.values())), "clusters")
+        notes.append(f"{some(len(clustered), items)} in {count}: each cluster counts once.")
     return unit, notes
 
 
 def _why_not(result: Result, usual: dict[str, Any], clash: Sequence[str], most: int) -> str | None:
     """Why a model cannot be compared on quality, or None."""
-    other = [name for name, value in _conditions(result).items() if value != usual.get(name, value)]
     if FOREIGN in result.metrics and 2 * len(result.per_prompt) <= most:
-        why = "the rubric reads English, and most of its prompts or answers are not"
-        return "most of its answers have no score" if result.settings.task else why
+        foreign = "the rubric reads English, and most of its prompts or answers are not"
+        return "most of its answers have no score" if result.settings.task else foreign
     if not result.quality_applies:
         return "random weights: quality is not applicable, speed and memory are real"
     if not result.finished:
         return f"all {result.attempted} generations failed"
-    if other:
+    if other := [name for name, value in _conditions(result).items() if value != usual.get(name, value)]:
         return f"made under other conditions than most of the models: {', '.join(other)}"
     return f"its prompts have other texts than those of most models: {', '.join(clash)}" if clash else None
 
 
-def _asked(folder: Path, result: Result) -> dict[str, str]:
+def _prompt_texts(folder: Path, result: Result) -> dict[str, str]:
     """Prompt id -> text of a model's samples; empty where there are none to read."""
     with suppress(LabError):
         rows = store.read_rows(folder / "samples.jsonl", Sample)

@@ -30,18 +30,20 @@ def compare_speeds(run_dir: Path, results: Sequence[Result]) -> tuple[Comparison
     with suppress(LabError):  # an older run, or files that the report names elsewhere
         keys = set(store.read_json(run_dir / FILE, LatencyPass).keys)
         for result in results:
-            folder, own = run_dir / result.slug, dict[tuple[str, int], float]()
+            folder = run_dir / result.slug
             written = dict[str, tuple[int, int]]()  # bytes and tokens
             for row in store.read_rows(folder / "samples.jsonl", Sample):
                 if row.error is None and row.bytes:
                     bytes_, tokens = written.get(row.prompt_id, (0, 0))
                     written[row.prompt_id] = bytes_ + row.bytes, tokens + row.new_tokens
+            log_speeds = dict[tuple[str, int], float]()
             for row in store.read_rows(folder / "latency.jsonl", Sample):
                 if row.key in keys and row.latency_s and row.new_tokens and row.prompt_id in written:
                     bytes_, tokens = written[row.prompt_id]
                     speed = row.new_tokens / row.latency_s * bytes_ / tokens
-                    own[row.prompt_id, row.repeat] = math.log(speed)
-            speeds |= {result.model: own} if own else {}
+                    log_speeds[row.prompt_id, row.repeat] = math.log(speed)
+            if log_speeds:
+                speeds[result.model] = log_speeds
             clusters |= result.clusters
     return in_pairs(speeds, clusters)
 
@@ -55,15 +57,14 @@ def in_pairs(speeds: Mapping[str, Speeds], clusters: Mapping[str, str]) -> tuple
     """
     per_model = dict[str, Scores]()
     shared = sorted(set[tuple[str, int]].intersection(*map(set, speeds.values()))) if speeds else []
-    for model, own in speeds.items():
+    for model, log_speeds in speeds.items():
         rounds = dict[str, list[float]]()
-        for cell in shared:
-            rounds.setdefault(cell[0], []).append(own[cell])
-        per_model[model] = by_unit({prompt: fmean(x) for prompt, x in rounds.items()}, clusters)
-    ranked = sorted(per_model, key=lambda model: -sum(per_model[model].values()))
-    best_first, student = {m: per_model[m] for m in ranked}, lambda x: float(sps.ttest_1samp(x, 0).pvalue)
-    found = paired.measured(best_first, MARGIN, p_of=student)
-    return paired.judged([replace(pair, unit="log ratio") for pair in found], math.comb(len(ranked), 2))
+        for prompt, number in shared:
+            rounds.setdefault(prompt, []).append(log_speeds[prompt, number])
+        per_model[model] = by_unit({prompt: fmean(values) for prompt, values in rounds.items()}, clusters)
+    fastest_first = dict(sorted(per_model.items(), key=lambda item: -sum(item[1].values())))
+    pairs = paired.measured(fastest_first, MARGIN, p_of=lambda x: float(sps.ttest_1samp(x, 0).pvalue))
+    return paired.judged([replace(pair, unit="log ratio") for pair in pairs], math.comb(len(per_model), 2))
 
 
 def speed_sentence(pair: Comparison) -> str:
