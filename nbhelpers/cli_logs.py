@@ -34,17 +34,17 @@ def compare(
 
         if len(files) > 1:
             raise LabError("The options --export and --dataset write one run at a time: name one.")
-        for out, write in ((export, result.export_samples), (dataset, result.export_dataset)):
-            if out:
-                print(write(_log(files[0])[0], out))
+        for folder, write in ((export, result.export_samples), (dataset, result.export_dataset)):
+            if folder:
+                print(write(_log(files[0])[0], folder))
         return
     choice = Choice(**options)
     logs = [log for file in files for log in read.read(*_log(file), choice)]
-    found = compare.compare_logs(logs, choice)
-    page = out and html.write_logs(out, found, logs)
+    report = compare.compare_logs(logs, choice)
+    page = out and html.write_logs(out, report, logs)
     if out:
-        store.write_json(out / "comparison.json", found)
-    print(store.as_json(found).rstrip() if as_json else html.words("logs.txt", found=found, page=page))
+        store.write_json(out / "comparison.json", report)
+    print(store.as_json(report).rstrip() if as_json else html.words("logs.txt", found=report, page=page))
 
 
 @with_options(Choice)
@@ -66,16 +66,16 @@ def gate(
 
     choice = Choice(**options)
     old, new = (read.read(*_log(file), choice) for file in (baseline, candidate))
-    found = gate.gate_logs(old, new, choice, dict(map(_budget, budget or [])))
-    for out, template in ((junit, "gate.xml"), (markdown, "gate.md")):
-        if out:
-            store.write_text(out, [html.words(template, found=found)])
-    print(store.as_json(found).rstrip() if as_json else html.words("gate.txt", found=found))
-    raise typer.Exit(gate.EXIT_CODES[found.outcome])
+    report = gate.gate_logs(old, new, choice, dict(map(_budget, budget or [])))
+    for path, template in ((junit, "gate.xml"), (markdown, "gate.md")):
+        if path:
+            store.write_text(path, [html.words(template, found=report)])
+    print(store.as_json(report).rstrip() if as_json else html.words("gate.txt", found=report))
+    raise typer.Exit(gate.EXIT_CODES[report.outcome])
 
 
 def _log(text: str) -> tuple[Path, str]:
-    """The log or run that is meant, and its model, "" for all. LabError where there is none."""
+    """LOG#MODEL as the path of a log or run, and the model, "" for all. LabError where there is none."""
     from nbhelpers.runner.plan import find_run
 
     name, _, model = (text, "", "") if Path(text).exists() else text.partition("#")
@@ -85,8 +85,8 @@ def _log(text: str) -> tuple[Path, str]:
 
 
 def _budget(text: str) -> tuple[str, float]:
-    """latency=1.2 as a name and a factor. LabError for anything else."""
-    name, _, factor = text.partition("=")
+    """latency=1.2 as a metric and a factor. LabError for anything else."""
+    metric, _, factor = text.partition("=")
     if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", factor) or not float(factor):
         raise LabError(f"The budget {text!r} is not a name and a factor, as latency=1.2.")
-    return name, float(factor)
+    return metric, float(factor)

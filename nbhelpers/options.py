@@ -1,4 +1,4 @@
-"""Options of commands, made of a dataclass's fields, and as a file: their names, types, defaults and help."""
+"""Options of commands, from the fields of dataclasses, and a TOML file that sets them."""
 
 import dataclasses
 import json
@@ -6,7 +6,6 @@ import tomllib
 from collections.abc import Callable, Mapping
 from inspect import Parameter, signature
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -39,55 +38,56 @@ def with_options(*kinds: Any) -> Callable[[Callable[..., None]], Callable[..., N
     """A command with an option for each field of the dataclasses in place of its ``**options``."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        given = signature(command, eval_str=True)
-        parameters = list(given.parameters.values())[:-1]
+        original = signature(command, eval_str=True)
+        parameters = list(original.parameters.values())[:-1]
         for kind in kinds:
             types = get_type_hints(kind)
             for name, field in options_of(kind).items():
                 hint: Any = Annotated[types[field.name], typer.Option(help=field.metadata["help"])]
                 option = Parameter(name, Parameter.KEYWORD_ONLY, default=field.default, annotation=hint)
                 parameters.append(option)
-        command.__signature__ = given.replace(parameters=parameters)  # type: ignore[attr-defined]
+        command.__signature__ = original.replace(parameters=parameters)  # type: ignore[attr-defined]
         return command
 
     return decorate
 
 
 def _parameters(command: Callable[..., None]) -> dict[str, Parameter]:
-    """What a file may say of a command: its options and arguments, by the names that its line has."""
-    found = dict[str, Parameter]()
-    for one in signature(command, eval_str=True).parameters.values():
-        about = next(iter(getattr(one.annotation, "__metadata__", ())), None)
-        if about and not about.is_eager:  # that is the option which reads the file
-            name = str(about.default)  # Annotated, its first argument is the name, if it is another
-            found[name.lstrip("-") if name.startswith("--") else one.name] = one
-    return found
+    """The options and arguments that a file may set, by their names on the command line."""
+    by_name = dict[str, Parameter]()
+    for parameter in signature(command, eval_str=True).parameters.values():
+        declared = next(iter(getattr(parameter.annotation, "__metadata__", ())), None)
+        if declared and not declared.is_eager:  # that is the option which reads the file
+            name = str(declared.default)  # in Annotated, typer's first argument: the name, if it is another
+            by_name[name.lstrip("-") if name.startswith("--") else parameter.name] = parameter
+    return by_name
 
 
 def read_config(context: typer.Context, path: Path, command: Callable[..., None]) -> None:
-    """What a TOML file says takes the place of a command's defaults. LabError for what it may not say."""
+    """Set a command's defaults by a TOML file. LabError for what the command does not take."""
     from nbhelpers import store
 
     try:
-        given = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise LabError(f"The file {path} cannot be read as TOML ({error}).") from None
-    known = _parameters(command)
-    kinds = {name: one.annotation.__origin__ for name, one in known.items()}
-    said = {key.replace("-", "_"): value for key, value in given.items()}
-    for key, value in said.items():  # a count or share of failures
-        said[key] = json.dumps(value) if kinds.get(key) is str and isinstance(value, int | float) else value
-    found = store.checked(said, kinds, str(path))
-    context.default_map = {known[key].name: value for key, value in found.items()}
+    parameters = _parameters(command)
+    kinds = {name: parameter.annotation.__origin__ for name, parameter in parameters.items()}
+    values = {name.replace("-", "_"): value for name, value in table.items()}
+    for name, value in values.items():
+        if kinds.get(name) is str and isinstance(value, int | float):  # a count or share of failures
+            values[name] = json.dumps(value)
+    checked = store.checked(values, kinds, str(path))
+    context.default_map = {parameters[name].name: value for name, value in checked.items()}
 
 
-def config_text(command: Callable[..., None], given: Mapping[str, Any] = MappingProxyType({})) -> str:
+def config_text(command: Callable[..., None], given: Mapping[str, Any] | None = None) -> str:
     """A file that ``read_config`` reads: what is given, and all else as comments with the defaults."""
-    parts = [f"# {command.__doc__}\n# A name without # is set. An option on the command line wins."]
-    for key, one in _parameters(command).items():
-        default = [] if key == "models" else one.default
-        value = given.get(one.name, default)
-        said = "" if value is None else json.dumps(value, ensure_ascii=False)
-        line = f"# {key} = {said}".rstrip() if value in (default, None) else f"{key} = {said}"
-        parts.append(f"# {one.annotation.__metadata__[0].help}\n{line}")
-    return "\n\n".join(parts) + "\n"
+    entries = [f"# {command.__doc__}\n# A name without # is set. An option on the command line wins."]
+    for name, parameter in _parameters(command).items():
+        default = [] if name == "models" else parameter.default
+        value = (given or {}).get(parameter.name, default)
+        text = "" if value is None else json.dumps(value, ensure_ascii=False)
+        line = f"# {name} = {text}".rstrip() if value in (default, None) else f"{name} = {text}"
+        entries.append(f"# {parameter.annotation.__metadata__[0].help}\n{line}")
+    return "\n\n".join(entries) + "\n"
