@@ -67,14 +67,14 @@ def api_usd(samples: Sequence[Sample], api: ApiPrice, characters_per_token: floa
 
     By length: the tokens of a poor local tokenizer must not make the API look dear.
     """
-    sizes = [(len(s.prompt), len(s.text)) if s.error is None else (0, 0) for s in samples]
-    return [api.usd(*(size / characters_per_token for size in pair)) for pair in sizes]
+    lengths = [(len(s.prompt), len(s.text)) if s.error is None else (0, 0) for s in samples]
+    return [api.usd(read / characters_per_token, new / characters_per_token) for read, new in lengths]
 
 
 def joules(samples: Sequence[Sample], watts: float) -> list[float]:
     """The measured energy of each sample, else watts x its share of the machine's time; 0 for a server's."""
-    here = [0.0 if s.engine == "server" else s.share_s or 0.0 for s in samples]
-    return [watts * t if s.energy_j is None else s.energy_j for s, t in zip(samples, here, strict=True)]
+    seconds = [0.0 if s.engine == "server" else s.share_s or 0.0 for s in samples]
+    return [watts * t if s.energy_j is None else s.energy_j for s, t in zip(samples, seconds, strict=True)]
 
 
 def cost_summary(samples: Sequence[Sample], report: DeviceReport) -> dict[str, float]:
@@ -84,14 +84,14 @@ def cost_summary(samples: Sequence[Sample], report: DeviceReport) -> dict[str, f
     95% interval over prompts. What cannot be computed is absent.
     """
     prices = load_prices()
-    given, tariff = prices.assumptions, prices.assumptions.tariff_usd_per_kwh
-    watts = given.watts.get(report.device.split(":")[0], given.watts["cpu"])
-    found: dict[str, float | None] = {"tariff_usd_per_kwh": tariff, "watts_assumed": watts}
+    assumed, tariff = prices.assumptions, prices.assumptions.tariff_usd_per_kwh
+    watts = assumed.watts.get(report.device.split(":")[0], assumed.watts["cpu"])
+    summary: dict[str, float | None] = {"tariff_usd_per_kwh": tariff, "watts_assumed": watts}
     if any(used := joules(samples, watts)):  # otherwise no time or energy was measured
         local = electricity_usd(fmean(used), tariff)
-        bought = fmean(api_usd(samples, prices.api[0], given.api_characters_per_token)) or math.nan
+        bought = fmean(api_usd(samples, prices.api[0], assumed.api_characters_per_token)) or math.nan
         energy = over_prompts(samples, used)
-        found |= {
+        summary |= {
             "energy_measured": float(all(s.energy_j is not None for s in samples if s.share_s is not None)),
             "joules_per_request": fmean(used),
             "joules_per_request_low": energy.low,
@@ -101,12 +101,12 @@ def cost_summary(samples: Sequence[Sample], report: DeviceReport) -> dict[str, f
             "api_usd_per_request": bought,
             "savings_percent": 100 * (1 - local / bought),
         }
-    return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
+    return {name: value for name, value in summary.items() if value is not None and math.isfinite(value)}
 
 
 def over_prompts(samples: Sequence[Sample], values: Sequence[float]) -> Estimate:
     """The mean over prompts, repeats averaged within their prompt first; the interval is bootstrap-t."""
-    prompts: dict[str, list[float]] = {}
+    by_prompt: dict[str, list[float]] = {}
     for sample, value in zip(samples, values, strict=True):
-        prompts.setdefault(sample.prompt_id, []).append(value)
-    return estimate([fmean(group) for group in prompts.values()], method="bootstrap-t")
+        by_prompt.setdefault(sample.prompt_id, []).append(value)
+    return estimate([fmean(group) for group in by_prompt.values()], method="bootstrap-t")
