@@ -24,7 +24,7 @@ _OTHER_SCRIPT = re.compile(r"[^\W\d_\u0000-\u024f\u1e00-\u1eff]")
 _ACCENTED = re.compile(r"[\u00df-\u024f\u1e00-\u1eff]")
 _QUOTED = re.compile(r"""(?<=[\w:,] )["'“‘„«][^"'”’“»\n]{1,120}["'”’“»](?!\w)""")  # inside a sentence
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
-_OF_A_NUMBER = re.compile(  # its sign, its point, and what parts it otherwise; no comma of thousands
+_NUMBER_SIGN = re.compile(  # a number's minus, point, slash, colon or decimal comma; not that of thousands
     r"(?<!\w)-(?=[$€£]?\.?\d)|(?<=\d)[./:](?=\d)|(?<=\d),(?=\d)(?!\d{3}(?!\d))|(?<![\d.])\.(?=\d)"
 )
 
@@ -46,13 +46,13 @@ def normalised(text: str) -> str:
     accent is encoded; a number keeps its sign and its point (as by DROP's rules, Dua et al. 2019).
     """
     text = unicodedata.normalize("NFC", text).casefold().replace("−", "-")
-    kept = {found.start() for found in _OF_A_NUMBER.finditer(text)}
-    marks = (
-        n for n, one in enumerate(text) if one in string.punctuation or unicodedata.category(one)[0] == "P"
-    )
-    dropped = {*marks} - kept
-    bare = "".join(one for n, one in enumerate(text) if n not in dropped)
+    kept = {match.start() for match in _NUMBER_SIGN.finditer(text)}
+    bare = "".join(sign for i, sign in enumerate(text) if i in kept or not _punctuation(sign))
     return " ".join(re.sub(r"\b(?:a|an|the)\b", " ", bare).split())
+
+
+def _punctuation(sign: str) -> bool:
+    return sign in string.punctuation or unicodedata.category(sign)[0] == "P"
 
 
 def compared(target: str, strict: bool = False) -> Callable[[str], str]:
@@ -69,18 +69,19 @@ def is_english(text: str) -> bool:
     Quoted phrases and names, by their capitals, say nothing. What is too little to tell by is taken for
     English: code, keywords, a word or two, nothing.
     """
-    plain = _QUOTED.sub(" ", unicodedata.normalize("NFKC", text))
-    found, others = _LETTERS.findall(plain), len(_OTHER_SCRIPT.findall(plain))
+    unquoted = _QUOTED.sub(" ", unicodedata.normalize("NFKC", text))
+    found = _LETTERS.findall(unquoted)
     english, foreign, particles = map(word_list, ("function_words", "foreign_words", "name_particles"))
-    names, against = [word[0].isupper() for word in found], 0
-    for i, (name, word) in enumerate(zip(names, map(str.lower, found), strict=True)):
+    capitals, against = [word[0].isupper() for word in found], 0
+    for i, (capital, word) in enumerate(zip(capitals, map(str.lower, found), strict=True)):
         if word in foreign:
-            near = any(names[max(0, i - 2 + name) : i]), any(names[i + 1 : i + 3 - name])
-            against += not (any(near) if name else all(near) and word in particles)  # part of a name
-        elif not name and _ACCENTED.search(word):
+            near = any(capitals[max(0, i - 2 + capital) : i]), any(capitals[i + 1 : i + 3 - capital])
+            against += not (any(near) if capital else all(near) and word in particles)  # part of a name
+        elif not capital and _ACCENTED.search(word):
             against += 1
     outnumbered = against > max(1, sum(word.lower() in english for word in found), len(found) / 10)
-    return not outnumbered and not 3 < others > sum(map(len, found)) / 2
+    other_script = len(_OTHER_SCRIPT.findall(unquoted))
+    return not outnumbered and not 3 < other_script > sum(map(len, found)) / 2
 
 
 def words(text: str) -> list[str]:
@@ -127,25 +128,23 @@ def trigrams(sequence: list[str]) -> list[tuple[str, ...]]:
 
 def without_prompt(text: str, prompt: str) -> str:
     """The text with the whole prompt cut out wherever it stands."""
-    if not (whole := prompt.strip(" :\n")):
-        return text
-    return re.sub(r"\s+".join(map(re.escape, whole.split())) + ":?", "\n", text, flags=re.IGNORECASE)
+    pattern = r"\s+".join(map(re.escape, prompt.strip(" :\n").split()))
+    return re.sub(f"{pattern}:?", "\n", text, flags=re.IGNORECASE) if pattern else text
 
 
 def own_sentences(text: str, prompt: str) -> list[str]:
     """The sentences that the text adds, each once: neither the prompt nor an echo, which has at least half of
     its three-word sequences (of its words, if fewer than three) from the prompt.
     """
-    asked = words(prompt)
-    asked_runs, asked_words = set(trigrams(asked)), set(asked)
-    kept: dict[tuple[str, ...], str] = {}
+    prompt_words = words(prompt)
+    echoes = {*trigrams(prompt_words), *prompt_words}
+    by_words: dict[tuple[str, ...], str] = {}
     for sentence in sentences(without_prompt(text, prompt)):
-        found = words(sentence)
-        runs = trigrams(found)
-        echoed = sum(r in asked_runs for r in runs) if runs else sum(w in asked_words for w in found)
-        if found and echoed < max(1, len(runs) or len(found)) / 2:
-            kept.setdefault(tuple(found), sentence)
-    return list(kept.values())
+        own = words(sentence)
+        units = trigrams(own) or own
+        if own and sum(unit in echoes for unit in units) < len(units) / 2:
+            by_words.setdefault(tuple(own), sentence)
+    return list(by_words.values())
 
 
 def ending(text: str) -> float:
@@ -203,12 +202,12 @@ def band(size: float, low: float, high: float) -> float:
     return 10.0 * max(0.0, min(1.0, 2.0 - size / high))
 
 
-def search(wanted: str, text: str) -> Any:
+def search(pattern: str, text: str) -> Any:
     """The match of a user's pattern, or None. Raises NoScore where it takes longer than PATTERN_S."""
     import regex
 
     try:
-        return regex.search(wanted, text, timeout=PATTERN_S)
+        return regex.search(pattern, text, timeout=PATTERN_S)
     except TimeoutError:
         raise NoScore(f"the pattern took longer than {PATTERN_S:g} s") from None
 
@@ -220,38 +219,40 @@ def validator(path: Path) -> Any:
     import referencing.jsonschema
 
     try:
-        schema, known = json.loads(path.read_text(encoding="utf-8-sig")), jsonschema.validators.SPECIFICATIONS
+        schema = json.loads(path.read_text(encoding="utf-8-sig"))
+        registry = jsonschema.validators.SPECIFICATIONS
         kind = jsonschema.validators.validator_for(schema)
         kind.check_schema(schema, kind.FORMAT_CHECKER)
         dialect = referencing.jsonschema.specification_with(kind.ID_OF(kind.META_SCHEMA))
-        parts = [(known.resolver_with_root(root := dialect.create_resource(schema)), root)]
-        for resolver, part in parts:  # which grow as they are looked at
-            if isinstance(part.contents, dict):
-                part.contents.pop("$schema", None)  # what names its dialect would be checked without limit
-                resolver.lookup(part.contents.get("$ref", "#"))
-            parts += [(resolver.in_subresource(sub), sub) for sub in part.subresources()]
+        root = dialect.create_resource(schema)
+        resources = [(registry.resolver_with_root(root), root)]
+        for resolver, resource in resources:  # the list grows by what each contains
+            if isinstance(resource.contents, dict):
+                resource.contents.pop("$schema", None)  # with it the limit in time would not hold
+                resolver.lookup(resource.contents.get("$ref", "#"))
+            resources += [(resolver.in_subresource(sub), sub) for sub in resource.subresources()]
     except referencing.exceptions.Unresolvable:
-        own = f"{part.contents['$ref']!r}, which is not in it: other files are not read"
-        raise LabError(f"The schema {path.name} refers to {own}.") from None
+        why = f"refers to {resource.contents['$ref']!r}, which is not in it: other files are not read"
+        raise LabError(f"The schema {path.name} {why}.") from None
     except (OSError, ValueError, TypeError, AttributeError, jsonschema.SchemaError) as error:
         raise LabError(f"The schema {path.name} cannot be used ({str(error).splitlines()[0]}).") from None
     limited = {"pattern": _pattern, "patternProperties": _pattern_properties}
-    return jsonschema.validators.extend(kind, limited)(schema, registry=known)
+    return jsonschema.validators.extend(kind, limited)(schema, registry=registry)
 
 
-def _pattern(validator: Any, wanted: str, found: Any, schema: Any) -> Iterator[Any]:
+def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[Any]:
     """JSON Schema's keyword, by a search that is limited in time."""
     import jsonschema
 
-    if validator.is_type(found, "string") and not search(wanted, found):
-        yield jsonschema.ValidationError(f"{found!r} does not match {wanted!r}")
+    if validator.is_type(instance, "string") and not search(pattern, instance):
+        yield jsonschema.ValidationError(f"{instance!r} does not match {pattern!r}")
 
 
-def _pattern_properties(validator: Any, wanted: dict[str, Any], found: Any, schema: Any) -> Iterator[Any]:
+def _pattern_properties(validator: Any, schemas: dict[str, Any], instance: Any, schema: Any) -> Iterator[Any]:
     """As ``_pattern``, of the names in an object."""
-    for pattern, own in wanted.items() if validator.is_type(found, "object") else ():
-        for name in filter(lambda name: search(pattern, name), found):
-            yield from validator.descend(found[name], own, path=name, schema_path=pattern)
+    for pattern, subschema in schemas.items() if validator.is_type(instance, "object") else ():
+        for name in filter(lambda name: search(pattern, name), instance):
+            yield from validator.descend(instance[name], subschema, path=name, schema_path=pattern)
 
 
 def library(name: str) -> Any:
@@ -259,8 +260,8 @@ def library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        how = 'pip install -c constraints.txt -e ".[text]"'
-        raise LabError(f"A scorer needs {name.partition('.')[0]}, which is not installed: {how}.") from None
+        why = f"A scorer needs {name.partition('.')[0]}, which is not installed"
+        raise LabError(f'{why}: pip install -c constraints.txt -e ".[text]".') from None
 
 
 def json_schema(text: str, item: Prompt, options: Mapping[str, Any]) -> float:
@@ -268,11 +269,11 @@ def json_schema(text: str, item: Prompt, options: Mapping[str, Any]) -> float:
     block = re.search(r"```(?:json)?\s*(.*?)```", text, re.DOTALL)
     schema = validator(options["folder"] / options["schema"])
     try:
-        found = json.loads(block[1] if block else text, parse_constant=int)  # NaN is no JSON
+        instance = json.loads(block[1] if block else text, parse_constant=int)  # NaN is no JSON
     except (ValueError, RecursionError):
         return 0.0
     try:
-        return float(schema.is_valid(found))
+        return float(schema.is_valid(instance))
     except NoScore:
         raise
     except Exception as error:  # a reference that leads round in a circle
