@@ -42,12 +42,12 @@ class LoadingReport(Record):
     device_peak_bytes: int | None = None
     quality_applies: bool = True  # False for random weights (shape:...)
     prompt_format: Literal["plain", "chat"] = "plain"
-    template_date: str | None = None  # what a chat template that writes the date is told; None: none
+    template_date: str | None = None  # the date that a chat template writes; None where it writes none
     base: str | None = None  # of a LoRA adapter: the model that it was merged into
     notes: tuple[str, ...] = ()  # what was set aside of the folder's files; what a server does not take
     # Added by the step that generates (generate.report_of).
     engine: Engine | None = None
-    generation_config: str = ""  # what the maker's asks for, and whether it is used; "": nothing
+    generation_config: str = ""  # the maker's generation settings, and whether they are used; "": none
     ids_digests: dict[str, str] | None = None  # prompt id -> digest of its token ids; None: an older file
     schema_version: int = SCHEMA_VERSION
 
@@ -124,45 +124,48 @@ def load(model: str | ModelSpec, device: str = "auto", dtype: str = "auto") -> L
     with checkpoint.library_errors("library transformers"):  # importing is not timed
         from transformers import GenerationMixin, PreTrainedModel  # noqa: F401
 
-    place, random, notes = machine.detect(device, dtype), spec.kind == "shape", list[str]()
+    target = machine.detect(device, dtype)
+    random, notes = spec.kind == "shape", list[str]()
     started = time.perf_counter()
     folder = fetch(spec)
     base = checkpoint.adapter_base(folder, spec.alias)
-    trunk = fetch(base) if base else folder
+    base_folder = fetch(base) if base else folder
     fetch_s = time.perf_counter() - started
-    spec = spec if random else checkpoint.describe(spec, folder, trunk)
-    release(place.device)
-    need = fit.generation_need(spec, place.dtype, tokens=checkpoint.DEFAULT_CONTEXT)
-    if not fit.fits(need, free := place.memory_free_bytes):
-        taken, cache, room = (f"{n / 2**30:.1f} GiB" for n in (need.weights, need.cache, free))
-        why = f"does not fit: its weights take {taken} in {place.dtype}, the cache of one row {cache}, and "
-        why += f"{room} are free on {place.device}: choose a half dtype or a smaller model."
+    spec = spec if random else checkpoint.describe(spec, folder, base_folder)
+    release(target.device)
+    need = fit.generation_need(spec, target.dtype, tokens=checkpoint.DEFAULT_CONTEXT)
+    if not fit.fits(need, target.memory_free_bytes):
+        sizes = need.weights, need.cache, target.memory_free_bytes
+        taken, cache, free = (f"{size / 2**30:.1f} GiB" for size in sizes)
+        why = f"does not fit: its weights take {taken} in {target.dtype}, the cache of one row {cache}, and "
+        why += f"{free} are free on {target.device}: choose a half dtype or a smaller model."
         raise checkpoint.refusal(spec.alias, why, Failure.OUT_OF_MEMORY)
-    machine.reset_peak(place.device)
+    machine.reset_peak(target.device)
     rss_before = machine.resident_memory()
     started = time.perf_counter()
     with checkpoint.library_errors(f"tokenizer of the model {spec.alias!r}"):
-        own = any((folder / name).is_file() for name in checkpoint.VOCABULARIES)
-        words = tokenization.load_tokenizer(folder if own else trunk)
+        has_vocabulary = any((folder / name).is_file() for name in checkpoint.VOCABULARIES)
+        tokenizer = tokenization.load_tokenizer(folder if has_vocabulary else base_folder)
     with checkpoint.library_errors(f"model {spec.alias!r}"):
         if random:
-            net = weights.random_model(spec, place.device, place.dtype)
+            net = weights.random_model(spec, target.device, target.dtype)
         else:
-            net, notes = weights.saved_model(trunk, spec.alias, place.dtype)
-            net = (weights.merge(net, folder, spec.alias) if base else net).eval().to(place.device)
-        machine.synchronize(place.device)
+            net, notes = weights.saved_model(base_folder, spec.alias, target.dtype)
+            net = (weights.merge(net, folder, spec.alias) if base else net).eval().to(target.device)
+        machine.synchronize(target.device)
         load_s = time.perf_counter() - started
         rss_after_load = machine.resident_memory()
         vocabulary = net.get_input_embeddings().weight.shape[0]
-        known = words.get_vocab().items() - words.get_added_vocab().items()  # added ones few prompts use
-        if (largest := max(number for _, number in known)) >= vocabulary:
+        tokens = tokenizer.get_vocab().items() - tokenizer.get_added_vocab().items()  # few use added ones
+        if (largest := max(number for _, number in tokens)) >= vocabulary:
             why = f"has a tokenizer that knows token {largest} and only {vocabulary} embeddings"
             raise checkpoint.refusal(spec.alias, f"{why}: save it and its own tokenizer in one folder.")
-        if words.pad_token_id >= vocabulary:
-            words.pad_token = words.convert_ids_to_tokens(0)
-        net.generation_config.pad_token_id = words.pad_token_id
-        weights.try_out(net, spec.alias, place.dtype)
-        machine.synchronize(place.device)
+        if tokenizer.pad_token_id >= vocabulary:
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
+        net.generation_config.pad_token_id = tokenizer.pad_token_id
+        weights.try_out(net, spec.alias, target.dtype)
+        machine.synchronize(target.device)
+    dated = "strftime_now" in str(tokenizer.chat_template)
     report = LoadingReport(
         model=spec.alias,
         slug=spec.slug,
@@ -172,24 +175,24 @@ def load(model: str | ModelSpec, device: str = "auto", dtype: str = "auto") -> L
         parameters=sum(parameter.numel() for parameter in net.parameters()),
         context=spec.context or checkpoint.DEFAULT_CONTEXT,
         vocabulary=vocabulary,
-        device=place.device,
-        dtype=place.dtype,
+        device=target.device,
+        dtype=target.dtype,
         fetch_s=fetch_s,
         load_s=load_s,
         parameter_bytes=sum(parameter.nbytes for parameter in net.parameters()),
         rss_before_bytes=rss_before,
         rss_after_load_bytes=rss_after_load,
         rss_after_forward_bytes=machine.resident_memory(),
-        device_peak_bytes=None if place.device == "cpu" else machine.peak_memory(place.device),
+        device_peak_bytes=None if target.device == "cpu" else machine.peak_memory(target.device),
         quality_applies=not random,
         prompt_format=spec.prompt_format,
-        template_date=str(tokenization.TODAY.date()) if "strftime_now" in str(words.chat_template) else None,
+        template_date=str(tokenization.TODAY.date()) if dated else None,
         base=spec.base,
         notes=tuple(notes),
     )
     for note in notes:
         print(f"note: {spec.alias}: {note}")
-    return Loaded(spec, net, words, None if random else folder, report.revision, report, place.device)
+    return Loaded(spec, net, tokenizer, None if random else folder, report.revision, report, target.device)
 
 
 def unload(loaded: Loaded) -> None:
