@@ -25,7 +25,7 @@ BUFFERS = re.compile(  # stored by old releases, not parameters
     r"(\.(attn|attention)\.bias|masked_bias|causal_mask|inv_freq|(cos|sin)_cached|position_ids|embed_positions\.weights"
     r"|decoder\.version)$"
 )
-# By the name of its class: what a model is; the first that fits. A Model is the trunk of one, without a head.
+# What a model is by the name of its class: the first that fits. "…Model" has no head.
 ARCHITECTURES = {
     "Speech|Audio|Whisper|Wav2Vec|CTC|TTS|Musicgen|Moshi|RNNT|TDT": "a speech model",
     r"CausalLM|LMHead|ForConditionalGeneration|DoubleHeads|BertGenerationDecoder": "",  # continues text
@@ -37,8 +37,8 @@ ARCHITECTURES = {
 # Quantised models: the package that reads each kind.
 LOADERS = {"awq": "gptqmodel", "gptq": "gptqmodel", "compressed-tensors": "compressed_tensors"}
 LOADERS |= {"auto-round": "auto_round"} | {name: name for name in ("bitsandbytes", "hqq", "aqlm", "vptq")}
-# By what a model without weights that are read here has instead: the refusal.
-WITHOUT = {
+# The refusal of a model without safetensors, by a file that it has instead.
+WITHOUT_WEIGHTS = {
     r"^adapter_model\.safetensors$": "is an adapter: download it, and name its folder ({}).",
     r"^model.*\.safetensors$": "has {}, but no config.json or no index of its shards: download it again.",
     r"\.gguf$": "has only GGUF weights ({}), which llama.cpp reads: name the model that they were made from.",
@@ -48,13 +48,13 @@ WITHOUT = {
 
 
 def refusal(name: str, why: str, kind: Failure = Failure.USAGE) -> LabError:
-    """The error about a model: ``why`` goes on after its name and ends with the way out."""
+    """The error about a model: ``why`` follows its name and ends with what to do."""
     return LabError(f"The model {name!r} {why}", kind)
 
 
 @contextmanager
 def library_errors(what: str) -> Iterator[None]:
-    """Whatever a broken model makes the libraries raise, as one sentence, without their advice and bars."""
+    """Whatever a broken model makes the libraries raise, as one sentence; without warnings and bars."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
@@ -73,7 +73,7 @@ def library_errors(what: str) -> Iterator[None]:
 
 
 def inspect(spec: ModelSpec) -> ModelSpec:
-    """A model of this disk checked and described, a server's as the server says, any other as it is.
+    """A model on this disk checked and described, a server's as the server tells, any other as it is.
 
     Raises LabError as check_folder and remote.look_up.
     """
@@ -86,7 +86,7 @@ def inspect(spec: ModelSpec) -> ModelSpec:
 
 
 def check_folder(folder: Path, name: str) -> None:
-    """Refuse a folder that cannot be loaded safely. Raises LabError with the reason and the way out."""
+    """Refuse a folder that cannot be loaded safely. Raises LabError with the reason and what to do."""
     for path in folder.glob("*"):
         size = path.stat().st_size if path.is_file() else 0
         if path.suffix in (".json", ".jinja", ".txt", ".model") and size > LARGEST_TEXT_FILE:
@@ -101,7 +101,7 @@ def check_folder(folder: Path, name: str) -> None:
     if (folder / "modules.json").exists():
         raise refusal(name, "is an embedding model (modules.json): name one that continues text.")
     tensors = _tensors(folder, name)
-    # Each layer has tensors of its own; without them it would be built in a loop without end.
+    # Each layer has tensors of its own: a number far beyond them would be built almost without end.
     for key, number in re.findall(r'"(\w*(?:layers?|experts))": (\d+)', json.dumps(config)):
         if int(number) > 1000 + 10 * len(tensors):
             why = f"has {key} = {number} in its config.json and {len(tensors)} tensors in its weights"
@@ -117,28 +117,29 @@ def check_folder(folder: Path, name: str) -> None:
 def check_config(config: dict[str, Any], name: str) -> None:
     """Refuse all but a model that continues text and that can be read here. Raises LabError."""
     check_no_remote_code(config, name)
-    listed = config.get("architectures")
-    named = [str(one) for one in listed if one] if isinstance(listed, list) else []
-    kinds = [next(ARCHITECTURES[part] for part in ARCHITECTURES if re.search(part, one)) for one in named]
-    what = "" if "" in kinds else next(iter(kinds), "")  # one that continues text will do
-    if what := "an encoder-decoder" if config.get("is_encoder_decoder") is True else what:
-        why = f"is {what} ({', '.join(named) or config.get('model_type')}), not trained to continue text"
+    entries = config.get("architectures")
+    names = [str(entry) for entry in entries if entry] if isinstance(entries, list) else []
+    kinds = [next(kind for part, kind in ARCHITECTURES.items() if re.search(part, n)) for n in names]
+    if config.get("is_encoder_decoder") is True:
+        kinds = ["an encoder-decoder"]
+    if kinds and "" not in kinds:  # one that continues text is enough
+        why = f"is {kinds[0]} ({', '.join(names) or config.get('model_type')}), not trained to continue text"
         raise refusal(name, f"{why}: name a causal language model of text (as LlamaForCausalLM is one).")
-    if how := quantised(config):
-        from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING as known
+    if method := quantised(config):
+        from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING as methods
 
-        package = LOADERS.get(how)
-        if not (find_spec(package) if package else how in known):  # it would be read as if it were not
-            way = f"pip install {package}, or " if package else ""
-            raise refusal(name, f"is quantised ({how}), unread here: {way}name the model it was made from.")
+        package = LOADERS.get(method)
+        if not (find_spec(package) if package else method in methods):  # it would be read as not quantised
+            way = f"pip install {package}, or name" if package else "name"
+            raise refusal(name, f"is quantised ({method}), unread here: {way} the model it was made from.")
 
 
 def quantised(config: dict[str, Any]) -> str:
     """The method of a quantised model's configuration, or of a part's; "" for any other."""
-    levels = [level for level in (config, *config.values()) if isinstance(level, dict)]
-    hows = [how for level in levels if isinstance(how := level.get("quantization_config"), dict)]
-    unnamed = "bitsandbytes" if "load_in_" in str(hows) else "?"  # as by its first releases
-    return str(hows[0].get("quant_method", unnamed)) if hows else ""
+    sections = [section for section in (config, *config.values()) if isinstance(section, dict)]
+    found = [how for section in sections if isinstance(how := section.get("quantization_config"), dict)]
+    unnamed = "bitsandbytes" if "load_in_" in str(found) else "?"  # as by its first releases
+    return str(found[0].get("quant_method", unnamed)) if found else ""
 
 
 def adapter_base(folder: Path, name: str) -> ModelSpec | None:
@@ -153,12 +154,12 @@ def adapter_base(folder: Path, name: str) -> ModelSpec | None:
         why = f"is an adapter of another kind ({kind}, {task}) than LoRA for text"
         raise refusal(name, f"{why}: name a whole model, such as this one merged with its base by peft.")
     _tensors(folder, name)
-    named = str(config.get("base_model_name_or_path"))
+    base_name = str(config.get("base_model_name_or_path"))
     with suppress(LabError):
-        base = registry.resolve(named)
+        base = registry.resolve(base_name)
         if not ((registry.folder_of(base) or folder.parent) / "adapter_config.json").exists():
             return replace(base, revision=config.get("revision") or base.revision)
-    why = f"is an adapter to {named!r}, which is no whole model here"
+    why = f"is an adapter to {base_name!r}, which is no whole model here"
     raise refusal(name, f"{why}: put the right path into adapter_config.json.")
 
 
@@ -175,11 +176,11 @@ def weight_files(folder: Path, name: str) -> list[Path]:
     kind = "adapter_model" if (folder / "adapter_config.json").exists() else "model"
     single, index = f"{kind}.safetensors", "model.safetensors.index.json"
     present = {path.name for path in folder.iterdir() if path.is_file()}
-    listed = read_json_file(folder / index, name).get("weight_map")
-    shards = sorted({str(file) for file in listed.values()}) if isinstance(listed, dict) else []
+    weight_map = read_json_file(folder / index, name).get("weight_map")
+    shards = sorted({*map(str, weight_map.values())}) if isinstance(weight_map, dict) else []
     if single in present:
-        if more := present & {*shards} - {single}:
-            raise refusal(name, f"has {single} and {min(more)}, of two models: move one of them out.")
+        if others := present & {*shards} - {single}:
+            raise refusal(name, f"has {single} and {min(others)}, of two models: move one of them out.")
         return [folder / single]
     if index not in present:
         raise no_weights(name, present)
@@ -191,9 +192,9 @@ def weight_files(folder: Path, name: str) -> list[Path]:
 
 def no_weights(name: str, files: Collection[str]) -> LabError:
     """The refusal of a model without safetensors, by its other files."""
-    for pattern, why in WITHOUT.items():
-        if found := [file for file in sorted(files) if re.search(pattern, file, re.IGNORECASE)]:
-            return refusal(name, why.format(found[0]), Failure.REFUSED)
+    for pattern, why in WITHOUT_WEIGHTS.items():
+        if matching := [file for file in files if re.search(pattern, file, re.IGNORECASE)]:
+            return refusal(name, why.format(min(matching)), Failure.REFUSED)
     return refusal(name, "has no config.json or no weights (model.safetensors): use save_pretrained.")
 
 
@@ -214,26 +215,26 @@ def model_config(folder: Path, name: str) -> Any:
     from transformers import AutoConfig
 
     # A configuration may ask for a dtype or a kind of output that has nothing to do with the weights.
-    given = {"dtype": "float32", "return_dict": True, "local_files_only": True, "trust_remote_code": False}
+    options = {"dtype": "float32", "return_dict": True, "local_files_only": True, "trust_remote_code": False}
     with library_errors(f"configuration of the model {name!r}"):
-        config = AutoConfig.from_pretrained(folder, **given)
+        config = AutoConfig.from_pretrained(folder, **options)
         check_config(config.to_dict(), name)
     return config
 
 
-def describe(spec: ModelSpec, folder: Path, trunk: Path | None = None) -> ModelSpec:
+def describe(spec: ModelSpec, folder: Path, base_folder: Path | None = None) -> ModelSpec:
     """The spec as it is, if data/models.toml or run.json has described it; else by the folder's files.
 
-    An adapter is described as its base is; trunk: the base's folder, where it had to be fetched.
+    An adapter is described as its base is; base_folder: where the base is, if it had to be fetched.
     """
     if spec.parameters:
         return spec
     tokenizer = read_json_file(folder / "tokenizer_config.json", spec.alias)
     chat = bool(tokenizer.get("chat_template")) or (folder / "chat_template.jinja").is_file()
     if base := adapter_base(folder, spec.alias):
-        found = describe(base, trunk) if trunk else inspect(base)
-        found = replace(found, alias=spec.alias, source=spec.source, kind=spec.kind, sha256={}, revision=None)
-        return replace(found, base=base.alias, prompt_format="chat" if chat else found.prompt_format)
+        whole = describe(base, base_folder) if base_folder else inspect(base)
+        whole = replace(whole, alias=spec.alias, source=spec.source, kind=spec.kind, sha256={}, revision=None)
+        return replace(whole, base=base.alias, prompt_format="chat" if chat else whole.prompt_format)
     config = model_config(folder, spec.alias)
     text = config.get_text_config(decoder=True)  # of a multimodal model its part for text
     heads, width = _positive(text, "num_attention_heads"), _positive(text, "hidden_size")
@@ -251,8 +252,8 @@ def describe(spec: ModelSpec, folder: Path, trunk: Path | None = None) -> ModelS
 
 def _positive(config: Any, *names: str) -> int | None:
     """The first of a configuration's attributes that is a positive whole number."""
-    found = (getattr(config, name, None) for name in names)
-    return next((value for value in found if type(value) is int and value > 0), None)
+    values = (getattr(config, name, None) for name in names)
+    return next((value for value in values if type(value) is int and value > 0), None)
 
 
 def context_of(config: Any, tokenizer_limit: Any = None) -> int:
@@ -263,7 +264,7 @@ def context_of(config: Any, tokenizer_limit: Any = None) -> int:
 
 
 def count_parameters(folder: Path, name: str) -> int:
-    """Parameters in the safetensors headers; a tied output layer that was stored all the same counts once."""
+    """Parameters in the safetensors headers; a tied output layer counts once, even if it is stored."""
     tensors = _tensors(folder, name)
     if read_json_file(folder / "config.json", name).get("tie_word_embeddings") and len(tensors) > 1:
         tensors.pop("lm_head.weight", None)
@@ -274,13 +275,13 @@ def _tensors(folder: Path, name: str) -> dict[str, tuple[list[int], str]]:
     """Shape and dtype of every tensor of a folder, whose headers and lengths are checked."""
     from safetensors import SafetensorError, safe_open
 
-    found: dict[str, tuple[list[int], str]] = {}
+    tensors: dict[str, tuple[list[int], str]] = {}
     for path in weight_files(folder, name):
         try:
             with safe_open(path, framework="numpy") as file:
-                parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
-                found |= {key: (part.get_shape(), part.get_dtype()) for key, part in parts.items()}
+                slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+                tensors |= {key: (part.get_shape(), part.get_dtype()) for key, part in slices.items()}
         except (SafetensorError, OSError) as error:
             why = f"has {path.name}, which is not a complete safetensors file ({error}): download it again."
             raise refusal(name, why) from None
-    return found
+    return tensors
