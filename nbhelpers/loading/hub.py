@@ -1,7 +1,7 @@
 """Models from the Hugging Face Hub, into the Hub's own cache: no pickles, no code, every file verified.
 
-huggingface_hub ends a read that stalls, takes a broken transfer up where it broke, waits where the Hub
-asks for it and compares checksums. The time of the whole is limited by the cell of a notebook.
+huggingface_hub ends a read that stalls, resumes a broken transfer, waits where the Hub asks for it and
+compares checksums. The time limit of a notebook's cell holds for the whole.
 """
 
 import errno
@@ -33,13 +33,13 @@ def download(spec: ModelSpec) -> Path:
     except LabError:
         raise
     except Exception as error:
-        raise _explained(error, spec.source, spec.revision) from None
+        raise _explanation(error, spec.source, spec.revision) from None
     checkpoint.check_folder(folder, spec.alias)
     return folder
 
 
 def _fetch(source: str, revision: str | None) -> Path:
-    """The snapshot, each file held once against the hash that the Hub lists.
+    """The snapshot, each file compared once with the hash that the Hub lists.
 
     Raises LabError for remote code, pickles and damage, and the Hub client's errors.
     """
@@ -58,9 +58,9 @@ def _fetch(source: str, revision: str | None) -> Path:
     try:
         mismatches = hf.verify_repo_checksums(source, revision=folder.name).mismatches
     except (errors.HTTPError, errors.OfflineModeIsEnabled) as error:
-        if _answer(error) is not None:
+        if _http_error(error) is not None:
             raise
-        return folder  # a cache that another program filled, and nobody to ask
+        return folder  # another program filled the cache, and the Hub cannot be asked
     for path in (damaged := [folder / file["path"] for file in mismatches]):
         path.resolve().unlink(missing_ok=True)
         path.unlink(missing_ok=True)
@@ -72,26 +72,25 @@ def _fetch(source: str, revision: str | None) -> Path:
     return folder
 
 
-def _answer(error: BaseException | None) -> Any:
+def _http_error(error: BaseException | None) -> Any:
     """The HfHubHTTPError behind an error of the Hub client, or None where the Hub did not answer."""
     while error is not None and not isinstance(error, errors.HfHubHTTPError):
         error = error.__cause__
     return error
 
 
-def _explained(error: Exception, source: str, revision: str | None) -> LabError:
+def _explanation(error: Exception, source: str, revision: str | None) -> LabError:
     """An error of the Hub client as a sentence that says what to do."""
-    login, kind = "log in with `hf auth login`", Failure.DOWNLOAD
-    match _answer(error) or error:
+    login = "log in with `hf auth login`"
+    match cause := _http_error(error) or error:
         case errors.GatedRepoError():
-            kind = Failure.REFUSED
             why = f"is gated: accept its licence on its Hub page, then {login} or set HF_TOKEN."
         case errors.RepositoryNotFoundError():
             why = f"is not on the Hub, or is private ({login}), and is no folder: check the name."
         case errors.RevisionNotFoundError():
             why = f"has no revision {revision!r} on the Hub."
-        case errors.HfHubHTTPError(response=answer):
-            why = f"did not come, the Hub answered HTTP {answer.status_code}: {login}, or try again later."
+        case errors.HfHubHTTPError(response=response):
+            why = f"did not come, the Hub answered HTTP {response.status_code}: {login}, or try again later."
         case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
             cache = constants.HF_HUB_CACHE
             why = f"did not come, the disk was full: free space for {cache} or set HF_HOME, and run again."
@@ -99,4 +98,5 @@ def _explained(error: Exception, source: str, revision: str | None) -> LabError:
             reason = f"{constants.ENDPOINT} ({type(error).__name__}: {error}".partition("\n")[0]
             why = f"is not wholly in the local cache and did not come from {reason}): check the network and "
             why += "HF_HUB_OFFLINE, and run again."
-    return checkpoint.refusal(source, why, kind)
+    gated = isinstance(cause, errors.GatedRepoError)
+    return checkpoint.refusal(source, why, Failure.REFUSED if gated else Failure.DOWNLOAD)
