@@ -3,8 +3,7 @@
 How often a run of two to four words, or of two to five word classes, stands in English prose is counted in
 data/coherence.npz; a small convolutional network turns the counts of seven joints to each side, and the word
 classes there, into the probability that the one in the middle is broken.
-``tools/fit_coherence.py`` makes the file and says from what. The network was trained on new runs and known
-ones, as a new run may be as sound as a known one.
+``tools/fit_coherence.py`` makes the file from sources that it names; it trains on new runs as on known ones.
 """
 
 import re

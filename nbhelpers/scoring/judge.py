@@ -68,8 +68,7 @@ def probabilities(loaded: Judge, question: str, answers: Sequence[str]) -> list[
     """Probability of each of the answers to a question; [] where it exceeds the model's context.
 
     That of an answer is the product over all its tokens, as the tokenizer writes it after the question; that
-    of "10" is taken off that of "1", which it begins with. A server's model gives the answer that it writes
-    1 and the others 0.
+    of "10" is taken off that of "1", which it begins with. A server's model has 1 for what it writes, else 0.
     """
     if isinstance(loaded, Served):
         written = _written(loaded, question)
@@ -88,9 +87,9 @@ def _tokens(loaded: Loaded, question: str, answers: Sequence[str]) -> tuple[list
     """Ids of the question, and of each of the answers as they follow it."""
     tokenizer = loaded.tokenizer
     templated = loaded.spec.prompt_format == "chat" and getattr(tokenizer, "chat_template", None)
-    prompt, special = render(tokenizer, question) if templated else f"{question}\n", not templated
-    texts = [f"{prompt}{answer}" for answer in answers]
-    rows = [tuple(tokenizer(t, add_special_tokens=special, verbose=False)["input_ids"]) for t in texts]
+    prompt = render(tokenizer, question) if templated else f"{question}\n"
+    options = {"add_special_tokens": not templated, "verbose": False}
+    rows = [tuple(tokenizer(f"{prompt}{answer}", **options)["input_ids"]) for answer in answers]
     shared = next((i for i, column in enumerate(zip(*rows, strict=False)) if len(set(column)) > 1), 0)
     endings = [ids[shared:] for ids in rows]
     if len(set(endings)) < len(answers) or not all(endings):

@@ -44,11 +44,9 @@ def exact(text: str, item: Prompt, options: Options) -> float:
 
 def contains(text: str, item: Prompt, options: Options) -> float:
     """The target stands in the answer, as whole words or, ``strict``, letter by letter."""
-    if options["strict"]:
-        form = compared("", strict=True)
-        return float(any(form(target) in form(text) for target in item.target))
-    forms = ((target, compared(target)) for target in item.target)
-    return float(any(f" {form(target)} " in f" {form(text)} " for target, form in forms))
+    edge = "" if options["strict"] else " "
+    forms = ((target, compared(target, options["strict"])) for target in item.target)
+    return float(any(f"{edge}{form(target)}{edge}" in f"{edge}{form(text)}{edge}" for target, form in forms))
 
 
 def pattern(text: str, item: Prompt, options: Options) -> float:
@@ -221,7 +219,6 @@ def scores_of(
 
 
 def _named_after(scorer: Scorer, values: Mapping[str, float]) -> dict[str, float]:
-    """The rubric's values, under the name of its scorer."""
     return {name.replace(rubric.PRIMARY, scorer.name, 1): value for name, value in values.items()}
 
 
