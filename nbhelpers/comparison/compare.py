@@ -110,11 +110,8 @@ def assemble(run_dir: Path, margin: float | None = None) -> ComparisonReport:
 def settled(info: records.RunInfo, runs: Sequence[records.ModelRun]) -> bool:
     """Whether these models are told apart, as far as that goes, by the prompts that they have scores of."""
     task = tasks.load_task(info.settings.task)
-    scores = {
-        run.folder.name: by_prompt(rubric.read_scores(run), task.primary)
-        for run in runs
-        if load.read_report(run).quality_applies
-    }
+    real = [run for run in runs if load.read_report(run).quality_applies]
+    scores = {run.folder.name: by_prompt(rubric.read_scores(run), task.primary) for run in real}
     shared = set[str].intersection(*map(set, scores.values())) if scores else set[str]()
     compared = {name: {prompt: means[prompt] for prompt in shared} for name, means in scores.items()}
     return sequential.decided(compared, task.scale, sequential.looks_of(info), info.looks[-1])

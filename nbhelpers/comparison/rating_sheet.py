@@ -33,7 +33,7 @@ def write_sheet(run_dir: Path, results: Sequence[Result], count: int = 40, seed:
     """Write a sheet of at least ``count`` texts, if there are, without model or score; and the key file.
 
     Whole prompts in the random order that the key records, each with a text of every model, the repeat drawn
-    too. results: of ``comparable``. LabError for a run without texts or with a sheet already.
+    too. LabError for a run without texts or with a sheet already.
     """
     name = run_dir.name
     if (run_dir / KEY).exists() or (run_dir / SHEET).exists():
@@ -42,13 +42,14 @@ def write_sheet(run_dir: Path, results: Sequence[Result], count: int = 40, seed:
     groups: dict[str, dict[str, list[str]]] = {}
     for key, text in sorted(texts.items()):
         groups.setdefault(text.prompt, {}).setdefault(text.model, []).append(key)
-    if not groups or any(len(of) < len(results) for of in groups.values()):
+    if not groups or any(len(by_model) < len(results) for by_model in groups.values()):
         raise LabError(f"The run {name} has no texts of the same prompts: run its models to the end.")
-    rng, strata = random.Random(seed), ratings.strata_of(texts.values())
+    rng = random.Random(seed)
+    strata = ratings.strata_of(texts.values())
     order = ppi.random_order(strata, seed)
     drawn = order[: math.ceil(count / len(results))]
-    mixed = (rng.sample([*groups[prompt].values()], len(results)) for prompt in drawn)
-    samples = [texts[rng.choice(keys)].sample for of_prompt in mixed for keys in of_prompt]
+    shuffled = (rng.sample([*groups[prompt].values()], len(results)) for prompt in drawn)
+    samples = [texts[rng.choice(repeats)].sample for by_model in shuffled for repeats in by_model]
     failed = tuple(sample.key for sample in samples if sample.error is not None)
     items = {str(n): sample for n, sample in enumerate((s for s in samples if s.error is None), 1)}
     design = Design(seed, tuple(order), len(drawn), ppi.chances(strata, drawn), failed)
@@ -86,7 +87,7 @@ def read_sheet(run_dir: Path, path: Path) -> Labels:
     Commas or semicolons separate its cells. A rater who is read again is replaced. LabError with the line for
     an unknown or repeated item and a bad score.
     """
-    items, found = ratings.read_key(run_dir).items, dict[str, float]()
+    items, scores = ratings.read_key(run_dir).items, dict[str, float]()
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -96,53 +97,55 @@ def read_sheet(run_dir: Path, path: Path) -> Labels:
         if not {"item", "score"} <= row.keys():
             raise LabError(f"{where}: the columns item and score are missing.")
         item, score = row["item"].strip(), row["score"].strip()
-        if score and (item not in items or item in found):
+        if score and (item not in items or item in scores):
             raise LabError(f"{where}: item {item!r} is not in {KEY}, or is there twice.")
         rating = float(score.replace(",", ".")) if _RATING.fullmatch(score) else 0.0
         if score and not 1 <= rating <= 10:
             raise LabError(f"{where}: the score {score!r} of item {item} is no number from 1 to 10.")
-        found |= {item: rating} if score else {}
-    if not found:
+        if score:
+            scores[item] = rating
+    if not scores:
         raise LabError(f"The sheet {path.name} holds no scores: fill in the columns item and score.")
-    labels = run_dir / LABELS
-    old = store.read_json(labels, Labels).ratings if labels.exists() else {}
-    store.write_json(labels, new := Labels({**old, f"{PERSON}{path.stem}": found}))
-    return new
+    file = run_dir / LABELS
+    stored = store.read_json(file, Labels).ratings if file.exists() else {}
+    store.write_json(file, labels := Labels({**stored, f"{PERSON}{path.stem}": scores}))
+    return labels
 
 
 def add_judge(run_dir: Path, results: Sequence[Result], model: str) -> None:
     """Let a model rate every text of these models that it has not rated: ``ratings.JUDGED``, by row."""
-    known, name = ratings.read_judged(run_dir), registry.resolve(model).alias
-    given, texts = known.pop(name, {}), ratings.read_texts(run_dir, results)
-    left = {key: t.sample for key, t in texts.items() if key not in given and t.sample.error is None}
-    path, found = run_dir / ratings.JUDGED, ratings.Judged({**known, name: given})
-    if not left:  # it is the latest judge now
-        store.write_json(path, found)
+    spec, path = registry.resolve(model), run_dir / ratings.JUDGED
+    by_model = ratings.read_judged(run_dir)
+    given = by_model[spec.alias] = by_model.pop(spec.alias, {})  # last: it is the latest judge now
+    samples = (text.sample for text in ratings.read_texts(run_dir, results).values())
+    unrated = [sample for sample in samples if sample.key not in given and sample.error is None]
+    if not unrated:
+        store.write_json(path, ratings.Judged(by_model))
         return
-    loaded = server.open_model(registry.resolve(model))
+    loaded = server.open_model(spec)
     try:
-        for key, sample in left.items():
-            given[key] = judge.judge(loaded, sample.prompt, sample.text).score
+        for sample in unrated:
+            given[sample.key] = judge.judge(loaded, sample.prompt, sample.text).score
     finally:  # what was rated is kept, also when it was stopped
         server.close(loaded)
-        store.write_json(path, found)
+        store.write_json(path, ratings.Judged(by_model))
 
 
-def agreement(known: Ratings, primary: str) -> tuple[Estimate, ...]:
+def agreement(rated: Ratings, primary: str) -> tuple[Estimate, ...]:
     """Krippendorff's alpha between people, and between their mean, the rubric and each other rater, in pairs.
 
     "readers" are those whose ratings ship with the default run's texts. ``n`` counts the texts that both have
     rated. () without ratings.
     """
-    others = {who: by for who, by in known.given.items() if not who.startswith(PERSON)}
-    people = known.people
-    if not people and not others:
+    if not rated.given:
         return ()
+    people = rated.people
+    others = {rater: by for rater, by in rated.given.items() if not rater.startswith(PERSON)}
     keys = dict.fromkeys(key for by in (*people, *others.values()) for key in by)
-    each = {key: [by[key] for by in people if key in by] for key in keys}
-    sides = {"people": {key: fmean(given) for key, given in each.items() if given}} if people else {}
-    sides |= {primary: known.scores} | others
-    found = [krippendorff(each.values(), "people")] if len(people) > 1 else []
-    for (one, first), (other, second) in combinations(sides.items(), 2):
-        found.append(krippendorff([(first.get(k), second.get(k)) for k in keys], f"{one} and {other}"))
-    return tuple(found)
+    by_people = {key: [by[key] for by in people if key in by] for key in keys}
+    raters = {"people": {key: fmean(given) for key, given in by_people.items() if given}} if people else {}
+    raters |= {primary: rated.scores} | others
+    alphas = [krippendorff(by_people.values(), "people")] if len(people) > 1 else []
+    for (one, a), (other, b) in combinations(raters.items(), 2):
+        alphas.append(krippendorff([(a.get(key), b.get(key)) for key in keys], f"{one} and {other}"))
+    return tuple(alphas)

@@ -96,7 +96,7 @@ class Ratings(NamedTuple):
 
     @property
     def people(self) -> list[By]:
-        return [by for who, by in self.given.items() if who.startswith(PERSON)]
+        return [by for rater, by in self.given.items() if rater.startswith(PERSON)]
 
     @property
     def readers(self) -> By:
@@ -113,16 +113,16 @@ class Correction(NamedTuple):
 
 def read_texts(run_dir: Path, results: Sequence[Result]) -> dict[str, Text]:
     """Key -> text of these models with a score, in the files' order. LabError for a file it cannot read."""
-    found = {}
+    texts = {}
     for result in results:
         rows = read_rows(run_dir / result.slug)
-        known = (row for row, _ in rows if row.prompt_id in result.per_prompt)
-        units = {registry.one_text(row.prompt): row.prompt_id for row in known}
+        compared = (row for row, _ in rows if row.prompt_id in result.per_prompt)
+        units = {registry.one_text(row.prompt): row.prompt_id for row in compared}
         for sample, score in rows:
             unit = units.get(registry.one_text(sample.prompt))
             if unit is not None and score and (value := score.values.get(result.primary)) is not None:
-                found[sample.key] = Text(result.model, unit, sample, value)
-    return found
+                texts[sample.key] = Text(result.model, unit, sample, value)
+    return texts
 
 
 def strata_of(texts: Iterable[Text]) -> dict[str, str]:
@@ -146,63 +146,65 @@ def read_ratings(run_dir: Path, results: Sequence[Result]) -> Ratings:
     given, judge = dict[str, By](), ""
     key = read_key(run_dir) if (run_dir / LABELS).exists() else None
     if key:
-        for who, sheet in store.read_json(run_dir / LABELS, Labels).ratings.items():
-            given[who] = {key.items[item]: r for item, r in sheet.items() if item in key.items}
-    for model, rated in read_judged(run_dir).items():
-        given[judge := f"judge {model}"] = {sample: r for sample, r in rated.items() if r is not None}
+        for rater, sheet in store.read_json(run_dir / LABELS, Labels).ratings.items():
+            given[rater] = {key.items[item]: r for item, r in sheet.items() if item in key.items}
+    for model, by in read_judged(run_dir).items():
+        given[judge := f"judge {model}"] = {sample: r for sample, r in by.items() if r is not None}
     path = store.data_dir() / SHIPPED
     readings = sorted(store.read_rows(path, Reading), key=lambda r: r.place) if path.exists() else []
-    known = {(reading.prompt, reading.text): reading.rating for reading in readings}
+    rated = {(reading.prompt, reading.text): reading.rating for reading in readings}
     order = list(dict.fromkeys(reading.prompt_id for reading in readings))
     paths = (run_dir / result.slug / "samples.jsonl" for result in results)
-    if not given and not any((s.prompt, s.text) in known for p in paths for s in store.read_rows(p, Sample)):
+    if not given and not any((s.prompt, s.text) in rated for p in paths for s in store.read_rows(p, Sample)):
         return Ratings({}, {}, given, key, judge, order)  # no text needs to be held
     texts = read_texts(run_dir, results)
-    said = {sample: (text.sample.prompt, text.sample.text) for sample, text in texts.items()}
-    if readers := {sample: known[words] for sample, words in said.items() if words in known}:
+    pairs = {sample: (text.sample.prompt, text.sample.text) for sample, text in texts.items()}
+    if readers := {sample: rated[pair] for sample, pair in pairs.items() if pair in rated}:
         given["readers"] = readers
     return Ratings(texts, {sample: text.score for sample, text in texts.items()}, given, key, judge, order)
 
 
-def scored_by_judge(known: Ratings, results: Sequence[Result]) -> tuple[Ratings, list[Result], list[str]]:
+def scored_by_judge(ratings: Ratings, results: Sequence[Result]) -> tuple[Ratings, list[Result], list[str]]:
     """The ratings and results with the judge's ratings as the scores, and what a reader must know of that.
 
     A text that the judge did not rate is missing; one that was never written has ``LOWEST``. A prompt is left
     out where some model has no text left. Where fewer than ``ppi.LEAST`` stay, all is as it was.
     """
-    given = known.given[known.judge] | {k: LOWEST for k, t in known.texts.items() if t.sample.error}
-    scores = {key: given[key] for key in known.texts if key in given}
+    texts, judge = ratings.texts, ratings.judge
+    by_judge = ratings.given[judge] | {key: LOWEST for key, text in texts.items() if text.sample.error}
+    scores = {key: by_judge[key] for key in texts if key in by_judge}
     groups: dict[str, dict[str, list[float]]] = {result.model: {} for result in results}
-    for text, rating in ((known.texts[key], rating) for key, rating in scores.items()):
-        groups[text.model].setdefault(text.prompt, []).append(rating)
+    for key, rating in scores.items():
+        groups[texts[key].model].setdefault(texts[key].prompt, []).append(rating)
     shared = sorted(set[str].intersection(*map(set, groups.values())))
     if len(shared) < ppi.LEAST:
-        why = f"it rated texts of every model on {len(shared)} prompts, of {ppi.LEAST}"
-        return known._replace(judge=""), list(results), [f"Not by the {known.judge}: {why}."]
-    every = len(results[0].per_prompt)
-    note = f"{len(shared)} of {every} prompts count: the {known.judge} rated no text of some model on others."
-    means = {model: {prompt: fmean(own[prompt]) for prompt in shared} for model, own in groups.items()}
-    found = [replace(r, primary=known.judge, scale=LAB_SCALE, per_prompt=means[r.model]) for r in results]
-    return known._replace(scores=scores), found, [note] if len(shared) < every else []
+        reason = f"it rated texts of every model on {len(shared)} prompts, of {ppi.LEAST}"
+        return ratings._replace(judge=""), list(results), [f"Not by the {judge}: {reason}."]
+    prompts = len(results[0].per_prompt)
+    note = f"{len(shared)} of {prompts} prompts count: the {judge} rated no text of some model on others."
+    means = {model: {p: fmean(by_prompt[p]) for p in shared} for model, by_prompt in groups.items()}
+    results = [replace(r, primary=judge, scale=LAB_SCALE, per_prompt=means[r.model]) for r in results]
+    return ratings._replace(scores=scores), results, [note] if len(shared) < prompts else []
 
 
-def correct(known: Ratings, results: Sequence[Result], margin: float) -> Correction | None:
+def correct(ratings: Ratings, results: Sequence[Result], margin: float) -> Correction | None:
     """The comparison of these models, on the prompts that all have, corrected by the ratings of some.
 
     The run's own sheet goes before ratings that ship, which are taken as far as they go. None without ratings
     by people; LabError for a sheet's ratings that are no random sample, or too few.
     """
-    if len(results) < 2 or not (known.people or known.readers):
+    if len(results) < 2 or not (ratings.people or ratings.readers):
         return None
-    strata, drawn = strata_of(known.texts.values()), _drawn(known)
-    # A prompt is as one that was not drawn where a judge did not rate the drawn texts.
+    strata = strata_of(ratings.texts.values())
+    drawn = _drawn(ratings)
+    # Where a judge did not rate the drawn texts, a prompt counts as not drawn.
     left_out = strata.keys() - results[0].per_prompt.keys()
-    left_out |= {prompt for prompt, keys in drawn.items() if set(keys.values()) - known.scores.keys()}
+    left_out |= {prompt for prompt, keys in drawn.items() if set(keys.values()) - ratings.scores.keys()}
     drawn = {prompt: keys for prompt, keys in drawn.items() if prompt not in left_out}
-    rated, given = _first_whole(drawn, known, len(results))
-    if known.people:
-        after = [key for prompt in list(drawn)[len(rated) + 1 :] for key in drawn[prompt].values()]
-        if any(key in by for by in known.people for key in after):
+    rated, count = _rated_in_order(drawn, ratings, len(results))
+    if ratings.people:
+        later = [key for prompt in list(drawn)[len(rated) + 1 :] for key in drawn[prompt].values()]
+        if any(key in by for by in ratings.people for key in later):
             raise LabError(
                 f"no rater has rated every text of the prompt {list(drawn)[len(rated)]}, and later ones are "
                 "rated. Only ratings from the first item on, in their order, are a random sample."
@@ -213,47 +215,48 @@ def correct(known: Ratings, results: Sequence[Result], margin: float) -> Correct
     elif len(rated) < ppi.LEAST:
         return None
     strata = {prompt: strata[prompt] for prompt in results[0].per_prompt}
-    chance = ppi.chances(strata, list(rated))
-    weights = {prompt: 1 / chance[strata[prompt]] for prompt in rated}
-    of_model = {}
-    for model, scores in ((result.model, result.per_prompt) for result in results):
-        same = {prompt: known.scores[drawn[prompt][model]] for prompt in rated}
-        of_model[model] = ppi.Rated({p: rated[p][model] for p in rated}, same, scores)
-    means = {model: ppi.corrected_mean(of, weights, model)[0] for model, of in of_model.items()}
-    ranking = dict(sorted(means.items(), key=lambda pair: -(pair[1].mean or 0.0)))
-    pairs = ppi.correct_all({model: of_model[model] for model in ranking}, weights, margin)
-    return Correction(ranking, pairs, given)
+    chances = ppi.chances(strata, list(rated))
+    weights = {prompt: 1 / chances[strata[prompt]] for prompt in rated}
+    models = {}
+    for result in results:
+        by_people = {prompt: means[result.model] for prompt, means in rated.items()}
+        by_score = {prompt: ratings.scores[drawn[prompt][result.model]] for prompt in rated}
+        models[result.model] = ppi.Rated(by_people, by_score, result.per_prompt)
+    means = {model: ppi.corrected_mean(of, weights, model)[0] for model, of in models.items()}
+    ranking = dict(sorted(means.items(), key=lambda item: -(item[1].mean or 0.0)))
+    pairs = ppi.correct_all({model: models[model] for model in ranking}, weights, margin)
+    return Correction(ranking, pairs, count)
 
 
-def _drawn(known: Ratings) -> Drawn:
+def _drawn(ratings: Ratings) -> Drawn:
     """The texts that were drawn to be read. LabError for a sheet not drawn at random from these prompts."""
-    if not known.people or not known.key:
-        drawn, keys = {prompt: dict[str, str]() for prompt in known.order}, list(known.readers)
-    elif not (design := known.key.design):
+    if not ratings.people or not ratings.key:
+        prompts, keys = ratings.order, list(ratings.readers)
+    elif not (design := ratings.key.design):
         raise LabError(f"{KEY} records no random draw of the texts. Draw a new sheet with `nbhelpers label`.")
-    elif list(design.order) != ppi.random_order(strata_of(known.texts.values()), design.seed):
+    elif list(design.order) != ppi.random_order(strata_of(ratings.texts.values()), design.seed):
         raise LabError("the sheet was not drawn at random from the prompts compared here. Draw a new one.")
     else:
-        drawn = {prompt: {} for prompt in design.order[: design.drawn]}
-        keys = [*known.key.items.values(), *design.failed]
+        prompts = list(design.order[: design.drawn])
+        keys = [*ratings.key.items.values(), *design.failed]
+    drawn: Drawn = {prompt: {} for prompt in prompts}
     for key in keys:
-        if (text := known.texts.get(key)) and text.prompt in drawn:
+        if (text := ratings.texts.get(key)) and text.prompt in drawn:
             drawn[text.prompt][text.model] = key
     return drawn
 
 
-def _first_whole(drawn: Drawn, known: Ratings, models: int) -> tuple[dict[str, By], int]:
-    """The first prompts with every model's text rated: prompt -> model -> mean rating; and their number.
+def _rated_in_order(drawn: Drawn, ratings: Ratings, models: int) -> tuple[dict[str, By], int]:
+    """The first prompts with every model's text rated: prompt -> model -> mean rating; and how many ratings.
 
     A rater counts on a prompt where they rated all of them: so nobody's severity falls on one model.
     """
-    rated, given = dict[str, By](), 0
+    rated, count = dict[str, By](), 0
     for prompt, keys in drawn.items():
-        read = [key for key in keys.values() if known.texts[key].sample.error is None]
-        raters = known.people or [known.readers]
-        whole = [by for by in raters if len(keys) == models and all(key in by for key in read)]
-        if not whole:
+        shown = [key for key in keys.values() if ratings.texts[key].sample.error is None]
+        raters = [by for by in ratings.people or [ratings.readers] if all(key in by for key in shown)]
+        if len(keys) != models or not raters:
             break
-        rated[prompt] = {model: fmean(by.get(key, LOWEST) for by in whole) for model, key in keys.items()}
-        given += len(whole) * len(read)
-    return rated, given
+        rated[prompt] = {model: fmean(by.get(key, LOWEST) for by in raters) for model, key in keys.items()}
+        count += len(raters) * len(shown)
+    return rated, count

@@ -71,8 +71,7 @@ def p_value(differences: Array, looks: Sequence[int], planned: int) -> float:
     Then E is at most that of normal ones with Hall's t: cosh(a t) / exp(a^2 / 2), a^2 = AIM^2 n / planned.
     """
     evidence = float(log_e(differences, looks, planned)[-1])
-    t = paired.hall_t(differences)
-    if t is not None:
+    if (t := paired.hall_t(differences)) is not None:
         aim = AIM * math.sqrt(len(differences) / planned)
         evidence = min(evidence, float(_log_cosh(aim * t)) - aim**2 / 2)
     return math.exp(-max(0.0, evidence))
