@@ -24,8 +24,8 @@ from nbhelpers.redact import printable
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(wanted: bool) -> None:
+    if wanted:
         print(__version__)
         raise typer.Exit()
 
@@ -42,7 +42,7 @@ INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
 SETTINGS, LIMITS = options_of(Settings), options_of(Limits)
 
 
-def _read(context: typer.Context, path: Path | None) -> None:
+def _config(context: typer.Context, path: Path | None) -> None:
     if path:
         read_config(context, path, run)
 
@@ -56,7 +56,7 @@ def run(
         typer.Argument(help="Alias, org/name, folder, shape:alias.", autocompletion=registry.load_registry),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(is_eager=True, callback=_read, help="TOML file of these options.")
+        Path | None, typer.Option(is_eager=True, callback=_config, help="TOML file of these options.")
     ] = None,
     server: Annotated[str, typer.Option(help="Address of an OpenAI-compatible server that has them.")] = "",
     jobs: Annotated[int, typer.Option(min=0, help="Models at a time; 0: two small ones on a CPU.")] = 0,
@@ -81,11 +81,10 @@ def run(
 
         spread = join_cluster(cluster)  # it sets a signal handler
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    allowed = {field.name: options[name] for name, field in LIMITS.items()}
-    limits = Limits(**allowed, fail_on_error=_tolerated(fail_on_error))
+    limit_options = {field.name: options[name] for name, field in LIMITS.items()}
+    limits = Limits(**limit_options, fail_on_error=_fail_on_error(fail_on_error))
     if resume:
-        fixed = ("models", "server", "out", "until_decided", *SETTINGS)
-        for name in fixed:  # a change would mix two experiments
+        for name in ("models", "server", "out", "until_decided", *SETTINGS):  # a change mixes experiments
             source = context.get_parameter_source(name)
             if source and source.name in ("COMMANDLINE", "DEFAULT_MAP"):
                 flag = name.replace("_", "-")
@@ -94,19 +93,19 @@ def run(
     else:
         if server and not models:
             raise LabError("Name the server's models: `nbhelpers models --server ADDRESS` lists them.")
-        behind = f"{registry.SERVER}{server}#" if server else ""
+        prefix = f"{registry.SERVER}{server}#" if server else ""
         settings = absolute(Settings(**{name: options[name] for name in SETTINGS}))
-        plan = plan_run([f"{behind}{model}" for model in models or []], settings, out, until_decided)
-        asked = context.params | {"models": plan.info.models, "server": "", "out": ""}
-        asked |= {"task": settings.task, "prompts": settings.prompts}
+        plan = plan_run([f"{prefix}{model}" for model in models or []], settings, out, until_decided)
+        resolved = {"models": plan.info.models, "server": "", "out": ""}
+        resolved |= {"task": settings.task, "prompts": settings.prompts}
         plan.run_dir.mkdir(parents=True, exist_ok=True)
-        store.write_text(plan.run_dir / "run.toml", [config_text(run, asked)])
+        store.write_text(plan.run_dir / "run.toml", [config_text(run, context.params | resolved)])
     try:
         with watching(plan, quiet=as_json) as watch:
             info = run_models(plan, jobs or default_jobs(plan), limits, watch, spread)
     except KeyboardInterrupt:
-        kept = "The run was stopped; what was finished is kept. Continue with: nbhelpers run --resume"
-        raise LabError(f"{kept} {plan.run_dir}", Failure.STOPPED) from None
+        hint = f"Continue with: nbhelpers run --resume {plan.run_dir}"
+        raise LabError(f"The run was stopped; what was finished is kept. {hint}", Failure.STOPPED) from None
     if as_json:
         path = plan.run_dir / "comparison.json"
         print(path.read_text(encoding="utf-8") if path.exists() else "null\n", end="")
@@ -123,7 +122,7 @@ def config() -> None:
     print(config_text(run), end="")
 
 
-def _tolerated(text: str) -> FailOnError:
+def _fail_on_error(text: str) -> FailOnError:
     """--fail-on-error: true is the first failure, false none, a number below 1 a share. Raises LabError."""
     number = {"true": "1", "false": "0"}.get(text.lower(), text)
     if not re.fullmatch(r"[0-9]+(\.[0-9]*)?", number):
@@ -146,10 +145,11 @@ def models(
         return
     row = "{:22} {:9} {:9} {:>10} {:>8} {:7} {:25} {}".format
     print(row("model", "kind", "family", "parameters", "context", "format", "licence", "gated").rstrip())
-    for s in registry.load_registry().values():
-        size = f"{s.parameters / 1e6:,.1f} M" if s.parameters else "?"
-        gated, context = "yes" if s.gated else "", s.context or "?"
-        print(row(s.alias, s.kind, s.family, size, context, s.prompt_format, s.licence, gated).rstrip())
+    for spec in registry.load_registry().values():
+        size = f"{spec.parameters / 1e6:,.1f} M" if spec.parameters else "?"
+        context, gated = spec.context or "?", "yes" if spec.gated else ""
+        cells = (spec.alias, spec.kind, spec.family, size, context, spec.prompt_format, spec.licence, gated)
+        print(row(*cells).rstrip())
     print("Any other Hub repository (org/name), folder, shape:<alias> or server:ADDRESS#MODEL works too.")
 
 
@@ -169,10 +169,10 @@ def doctor() -> None:
     from nbhelpers.devices import machine
     from nbhelpers.loading import load
 
-    found, gib = machine.detect(), 2**30
-    print(f"device    {found.device} ({found.name}), {found.cores} cores")
-    print(f"memory    {found.memory_free_bytes / gib:.1f} of {found.memory_total_bytes / gib:.1f} GiB free")
-    print(f"dtype     {found.dtype}: {found.dtype_reason}")
+    host, gib = machine.detect(), 2**30
+    print(f"device    {host.device} ({host.name}), {host.cores} cores")
+    print(f"memory    {host.memory_free_bytes / gib:.1f} of {host.memory_total_bytes / gib:.1f} GiB free")
+    print(f"dtype     {host.dtype}: {host.dtype_reason}")
     print(f"outputs   {store.outputs_dir()}")
     problems = 0
     for alias in registry.embedded_models():
@@ -198,13 +198,14 @@ def report(run: RunName = "latest") -> None:
 
 
 @app.command()
-def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Its place here.")] = 5000) -> None:
+def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the page.")] = 5000) -> None:
     """Show the runs in MLflow's page, on this machine alone, until Ctrl-C."""
     from nbhelpers import store
     from nbhelpers.runner import kernels
     from nbhelpers.tracking import mlflow_pages, mlflow_run
 
-    link, uri = f"/#/experiments/{mlflow_run.init_database()}/runs", mlflow_run.tracking_uri()
+    link = f"/#/experiments/{mlflow_run.init_database()}/runs"
+    uri = mlflow_run.tracking_uri()
     if uri.startswith("http"):
         print(mlflow_run.shown_uri().rstrip("/") + link)
         return
@@ -240,8 +241,8 @@ def label(
         print(rating_sheet.write_sheet(folder, results, count, seed))
         sd, widths = rating_sheet.planned_widths(results)
         if widths:
-            wide = ", ".join(f"{number} to ±{width:.1f}" for number, width in widths.items())
-            print(f"Differences of models, by the number of ratings: {wide} points. (Assumed: readers differ")
+            plan = ", ".join(f"{number} to ±{width:.1f}" for number, width in widths.items())
+            print(f"Differences of models, by the number of ratings: {plan} points. (Assumed: readers differ")
             print(f"by {sd:.1f} points a prompt, as the score does; correlation {rating_sheet.ASSUMED:g}.)")
         print(f"Give each rater a copy, named after them and without {ratings.KEY}, to rate from 1 to 10")
         print("in the sheet's order, which alone can correct verdicts. Then:")
@@ -251,16 +252,16 @@ def label(
         rating_sheet.read_sheet(folder, sheet)
     if judge:
         rating_sheet.add_judge(folder, results, judge)
-    found, known = compare.compare_run(folder), ratings.read_ratings(folder, results)
-    print(f"Verdicts {found.basis}; `nbhelpers report {run}` writes them into the report.")
-    shown = plots.drawn(found.verdicts, len(found.ranking))
-    print("\n".join(f"  {compare.verdict_sentence(pair)}" for pair in shown), *found.notes, sep="\n")
+    comparison, rated = compare.compare_run(folder), ratings.read_ratings(folder, results)
+    print(f"Verdicts {comparison.basis}; `nbhelpers report {run}` writes them into the report.")
+    pairs = plots.drawn(comparison.verdicts, len(comparison.ranking))
+    print("\n".join(f"  {compare.verdict_sentence(pair)}" for pair in pairs), *comparison.notes, sep="\n")
     print("Krippendorff's alpha (1 is full agreement, 0 as by chance)")
-    for alpha in rating_sheet.agreement(known, results[0].primary):
+    for alpha in rating_sheet.agreement(rated, results[0].primary):
         interval = f"[{alpha.low:.2f}, {alpha.high:.2f}]" if alpha.low is not None else f"({alpha.reason})"
         mean = "" if alpha.mean is None else f"{alpha.mean:.2f} "
         print(f"  {alpha.name}: {mean}{interval} over {some(alpha.n, 'texts')}")
-    mlflow_run.attach(folder, known.given)
+    mlflow_run.attach(folder, rated.given)
 
 
 app.command()(cli_logs.compare)
@@ -269,12 +270,11 @@ app.command()(cli_logs.gate)
 
 def main() -> None:
     """Entry point: an error that the user can act on becomes one sentence and an exit code."""
+    from nbhelpers import store
+
     for stream in (sys.stdout, sys.stderr):  # a terminal may lack letters of a model's name
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-
-    from nbhelpers import store
-
     try:
         store.address("The Hub", "HF_ENDPOINT")  # huggingface_hub prints a broken one while it is imported
         app()

@@ -109,13 +109,13 @@ def test_an_output_folder_that_cannot_be_made(call, tmp_path):
     ],
 )
 def test_fail_on_error_counts_as_inspect_ai_does(text, failed, attempted, reached):
-    assert cli._tolerated(text).reached(failed, attempted) == reached
+    assert cli._fail_on_error(text).reached(failed, attempted) == reached
 
 
 @pytest.mark.parametrize("text", ["", "no", "-1", "1e999", "5x", "nan"])
 def test_another_fail_on_error_is_refused(text):
     with pytest.raises(LabError, match="give true, false, a share"):
-        cli._tolerated(text)
+        cli._fail_on_error(text)
 
 
 def test_the_command_line_hands_settings_and_limits_to_the_run(call, tmp_path, monkeypatch):
