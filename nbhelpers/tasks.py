@@ -99,8 +99,8 @@ class Task:
 
     def decides(self) -> dict[str, tuple[str, ...]]:
         """What decides a sample, besides the items."""
-        said = {"stop": self.stop, "likelihoods": self.likelihoods()}
-        return {name: texts for name, texts in said.items() if texts}
+        deciding = {"stop": self.stop, "likelihoods": self.likelihoods()}
+        return {name: texts for name, texts in deciding.items() if texts}
 
 
 POSTS = Task("posts", (Scorer("lab_v2", "rubric", {}),), "lab_v2", LAB_SCALE)
@@ -120,41 +120,42 @@ def load_task(name: str = "") -> Task:
         hint = nearest(name, [POSTS.name, *shipped()])
         raise LabError(f"There is no task {name!r}: {hint}, or give the path of a TOML file.")
     try:
-        body = path.read_bytes()
-        data = tomllib.loads(body.decode("utf-8-sig"))
+        text = path.read_bytes().decode("utf-8-sig")
+        data = tomllib.loads(text)
     except (OSError, ValueError) as error:
         raise LabError(f"The task {path.name} cannot be read as TOML ({error}).") from None
-    return _task(data, path, store.row_key(task=body.decode("utf-8-sig"))[:16])
+    return _task(data, path, store.row_key(task=text)[:16])
 
 
 def _task(data: dict[str, Any], path: Path, digest: str) -> Task:
     from pydantic import Field
 
-    where, levels = path.name, {"low": float, "high": float, "margin": float, "higher_is_better": bool}
-    least = {n: Annotated[int, Field(ge=n)] for n in (0, 1)}
-    kinds: dict[str, Any] = dict.fromkeys(("prompts", "system", "primary"), str)
-    kinds |= levels | {"examples": dict, "scorers": dict, "pass_at": least[0]}
+    where, folder = path.name, path.parent
+    levels = {"low": float, "high": float, "margin": float, "higher_is_better": bool}
+    kinds: dict[str, Any] = dict.fromkeys(("prompts", "system", "primary"), str) | levels
+    kinds |= {"examples": dict, "scorers": dict, "pass_at": Annotated[int, Field(ge=0)]}
     kinds["stop"] = list[Annotated[str, Field(min_length=1)]]
-    data, judges = store.checked(data, kinds, where), dict[str, Any]()
+    data = store.checked(data, kinds, where)
     if not (tables := data.get("scorers")):
         raise LabError(f"{where}: there is no scorer: add a table, as [scorers.exact].")
-    scorers = tuple(_scorer(name, table, where, path.parent, judges) for name, table in tables.items())
+    judges = dict[str, Any]()
+    scorers = tuple(_scorer(name, table, where, folder, judges) for name, table in tables.items())
     primary = data.get("primary", scorers[0].name)
-    scored = next((s for s in scorers if s.name in (primary, primary.partition("/")[0])), None)
-    if scored is None:
+    scorer = next((s for s in scorers if s.name in (primary, primary.partition("/")[0])), None)
+    if scorer is None:
         raise LabError(f"{where}: the primary score {primary!r} has no scorer: {nearest(primary, tables)}.")
-    scale = replace(scored.scale, unit=primary, **{name: data[name] for name in levels if name in data})
+    scale = replace(scorer.scale, unit=primary, **{name: data[name] for name in levels if name in data})
     if not (scale.low < scale.high and scale.margin > 0):
         raise LabError(f"{where}: low must lie below high, and the margin above 0.")
     examples = None
-    if shots := data.get("examples"):
-        known = {"count": least[1], "file": str, "seed": int}
-        examples = Examples(**store.checked({"count": 0} | shots, known, f"{where}, [examples]"))
+    if table := data.get("examples"):
+        option_kinds = {"count": Annotated[int, Field(ge=1)], "file": str, "seed": int}
+        examples = Examples(**store.checked({"count": 0} | table, option_kinds, f"{where}, [examples]"))
     if "prompts" not in data:
         raise LabError(f"{where}: the field 'prompts' is missing: name a file of prompts beside it.")
-    file, stop = str(path.parent / data["prompts"]), tuple(data.get("stop", ()))
-    rest = data.get("system", ""), stop, examples, data.get("pass_at", 0), path.parent, digest
-    return Task(path.stem, scorers, primary, scale, file, *rest)
+    prompts, system = str(folder / data["prompts"]), data.get("system", "")
+    stop, pass_at = tuple(data.get("stop", ())), data.get("pass_at", 0)
+    return Task(path.stem, scorers, primary, scale, prompts, system, stop, examples, pass_at, folder, digest)
 
 
 def _scorer(name: str, table: Any, where: str, folder: Path, judges: dict[str, Any]) -> Scorer:
@@ -162,7 +163,8 @@ def _scorer(name: str, table: Any, where: str, folder: Path, judges: dict[str, A
 
     if not isinstance(table, dict):
         raise LabError(f"{where}: {name} is no table: write [scorers.{name}].")
-    kind, where = table.get("kind", name), f"{where}, [scorers.{name}]"
+    where = f"{where}, [scorers.{name}]"
+    kind = table.get("kind", name)
     if kind not in KINDS:
         raise LabError(f"{where}: the scorer {kind!r} is unknown: {nearest(str(kind), KINDS)}.")
     defaults = KINDS[kind].options
@@ -184,10 +186,7 @@ def _scorer(name: str, table: Any, where: str, folder: Path, judges: dict[str, A
 
 
 def items(settings: Settings) -> list[Prompt]:
-    """The items of a run's task as their file has them.
-
-    Raises LabError, with the line, for one that lacks what a scorer needs; and as ``load_prompts``.
-    """
+    """The items of a run's task. LabError, with the line, for one that lacks what a scorer needs."""
     task = load_task(settings.task)
     if settings.repeats < task.pass_at:
         raise LabError(f"The task {task.name} asks for pass@{task.pass_at}: give --repeats {task.pass_at}.")
@@ -207,19 +206,19 @@ def _check_item(task: Task, item: Prompt) -> None:
                 raise LabError(f"the field {name!r} is missing, which the scorer {scorer.name} needs.")
         if "choices" in KINDS[scorer.kind].needs:
             right_choices(item)
-        if scorer.kind == "number" and not all(parse_number(one).is_finite() for one in item.target):
+        if scorer.kind == "number" and not all(parse_number(text).is_finite() for text in item.target):
             raise LabError(f"a target of {', '.join(item.target)} is no finite number.")
 
 
 def right_choices(item: Prompt) -> list[int]:
     """The places of the right choices, which targets name by text or letter. LabError for one of none."""
-    known, found = dict(zip(LETTERS, item.choices, strict=False)), set[str]()
+    choices, right = dict(zip(LETTERS, item.choices, strict=False)), set[str]()
     for target in item.target:
-        named = {letter for letter, choice in known.items() if choice == target} or {target} & {*known}
-        if not named or not 2 <= len(item.choices) <= len(LETTERS):
+        letters = {letter for letter, choice in choices.items() if choice == target} or {target} & {*choices}
+        if not letters or not 2 <= len(item.choices) <= len(LETTERS):
             raise LabError(f"the target {target!r} is none of the choices, nor the letter of one.")
-        found |= named
-    return sorted(map(LETTERS.index, found))
+        right |= letters
+    return sorted(map(LETTERS.index, right))
 
 
 def parse_number(text: str) -> Decimal:
@@ -238,52 +237,53 @@ def clusters(settings: Settings) -> dict[str, str]:
 
 
 def prompts_of(settings: Settings) -> list[Prompt]:
-    """What a run asks: its items, the choices listed where a letter is wanted, after system and examples.
-
-    The examples are the same for every item: the first of a seeded draw, and never the item itself.
-    """
-    task, asked = load_task(settings.task), items(settings)
+    """What a run asks: its items, the choices listed where a letter is wanted, after system and examples."""
+    task, prompts = load_task(settings.task), items(settings)
     if task is POSTS:
-        return asked
-    shots, count, first = list[Prompt](), 0, [("system", task.system)] if task.system else []
-    if task.examples:
-        shown = task.folder / task.examples.file if task.examples.file else settings.prompts or task.prompts
-        known = sorted(_items(task, str(shown)), key=lambda item: item.id)
-        if lacking := next((item.id for item in known if not item.target), None):
-            raise LabError(f"The example {lacking!r} has no target, which is what an example shows.")
-        count = task.examples.count
-        shots = random.Random(task.examples.seed).sample(known, min(count + 1, len(known)))
-    found = []
-    for item in asked:
-        before, own = list(first), registry.one_text(item.text)
-        others = [shot for shot in shots if registry.one_text(shot.text) != own][:count]
-        if len(others) < count:
-            few = f"there are {len(others)} besides the item {item.id!r}"
+        return prompts
+    system = [("system", task.system)] if task.system else []
+    drawn, count = (_drawn(task, task.examples, settings), task.examples.count) if task.examples else ([], 0)
+    for place, item in enumerate(prompts):
+        text = registry.one_text(item.text)
+        shots = [shot for shot in drawn if registry.one_text(shot.text) != text][:count]
+        if len(shots) < count:
+            few = f"there are {len(shots)} besides the item {item.id!r}"
             raise LabError(f"The task {task.name} asks for {count} examples, and {few}: name a file of more.")
-        for shot in others:
-            before += [*shot.before, ("user", _listed(task, shot)), ("assistant", _shown(task, shot))]
-        found.append(replace(item, text=_listed(task, item), before=(*before, *item.before)))
-    return found
+        before = list(system)
+        for shot in shots:
+            before += [*shot.before, ("user", _question(task, shot)), ("assistant", _answer(task, shot))]
+        prompts[place] = replace(item, text=_question(task, item), before=(*before, *item.before))
+    return prompts
 
 
-def _listed(task: Task, item: Prompt) -> str:
+def _drawn(task: Task, examples: Examples, settings: Settings) -> list[Prompt]:
+    """The same draw for every item, with one to spare for the item that is drawn itself."""
+    path = str(task.folder / examples.file) if examples.file else settings.prompts or task.prompts
+    solved = sorted(_items(task, path), key=lambda item: item.id)
+    if lacking := next((item.id for item in solved if not item.target), None):
+        raise LabError(f"The example {lacking!r} has no target, which is what an example shows.")
+    return random.Random(examples.seed).sample(solved, min(examples.count + 1, len(solved)))
+
+
+def _question(task: Task, item: Prompt) -> str:
     if "letter" not in task.kinds():
         return item.text
     lines = (f"{letter}. {choice}" for letter, choice in zip(LETTERS, item.choices, strict=False))
     return "\n".join((item.text, *lines, "Answer:"))
 
 
-def _shown(task: Task, item: Prompt) -> str:
-    if "letter" in task.kinds():
-        return LETTERS[right_choices(item)[0]]
-    return item.choices[right_choices(item)[0]] if "loglikelihood" in task.kinds() else item.target[0]
+def _answer(task: Task, item: Prompt) -> str:
+    if not task.kinds() & {"letter", "loglikelihood"}:
+        return item.target[0]
+    place = right_choices(item)[0]
+    return LETTERS[place] if "letter" in task.kinds() else item.choices[place]
 
 
 def check_unchanged(info: RunInfo, settings: Settings) -> None:
     """Raise LabError where a run's prompts, or its task, are other ones than it began with."""
     if load_task(settings.task).digest != info.task:
         raise LabError(f"The task of {info.run} has changed since it began: restore it, or start a new run.")
-    now = registry.digests(prompts_of(settings)) if info.prompts else {}
-    if changed := sorted({id for id, _ in now.items() ^ info.prompts.items()}):
-        what = f"The prompts of {info.run} have changed since it began ({', '.join(changed[:5])})"
-        raise LabError(f"{what}: restore {info.settings.prompts or 'them'}, or start a new run.")
+    digests = registry.digests(prompts_of(settings)) if info.prompts else {}
+    if changed := sorted({id for id, _ in digests.items() ^ info.prompts.items()}):
+        change = f"The prompts of {info.run} have changed since it began ({', '.join(changed[:5])})"
+        raise LabError(f"{change}: restore {info.settings.prompts or 'them'}, or start a new run.")
