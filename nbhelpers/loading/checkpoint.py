@@ -92,7 +92,7 @@ def check_folder(folder: Path, name: str) -> None:
         if path.suffix in (".json", ".jinja", ".txt", ".model") and size > LARGEST_TEXT_FILE:
             raise refusal(name, f"has {path.name} of {size >> 20:,} MiB: fetch it again.", Failure.REFUSED)
     check_no_remote_code(read_json_file(folder / "tokenizer_config.json", name), name)
-    read_json_file(folder / "generation_config.json", name)  # transformers would pass a broken one over
+    read_json_file(folder / "generation_config.json", name)  # transformers would ignore a broken one
     if adapter_base(folder, name):
         return
     if not (folder / "config.json").exists():
@@ -137,9 +137,9 @@ def check_config(config: dict[str, Any], name: str) -> None:
 def quantised(config: dict[str, Any]) -> str:
     """The method of a quantised model's configuration, or of a part's; "" for any other."""
     sections = [section for section in (config, *config.values()) if isinstance(section, dict)]
-    found = [how for section in sections if isinstance(how := section.get("quantization_config"), dict)]
-    unnamed = "bitsandbytes" if "load_in_" in str(found) else "?"  # as by its first releases
-    return str(found[0].get("quant_method", unnamed)) if found else ""
+    settings = [q for section in sections if isinstance(q := section.get("quantization_config"), dict)]
+    unnamed = "bitsandbytes" if "load_in_" in str(settings) else "?"  # whose first releases name no method
+    return str(settings[0].get("quant_method", unnamed)) if settings else ""
 
 
 def adapter_base(folder: Path, name: str) -> ModelSpec | None:

@@ -140,7 +140,7 @@ def end_tokens(loaded: Any) -> frozenset[int]:
 def read_answer(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int]) -> tuple[str | None, str]:
     """The reasoning, None without any, and the answer in the ids that follow a prompt's ids.
 
-    Marks are also those of the model's own chat template, and are seen where they are special tokens.
+    The marks of the model's own chat template count as well, and so do marks that are special tokens.
     """
     template = str(getattr(tokenizer, "chat_template", None))
     marks = (*MARKS, *((mark.replace("/", "", 1), mark) for mark in _TEMPLATE_MARK.findall(template)))

@@ -73,10 +73,10 @@ def probabilities(loaded: Judge, question: str, answers: Sequence[str]) -> list[
     if isinstance(loaded, Served):
         written = _written(loaded, question)
         return [float(written == answer) for answer in answers]
-    asked, ids = _tokens(loaded, question, answers)
-    if len(asked) + max(map(len, ids)) > (loaded.report.context or math.inf):
+    prompt, ids = _tokens(loaded, question, answers)
+    if len(prompt) + max(map(len, ids)) > (loaded.report.context or math.inf):
         return []
-    chances = [*map(math.exp, likelihood.log_likelihoods(loaded, [(asked, [*answer]) for answer in ids]))]
+    chances = [*map(math.exp, likelihood.log_likelihoods(loaded, [(prompt, [*answer]) for answer in ids]))]
     for i in sorted(range(len(ids)), key=lambda i: -len(ids[i])):  # the longest first
         longer = (j for j, other in enumerate(ids) if j != i and other[: len(ids[i])] == ids[i])
         chances[i] -= sum(chances[j] for j in longer)

@@ -25,8 +25,8 @@ PRIMARY = "lab_v2"
 # What readers give, and its scale.
 READINGS = {"coherence": (1.0, 5.0), "on_topic": (1.0, 5.0), "overall": (1.0, 10.0)}
 LOWEST = dict.fromkeys(("lab_v2/coherence", "lab_v2/on_topic", PRIMARY), 1.0)  # of a failed or empty sample
-NOISE, SLOPE, FAR = 0.3, 0.3, 3.0  # of the fit: ridge, weight of the straight line, most deviations (choices)
-SENTENCE = 6  # words; what is shorter and holds a figure may be strewn in
+NOISE, SLOPE, FAR = 0.3, 0.3, 3.0  # of the fit, our choices: ridge, weight of the line, largest deviation
+SENTENCE = 6  # words; a shorter sentence with a figure may be padding
 SCORE_NAMES = tuple(LOWEST)
 
 
@@ -107,12 +107,13 @@ def measures(text: str, prompt: str, content_type: str) -> dict[str, float]:
     """
     kind = texts.content_type_named(content_type)
     sentences = texts.own_sentences(text, prompt)
-    words = list(map(texts.words, sentences))  # of each sentence
+    sentence_words = list(map(texts.words, sentences))
     particulars = texts.word_list("particulars")
-    exact = [any(w[0].isdigit() or w in particulars for w in s) for s in words if len(s) >= SENTENCE]
+    long = [words for words in sentence_words if len(words) >= SENTENCE]
+    exact = [any(word[0].isdigit() or word in particulars for word in words) for words in long]
     topic = texts.topic_stems(prompt)
     touched = [topic.intersection(texts.stems(sentence)) for sentence in sentences]
-    total = sum(map(len, words))
+    total = sum(map(len, sentence_words))
     own = min(1.0, total / max(1, len(texts.words(text))))
     return coherence.features(texts.without_prompt(text, prompt).strip()) | {
         "covered": len(frozenset().union(*touched)) / max(1, len(topic)),  # of the words of the topic
@@ -145,8 +146,7 @@ def inapplicable(text: str, prompt: str) -> str | None:
 def score_text(text: str, prompt: str, content_type: str) -> dict[str, float]:
     """Every score of SCORE_NAMES for one text; none where ``inapplicable``.
 
-    Reasoning between the usual marks is no part of it: other tools leave it in. LabError for an unknown
-    content type.
+    Reasoning, which other tools leave in a text, does not count. LabError for an unknown content type.
     """
     text = split_reasoning(text)[1]
     return {} if inapplicable(text, prompt) else lab_v2(text, prompt, content_type)

@@ -66,8 +66,7 @@ def is_english(text: str) -> bool:
     """False where most letters are of another script, or where small words of other languages (and words with
     letters that English lacks) outnumber the English ones and are a tenth of all words.
 
-    Quoted phrases and names, by their capitals, say nothing. What is too little to tell by is taken for
-    English: code, keywords, a word or two, nothing.
+    Quoted phrases and names, known by their capitals, do not count. Too short a text passes as English.
     """
     unquoted = _QUOTED.sub(" ", unicodedata.normalize("NFKC", text))
     found = _LETTERS.findall(unquoted)
@@ -75,8 +74,9 @@ def is_english(text: str) -> bool:
     capitals, against = [word[0].isupper() for word in found], 0
     for i, (capital, word) in enumerate(zip(capitals, map(str.lower, found), strict=True)):
         if word in foreign:
-            near = any(capitals[max(0, i - 2 + capital) : i]), any(capitals[i + 1 : i + 3 - capital])
-            against += not (any(near) if capital else all(near) and word in particles)  # part of a name
+            before, after = any(capitals[max(0, i - 2 + capital) : i]), any(capitals[i + 1 : i + 3 - capital])
+            in_name = before or after if capital else before and after and word in particles
+            against += not in_name
         elif not capital and _ACCENTED.search(word):
             against += 1
     outnumbered = against > max(1, sum(word.lower() in english for word in found), len(found) / 10)
@@ -140,10 +140,10 @@ def own_sentences(text: str, prompt: str) -> list[str]:
     echoes = {*trigrams(prompt_words), *prompt_words}
     by_words: dict[tuple[str, ...], str] = {}
     for sentence in sentences(without_prompt(text, prompt)):
-        own = words(sentence)
-        units = trigrams(own) or own
-        if own and sum(unit in echoes for unit in units) < len(units) / 2:
-            by_words.setdefault(tuple(own), sentence)
+        sentence_words = words(sentence)
+        units = trigrams(sentence_words) or sentence_words
+        if units and sum(unit in echoes for unit in units) < len(units) / 2:
+            by_words.setdefault(tuple(sentence_words), sentence)
     return list(by_words.values())
 
 
