@@ -134,8 +134,7 @@ def add_judge(run_dir: Path, results: Sequence[Result], model: str) -> None:
 def agreement(rated: Ratings, primary: str) -> tuple[Estimate, ...]:
     """Krippendorff's alpha between people, and between their mean, the rubric and each other rater, in pairs.
 
-    "readers" are those whose ratings ship with the default run's texts. ``n`` counts the texts that both have
-    rated. () without ratings.
+    "readers" are those whose ratings ship; ``n`` counts the texts that both have rated. () without ratings.
     """
     if not rated.given:
         return ()

@@ -1,8 +1,7 @@
 """A run as one HTML page that opens from a mail, and the page that lists every run.
 
 Pictures are SVG inside the page, styles and the one script are inline, and nothing is fetched: the page's
-policy names the script by its hash. All can be read without it. Everything that comes from models, prompts or
-errors is escaped by jinja2's autoescape.
+policy names the script by its hash, and all can be read without it. Foreign text is escaped by jinja2.
 """
 
 from __future__ import annotations
@@ -52,8 +51,8 @@ def read_ratings(run_dir: Path) -> Rated:
     """What everybody gave to a run's texts, by rater; and how far they agree, or why that is not known."""
     try:
         results = comparable(run_dir)[0]
-        known = ratings.read_ratings(run_dir, results)
-        return known.given, rating_sheet.agreement(known, results[0].primary) if results else ()
+        read = ratings.read_ratings(run_dir, results)
+        return read.given, rating_sheet.agreement(read, results[0].primary) if results else ()
     except LabError as error:
         return {}, str(error)
 
@@ -65,56 +64,54 @@ def write_report(run_dir: Path, rated: Rated | None = None) -> Path:
     cannot be read.
     """
     run_dir = run_dir.resolve()
-    info, results, note = tracking.read_info(run_dir), tracking.read_results(run_dir)[0], ""
+    info = tracking.read_info(run_dir)
+    results, note = tracking.read_results(run_dir)[0], ""
     try:
         report = store.read_json(run_dir / "comparison.json", ComparisonReport)
     except LabError as error:
         note = f"This report made the comparison itself: {error}"
         report = comparison.assemble(run_dir)
     given, raters = rated or read_ratings(run_dir)
-    order = {model: place for place, model in enumerate((*report.ranking, *report.excluded))}
+    order = {model: rank for rank, model in enumerate((*report.ranking, *report.excluded))}
     results.sort(key=lambda r: order.get(r.model, len(order)))
-    report = replace(
-        report,
-        ranking={model: on_scale(mean, report.scale) for model, mean in report.ranking.items()},
-        readers={model: on_scale(mean, LAB_SCALE) for model, mean in report.readers.items()},
-    )
+    ranking = {model: on_scale(mean, report.scale) for model, mean in report.ranking.items()}
+    readers = {model: on_scale(mean, LAB_SCALE) for model, mean in report.readers.items()}
+    report = replace(report, ranking=ranking, readers=readers)
     real = [r for r in results if r.quality_applies or FOREIGN in r.metrics]
-    values: dict[str, Any] = {"run": run_dir.name, "info": info, "report": report, "of": len(real)}
-    real = plots.drawn(real, len(real))
-    rows, broken = tracking.read_all_rows(run_dir, {r.slug for r in real})
+    drawn = plots.drawn(real, len(real))
+    rows, broken = tracking.read_all_rows(run_dir, {r.slug for r in drawn})
     failed = [(r.model, broken[r.slug], 0) for r in results if r.slug in broken]
     errors = Counter((r.model, s.error) for r in results for s, _ in rows.get(r.slug, ()) if s.error)
     failed += [(model, error, count) for (model, error), count in errors.most_common()]
-    found = texts.items(
-        [(r, rows.get(r.slug, [])) for r in real], _by_people(given), list(info.prompts) if info else ()
-    )
-    shown = _first(found)
-    values |= {"results": results, "raters": raters, "failed_samples": failed, "items": shown, "note": note}
-    values |= {"failure_kinds": tracking.count_failures(info, rows.values()), "most": len(found)}
+    rows_of_drawn = [(r, rows.get(r.slug, [])) for r in drawn]
+    items = texts.items(rows_of_drawn, _by_people(given), list(info.prompts) if info else ())
+    shown = _first(items)
+    values: dict[str, Any] = {"run": run_dir.name, "info": info, "report": report, "results": results}
+    values |= {"note": note, "raters": raters, "failed_samples": failed, "items": shown}
+    values |= {"failure_kinds": tracking.count_failures(info, rows.values()), "item_count": len(items)}
+    values |= {"model_count": len(real), "text_count": sum(len(of_model) for _, of_model in rows_of_drawn)}
     values |= {"notebooks": _notebooks(run_dir, info, results), "pictures": _pictures(results, report)}
-    values |= {"slices": _slices(found, real, report), "every": sum(len(rows.get(r.slug, ())) for r in real)}
-    values["settings"] = next((vars(made.settings) for made in (info, *results) if made), {})
-    values |= _explored(found, [r.model for r in real]) | _marks(results, report.primary)
-    if len(shown) < len(found):
-        _write(run_dir / "texts.html", "all_texts.html", **values | {"items": found})
+    values["settings"] = next((vars(source.settings) for source in (info, *results) if source), {})
+    values |= _explored(items, [r.model for r in drawn]) | _marks(results, report.primary)
+    values["slices"] = _slices(items, drawn, report)
+    if len(shown) < len(items):
+        _write(run_dir / "texts.html", "all_texts.html", **values | {"items": items})
     return _write(run_dir / "index.html", "report.html", **values)
 
 
 def outcome(run_dir: Path, info: RunInfo) -> str:
     """What a run says on the terminal at its end: verdicts, failures, places. LabError for broken files."""
     path = run_dir / "comparison.json"
-    values: dict[str, Any] = {"run_dir": run_dir, "info": info}
-    values["found"] = store.read_json(path, ComparisonReport) if path.exists() else None
-    values["results"] = {result.model: result for result in tracking.read_results(run_dir)[0]}
-    values["kinds"] = tracking.count_failures(info, tracking.read_all_rows(run_dir)[0].values())
-    return words("outcome.txt", **values)
+    report = store.read_json(path, ComparisonReport) if path.exists() else None
+    results = {result.model: result for result in tracking.read_results(run_dir)[0]}
+    kinds = tracking.count_failures(info, tracking.read_all_rows(run_dir)[0].values())
+    return words("outcome.txt", run_dir=run_dir, info=info, report=report, results=results, kinds=kinds)
 
 
 def words(template: str, **values: Any) -> str:
     """A text from a template, for a terminal or a file of another tool; only XML is escaped."""
-    made = pages(Path()).overlay(autoescape=template.endswith("xml"), finalize=None)
-    return printable(made.get_template(template).render(values))
+    environment = pages(Path()).overlay(autoescape=template.endswith("xml"), finalize=None)
+    return printable(environment.get_template(template).render(values))
 
 
 def on_scale(mean: Estimate, scale: Scale) -> Estimate:
@@ -126,7 +123,8 @@ def on_scale(mean: Estimate, scale: Scale) -> Estimate:
 
 def _by_people(given: Mapping[str, ratings.By]) -> dict[str, float]:
     """Sample key -> mean rating by people: the run's own raters, else the readers whose ratings ship."""
-    people = [by for who, by in given.items() if who.startswith(ratings.PERSON)] or [given.get("readers", {})]
+    people = [by for rater, by in given.items() if rater.startswith(ratings.PERSON)]
+    people = people or [given.get("readers", {})]
     return {key: fmean(by[key] for by in people if key in by) for key in {key for by in people for key in by}}
 
 
@@ -135,7 +133,7 @@ def _marks(results: Sequence[Result], primary: str) -> dict[str, Any]:
     scorer = tasks.Scorer(primary, "", {})
     with suppress(LabError, StopIteration):  # a task's file may be gone
         task = next(result.settings.task for result in results if result.primary == primary)
-        scorer = next(own for own in tasks.load_task(task).scorers if own.name == primary)
+        scorer = next(scorer for scorer in tasks.load_task(task).scorers if scorer.name == primary)
     kinds = MARKS[scorer.kind][1] if scorer.kind in MARKS else ()
 
     def marked(text: str, answer: Answer, item: Item) -> list[tuple[str, str]]:
@@ -144,43 +142,41 @@ def _marks(results: Sequence[Result], primary: str) -> dict[str, Any]:
     return {"marked": marked, "meaning": {kind: MEANING[kind] for kind in kinds}}
 
 
-def _first(found: Sequence[Item]) -> list[Item]:
+def _first(items: Sequence[Item]) -> list[Item]:
     """The items that the report itself shows."""
-    counts = accumulate(sum(map(len, item.answers.values())) for item in found)
-    return [
-        item for item, count in zip(found, counts, strict=True) if item is found[0] or count <= MOST_TEXTS
-    ]
+    texts_up_to = accumulate(sum(map(len, item.answers.values())) for item in items)
+    return [item for item, n in zip(items, texts_up_to, strict=True) if item is items[0] or n <= MOST_TEXTS]
 
 
-def _explored(found: Sequence[Item], models: Sequence[str]) -> dict[str, list[str]]:
+def _explored(items: Sequence[Item], models: Sequence[str]) -> dict[str, list[str]]:
     """What the form of a page's texts offers."""
-    return {"models": [*models], "groups": [*dict.fromkeys(group for item in found for group in item.groups)]}
+    return {"models": [*models], "groups": [*dict.fromkeys(group for item in items for group in item.groups)]}
 
 
 def _slices(
-    found: Sequence[Item], results: Sequence[Result], report: ComparisonReport
+    items: Sequence[Item], results: Sequence[Result], report: ComparisonReport
 ) -> dict[str, dict[str, Estimate]]:
     """Of a task with several tags: tag -> model -> its mean score on the items of that tag."""
     slices = dict[str, dict[str, Estimate]]()
-    for tag in dict.fromkeys(tag for item in found for tag in item.groups[bool(item.kind) :]):
-        ids = [item.id for item in found if tag in item.groups]
+    for tag in dict.fromkeys(tag for item in items for tag in item.groups[bool(item.kind) :]):
+        ids = [item.id for item in items if tag in item.groups]
         for result in (result for result in results if result.model in report.ranking):
             scores = [result.per_prompt[id] for id in ids if id in result.per_prompt]
             slices.setdefault(tag, {})[result.model] = mean_score(scores, tag, report.scale)
     return slices
 
 
-def write_logs(folder: Path, found: LogsReport, logs: Sequence[Log]) -> Path:
+def write_logs(folder: Path, report: LogsReport, logs: Sequence[Log]) -> Path:
     """Write <folder>/index.html of a comparison of logs, with the texts of those that are runs.
 
     LabError for a page there that is not ours.
     """
-    shown = [(report, _pictures((), report).get("pairs")) for report in found.comparisons]
-    ranked = (report.ranking for report in found.comparisons)
-    both = texts.side_by_side(logs, {model for one in ranked for model in plots.drawn(one, len(one))})
-    models = list(dict.fromkeys(model for item in both for model in item.answers))
-    values = {"shown": shown, "notes": found.notes, "items": _first(both), "most": len(both)}
-    return _write(folder / "index.html", "logs.html", **values, **_explored(both, models))
+    shown = [(each, _pictures((), each).get("pairs")) for each in report.comparisons]
+    drawn = {model for each in report.comparisons for model in plots.drawn(each.ranking, len(each.ranking))}
+    items = texts.side_by_side(logs, drawn)
+    models = list(dict.fromkeys(model for item in items for model in item.answers))
+    values = {"shown": shown, "notes": report.notes, "items": _first(items), "item_count": len(items)}
+    return _write(folder / "index.html", "logs.html", **values, **_explored(items, models))
 
 
 def write_runs_index(outputs: Path) -> Path:
@@ -189,30 +185,31 @@ def write_runs_index(outputs: Path) -> Path:
     A picture follows each model over the runs of one task, score and set of prompts; a run whose pick is
     another than that of such a run before it, of the same models, says so.
     """
-    runs, known, unreadable = list[tuple[Any, ...]](), list[tuple[Path, RunInfo]](), dict[str, str]()
+    infos, unreadable = list[tuple[Path, RunInfo]](), dict[str, str]()
     for path in outputs.glob("*/run.json"):
         try:
-            known.append((path.parent, store.read_json(path, RunInfo)))
+            infos.append((path.parent, store.read_json(path, RunInfo)))
         except LabError as error:
             unreadable[path.parent.name] = str(error).replace(f"{path}", path.name)
+    runs = list[tuple[Any, ...]]()
     means, picks = dict[Any, dict[str, dict[str, Estimate]]](), dict[Any, str | None]()
-    for folder, info in sorted(known, key=lambda run: (run[1].started, run[0])):
+    for folder, info in sorted(infos, key=lambda run: (run[1].started, run[0])):
         verdict, changed = "No comparison.", ""
         with suppress(LabError):
             report = store.read_json(folder / "comparison.json", ComparisonReport)
             score = f"{report.primary} of {Path(info.settings.task).stem}".removesuffix(" of ")
-            asked, verdict = (info.task, score, report.prompts), report.pick_reason
-            same = (asked, frozenset(report.ranking))
-            if picks.setdefault(same, report.pick) != report.pick:
-                changed = f"Changed: the run before it picked {picks[same] or 'no model'}."
-            picks[same] = report.pick
+            series, verdict = (info.task, score, report.prompts), report.pick_reason
+            choice = (series, frozenset(report.ranking))
+            if picks.setdefault(choice, report.pick) != report.pick:
+                changed = f"Changed: the run before it picked {picks[choice] or 'no model'}."
+            picks[choice] = report.pick
             for model, mean in report.ranking.items():
-                means.setdefault(asked, {}).setdefault(model, {})[folder.name] = on_scale(mean, report.scale)
+                means.setdefault(series, {}).setdefault(model, {})[folder.name] = on_scale(mean, report.scale)
         href = f"{quote(folder.name)}/index.html" if (folder / "index.html").exists() else None
         runs.insert(0, (folder.name, info, verdict, changed, href))
     names = [name for name, *_ in reversed(runs)]
-    followed = {asked: of for asked, of in means.items() if any(len(by_run) > 1 for by_run in of.values())}
-    pictures = _addresses({asked: plots.history(asked[1], names, of) for asked, of in followed.items()})
+    followed = [series for series, models in means.items() if max(map(len, models.values())) > 1]
+    pictures = _addresses({series: plots.history(series[1], names, means[series]) for series in followed})
     values = {"runs": runs, "unreadable": dict(sorted(unreadable.items())), "pictures": pictures}
     return _write(outputs / "index.html", "runs.html", **values)
 
@@ -242,9 +239,8 @@ def _addresses(figures: dict[Any, Any]) -> dict[Any, str]:
 
 def _notebooks(run_dir: Path, info: RunInfo | None, results: Sequence[Result]) -> dict[str, Any]:
     """Statuses by model and notebook, folders by model, the executed pages, and the notebooks' names."""
-    statuses = (
-        {(tracking.spec_of(s.model, info).alias, s.notebook): s for s in info.notebooks} if info else {}
-    )
+    executed = info.notebooks if info else ()
+    statuses = {(tracking.spec_of(status.model, info).alias, status.notebook): status for status in executed}
     specs = [tracking.spec_of(model, info) for model in info.models] if info else []
     pages = [page.relative_to(run_dir) for page in run_dir.glob("**/[0-9]*.html")]
     names = {(len(page.parts) > 1, page.stem) for page in pages} | {(bool(m), name) for m, name in statuses}
@@ -279,12 +275,12 @@ def pages(folder: Path) -> Environment:
         return f"{Decimal(format(number, form)):f}"
 
     files = FileSystemLoader(TEMPLATES)
-    made = Environment(loader=files, autoescape=True, finalize=clean, undefined=StrictUndefined)
-    made.trim_blocks = made.lstrip_blocks = True
+    environment = Environment(loader=files, autoescape=True, finalize=clean, undefined=StrictUndefined)
+    environment.trim_blocks = environment.lstrip_blocks = True
     filters: list[Any] = [plain, some, tracking.spec_of, plots.question, plots.drawn]
     filters += [comparison.verdict_sentence, speed_sentence, check_sentence]
-    made.filters |= {function.__name__: function for function in filters}
+    environment.filters |= {function.__name__: function for function in filters}
     script = (TEMPLATES / "explore.js").read_text(encoding="utf-8")
     policy = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    made.globals |= {"mark": MARK, "script": Markup(script), "policy": policy}
-    return made
+    environment.globals |= {"mark": MARK, "script": Markup(script), "policy": policy}
+    return environment

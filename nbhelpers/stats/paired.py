@@ -94,8 +94,7 @@ def pairs_of(models: Sequence[str], pair: Callable[[str, str], Comparison], test
     """
     if len(models) <= EVERY_PAIR:
         return [pair(a, b) for a, b in combinations(models, 2)]
-    pairs = list[Comparison]()
-    left = models
+    pairs, left = list[Comparison](), models
     for _ in range(GROUPS):
         with_best = [pair(left[0], other) for other in left[1:]]
         left = [c.b for c in judged(with_best, tests) if c.verdict in ("better", "worse")] or left[:1]
