@@ -19,7 +19,7 @@ from nbhelpers.records import CONTENT_TYPES, LabError, ModelSpec, Prompt
 
 SHAPE, SERVER = "shape:", "server:"
 _FIELDS = "id, text and content_type"
-_ALWAYS, _SEVERAL = ("id", "text", "content_type"), ("target", "choices", "tags")
+_ALWAYS, _LISTS = ("id", "text", "content_type"), ("target", "choices", "tags")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -34,11 +34,11 @@ def _tables() -> dict[str, tuple[ModelSpec, dict[str, Any]]]:
 
 def _spec(alias: str, entry: dict[str, Any]) -> ModelSpec:
     kind = "embedded" if entry["source"].startswith("data/") else "hub"
-    given = {name: value for name, value in entry.items() if name not in ("config", "prompt")}
-    given |= {"alias": alias, "kind": kind, "prompt_format": entry["prompt"]}
+    values = {name: value for name, value in entry.items() if name not in ("config", "prompt")}
+    values |= {"alias": alias, "kind": kind, "prompt_format": entry["prompt"]}
     if kind == "embedded":  # the digests of its files, as the models' build wrote them
-        given["sha256"] = json.loads((store.project_root() / entry["source"] / "sha256.json").read_text())
-    return store.from_plain(given, ModelSpec, f"[{alias}]")
+        values["sha256"] = json.loads((store.project_root() / entry["source"] / "sha256.json").read_text())
+    return store.from_plain(values, ModelSpec, f"[{alias}]")
 
 
 def load_registry() -> dict[str, ModelSpec]:
@@ -52,31 +52,31 @@ def embedded_models() -> list[str]:
 
 
 def resolve(name: str) -> ModelSpec:
-    """What a user's name means: an alias, a registered or other Hub repository, a folder, shape:<alias>, or
-    server:<address>#<model>.
+    """The model of an alias, a Hub repository, a folder, shape:<alias> or server:<address>#<model>.
 
-    Only the name is looked at: ``checkpoint.inspect`` checks and describes what is on this disk, a Hub
-    repository is checked when it is fetched. Raises LabError for anything else, with the nearest names.
+    Only the name is looked at: ``checkpoint.inspect`` describes what is on this disk, a Hub repository is
+    checked when it is fetched. LabError for any other name, with the nearest ones.
     """
-    known = load_registry()
-    for alias in [alias for alias in known if shape_config(known[alias])]:
-        known[SHAPE + alias] = replace(known[alias], alias=SHAPE + alias, source=SHAPE + alias, kind="shape")
-    if name in known:
-        return known[name]
+    specs = load_registry()
+    for alias in [alias for alias in specs if shape_config(specs[alias])]:
+        specs[SHAPE + alias] = replace(specs[alias], alias=SHAPE + alias, source=SHAPE + alias, kind="shape")
+    if name in specs:
+        return specs[name]
     folder: Path | None = None
     with suppress(OSError, ValueError, RuntimeError):  # too long, a null byte, the home of an unknown user
-        place = Path(name).expanduser()
-        folder = place.resolve() if name.strip() and place.exists() else None
+        path = Path(name).expanduser()
+        folder = path.resolve() if name.strip() and path.exists() else None
     if not (shown := name + (folder.name if folder else "")).isprintable():  # it would reach terminals
         raise LabError(f"The name {shown!r} has characters that cannot be printed: rename the model.")
     if name.startswith(SERVER):
         address, _, model = name.removeprefix(SERVER).partition("#")
-        address, shown = server_address(address), Path(model).name if model.startswith("/") else model
+        address = server_address(address)
         if not model:
             lists = "(`nbhelpers models --server ADDRESS` lists them)"
             raise LabError(f"The name {name!r} lacks a model: server:ADDRESS#MODEL {lists}.")
-        return ModelSpec(alias=SERVER + shown, source=f"{address}#{model}", kind="server")
-    for spec in known.values():
+        alias = SERVER + (Path(model).name if model.startswith("/") else model)
+        return ModelSpec(alias=alias, source=f"{address}#{model}", kind="server")
+    for spec in specs.values():
         if name == spec.source or (folder and folder == folder_of(spec)):
             return spec
     if folder and not folder.is_dir():
@@ -85,11 +85,11 @@ def resolve(name: str) -> ModelSpec:
         return ModelSpec(alias=_folder_name(folder), source=str(folder), kind="local")
     if _HUB_NAME.fullmatch(name):
         return ModelSpec(alias=name, source=name, kind="hub")
-    begun = [alias for alias in known if name and alias.startswith(name.lower())]
-    near = (begun or difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5))[:3]
+    completions = [alias for alias in specs if name and alias.startswith(name.lower())]
+    near = (completions or difflib.get_close_matches(name.lower(), specs, n=3, cutoff=0.5))[:3]
     hint = f"did you mean {' or '.join(near)}? Otherwise " if near else ""
-    kinds = "give an alias (`nbhelpers models` lists them), an org/name of the Hub, or a model folder."
-    raise LabError(f"There is no model {name!r}: {hint}{kinds}")
+    advice = "give an alias (`nbhelpers models` lists them), an org/name of the Hub, or a model folder."
+    raise LabError(f"There is no model {name!r}: {hint}{advice}")
 
 
 def server_address(address: str) -> str:
@@ -118,18 +118,17 @@ def _folder_name(folder: Path, parts: int = 1) -> str:
 
 
 def tell_apart(specs: Iterable[ModelSpec]) -> list[ModelSpec]:
-    """The models, with folders of one name named by as many parts of their paths as tell them apart, and
-    models of one name on several servers by their hosts."""
-    found = list(specs)
+    """The models, with names that several share made longer by a folder's path or a server's host."""
+    named = list(specs)
     for parts in range(2, 10):
-        slugs = Counter(slug for slug, _ in {(spec.slug, spec.source) for spec in found})
-        for i, spec in enumerate(found):
+        slugs = Counter(slug for slug, _ in {(spec.slug, spec.source) for spec in named})
+        for place, spec in enumerate(named):
             alias = _folder_name(Path(spec.source), parts)
             if spec.kind == "server":
                 alias = f"{SERVER}{urlsplit(spec.source).netloc}#{spec.source.partition('#')[2]}"
             if slugs[spec.slug] > 1 and spec.kind in ("local", "server") and alias.isprintable():
-                found[i] = replace(spec, alias=alias)
-    return found
+                named[place] = replace(spec, alias=alias)
+    return named
 
 
 def shape_config(spec: ModelSpec) -> dict[str, Any]:
@@ -181,13 +180,13 @@ def load_prompts(
             check(prompt := _prompt(row))
         except LabError as error:
             raise LabError(f"{where}: {error}") from None
-        alike = one_text(prompt.text) if check is _is_post else prompt.text.strip()  # US is not us
-        first = texts.setdefault((alike, prompt.choices, prompt.before), prompt.id)
+        text = one_text(prompt.text) if check is _is_post else prompt.text.strip()  # US is not us
+        first = texts.setdefault((text, prompt.choices, prompt.before), prompt.id)
         if prompt.id in prompts:
             raise LabError(f"{where}: the id {prompt.id!r} was used before; ids are unique.")
         if first != prompt.id:
-            both = f"the prompt {prompt.id!r} has the text of {first!r}, and would count twice"
-            raise LabError(f"{where}: {both}: leave it out, or ask for more repeats.")
+            twice = f"the prompt {prompt.id!r} has the text of {first!r}, and would count twice"
+            raise LabError(f"{where}: {twice}: leave it out, or ask for more repeats.")
         prompts[prompt.id] = prompt
     if not prompts:
         raise LabError(f"The prompts file {source} is empty: write one JSON object ({_FIELDS}) per line.")
@@ -195,7 +194,7 @@ def load_prompts(
 
 
 def one_text(text: str) -> str:
-    """What two prompts have in common that ask the same: not case, white space and unseen letters."""
+    """What prompts that ask the same share: their letters without case, white space and unseen ones."""
     seen = (letter for letter in unicodedata.normalize("NFKC", text) if unicodedata.category(letter) != "Cf")
     return " ".join("".join(seen).casefold().split())
 
@@ -206,38 +205,38 @@ def _rows(body: str, source: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield from store.objects(body, source.name, f"object with {_FIELDS}")
         return
     for number, cells in store.table(body, source.name):
-        several = {name: cells[name].split("|") for name in _SEVERAL if cells.get(name)}
-        yield number, {name: value for name, value in cells.items() if value} | several
+        lists = {name: cells[name].split("|") for name in _LISTS if cells.get(name)}
+        yield number, {name: cell for name, cell in cells.items() if cell} | lists
 
 
 def _prompt(row: dict[str, Any]) -> Prompt:
     """A prompt from what a row says. LabError for fields that are missing, misspelt or no text."""
-    known = [*(field.name for field in fields(Prompt)), "messages"]
-    if (unknown := next((name for name in row if name not in known), None)) is not None:
-        close = difflib.get_close_matches(unknown, known, n=1, cutoff=0.8)
-        hint = f"did you mean {close[0]!r}?" if close else f"a prompt has {', '.join(known)}."
+    names = [*(field.name for field in fields(Prompt)), "messages"]
+    if (unknown := next((name for name in row if name not in names), None)) is not None:
+        close = difflib.get_close_matches(unknown, names, n=1, cutoff=0.8)
+        hint = f"did you mean {close[0]!r}?" if close else f"a prompt has {', '.join(names)}."
         raise LabError(f"the field {unknown!r} is not known: {hint}")
     turns = row.get("before") or []
     if not isinstance(turns, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in turns):
         raise LabError("the field 'before' is no list of pairs of a role and a text: use 'messages'.")
     if "messages" in row:
         try:
-            *turns, (role, said) = [(turn["role"], turn["content"]) for turn in row["messages"]]
+            *turns, (role, text) = [(turn["role"], turn["content"]) for turn in row["messages"]]
         except (TypeError, LookupError, ValueError):
             raise LabError('messages are no list of {"role", "content"}.') from None
         if role != "user" or row.get("text"):
-            why = "messages end with the user's, which is the text: no other one stands beside them."
-            raise LabError(why)
-        row = row | {"text": said}
-    given: dict[str, Any] = {name: row.get(name) or "" for name in ("id", "text", "content_type", "cluster")}
-    given["id"] = str(row["id"]) if type(row.get("id")) is int else given["id"]
-    given |= {name: _several(name, row.get(name)) for name in _SEVERAL}
-    prompt = Prompt(**given, before=tuple((role, said) for role, said in turns))
+            rule = "messages end with the user's, which is the text: no other one stands beside them."
+            raise LabError(rule)
+        row = row | {"text": text}
+    values: dict[str, Any] = {name: row.get(name) or "" for name in ("id", "text", "content_type", "cluster")}
+    values["id"] = str(row["id"]) if type(row.get("id")) is int else values["id"]
+    values |= {name: _tuple(row.get(name)) for name in _LISTS}
+    prompt = Prompt(**values, before=tuple((role, text) for role, text in turns))
     if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", str(prompt.id)):  # no link leads to it
         raise LabError(f"the id {prompt.id!r} holds a control character: leave it out.")
     for name, value in vars(prompt).items():
         texts = [*chain(*value)] if name == "before" else value if isinstance(value, tuple) else [value]
-        needed = name in ("id", "text", *_SEVERAL, "before")
+        needed = name in ("id", "text", *_LISTS, "before")
         for text in texts:
             if not isinstance(text, str) or (needed and not one_text(text)):
                 raise LabError(f"the field {name!r} is missing or not a non-empty text.")
@@ -246,7 +245,7 @@ def _prompt(row: dict[str, Any]) -> Prompt:
     return prompt
 
 
-def _several(name: str, value: Any) -> tuple[Any, ...]:
+def _tuple(value: Any) -> tuple[Any, ...]:
     """One value or several as texts: a number is written as JSON writes it."""
     values = value if isinstance(value, list) else [] if value is None else [value]
     return tuple(json.dumps(v) if isinstance(v, int | float) else v for v in values)

@@ -62,10 +62,9 @@ def groups(logs: Sequence[Log], choice: Choice) -> tuple[list[Group], list[str]]
     settings = dict[str, dict[str, None]]()
     for name, value in (setting for log in scored for setting in log.settings):
         settings.setdefault(name, {})[value] = None
-    differ = [f"{name} ({' and '.join(values)})" for name, values in settings.items() if len(values) > 1]
-    if differ:
-        differences = ", ".join(differ)
-        notes.append(f"The runs differ in {differences}: what is compared is a model with its settings.")
+    mixed = [f"{name} ({' and '.join(values)})" for name, values in settings.items() if len(values) > 1]
+    if mixed:
+        notes.append(f"The runs differ in {', '.join(mixed)}: what is compared is a model with its settings.")
     tasks = dict[str, dict[str, list[Log]]]()
     for log in pooled(scored) if choice.pool else scored:
         rivals = tasks.setdefault(log.task, {}).setdefault(log.metric, [])
