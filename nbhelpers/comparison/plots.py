@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREY, GREEN, RED = "#2b6cb0", "#c05621", "#718096", "#2f855a", "#c53030"
 MODEL_COLOURS = [BLUE, ORANGE, GREEN, RED, "#6b46c1", "#975a16", "#2c7a7b", "#97266d"]
 VERDICT_COLOURS = {"better": GREEN, "worse": RED, "tied": BLUE, "cannot tell": GREY}
-MARKERS = "os^Dv"  # with the colours 40 different points
+MARKERS = "os^Dv"
+STYLES = [*zip(MODEL_COLOURS * 5, MARKERS * 8, strict=True)]  # 40 different points
 MOST_DRAWN = 30  # rows of a picture about more than ``EVERY_PAIR`` models
 WIDTH = 4.3  # inches: letters of 10 points are 11 pixels high on a telephone, which is 390 wide
 ForestRow = tuple[str, Estimate, str, str]  # label, mean with interval, colour, note
@@ -36,11 +37,9 @@ def dimensions(quality: Mapping[str, Estimate], scale: Scale = LAB_SCALE) -> Fig
 def ranking(report: ComparisonReport) -> Figure:
     """Which model writes best, and how sure are we?"""
     short = _short_names(report.ranking)
-    title = question(report) + ("\n(orange: the pick)" if len(short) > 1 else "") + _part(len(short))
-    rows = [
-        (short[name], e, ORANGE if name == report.pick else BLUE, f"{e.mean:.2f}")
-        for name, e in drawn(report.ranking.items(), len(short))
-    ]
+    title = question(report) + ("\n(orange: the pick)" if len(short) > 1 else "") + _cut_note(len(short))
+    best = drawn(report.ranking.items(), len(short))
+    rows = [(short[m], e, ORANGE if m == report.pick else BLUE, f"{e.mean:.2f}") for m, e in best]
     figure, axes = _forest(title, rows, "black")
     axes.set(xlim=_limits(report.scale), xlabel=f"{_label(report)},\nmean and 95% interval over prompts")
     return figure
@@ -48,11 +47,11 @@ def ranking(report: ComparisonReport) -> Figure:
 
 def pair_differences(report: ComparisonReport) -> Figure:
     """Which differences are real? Paired differences against zero and the equivalence margin."""
-    short, rows = _short_names(report.ranking), []
-    for p in drawn(report.verdicts, len(short)):
-        if p.difference is not None:
-            e = Estimate("", p.n, p.difference, None, p.low, p.high)
-            rows.append((f"{short[p.a]} − {short[p.b]}", e, VERDICT_COLOURS[p.verdict], p.verdict))
+    name, rows = _short_names(report.ranking), []
+    for pair in drawn(report.verdicts, len(name)):
+        if pair.difference is not None:
+            e = Estimate("", pair.n, pair.difference, None, pair.low, pair.high)
+            rows.append((f"{name[pair.a]} − {name[pair.b]}", e, VERDICT_COLOURS[pair.verdict], pair.verdict))
     figure, axes = _forest(f"Which differences are real?\n({report.basis})", rows)
     if rows:
         axes.axvspan(-report.pairs[0].margin, report.pairs[0].margin, color=GREY, alpha=0.18, lw=0)
@@ -66,12 +65,11 @@ def quality_speed_memory(results: Sequence[Result], report: ComparisonReport) ->
     """What does quality cost? Quality with its interval against speed; the area of a point is memory."""
     best = drawn(report.ranking, len(report.ranking))
     shown = [result for result in results if result.model in best and words_per_s(result)]
-    title = f"What does quality cost?\n(area: memory of the weights){_part(len(report.ranking))}"
+    title = f"What does quality cost?\n(area: memory of the weights){_cut_note(len(report.ranking))}"
     figure, axes = _axes(title, 3.2 + 0.2 * len(shown))
     memory = {r.model: r.metrics.get("memory/parameters_mib", 0.0) for r in shown}  # 0: unknown
     short, speeds = _short_names(memory), [words_per_s(result) for result in shown]
-    styles = zip(shown, speeds, cycle(MODEL_COLOURS), cycle(MARKERS), strict=False)
-    for result, speed, colour, marker in styles:
+    for result, speed, (colour, marker) in zip(shown, speeds, cycle(STYLES), strict=False):
         mib, quality = memory[result.model], report.ranking[result.model]
         area = 900 * mib / (max(memory.values()) or 1)
         axes.scatter(speed, quality.mean, area, colour, alpha=0.35, lw=0)
@@ -89,17 +87,16 @@ def quality_speed_memory(results: Sequence[Result], report: ComparisonReport) ->
 
 def history(primary: str, runs: Sequence[str], means: Mapping[str, Mapping[str, Estimate]]) -> Figure:
     """Has a model become better or worse? runs: oldest first; means: model -> run -> mean of this score."""
-    title = f"How did {_plain(primary)} change from run to run?{_part(len(means))}"
+    title = f"How did {_plain(primary)} change from run to run?{_cut_note(len(means))}"
     means = dict(drawn(means.items(), len(means)))
     figure, axes = _axes(title, 4 + 0.2 * len(means))
-    runs = [run for run in runs if any(run in own for own in means.values())]
+    runs = [run for run in runs if any(run in by_run for by_run in means.values())]
     short = _short_names(means)
-    styles = zip(cycle(MODEL_COLOURS), cycle(MARKERS), strict=False)
-    for (model, own), (colour, marker) in zip(means.items(), styles, strict=False):
-        places, middle = [runs.index(run) for run in own], [e.mean for e in own.values()]
-        axes.plot(places, middle, f"{marker}-", color=colour, ms=5, label=short[model])
-        for place, e in zip(places, own.values(), strict=True):
-            axes.vlines(place, *_ends(e), color=colour, lw=1, alpha=0.6)
+    for (model, by_run), (colour, marker) in zip(means.items(), cycle(STYLES), strict=False):
+        x, y = [runs.index(run) for run in by_run], [e.mean for e in by_run.values()]
+        axes.plot(x, y, f"{marker}-", color=colour, ms=5, label=short[model])
+        for position, e in zip(x, by_run.values(), strict=True):
+            axes.vlines(position, *_ends(e), color=colour, lw=1, alpha=0.6)
     axes.set_xticks(range(len(runs)), [_plain(run) for run in runs], rotation=60, ha="right")
     figure.legend(loc="outside lower left", frameon=False)
     axes.set_ylabel(f"{_plain(primary)}, mean and 95% interval")
@@ -111,7 +108,7 @@ def drawn(rows: Iterable[Any], models: int) -> list[Any]:
     return [*rows][: MOST_DRAWN if models > EVERY_PAIR else None]
 
 
-def _part(models: int) -> str:
+def _cut_note(models: int) -> str:
     return f"\n(the first {MOST_DRAWN} of {models:,})" if models > EVERY_PAIR else ""
 
 
@@ -133,11 +130,11 @@ def _forest(title: str, rows: Sequence[ForestRow], ink: str | None = None) -> tu
     lines = 1 + max((label.count("\n") for label in labels), default=0)
     figure, axes = _axes(title, 0.9 + (0.22 + 0.17 * lines) * max(1, len(rows)))
     margin = axes.get_yaxis_transform()
-    for place, (label, (_, e, colour, note)) in enumerate(zip(labels, rows, strict=True)):
-        axes.hlines(place, *_ends(e), color=colour, lw=2)
-        axes.plot(e.mean, place, "o", color=colour, ms=6)
-        axes.text(0.01, place - 0.2, label, transform=margin, va="bottom")
-        axes.text(1, place - 0.2, note, transform=margin, va="bottom", ha="right", color=ink or colour)
+    for y, (label, (_, e, colour, note)) in enumerate(zip(labels, rows, strict=True)):
+        axes.hlines(y, *_ends(e), color=colour, lw=2)
+        axes.plot(e.mean, y, "o", color=colour, ms=6)
+        axes.text(0.01, y - 0.2, label, transform=margin, va="bottom")
+        axes.text(1, y - 0.2, note, transform=margin, va="bottom", ha="right", color=ink or colour)
     axes.locator_params("x", nbins=6)
     axes.set(yticks=[], ylim=(max(1, len(rows)) - 0.6, -0.8))
     return figure, axes
@@ -165,9 +162,9 @@ def question(report: ComparisonReport) -> str:
 
 def _short_names(models: Iterable[str]) -> dict[str, str]:
     """Hub names without their organisation where that stays unambiguous."""
-    last = {name: name.rsplit("/", 1)[-1] for name in models}
-    twice = Counter(last.values())
-    return {name: _plain(short if twice[short] == 1 else name) for name, short in last.items()}
+    short = {name: name.rsplit("/", 1)[-1] for name in models}
+    counts = Counter(short.values())
+    return {name: _plain(last if counts[last] == 1 else name) for name, last in short.items()}
 
 
 def _plain(text: str) -> str:

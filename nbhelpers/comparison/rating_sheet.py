@@ -1,7 +1,6 @@
 """Ratings by people: a blind sheet of a run's texts goes out, filled-in sheets come back, agreement follows.
 
-Or a judge, a model, rates every text. All rate from 1 to 10, and so does the rubric. results: those of
-``comparable``.
+Or a judge, a model, rates every text. All rate from 1 to 10, as the rubric does. results: of ``comparable``.
 """
 
 import csv

@@ -51,9 +51,8 @@ def compare_speeds(run_dir: Path, results: Sequence[Result]) -> tuple[Comparison
 def in_pairs(speeds: Mapping[str, Speeds], clusters: Mapping[str, str]) -> tuple[Comparison, ...]:
     """``Comparison`` of log speeds, the faster model first; "better" is faster. Pure.
 
-    Only prompts and rounds that all models have count: the differences then lose what the machine did at that
-    time. The unit is the prompt, or its cluster. Student's t gives interval and p: sign flips of a few
-    prompts never tell many pairs apart.
+    Prompts and rounds of all models count: differences then lose what the machine did at the time. The unit
+    is the prompt or its cluster. Student's t, because sign flips of few prompts never tell many pairs apart.
     """
     per_model = dict[str, Scores]()
     shared = sorted(set[tuple[str, int]].intersection(*map(set, speeds.values()))) if speeds else []

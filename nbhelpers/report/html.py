@@ -60,8 +60,7 @@ def read_ratings(run_dir: Path) -> Rated:
 def write_report(run_dir: Path, rated: Rated | None = None) -> Path:
     """Write <run_dir>/index.html from run.json, comparison.json and the models' files; it names what lacks.
 
-    rated: ``read_ratings`` of the run. LabError for a folder that holds no run, and for a run.json that
-    cannot be read.
+    rated: ``read_ratings`` of the run. LabError for a folder without a run, or a run.json it cannot read.
     """
     run_dir = run_dir.resolve()
     info = tracking.read_info(run_dir)
@@ -167,10 +166,7 @@ def _slices(
 
 
 def write_logs(folder: Path, report: LogsReport, logs: Sequence[Log]) -> Path:
-    """Write <folder>/index.html of a comparison of logs, with the texts of those that are runs.
-
-    LabError for a page there that is not ours.
-    """
+    """Write <folder>/index.html of compared logs and the texts of runs. LabError for a page not ours."""
     shown = [(each, _pictures((), each).get("pairs")) for each in report.comparisons]
     drawn = {model for each in report.comparisons for model in plots.drawn(each.ranking, len(each.ranking))}
     items = texts.side_by_side(logs, drawn)

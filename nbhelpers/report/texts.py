@@ -52,8 +52,8 @@ class Item:
     @cached_property
     def means(self) -> dict[str, float]:
         """Model -> mean score of its texts for this prompt, of those that have one."""
-        scored = {model: [a.score for a in own if a.score is not None] for model, own in self.answers.items()}
-        return {model: fmean(scores) for model, scores in scored.items() if scores}
+        scores = {m: [a.score for a in answers if a.score is not None] for m, answers in self.answers.items()}
+        return {model: fmean(values) for model, values in scores.items() if values}
 
     @property
     def gap(self) -> float:
@@ -63,12 +63,12 @@ class Item:
     @property
     def same(self) -> bool:
         """Whether all models wrote the same texts."""
-        return len({tuple(a.sample.text for a in own) for own in self.answers.values()}) == 1
+        return len({tuple(a.sample.text for a in answers) for answers in self.answers.values()}) == 1
 
     @property
     def off(self) -> float:
         """The largest difference of a score and a rating of the same text."""
-        both = [(a.score, a.rating) for own in self.answers.values() for a in own]
+        both = [(a.score, a.rating) for answers in self.answers.values() for a in answers]
         return max((abs(s - r) for s, r in both if s is not None and r is not None), default=0.0)
 
 
@@ -79,24 +79,24 @@ def items(
 
     ratings: sample key -> what readers gave. asked: ids in the order in which they were asked.
     """
-    found = dict[str, Item]()
-    for result, own in rows:
-        for sample, score in sorted(own, key=lambda row: row[0].repeat):
+    by_id = dict[str, Item]()
+    for result, samples in rows:
+        for sample, score in sorted(samples, key=lambda row: row[0].repeat):
             values = dict(score.values) if score else {}
             value = values.pop(result.primary, None)
             parts = {name.removeprefix(f"{result.primary}/"): part for name, part in values.items()}
             groups = (*filter(None, [sample.content_type]), *((score and score.tags) or ()))
             target = (score and score.target) or ()
             new = Item(sample.prompt_id, 0, sample.prompt, sample.content_type, groups, target, {})
-            item = found.setdefault(sample.prompt_id, new)
+            item = by_id.setdefault(sample.prompt_id, new)
             answer = Answer(sample, value, parts, ratings.get(sample.key))
             item.answers.setdefault(result.model, []).append(answer)
-    order = {id: place for place, id in enumerate(dict.fromkeys((*asked, *found)))}
-    return sorted((replace(item, place=order[item.id]) for item in found.values()), key=lambda i: -i.gap)
+    order = {id: place for place, id in enumerate(dict.fromkeys((*asked, *by_id)))}
+    return sorted((replace(item, place=order[item.id]) for item in by_id.values()), key=lambda i: -i.gap)
 
 
 def side_by_side(logs: Sequence[Log], models: Collection[str]) -> list[Item]:
-    """The prompts of the runs among the logs, a column a run's model of these names of the comparison."""
+    """The prompts of the runs among the logs, a column for each model of these names in the comparison."""
     renamed = zip(logs, named(logs), strict=True)
     names = {(log.source, log.model): new.model for log, new in renamed if new.model in models}
     rows = list[tuple[Result, Rows]]()
@@ -108,19 +108,20 @@ def side_by_side(logs: Sequence[Log], models: Collection[str]) -> list[Item]:
             model = spec_of(result.model, infos[path.parent.parent]).alias
             if name := names.get((source, model)):
                 rows.append((replace(result, model=name), read_rows(path.parent)))
-    both = [item for item in items(rows, {}) if len(item.answers) > 1]
-    return sorted(both, key=lambda item: (item.same, -item.gap, item.place))
+    shared = [item for item in items(rows, {}) if len(item.answers) > 1]
+    return sorted(shared, key=lambda item: (item.same, -item.gap, item.place))
 
 
 def rubric(text: str, item: Item, scorer: Scorer, score: float) -> Spans:
-    """What lab_v2 counts of a text word by word; the rest of it, joints and length, has no place in it."""
-    topic, seen, at = texts.topic_stems(item.prompt), set[tuple[str, ...]](), 0
+    """What lab_v2 counts of a text word by word; joints and length, which it counts too, have no words."""
+    topic = texts.topic_stems(item.prompt)
+    seen, at = set[tuple[str, ...]](), 0
     for sentence in texts.sentences(text):
         at = text.find(sentence, at)
-        said = tuple(texts.words(sentence))
-        if said in seen or not texts.own_sentences(sentence, item.prompt):
+        words = tuple(texts.words(sentence))
+        if words in seen or not texts.own_sentences(sentence, item.prompt):
             yield at, at + len(sentence), "again"
-        seen.add(said)
+        seen.add(words)
         at += len(sentence)
     for word in _WORD.finditer(text):
         if topic.intersection(texts.stems(word[0])):
@@ -135,18 +136,18 @@ def exact(text: str, item: Item, scorer: Scorer, score: float) -> Spans:
 
 
 def contains(text: str, item: Item, scorer: Scorer, score: float) -> Spans:
-    for one in item.target if score else ():
-        words = r"\W+(?:(?:a|an|the)\W+)?".join(map(re.escape, texts.normalised(one).split()))
-        whole = scorer.options["strict"] or not words
-        bare = re.escape(one.strip()) if whole else rf"(?<!\w){words}(?!\w)"
-        for match in re.finditer(bare, text, 0 if scorer.options["strict"] else re.IGNORECASE):
+    strict = scorer.options["strict"]
+    for target in item.target if score else ():
+        words = r"\W+(?:(?:a|an|the)\W+)?".join(map(re.escape, texts.normalised(target).split()))
+        phrase = re.escape(target.strip()) if strict or not words else rf"(?<!\w){words}(?!\w)"
+        for match in re.finditer(phrase, text, 0 if strict else re.IGNORECASE):
             yield *match.span(), "match"
 
 
 def pattern(text: str, item: Item, scorer: Scorer, score: float) -> Spans:
     with suppress(NoScore):  # it took too long
-        if found := texts.search(scorer.options["pattern"], text):
-            yield *found.span(), "match"
+        if match := texts.search(scorer.options["pattern"], text):
+            yield *match.span(), "match"
 
 
 # Kind of scorer -> what marks the words that its score rests on, and which marks there are.
@@ -160,10 +161,11 @@ MARKS: dict[str, tuple[Callable[[str, Item, Scorer, float], Spans], tuple[str, .
 
 def marked(text: str, item: Item, scorer: Scorer, score: float | None) -> list[tuple[str, str]]:
     """The text in pieces with what each is, "" for the rest. Of marks that overlap the first is kept."""
-    found, at, known = list[tuple[str, str]](), 0, MARKS.get(scorer.kind)
-    spans = known[0](text, item, scorer, score) if known and score is not None else ()
-    for start, end, what in sorted(spans, key=lambda span: (span[0], -span[1])):
+    pieces, at = list[tuple[str, str]](), 0
+    marks = MARKS.get(scorer.kind)
+    spans = marks[0](text, item, scorer, score) if marks and score is not None else ()
+    for start, end, mark in sorted(spans, key=lambda span: (span[0], -span[1])):
         if at <= start < end:
-            found += [(text[at:start], ""), (text[start:end], what)]
+            pieces += [(text[at:start], ""), (text[start:end], mark)]
             at = end
-    return [(piece, what) for piece, what in [*found, (text[at:], "")] if piece]
+    return [(piece, mark) for piece, mark in [*pieces, (text[at:], "")] if piece]

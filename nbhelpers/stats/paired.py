@@ -60,9 +60,8 @@ def compare_two(a: Scores, b: Scores, one: str = "a", other: str = "b", margin: 
 def compare_all(per_model: dict[str, Scores], margin: float = 0.5) -> tuple[Comparison, ...]:
     """Compare models on the same prompts, in the pairs that ``pairs_of`` names.
 
-    Interval: Student t on the differences; p: ``paired_p``. Where the scores of both models are two whole
-    numbers (0 and 1), a binary outcome: ``bonett_price`` and ``mcnemar_p``. The verdict, in this order, with
-    alpha = 5%:
+    Interval: Student t on the differences; p: ``paired_p``. Of scores that are two whole numbers (0 and 1), a
+    binary outcome: ``bonett_price`` and ``mcnemar_p``. The verdict, in this order, with alpha = 5%:
     1. "tied": the whole interval lies inside +-margin, significant or not (two one-sided tests at 2.5% each).
     2. "better" / "worse" (a than b): the interval excludes 0 and p_holm < alpha.
     3. "cannot tell", with the prompts to plan for the margin or with a ``reason``.
