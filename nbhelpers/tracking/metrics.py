@@ -62,19 +62,20 @@ def latency_estimates(rows: Iterable[Sample]) -> dict[str, Estimate]:
 
     Times are skewed: bootstrap-t, which covers them best (notebook 05); speeds, their inverses, have t.
     """
-    found, prompts = dict[str, Estimate](), dict[str, list[Sample]]()
+    estimates, by_prompt = dict[str, Estimate](), dict[str, list[Sample]]()
     for row in rows:
         if row.error is None and row.latency_s:
-            prompts.setdefault(row.prompt_id, []).append(row)
+            by_prompt.setdefault(row.prompt_id, []).append(row)
     for name in ("latency_s", "ttft_s", "tpot_s"):
-        known = [[t for row in own if (t := getattr(row, name)) is not None] for own in prompts.values()]
-        times = [fmean(own) for own in known if own]
-        found[name] = estimate.estimate(times, name, method="bootstrap-t")
-        found[f"{name}/p50"] = estimate.percentile_estimate(times, 50, f"{name}/p50")
+        rounds = ([getattr(row, name) for row in timed] for timed in by_prompt.values())
+        measured = ([t for t in times if t is not None] for times in rounds)
+        means = [fmean(times) for times in measured if times]
+        estimates[name] = estimate.estimate(means, name, method="bootstrap-t")
+        estimates[f"{name}/p50"] = estimate.percentile_estimate(means, 50, f"{name}/p50")
     for name, amount in AMOUNTS.items():
-        speeds = [fmean(amount(row) / (row.latency_s or 1) for row in own) for own in prompts.values()]
-        found[f"{name}_per_s"] = estimate.estimate(speeds, f"{name}_per_s")
-    return {n: replace(e, low=e.low and max(0.0, e.low)) for n, e in found.items()}
+        speeds = [fmean(amount(row) / (row.latency_s or 1) for row in timed) for timed in by_prompt.values()]
+        estimates[f"{name}_per_s"] = estimate.estimate(speeds, f"{name}_per_s")
+    return {name: replace(e, low=e.low and max(0.0, e.low)) for name, e in estimates.items()}
 
 
 def flat_metrics(
@@ -84,33 +85,33 @@ def flat_metrics(
 
     A figure that was not measured or does not apply (the quality of random weights) is absent, never zero.
     """
-    good = [sample for sample in samples if sample.error is None]
-    every, finished, sums = len(samples), len(good), {n: sum(map(of, good)) for n, of in AMOUNTS.items()}
+    finished = [sample for sample in samples if sample.error is None]
+    totals = {name: sum(map(amount, finished)) for name, amount in AMOUNTS.items()}
     sizes = {"parameters": loaded.parameter_bytes} | {name: vars(loaded)[f"{name}_bytes"] for name in MEMORY}
     sizes["generation_peak"] = max((sample.peak_memory_bytes or 0 for sample in samples), default=0) or None
-    counts = {"attempted": every, "finished": finished, "failed": every - finished}
+    counts = {"attempted": len(samples), "finished": len(finished), "failed": len(samples) - len(finished)}
     counts["truncated_prompts"] = sum(sample.prompt_truncated for sample in samples)
     counts["new_tokens_total"] = sum(sample.new_tokens for sample in samples)
-    ratios = {
-        "success_rate": (finished, every),
-        "ended_by_itself_rate": (sum(sample.finish_reason == "eos" for sample in samples), every),
-        "new_tokens_mean": (sums["tokens"], finished),
-        "words_mean": (sums["words"], finished),
-        "bytes_per_token": (sums["bytes"], sums["tokens"]),
+    ratios = {  # numerator, denominator
+        "success_rate": (len(finished), len(samples)),
+        "ended_by_itself_rate": (sum(sample.finish_reason == "eos" for sample in samples), len(samples)),
+        "new_tokens_mean": (totals["tokens"], len(finished)),
+        "words_mean": (totals["words"], len(finished)),
+        "bytes_per_token": (totals["bytes"], totals["tokens"]),
     }
     groups: dict[str, dict[str, Any]] = {
-        "quality": _parts(report.quality if loaded.quality_applies else {}),
-        "latency": _parts(report.latency) | {name: vars(loaded)[name] for name in ("fetch_s", "load_s")},
+        "quality": _fields(report.quality if loaded.quality_applies else {}),
+        "latency": _fields(report.latency) | {name: vars(loaded)[name] for name in ("fetch_s", "load_s")},
         "memory": {f"{name}_mib": size and size / 2**20 for name, size in sizes.items()},
-        "samples": counts | {name: part / whole for name, (part, whole) in ratios.items() if whole},
+        "samples": counts | {name: above / below for name, (above, below) in ratios.items() if below},
         "model": {name: vars(loaded)[name] for name in ("parameters", "context", "vocabulary")},
         "cost": money,
     }
-    groups["latency"]["batch_tokens_per_s"] = generate.throughput(good)
-    found = {f"{group}/{name}": value for group, own in groups.items() for name, value in own.items()}
-    return {name: float(value) for name, value in found.items() if value is not None}
+    groups["latency"]["batch_tokens_per_s"] = generate.throughput(finished)
+    flat = {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}
+    return {name: float(value) for name, value in flat.items() if value is not None}
 
 
-def _parts(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
-    parts = ("n", "mean", "sd", "low", "high")
-    return {f"{name}/{part}": vars(e)[part] for name, e in estimates.items() for part in parts}
+def _fields(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
+    fields = ("n", "mean", "sd", "low", "high")
+    return {f"{name}/{field}": vars(e)[field] for name, e in estimates.items() for field in fields}

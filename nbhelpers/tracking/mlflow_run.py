@@ -37,15 +37,15 @@ if TYPE_CHECKING:
 EXPERIMENT = "local-model-evaluation"
 FOLDERS = {".json": "files", ".jsonl": "files", ".png": "plots"}  # in an MLflow run
 FOLDERS |= {".ipynb": "notebooks", ".html": "notebooks"}
-LATE = ("06_tracking.ipynb", "06_tracking.html")  # still being executed while a run is logged
+UNFINISHED = ("06_tracking.ipynb", "06_tracking.html")  # being executed while a run is logged
 PARAMETERS = ("revision", "family", "parameters", "device", "dtype", "primary", "quality_applies")
 # Read once, while mlflow is imported. A server that is down is given up within 20 s: 9 s, a pause, 9 s.
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
 QUIET |= {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false"}
 QUIET |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 QUIET |= dict.fromkeys(("MLFLOW_HTTP_REQUEST_TIMEOUT", "PGCONNECT_TIMEOUT"), "9")
-WHOLE = (f"{COMPARISON}.ipynb", f"{COMPARISON}.html", "index.html", "latency.json")  # of the run
-CHILD_OF = "mlflow.parentRunId"
+RUN_FILES = (f"{COMPARISON}.ipynb", f"{COMPARISON}.html", "comparison.json", "index.html", "latency.json")
+PARENT = "mlflow.parentRunId"
 LOGGED = ("prompt_id", "content_type", "repeat", "prompt", "text", "new_tokens", "finish_reason", "error")
 
 
@@ -61,27 +61,25 @@ class TrackingReport(Record):
 
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI where the user set it, else the database in the outputs folder. Holds passwords."""
-    given = store.address("MLflow", "MLFLOW_TRACKING_URI", Failure.TRACKING)
-    return given or _sqlite(store.outputs_dir() / "mlflow.db")
+    uri = store.address("MLflow", "MLFLOW_TRACKING_URI", Failure.TRACKING)
+    return uri or _sqlite_uri(store.outputs_dir() / "mlflow.db")
 
 
 def shown_uri() -> str:
     """The tracking address as it may be printed."""
-    given = redact.credentials(uri := tracking_uri())
-    return uri.replace(given and f"{given}@", "", 1).partition("?")[0]
+    credentials = redact.credentials(uri := tracking_uri())
+    return uri.replace(credentials and f"{credentials}@", "", 1).partition("?")[0]
 
 
-def _sqlite(place: Path) -> str:
-    """The address of a file. Without a driver's name MLflow would make a folder of the quoted path, too."""
+def _sqlite_uri(database: Path) -> str:
+    """A database file's address; without a driver in it MLflow would make a folder of the quoted path."""
     from sqlalchemy import URL
 
-    return URL.create("sqlite+pysqlite", database=str(place)).render_as_string()
+    return URL.create("sqlite+pysqlite", database=str(database)).render_as_string()
 
 
 def quiet_mlflow() -> ModuleType:
-    """The mlflow module without log lines, links, progress bars and usage statistics, unless the user's
-    environment says otherwise.
-    """
+    """mlflow without its log lines, links, progress bars and usage statistics, unless the user wants them."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     import mlflow
@@ -108,16 +106,16 @@ def init_database() -> str:
     """
     from sqlalchemy import make_url
 
-    uri, outputs = tracking_uri(), store.outputs_dir()
+    uri = tracking_uri()
     with _mlflow_errors(), _locked():
-        if uri.startswith("sqlite") and (name := make_url(uri).database):
-            _make_sqlite(Path(name))
+        if uri.startswith("sqlite") and (database := make_url(uri).database):
+            _make_sqlite(Path(database))
         client = open_client()
-        if found := client.get_experiment_by_name(EXPERIMENT):
-            return str(found.experiment_id)
+        if experiment := client.get_experiment_by_name(EXPERIMENT):
+            return str(experiment.experiment_id)
         served = uri.startswith(("http:", "https:", "databricks"))  # has a place for files
-        files = None if served else (outputs / "mlartifacts").as_uri()
-        return str(client.create_experiment(EXPERIMENT, artifact_location=files))
+        artifacts = None if served else (store.outputs_dir() / "mlartifacts").as_uri()
+        return str(client.create_experiment(EXPERIMENT, artifact_location=artifacts))
 
 
 def _locked() -> FileLock:
@@ -127,23 +125,23 @@ def _locked() -> FileLock:
     return FileLock(store.outputs_dir() / ".mlflow.lock", timeout=store.LOCK_S)
 
 
-def _make_sqlite(place: Path) -> None:
-    """Make a fresh database beside its place and rename it, so that a kill does not leave half of one.
+def _make_sqlite(path: Path) -> None:
+    """Make a fresh database under another name and rename it, so that a kill does not leave half of one.
 
     LabError for one of another MLflow release, which MLflow would migrate without asking.
     """
     from mlflow.store.db import utils
 
-    unfinished = place.with_name(f".{place.name}")
-    if not place.exists() or not place.stat().st_size:
+    unfinished = path.with_name(f".{path.name}")
+    if not path.exists() or not path.stat().st_size:
         unfinished.unlink(missing_ok=True)
-        open_client(_sqlite(unfinished)).search_experiments(max_results=1)
-        unfinished.replace(place)
-    with closing(sqlite3.connect(place)) as database:
+        open_client(_sqlite_uri(unfinished)).search_experiments(max_results=1)
+        unfinished.replace(path)
+    with closing(sqlite3.connect(path)) as database:
         [revision] = database.execute("select version_num from alembic_version").fetchone()
     if revision != utils._get_latest_schema_revision():
-        command = shlex.join(["mlflow", "db", "upgrade", _sqlite(place)])
-        why = f"{place} was made by another release of MLflow: copy it and run `{command}`"
+        command = shlex.join(["mlflow", "db", "upgrade", _sqlite_uri(path)])
+        why = f"{path} was made by another release of MLflow: copy it and run `{command}`"
         raise LabError(f"{why}, or upgrade MLflow.", Failure.TRACKING)
 
 
@@ -156,38 +154,38 @@ def log_run(run: ModelRun) -> TrackingReport:
     experiment = init_database()
     from mlflow.entities import Dataset, DatasetInput, Metric, Param
 
-    result, task = store.read_json(run.folder / "result.json", Result), tasks.load_task(run.settings.task)
-    tags = {"run": run.folder.parent.name, "folder": (folder := _folder_digest(run.folder))}
+    result, run_dir = store.read_json(run.folder / "result.json", Result), run.folder.parent
+    tags = {"run": run_dir.name, "folder": _folder_digest(run.folder), **mlflow_pages.EVALUATION}
     tags |= {f"version.{name}": version for name, version in machine.versions().items()}
-    tags |= mlflow_pages.EVALUATION
     values = vars(result.settings) | {name: getattr(result, name) for name in PARAMETERS}
     params = [Param(name, str(value)) for name, value in (values | {"model": run.spec.alias}).items()]
     now = int(time.time() * 1000)
     metrics = [Metric(name, value, now, 0) for name, value in result.metrics.items()]
-    file = Path(run.settings.prompts or task.prompts or "benchmark-15.jsonl")
-    source = json.dumps({"file": file.name})  # without the way to it
+    file = Path(run.settings.prompts or tasks.load_task(run.settings.task).prompts or "benchmark-15.jsonl")
+    source = json.dumps({"file": file.name})  # without its folder
     dataset = Dataset(file.stem, prompts_digest(tasks.prompts_of(run.settings)), "local", source)
     with _mlflow_errors():
-        client, uri, name = open_client(), tracking_uri(), f"{run.folder.parent.name}/{result.slug}"
-        tags |= _parent(client, experiment, run.folder.parent)
+        client, uri = open_client(), tracking_uri()
+        tags |= _parent(client, experiment, run_dir)
         began = int((run.folder / "loading.json").stat().st_mtime * 1000)  # of its work, not of the logging
-        run_id = client.create_run(experiment, began, tags, name).info.run_id
+        run_id = client.create_run(experiment, began, tags, f"{run_dir.name}/{result.slug}").info.run_id
         status = "FAILED"
         try:
             client.log_batch(run_id, metrics, params)  # a loop of log_metric is far slower
             client.log_inputs(run_id, [DatasetInput(dataset)])
             samples, scores = generate.read_samples(run), {s.key: s for s in rubric.read_scores(run)}
             table = {name: [getattr(sample, name) for sample in samples] for name in LOGGED}
-            found = [scores.get(sample.key) for sample in samples]
-            table[result.primary] = [score and score.values.get(result.primary) for score in found]
+            in_order = (scores.get(sample.key) for sample in samples)
+            table[result.primary] = [score and score.values.get(result.primary) for score in in_order]
             client.log_table(run_id, table, "samples.json")
             note = mlflow_pages.log_traces(uri, experiment, run_id, run.spec.alias, samples, scores)
             client.set_tag(run_id, "mlflow.note.content", note)
-            done = [path for path in run.folder.iterdir() if path.name not in ("tracking.json", *LATE)]
-            files, status = _log_files(client, run_id, done), "FINISHED"
+            paths = [path for path in run.folder.iterdir() if path.name not in ("tracking.json", *UNFINISHED)]
+            files = _log_files(client, run_id, paths)
+            status = "FINISHED"
         finally:
             client.set_terminated(run_id, status)
-        for other in client.search_runs([experiment], f"tags.folder = '{folder}'"):
+        for other in client.search_runs([experiment], f"tags.folder = '{tags['folder']}'"):
             if (old := other.info.run_id) != run_id:
                 if ids := [trace.info.trace_id for trace in mlflow_pages.traces_of(uri, experiment, old)]:
                     client.delete_traces(experiment, trace_ids=ids)
@@ -198,7 +196,7 @@ def log_run(run: ModelRun) -> TrackingReport:
 
 
 def _folder_digest(folder: Path) -> str:
-    """Names the folder a run came from, without telling a shared server where that is."""
+    """A name of a run's folder that does not tell a shared server where it is."""
     return hashlib.sha256(str(folder).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
@@ -207,33 +205,33 @@ def _parent(client: MlflowClient, experiment: str, run_dir: Path) -> dict[str, s
     if not (info := read_info(run_dir)):
         return {}
     with _locked():
-        if found := client.search_runs([experiment], f"tags.whole = '{_folder_digest(run_dir)}'"):
-            return {CHILD_OF: found[0].info.run_id}
-        asked = ", ".join(spec_of(model, info).alias for model in info.models)  # without folders or hosts
-        asked += f" on {some(len(info.prompts), 'prompts')}, {some(info.settings.repeats, 'texts')} each"
-        tags = {"whole": _folder_digest(run_dir), "mlflow.note.content": asked}
+        if parents := client.search_runs([experiment], f"tags.whole = '{_folder_digest(run_dir)}'"):
+            return {PARENT: parents[0].info.run_id}
+        note = ", ".join(spec_of(model, info).alias for model in info.models)  # without folders or hosts
+        note += f" on {some(len(info.prompts), 'prompts')}, {some(info.settings.repeats, 'texts')} each"
+        tags = {"whole": _folder_digest(run_dir), "mlflow.note.content": note}
         tags |= {"mlflow.source.name": "nbhelpers run", "mlflow.source.git.commit": info.git_commit or ""}
         began = int(datetime.fromisoformat(info.started).timestamp() * 1000)
-        return {CHILD_OF: client.create_run(experiment, began, tags, run_dir.name).info.run_id}
+        return {PARENT: client.create_run(experiment, began, tags, run_dir.name).info.run_id}
 
 
 def attach(run_dir: Path, ratings: Mapping[str, Mapping[str, float]] | None = None) -> None:
     """Add what was finished after the models were logged: each 06 notebook, the whole run's comparison, and
     who rated which texts: "readers", "person NAME" or "judge MODEL" -> sample key -> rating.
     """
-    if not (logged := sorted(run_dir.glob("*/tracking.json"))):
+    if not (reports := sorted(run_dir.glob("*/tracking.json"))):
         return
-    compared, experiment = run_dir / "comparison.json", init_database()
+    comparison, experiment = run_dir / "comparison.json", init_database()
     with _mlflow_errors():
-        client, holders = open_client(), set[str]()
-        for path in logged:
+        client, parents = open_client(), set[str]()
+        for path in reports:
             run_id = store.read_json(path, TrackingReport).run_id
-            _log_files(client, run_id, [path.with_name(name) for name in LATE])
+            _log_files(client, run_id, [path.with_name(name) for name in UNFINISHED])
             mlflow_pages.log_ratings(tracking_uri(), experiment, run_id, ratings or {})
-            holders.add(client.get_run(run_id).data.tags.get(CHILD_OF, run_id))
-        for run_id in holders:
-            _log_files(client, run_id, [compared, *(run_dir / name for name in WHOLE)])
-            if compared.exists() and (verdict := json.loads(compared.read_text()).get("pick_reason")):
+            parents.add(client.get_run(run_id).data.tags.get(PARENT, run_id))
+        for run_id in parents:
+            _log_files(client, run_id, [run_dir / name for name in RUN_FILES])
+            if comparison.exists() and (verdict := json.loads(comparison.read_text()).get("pick_reason")):
                 client.set_tag(run_id, "verdict", verdict)
             client.set_terminated(run_id)
 
@@ -259,7 +257,7 @@ def _mlflow_errors() -> Iterator[None]:
 
 def _log_files(client: MlflowClient, run_id: str, paths: Iterable[Path]) -> list[str]:
     """Log those of the paths that exist and have a place in an MLflow run; their names there."""
-    kept = [path for path in paths if path.suffix in FOLDERS and path.exists()]
-    for path in kept:
+    artifacts = [path for path in paths if path.suffix in FOLDERS and path.exists()]
+    for path in artifacts:
         client.log_artifact(run_id, str(path), FOLDERS[path.suffix])
-    return sorted(f"{FOLDERS[path.suffix]}/{path.name}" for path in kept)
+    return sorted(f"{FOLDERS[path.suffix]}/{path.name}" for path in artifacts)

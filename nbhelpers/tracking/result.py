@@ -25,19 +25,20 @@ def make_result(run: ModelRun) -> Result:
     """Everything about one model in one record, from its files; writes result.json."""
     loaded, report = load.read_report(run), store.read_json(run.folder / "stats.json", StatsReport)
     samples, timed = generate.read_samples(run), generate.read_samples(run, "latency")
-    here = [row.key for row in timed if row.engine != "server"]  # a server's own work would be noise
-    passes, scores = meters.passes(run.folder, here), rubric.read_scores(run)
-    task, money = tasks.load_task(run.settings.task), costs.cost_summary(samples, machine.read_device(run))
+    scores, task = rubric.read_scores(run), tasks.load_task(run.settings.task)
+    # A server's own work would be noise.
+    passes = meters.passes(run.folder, [row.key for row in timed if row.engine != "server"])
+    money = costs.cost_summary(samples, machine.read_device(run))
     metrics = flat_metrics(report, loaded, samples, money) | meters.metrics(passes)
     per_prompt = by_prompt(scores, task.primary)
     others = {s.name for s in task.scorers} - {task.primary, task.primary.partition("/")[0]}
-    for name in (task.primary, *sorted(others)):  # of the primary score without its name
+    for name in (task.primary, *sorted(others)):
         if lacking := sum(name not in score.values for score in scores):
             metrics[FOREIGN + ("" if name == task.primary else f"/{name}")] = lacking
-    common = {field.name for field in dataclasses.fields(Result)} - {"schema_version"}
-    known = vars(loaded) | vars(report) | {"quality_applies": loaded.quality_applies and bool(per_prompt)}
+    fields = {field.name for field in dataclasses.fields(Result)} - {"schema_version"}
+    values = vars(loaded) | vars(report) | {"quality_applies": loaded.quality_applies and bool(per_prompt)}
     result = Result(
-        **{name: value for name, value in known.items() if name in common},
+        **{name: value for name, value in values.items() if name in fields},
         primary=task.primary,
         scale=task.scale,
         clusters=tasks.clusters(run.settings),
@@ -80,20 +81,20 @@ def read_rows(folder: Path) -> Rows:
 
 def read_all_rows(run_dir: Path, whole: Collection[str] = ()) -> tuple[dict[str, Rows], dict[str, str]]:
     """``read_rows`` of these folders of a run, of others the failed ones; and why some cannot be read."""
-    found, broken = dict[str, Rows](), dict[str, str]()
-    for path in sorted(run_dir.glob("*/samples.jsonl")):
+    by_model, broken = dict[str, Rows](), dict[str, str]()
+    for folder in (path.parent for path in sorted(run_dir.glob("*/samples.jsonl"))):
         try:
-            rows, slug = read_rows(path.parent), path.parent.name
-            found[slug] = rows if slug in whole else [row for row in rows if row[0].error]
+            rows = read_rows(folder)
+            by_model[folder.name] = rows if folder.name in whole else [row for row in rows if row[0].error]
         except LabError as error:
-            broken[path.parent.name] = str(error)
-    return found, broken
+            broken[folder.name] = str(error)
+    return by_model, broken
 
 
 def spec_of(model: str, info: RunInfo | None = None) -> ModelSpec:
     """What a name of a run means, as run.json says: people read its alias, its files lie in its slug.
 
-    Where that says nothing, a path goes by its last part: no report shows where models lie on this machine.
+    Without it, a path goes by its last part: no report shows where models lie on this machine.
     """
     if info and model in info.models[: len(info.specs)]:
         return info.specs[info.models.index(model)]
@@ -104,13 +105,13 @@ def spec_of(model: str, info: RunInfo | None = None) -> ModelSpec:
 def count_failures(info: RunInfo | None, rows: Iterable[Rows]) -> dict[str, int]:
     """How often each kind of failure happened to a run's notebooks and samples, the most frequent first."""
     kinds = [status.failure for status in (info.notebooks if info else ()) if status.status == "failed"]
-    kinds += [sample.failure for own in rows for sample, _ in own if sample.error]
+    kinds += [sample.failure for of_model in rows for sample, _ in of_model if sample.error]
     return dict(Counter(str(kind or "other") for kind in kinds).most_common())
 
 
 def lower_is_better(result: Result) -> set[str]:
     """The scores of which less is better; by their kinds where the task is gone."""
-    scales = {kind: known.scale for kind, known in tasks.KINDS.items()}
+    scales = {name: kind.scale for name, kind in tasks.KINDS.items()}
     with suppress(LabError):
         scales |= {scorer.name: scorer.scale for scorer in tasks.load_task(result.settings.task).scorers}
     scales |= {result.primary: result.scale}
@@ -122,57 +123,60 @@ def export_samples(run_dir: Path, out: Path) -> Path:
     line a prompt, its repeats in ``resps``, scores averaged over them. Returns ``out``. LabError without any.
     """
     for result, rows in _scored(run_dir):
-        prompts, lower, lines = dict[str, list[int]](), lower_is_better(result), list[str]()
-        for place, (row, _) in enumerate(rows):
-            prompts.setdefault(row.prompt_id, []).append(place)
-        for id, places in prompts.items():
-            samples, scores = zip(*(rows[place] for place in places), strict=True)
+        by_prompt, lines = dict[str, list[tuple[Sample, Score]]](), list[str]()
+        for sample, score in rows:
+            by_prompt.setdefault(sample.prompt_id, []).append((sample, score))
+        for id, repeats in by_prompt.items():
+            samples, scores = zip(*repeats, strict=True)
             values = [score.values for score in scores if score.values]
-            means = {name: fmean(sorted(one[name] for one in values)) for name in (values or [{}])[0]}
+            means = {name: fmean(sorted(each[name] for each in values)) for name in (values or [{}])[0]}
             prompt, texts = samples[0].prompt, [sample.text for sample in samples]
             doc = {"id": id, "text": prompt, "content_type": samples[0].content_type}
             line: dict[str, Any] = {"doc_id": id, "doc": doc, "target": "", "resps": [texts]}
             line |= {"arguments": {"gen_args_0": {"arg_0": prompt, "arg_1": {}}}, "filtered_resps": texts}
-            hashed = (("doc", doc), ("prompt", prompt), ("target", ""))
-            line |= {f"{name}_hash": store.row_key(value=value) for name, value in hashed} | means
+            hashed = {"doc": doc, "prompt": prompt, "target": ""}
+            line |= {f"{name}_hash": store.row_key(value=value) for name, value in hashed.items()} | means
             lines.append(json.dumps(line | {"filter": "none", "metrics": [*means]}) + "\n")
+        lower = lower_is_better(result)
         higher = {name: name not in lower for _, score in rows for name in score.values}
-        about = json.dumps({"model_name": result.model, "higher_is_better": {"prompts": higher}})
-        store.write_text(out / result.slug / "results_run.json", [about + "\n"])
+        summary = json.dumps({"model_name": result.model, "higher_is_better": {"prompts": higher}})
+        store.write_text(out / result.slug / "results_run.json", [summary + "\n"])
         store.write_text(out / result.slug / "samples_prompts_run.jsonl", lines)
     return out
 
 
 def export_dataset(run_dir: Path, out: Path) -> Path:
-    """A run's samples and scores as a dataset of the Hugging Face Hub: a Parquet file, whose columns have
-    their types, and a card. Returns ``out``. LabError without any.
+    """A run's samples and scores as a dataset of the Hugging Face Hub: a typed Parquet file and a card.
+    Returns ``out``. LabError without any.
     """
     import pyarrow
     from pyarrow import parquet
 
-    made, card, number, text = _scored(run_dir), out / "README.md", pyarrow.float64(), pyarrow.string()
+    scored, card = _scored(run_dir), out / "README.md"
     if card.exists() and "tags: [nbhelpers]" not in card.read_text(encoding="utf-8", errors="replace"):
         raise LabError(f"The file {card} is no card of ours: move it away, or name another folder.")
-    kinds = {"str": text, "int": pyarrow.int64(), "float": number, "FinishReason": text}
-    columns = {f.name: kinds.get(str(f.type).partition(" ")[0]) for f in dataclasses.fields(Sample)}
-    names = dict.fromkeys(name for _, own in made for _, score in own for name in score.values)
-    columns |= {"target": pyarrow.list_(text)}
-    columns |= {"scores": pyarrow.struct([(name, number) for name in names])} if names else {}
-    pairs = [pair for _, own in made for pair in own]
+    number, text = pyarrow.float64(), pyarrow.string()
+    types = {"str": text, "int": pyarrow.int64(), "float": number, "FinishReason": text}
+    columns = {f.name: types.get(str(f.type).partition(" ")[0]) for f in dataclasses.fields(Sample)}
+    columns["target"] = pyarrow.list_(text)
+    pairs = [pair for _, of_model in scored for pair in of_model]
+    if names := dict.fromkeys(name for _, score in pairs for name in score.values):
+        columns["scores"] = pyarrow.struct([(name, number) for name in names])
     rows = [vars(row) | {"target": score.target, "scores": score.values} for row, score in pairs]
     schema = pyarrow.schema([(name, kind) for name, kind in columns.items() if kind])
     out.mkdir(parents=True, exist_ok=True)
     parquet.write_table(pyarrow.Table.from_pylist(rows, schema), out / "test.parquet")
-    of = ", ".join(f"`{spec_of(result.model).alias}` ({result.revision})" for result, _ in made)
-    said = f"{len(rows)} answers of {of}, each with its scores and what it took."
-    said += f"\n\nVerdicts rest on `{made[0][0].primary}`."
-    store.write_text(card, [f"---\ntags: [nbhelpers]\n---\n# {run_dir.name}\n\n{said}\n"])
+    models = ", ".join(f"`{spec_of(result.model).alias}` ({result.revision})" for result, _ in scored)
+    about = f"{len(rows)} answers of {models}, each with its scores and what it took."
+    about += f"\n\nVerdicts rest on `{scored[0][0].primary}`."
+    store.write_text(card, [f"---\ntags: [nbhelpers]\n---\n# {run_dir.name}\n\n{about}\n"])
     return out
 
 
 def _scored(run_dir: Path) -> list[tuple[Result, list[tuple[Sample, Score]]]]:
     """Every model of a run with its scored samples. LabError without any."""
-    found = [(store.read_json(p, Result), read_rows(p.parent)) for p in sorted(run_dir.glob("*/result.json"))]
-    if not found:
+    paths = sorted(run_dir.glob("*/result.json"))
+    if not paths:
         raise LabError(f"{run_dir} has no result.json: there is nothing to export.")
-    return [(result, [(row, score) for row, score in rows if score]) for result, rows in found]
+    models = [(store.read_json(path, Result), read_rows(path.parent)) for path in paths]
+    return [(result, [(row, score) for row, score in rows if score]) for result, rows in models]
