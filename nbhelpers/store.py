@@ -36,11 +36,11 @@ def project_root() -> Path:
 
 def copy_lab(target: Path) -> Path:
     """A copy of notebooks, data and tools to work on. Raises LabError for a folder that is there already."""
-    parts = [project_root() / name for name in ("notebooks", "data", "tools")]
-    if target.exists() or any(target.resolve().is_relative_to(part) for part in parts):
+    folders = [project_root() / name for name in ("notebooks", "data", "tools")]
+    if target.exists() or any(target.resolve().is_relative_to(folder) for folder in folders):
         raise LabError(f"The folder {target} is there already, or inside what is copied: name another one.")
-    for part in parts:
-        shutil.copytree(part, target / part.name, ignore=shutil.ignore_patterns("cache", "__pycache__"))
+    for folder in folders:
+        shutil.copytree(folder, target / folder.name, ignore=shutil.ignore_patterns("cache", "__pycache__"))
     return target
 
 
@@ -68,15 +68,15 @@ def address(whose: str, variable: str, kind: Failure = Failure.USAGE) -> str:
 
     Raises LabError for a user name or password that libraries would cut at different places, and print.
     """
-    given = os.environ.get(variable, "").strip()
-    if set(redact.credentials(given)) & set(redact.RESERVED):
-        why = "write / ? # @ [ ] and blanks in its user name and password as %2F %3F %23 %40 %5B %5D %20"
-        raise LabError(f"{whose} at {variable} is refused: {why}.", kind)
-    return given
+    value = os.environ.get(variable, "").strip()
+    if set(redact.credentials(value)) & set(redact.RESERVED):
+        hint = "write / ? # @ [ ] and blanks in its user name and password as %2F %3F %23 %40 %5B %5D %20"
+        raise LabError(f"{whose} at {variable} is refused: {hint}.", kind)
+    return value
 
 
 def user_path(name: str) -> Path:
-    """A path as a user writes it; the home of nobody stays as it is, and is not there."""
+    """A path as a user writes it; a home that cannot be found stays as it is written, and does not exist."""
     with suppress(RuntimeError):
         return Path(name).expanduser()
     return Path(name)
@@ -146,15 +146,15 @@ def appending(path: Path) -> Iterator[Callable[[Any], None]]:
             path.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(FileLock(path.with_name(f".{path.stem}.lock"), timeout=LOCK_S))
             out = stack.enter_context(path.open("ab", buffering=0))
-            text = path.read_bytes()
-            if text and not text.endswith(b"\n"):
+            written = path.read_bytes()
+            if written and not written.endswith(b"\n"):
                 print(f"warning: the last line of {path} was cut off and is made again", file=sys.stderr)
-                out.truncate(text.rfind(b"\n") + 1)
+                out.truncate(written.rfind(b"\n") + 1)
 
         def append(record: Any) -> None:
             with _writable(path):
                 line = _line(record).encode()
-                while line:  # a disk that becomes full takes a part of it
+                while line:  # a disk that is nearly full takes only a part of it
                     line = line[out.write(line) :]
 
         yield append
@@ -169,8 +169,8 @@ def _writable(path: Path) -> Iterator[None]:
     except TimeoutError:  # of the lock
         raise LabError(f"{path} is being written by another process: wait, or stop it.") from None
     except OSError as error:
-        way_out = "free space or choose another output folder"
-        raise LabError(f"{path} cannot be written ({error.strerror}): {way_out}.") from None
+        hint = "free space or choose another output folder"
+        raise LabError(f"{path} cannot be written ({error.strerror}): {hint}.") from None
 
 
 def _line(record: Any) -> str:
@@ -196,14 +196,12 @@ def read_rows(path: Path, cls: type[T]) -> Iterator[T]:
 
 
 def objects(text: str, where: str, wanted: str = "object") -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a JSON document, a list of them, or JSON lines, and their places. LabError for what is
-    none.
-    """
+    """The objects of a JSON document, a list or JSON lines, with their places. LabError for anything else."""
     lines = ((n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip())  # U+2028 ends no line
     rows: Iterable[tuple[int, Any]] = lines
     with suppress(ValueError, RecursionError):
-        whole = json.loads(text)
-        rows = enumerate(whole if isinstance(whole, list) else [whole], 1)
+        document = json.loads(text)
+        rows = enumerate(document if isinstance(document, list) else [document], 1)
     for number, row in rows:
         try:
             row = json.loads(row) if rows is lines else row
@@ -215,22 +213,21 @@ def objects(text: str, where: str, wanted: str = "object") -> Iterator[tuple[int
 
 
 def table(text: str, where: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of a table under the names of its header, and the lines on which they begin; semicolons may
-    part its cells, as spreadsheets write them. LabError for a row of other cells, and a name given twice.
-    """
-    heading = text.partition("\n")[0]
-    mark = ";" if heading.count(";") > heading.count(",") else ","
-    options: Any = {"delimiter": mark, "skipinitialspace": True, "strict": True}
-    lines, line = csv.reader(io.StringIO(text, newline=""), **options), 1
+    """The rows of a CSV file by the names of its header, and the lines on which they begin; the delimiter is
+    a comma, or a semicolon as spreadsheets write it. LabError for cells that do not match the header."""
+    first_line = text.partition("\n")[0]
+    delimiter = ";" if first_line.count(";") > first_line.count(",") else ","
+    options: Any = {"delimiter": delimiter, "skipinitialspace": True, "strict": True}
+    reader, line = csv.reader(io.StringIO(text, newline=""), **options), 1
     try:
-        header, line = [name.strip().lower() for name in next(lines, [])], lines.line_num + 1
+        header, line = [name.strip().lower() for name in next(reader, [])], reader.line_num + 1
         if twice := next((name for name in header if name and header.count(name) > 1), ""):
-            has = f"(it has {', '.join(header)})"
-            raise LabError(f"{where}, line 1: the column {twice!r} stands twice {has}.")
-        for cells in lines:
+            columns = ", ".join(header)
+            raise LabError(f"{where}, line 1: the column {twice!r} stands twice (it has {columns}).")
+        for cells in reader:
             if any(cells):
                 yield line, dict(zip(header, cells, strict=True))
-            line = lines.line_num + 1
+            line = reader.line_num + 1
     except (csv.Error, ValueError):
         problem = "has more or fewer cells than the header, or quotation marks that do not close"
         raise LabError(f"{where}, line {line}: it {problem}.") from None
@@ -246,24 +243,24 @@ def checked(table: dict[str, Any], kinds: Mapping[str, Any], where: str) -> dict
     """The values of a TOML table, each of its kind. LabError for an unknown field, with the nearest."""
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-    found, config = dict[str, Any](), ConfigDict(strict=True, allow_inf_nan=False)
+    values, config = dict[str, Any](), ConfigDict(strict=True, allow_inf_nan=False)
     for name, value in table.items():
         if name not in kinds:
             raise LabError(f"{where}: the field {name!r} is not known: {nearest(name, kinds)}.")
         try:
-            found[name] = TypeAdapter(kinds[name], config=config).validate_python(value)
+            values[name] = TypeAdapter(kinds[name], config=config).validate_python(value)
         except ValidationError as error:
             raise LabError(f"{where}: {name} is {value!r}: {error.errors()[0]['msg']}.") from None
-    return found
+    return values
 
 
 def from_plain(data: Any, cls: type[T], where: str) -> T:
     """A record from plain JSON or TOML values, checked by its annotations. Raises LabError with the place."""
-    return _record(json.dumps(data, default=list).encode(), cls, where)  # sets are lists there
+    return _record(json.dumps(data, default=list).encode(), cls, where)  # JSON has no sets
 
 
 @functools.cache
-def _reader(cls: Any) -> Any:
+def _adapter(cls: Any) -> Any:
     from pydantic import TypeAdapter
 
     return TypeAdapter(cls)
@@ -275,10 +272,11 @@ def _record(body: bytes, cls: Any, where: str) -> Any:
 
     version = re.search(rb'"schema_version": ?([^,}\s]+)', body)
     if version and version[1] != b"%d" % SCHEMA_VERSION:
-        knows = f"this release (it knows {SCHEMA_VERSION}): upgrade nbhelpers or make the file again."
-        raise LabError(f"{where}: schema version {version[1].decode(errors='replace')} is unknown to {knows}")
+        problem = f"schema version {version[1].decode(errors='replace')} is unknown to this release"
+        hint = "upgrade nbhelpers or make the file again"
+        raise LabError(f"{where}: {problem} (it knows {SCHEMA_VERSION}): {hint}.")
     try:
-        return _reader(cls).validate_json(body)
+        return _adapter(cls).validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     if first["type"] == "json_invalid":
