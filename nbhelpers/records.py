@@ -14,12 +14,11 @@ from typing import Any, ClassVar, Literal
 from nbhelpers.errors import Failure, LabError
 
 SCHEMA_VERSION = 1
-
 CONTENT_TYPES = ("short_post", "linkedin_post", "technical_article", "business_note")
 DEVICES = ("cuda", "mps", "xpu", "cpu")  # in order of preference
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of one number
 SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-_KINDS: dict[str, Any] = {"int": (Integral, int), "float": (Real, float), "str": (str | Path, str)}
+_TYPES: dict[str, Any] = {"int": (Integral, int), "float": (Real, float), "str": (str | Path, str)}
 FinishReason = Literal["eos", "stop", "length", "time", "error"]  # stop: one of the task's stop strings
 Engine = Literal["loop", "generate", "server"]  # generation.decode; transformers where that fails; HTTP
 Verdict = Literal["better", "worse", "tied", "cannot tell"]
@@ -33,7 +32,7 @@ class Record:
 
 @dataclass(frozen=True)
 class ModelSpec(Record):
-    """Where a model comes from and what is known about it before it is loaded."""
+    """Where a model comes from, and what is known about it before it is loaded."""
 
     alias: str
     source: str  # Hub repository "org/name", a local folder, "shape:<alias>", or "<server's address>#<model>"
@@ -53,7 +52,7 @@ class ModelSpec(Record):
 
     @property
     def slug(self) -> str:
-        """The alias as one safe folder name; a long one keeps its end, which tells more apart."""
+        """The alias as one safe folder name; of a long one mostly the end, where aliases differ."""
         name = "".join(c if c.isalnum() or c in "-_." else "--" for c in self.alias).strip(".")
         return (name if len(name) <= 80 else name[:30] + name[-50:]) or "model"
 
@@ -77,16 +76,16 @@ def setting(default: Any, text: str, option: str = "", least: float | None = Non
 
 def _check(record: Any) -> None:
     """Raise LabError for a value of another type or too small; numpy's numbers become Python's."""
-    for one in (one for one in fields(record) if one.metadata or one.type == "str"):
-        value, name = getattr(record, one.name), one.metadata.get("option") or one.name
-        kind, *optional = str(one.type).split(" | ")
-        wanted, made = _KINDS.get(kind, (bool, bool))
+    for option in (option for option in fields(record) if option.metadata or option.type == "str"):
+        value, name = getattr(record, option.name), option.metadata.get("option") or option.name
+        type_name, *optional = str(option.type).split(" | ")
+        accepted, convert = _TYPES.get(type_name, (bool, bool))
         if optional and value is None:
             continue
-        if not isinstance(value, wanted) or isinstance(value, bool) != (kind == "bool"):
-            raise LabError(f"{name} is {value!r}: it must be of the type {kind}.")
-        object.__setattr__(record, one.name, made(value))  # 0 is 0.0: rows are found again by its text
-        if (least := one.metadata.get("least")) is not None and not least <= value < float("inf"):
+        if not isinstance(value, accepted) or isinstance(value, bool) != (type_name == "bool"):
+            raise LabError(f"{name} is {value!r}: it must be of the type {type_name}.")
+        object.__setattr__(record, option.name, convert(value))  # 0 is 0.0: rows are found by its text
+        if (least := option.metadata.get("least")) is not None and not least <= value < float("inf"):
             raise LabError(f"{name} is {value}: it must be at least {least}.")
 
 
@@ -113,9 +112,9 @@ class Settings(Record):
         _check(self)
         if not 0 < self.top_p <= 1:
             raise LabError(f"top_p is {self.top_p}: give more than 0 and at most 1 (off).")
-        for name, known in (("device", DEVICES), ("dtype", (*DTYPES, *SHORT_DTYPES))):
-            if (value := getattr(self, name)) not in ("auto", *known):
-                raise LabError(f"{name} is {value!r}: choose one of auto, {', '.join(known)}.")
+        for name, choices in (("device", DEVICES), ("dtype", (*DTYPES, *SHORT_DTYPES))):
+            if (value := getattr(self, name)) not in ("auto", *choices):
+                raise LabError(f"{name} is {value!r}: choose one of auto, {', '.join(choices)}.")
 
 
 @dataclass(frozen=True)
@@ -126,8 +125,8 @@ class FailOnError(Record):
     share: float | None = None  # of the model's samples, between 0 and 1
 
     def reached(self, failed: int, attempted: int) -> bool:
-        most = self.count if self.share is None else self.share * attempted
-        return most is not None and 0 < failed >= most
+        limit = self.count if self.share is None else self.share * attempted
+        return limit is not None and 0 < failed >= limit
 
 
 @dataclass(frozen=True)
