@@ -35,7 +35,7 @@ class LabError(Exception):
         return [f"LabError: {self}", self.kind.value]
 
 
-FAILURES = {  # of exceptions, by the names of their types: what defines them is not imported for that
+FAILURES = {  # by the names of exceptions: the libraries that define them need not be imported
     **dict.fromkeys(("TimeoutError", "CellTimeoutError", "APITimeoutError"), Failure.TIMEOUT),
     **dict.fromkeys(("MemoryError", "OutOfMemoryError"), Failure.OUT_OF_MEMORY),
     "DeadKernelError": Failure.DEAD_KERNEL,
@@ -49,9 +49,9 @@ def failure_of(error: Exception, kinds: Mapping[str, Failure] = FAILURES) -> Fai
     """The kind of an exception by its type; where memory ran out on the CPU or on MPS, by torch's text."""
     if isinstance(error, LabError):
         return error.kind
-    if isinstance(error, RuntimeError) and any(words in str(error).lower() for words in ALLOCATION):
+    if isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in ALLOCATION):
         return Failure.OUT_OF_MEMORY
-    names = (kind.__name__ for kind in type(error).__mro__)
+    names = (cls.__name__ for cls in type(error).__mro__)
     return next((kinds[name] for name in names if name in kinds), Failure.OTHER)
 
 

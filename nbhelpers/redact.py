@@ -20,25 +20,25 @@ def printable(text: str) -> str:
 
 def credentials(address: str) -> str:
     """What stands between :// and the last @; "" for an address without a host (``sqlite:////home/a@b``)."""
-    rest = address.partition("://")[2] or address
-    return "" if rest.startswith("/") else rest.rpartition("@")[0]
+    after_scheme = address.partition("://")[2] or address
+    return "" if after_scheme.startswith("/") else after_scheme.rpartition("@")[0]
 
 
 def secrets() -> set[str]:
     """Every secret in the environment, in each form that a library may print."""
-    found = set[str]()
+    forms = set[str]()
     for name, value in os.environ.items():
-        found |= set(IN_QUERY.findall(value))
+        forms |= set(IN_QUERY.findall(value))
         if name.upper().endswith(KEYS):
-            found.add(value.strip())
+            forms.add(value.strip())
         elif "@" in value and ("://" in value or name.upper().endswith("_PROXY")):
-            given = credentials(value)
-            pieces = re.split(r"[/?#@\[\]:&=\s]+", given)[1:]  # parsers end a password at different ones
-            found |= {f"{given}@", given.partition(":")[2] or given, *pieces}
-    found |= {unquote(secret) for secret in found}
-    found |= {form(secret)[1:-1] for secret in found for form in (repr, json.dumps)}
-    found |= {quote(secret, safe=safe) for secret in found for safe in ("/", "")}
-    return {secret for secret in found if len(secret) >= SHORTEST}
+            login = credentials(value)
+            fragments = re.split(r"[/?#@\[\]:&=\s]+", login)[1:]  # parsers end a password at different ones
+            forms |= {f"{login}@", login.partition(":")[2] or login, *fragments}
+    forms |= {unquote(secret) for secret in forms}
+    forms |= {literal(secret)[1:-1] for secret in forms for literal in (repr, json.dumps)}
+    forms |= {quote(secret, safe=safe) for secret in forms for safe in ("/", "")}
+    return {secret for secret in forms if len(secret) >= SHORTEST}
 
 
 def redacted(value: Any) -> Any:
