@@ -25,15 +25,14 @@ COMPUTED: dict[Step, tuple[Callable[[ModelRun], object], str, tuple[str, ...]]] 
 
 
 def open_run(settings: Settings) -> ModelRun:
-    """What these settings work on. The runner has resolved the model and written it to run.json.
+    """What these settings work on: a model as run.json has it or, in a notebook run alone, as its name means.
 
-    A folder without a run.json is a notebook run alone: the name is resolved here. Raises LabError for a
-    name that means nothing and for a model that cannot be used.
+    Raises LabError for a name that means nothing and for a model that cannot be used.
     """
     folder = store.run_dir(settings)
     if info := result.read_info(folder):
-        asked = info.settings
-        if (settings.task, settings.prompts, settings.limit) == (asked.task, asked.prompts, asked.limit):
+        of_run = info.settings
+        if (settings.task, settings.prompts, settings.limit) == (of_run.task, of_run.prompts, of_run.limit):
             tasks.check_unchanged(info, settings)
         if spec := dict(zip(info.models, info.specs, strict=False)).get(settings.model):
             return ModelRun(settings, spec, folder / spec.slug, info.limits)
@@ -44,33 +43,32 @@ def open_run(settings: Settings) -> ModelRun:
 def make(run: ModelRun, through: Step) -> None:
     """Make what is missing of a model's files, up to ``through``, and print what is made.
 
-    What is there and answers the settings stays. The model is loaded once, if at all. Raises LabError as
-    the steps do.
+    The model is loaded once, if at all. Raises LabError as the steps do.
     """
-    wanted = STEPS[: STEPS.index(through) + 1]
-    place = machine.make_device(run)
-    if "loading" in wanted:
-        _make_rows(run, place, [purpose for purpose in get_args(generate.Purpose) if purpose in wanted])
-    for step in (step for step in wanted if step in COMPUTED):
+    steps = STEPS[: STEPS.index(through) + 1]
+    device = machine.make_device(run)
+    if "loading" in steps:
+        _make_rows(run, device, [purpose for purpose in get_args(generate.Purpose) if purpose in steps])
+    for step in (step for step in steps if step in COMPUTED):
         compute, name, sources = COMPUTED[step]
-        read = [run.folder / file for file in sources]
-        read += reference.files(tasks.load_task(run.settings.task)) if step == "scores" else []
-        path, newest = run.folder / name, max(file.stat().st_mtime for file in read)
-        made = path.exists() and path.stat().st_mtime >= newest
-        if made and step == "scores":  # of fewer prompts, perhaps
-            made = [s.key for s in rubric.read_scores(run)] == [s.key for s in generate.read_samples(run)]
-        if not made:
+        inputs = [run.folder / source for source in sources]
+        inputs += reference.files(tasks.load_task(run.settings.task)) if step == "scores" else []
+        path = run.folder / name
+        current = path.exists() and path.stat().st_mtime >= max(file.stat().st_mtime for file in inputs)
+        if current and step == "scores":  # of fewer prompts, perhaps
+            current = [s.key for s in rubric.read_scores(run)] == [s.key for s in generate.read_samples(run)]
+        if not current:
             print(f"making {run.folder.name}/{name}")
             compute(run)
 
 
-def _make_rows(run: ModelRun, place: machine.DeviceReport, purposes: list[generate.Purpose]) -> None:
+def _make_rows(run: ModelRun, device: machine.DeviceReport, purposes: list[generate.Purpose]) -> None:
     """loading.json, and the rows for these purposes; another revision of a model makes all of them again."""
-    path, served, old = run.folder / "loading.json", run.spec.kind == "server", None
-    if path.exists():
-        old, right = load.read_report(run), (place.device, place.dtype)
-        if not served and (old.device, old.dtype, old.revision) != (*right, load.revision_of(run.spec)):
-            old = None
+    path, served = run.folder / "loading.json", run.spec.kind == "server"
+    old = load.read_report(run) if path.exists() else None
+    if old and not served:
+        current = (device.device, device.dtype, load.revision_of(run.spec))
+        old = old if (old.device, old.dtype, old.revision) == current else None
     if old and not any(None in generate.stored_samples(run, purpose) for purpose in purposes):
         return
     prompts = tasks.prompts_of(run.settings)
@@ -87,5 +85,5 @@ def _make_rows(run: ModelRun, place: machine.DeviceReport, purposes: list[genera
         for purpose in purposes:
             if None in generate.stored_samples(run, purpose):
                 print(f"making {run.folder.name}/{purpose}.jsonl")
-                make = latency.measure_latency if purpose == "latency" else generate.generate_samples
-                make(loaded, prompts, run.settings, run.folder / f"{purpose}.jsonl", limits=run.limits)
+                generator = latency.measure_latency if purpose == "latency" else generate.generate_samples
+                generator(loaded, prompts, run.settings, run.folder / f"{purpose}.jsonl", limits=run.limits)
