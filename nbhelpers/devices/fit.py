@@ -30,8 +30,7 @@ def kv_cache_bytes(spec: ModelSpec, rows: int, tokens: int, dtype: str) -> int:
 def generation_need(
     spec: ModelSpec, dtype: str, rows: int = 1, tokens: int = 512, vocabulary: int = 0
 ) -> Need:
-    """What generating ``rows`` texts at a time takes, each of ``tokens`` tokens with its prompt, cut to the
-    model's context."""
+    """The need of ``rows`` texts at a time of ``tokens`` tokens each with its prompt, cut to the context."""
     cache = kv_cache_bytes(spec, rows, min(tokens, spec.context or tokens), dtype)
     return Need((spec.parameters or 0) * DTYPES[dtype], cache, LOGIT_BYTES * rows * vocabulary)
 

@@ -66,10 +66,11 @@ def usable_cores() -> int:
 def detect(device: str = "auto", dtype: str = "auto") -> DeviceReport:
     """Look at the machine. Raises LabError when the device or dtype asked for is not there."""
     device = pick_device(available_devices(), device)
-    dtypes, (total, free) = supported_dtypes(device), memory(device)
-    chosen = pick_dtype(device, dtypes, dtype)
-    place, system = (device, _name(device), usable_cores()), f"{platform.system()} {platform.machine()}"
-    return DeviceReport(*place, total, free, dtypes, *chosen, versions(), system, dtype_asked=dtype != "auto")
+    dtypes = supported_dtypes(device)
+    hardware = (_name(device), usable_cores(), *memory(device))
+    choice = (dtypes, *pick_dtype(device, dtypes, dtype))
+    system = f"{platform.system()} {platform.machine()}"
+    return DeviceReport(device, *hardware, *choice, versions(), system, dtype_asked=dtype != "auto")
 
 
 def available_devices() -> tuple[str, ...]:
@@ -119,13 +120,13 @@ def read_device(run: ModelRun) -> DeviceReport:
 
 def make_device(run: ModelRun) -> DeviceReport:
     """device.json: the one there if it answers what is asked, else a new one."""
-    path, asked = run.folder / "device.json", run.settings
-    dtype = records.SHORT_DTYPES.get(asked.dtype, asked.dtype)
+    path, settings = run.folder / "device.json", run.settings
+    dtype = records.SHORT_DTYPES.get(settings.dtype, settings.dtype)
     if path.exists():
         old = read_device(run)
-        if dtype == (old.dtype if old.dtype_asked else "auto") and asked.device in ("auto", old.device):
+        if dtype == (old.dtype if old.dtype_asked else "auto") and settings.device in ("auto", old.device):
             return old
-    store.write_json(path, report := detect(asked.device, dtype))
+    store.write_json(path, report := detect(settings.device, dtype))
     return report
 
 
@@ -138,8 +139,8 @@ def _name(device: str) -> str:
     if device in ("cuda", "xpu"):
         return str(_backend(device).get_device_name())
     with suppress(OSError):
-        if found := re.search(r"^model name\s*: (.+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
-            return found[1]
+        if match := re.search(r"^model name\s*: (.+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return match[1]
     return platform.processor() or platform.machine()
 
 

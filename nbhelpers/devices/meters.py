@@ -52,8 +52,8 @@ def spent_joules(before: Counters, after: Counters) -> float | None:
     if not before or len(before) != len(after):
         return None
     pairs = zip(before, after, strict=True)
-    steps = [last - first + (around if last < first else 0.0) for (first, around), (last, _) in pairs]
-    return sum(steps) if min(steps) >= 0 else None
+    joules = [last - first + (wraps_at if last < first else 0.0) for (first, wraps_at), (last, _) in pairs]
+    return sum(joules) if min(joules) >= 0 else None
 
 
 @dataclass(frozen=True)
@@ -114,52 +114,55 @@ class NoisePass(Record):
 def recorded(rows: Mapping[Path, Sequence[str]]) -> Iterator[list[Times]]:
     """Record the conditions under which rows are made, for each of their files by their keys, if any.
 
-    What is appended to the list is left out: times in which others worked for us.
+    Times that are appended to the list, in which other processes worked for this one, are left out.
     """
     if not rows:
         yield []
         return
-    start, known, before, apart = cpu_times(), programs(), Moment(spin()), list[Times]()
+    start, seconds_before, before = cpu_times(), programs(), Moment(spin())
+    delegated = list[Times]()
     try:
-        yield apart
+        yield delegated
     finally:
         after, used = Moment(spin()), dict[str, float]()
         for (pid, name), seconds in programs().items():
-            used[name] = used.get(name, 0.0) + seconds - known.get((pid, name), 0.0)
+            used[name] = used.get(name, 0.0) + seconds - seconds_before.get((pid, name), 0.0)
         busiest = max(used, key=lambda name: used[name], default="")
-        left_out = [sum(part) for part in zip(*apart, strict=True)] or (0.0, 0.0, 0.0)
+        left_out = [sum(times) for times in zip(*delegated, strict=True)] or (0.0, 0.0, 0.0)
         wall, busy, mine = (a - b for a, b in zip(cpu_times(), left_out, strict=True))
-        for path, keys in ((path, keys) for path, keys in rows.items() if keys):
-            row = NoisePass(tuple(keys), before, after, other_load(start, (wall, busy, mine)), busiest)
-            store.append_row(path.with_name(NOISE_FILE), row)
+        load = other_load(start, (wall, busy, mine))
+        for path, keys in rows.items():
+            if keys:
+                row = NoisePass(tuple(keys), before, after, load, busiest)
+                store.append_row(path.with_name(NOISE_FILE), row)
 
 
 def passes(folder: Path, keys: Iterable[str]) -> list[NoisePass]:
     """The passes of a model's folder that made any of the rows ``keys``, oldest first."""
     wanted = set(keys)
-    return [found for found in store.read_rows(folder / NOISE_FILE, NoisePass) if wanted & set(found.keys)]
+    return [row for row in store.read_rows(folder / NOISE_FILE, NoisePass) if wanted & set(row.keys)]
 
 
-def verdict(found: Sequence[NoisePass]) -> str:
+def verdict(rows: Sequence[NoisePass]) -> str:
     """ "quiet", "noisy: " with the reasons, or "not recorded": the words beside every timing of a run."""
-    if not found:
+    if not rows:
         return "not recorded"
-    worst, reasons = metrics(found), []
+    worst, reasons = metrics(rows), []
     if (load := worst["noise/other_load"]) > MOST_LOAD:
-        most = max(found, key=lambda one: one.other_load).busiest
-        reasons.append(f"{load:.0%} load by other processes{f', above all {most}' if most else ''}")
+        busiest = max(rows, key=lambda row: row.other_load).busiest
+        reasons.append(f"{load:.0%} load by other processes{f', above all {busiest}' if busiest else ''}")
     if abs(drift := worst["noise/clock_drift"]) > MOST_DRIFT:
         reasons.append(f"clock drift of {drift:+.0%}")
     return f"noisy: {', '.join(reasons)}" if reasons else "quiet"
 
 
-def metrics(found: Sequence[NoisePass]) -> dict[str, float]:
+def metrics(rows: Sequence[NoisePass]) -> dict[str, float]:
     """The worst of the passes; empty without any. Clock drift: +0.1 is 10% slower after a pass."""
-    if not found:
+    if not rows:
         return {}
-    spins = ((p.before.spin_s, p.after.spin_s) for p in found)
-    drift = max((b / a - 1 for a, b in spins if a and b), key=abs, default=0.0)
-    return {"noise/other_load": max(p.other_load for p in found), "noise/clock_drift": drift}
+    spins = ((row.before.spin_s, row.after.spin_s) for row in rows)
+    drift = max((after / before - 1 for before, after in spins if before and after), key=abs, default=0.0)
+    return {"noise/other_load": max(row.other_load for row in rows), "noise/clock_drift": drift}
 
 
 def spin() -> float:
@@ -170,9 +173,9 @@ def spin() -> float:
 def cpu_times() -> Times:
     """Wall clock, busy time of all cores, and that of this process with its children (psutil)."""
     idle, mine = ("idle", "iowait", "guest", "guest_nice"), 0.0  # guests are in user and nice too
-    busy = sum(used for kind, used in psutil.cpu_times()._asdict().items() if kind not in idle)
+    busy = sum(seconds for kind, seconds in psutil.cpu_times()._asdict().items() if kind not in idle)
     for process in (me := psutil.Process(), *me.children(recursive=True)):
-        with suppress(psutil.Error):  # it ended while we looked: its time is in the parent's from now on
+        with suppress(psutil.Error):  # it ended meanwhile: its time is in the parent's from now on
             mine += sum(process.cpu_times()[:4])  # user and system, and those of its children that ended
     return time.monotonic(), busy, mine
 
@@ -180,11 +183,11 @@ def cpu_times() -> Times:
 def programs() -> dict[tuple[int, str], float]:
     """CPU seconds of every program but this one, its children and its parent, by process id and name."""
     ours = {(me := psutil.Process()).pid, me.ppid(), *(child.pid for child in me.children(recursive=True))}
-    found = dict[tuple[int, str], float]()
+    seconds = dict[tuple[int, str], float]()
     for process in psutil.process_iter(["name", "cpu_times"]):
         if process.pid not in ours and (times := process.info["cpu_times"]):
-            found[process.pid, process.info["name"] or "?"] = sum(times[:2])
-    return found
+            seconds[process.pid, process.info["name"] or "?"] = sum(times[:2])
+    return seconds
 
 
 def other_load(first: Times, last: Times) -> float:
