@@ -30,34 +30,34 @@ from nbhelpers.runner.run import Run
 
 MODEL_FILES = "[!.]*"  # of a model's folder, without locks
 ROWS = "samples.jsonl"  # only grows: its new lines are sent as they come, other files when a notebook ends
-EVERY_S = 1.0  # between two looks for new rows, and at the inbox
+POLL_S = 1.0  # between two looks for new rows, and at the inbox
 HEAD = "node:__internal_head__"  # Ray's name of a resource that only the head node has
 
 Files = dict[str, bytes]
-Made = tuple[Files, list[NotebookStatus]]  # of a model
-News = tuple[str, str, Made]  # of which model; the node that begins with it, or ""; what came
+Output = tuple[Files, list[NotebookStatus]]  # of a model
+News = tuple[str, str, Output]  # of which model; the node that begins with it, or ""; what came
 
 
 class Inbox:
-    """An actor: what nodes made of the models under way. ``news`` was not collected yet."""
+    """An actor: the output of the models under way, and the news of it that was not collected yet."""
 
     def __init__(self) -> None:
-        self.made, self.news = dict[str, Made](), list[News]()
+        self.output, self.news = dict[str, Output](), list[News]()
 
-    def begin(self, model: str, node: str, made: Made) -> Made:
-        """A node starts on a model: what is there of it, from earlier (``made``) or from a lost node."""
+    def begin(self, model: str, node: str, earlier: Output) -> Output:
+        """A node starts on a model: what is there of it, from earlier or from a lost node."""
         self.news.append((model, node, ({}, [])))
-        return self.made.setdefault(model, made)
+        return self.output.setdefault(model, earlier)
 
     def put(self, model: str, files: Files, statuses: list[NotebookStatus]) -> None:
-        kept, before = self.made[model]
-        kept |= {name: kept.get(name, b"") + data if name == ROWS else data for name, data in files.items()}
-        before += statuses
+        old, all_statuses = self.output[model]
+        old |= {name: old.get(name, b"") + data if name == ROWS else data for name, data in files.items()}
+        all_statuses += statuses
         self.news.append((model, "", (files, statuses)))
 
     def collect(self, done: list[str]) -> list[News]:
         """The news; models that are done are forgotten."""
-        self.made = {model: made for model, made in self.made.items() if model not in done}
+        self.output = {model: output for model, output in self.output.items() if model not in done}
         news, self.news = self.news, []
         return news
 
@@ -82,56 +82,56 @@ def join_cluster(address: str) -> Callable[[Run], None]:
     return partial(spread, ray, int(os.environ.get("OMP_NUM_THREADS") or 1))
 
 
-def spread(ray: Any, cores: int, whole: Run) -> None:
+def spread(ray: Any, cores: int, runner: Run) -> None:
     """Have the cluster run the notebooks up to 05 of the run's models; what follows is run here meanwhile.
 
     A model behind a server stays here. cores: of each model. LabError where the cluster is lost.
     """
-    if whole.info.looks:
+    if runner.info.looks:
         raise LabError("The option --until-decided takes all models at once: leave out --cluster.")
-    settings = replace(whole.info.settings, run_dir=str(whole.folder))
-    runs, pool = {run.folder.name: run for run in whole.runs(settings)}, ThreadPoolExecutor(whole.jobs)
-    finish = partial(_finish, whole, pool)
+    settings = replace(runner.info.settings, run_dir=str(runner.folder))
+    runs = {run.folder.name: run for run in runner.runs(settings)}
+    finish = partial(_finish, runner, ThreadPoolExecutor(runner.jobs))
     try:
         inbox = ray.remote(Inbox).options(num_cpus=0, resources={HEAD: 0.001}).remote()
-        tasks, wanted, begun = dict[str, Any](), dict[str, dict[str, Any]](), set[str]()
+        tasks, resources, begun = dict[str, Any](), dict[str, dict[str, Any]](), set[str]()
         for slug, run in runs.items():
-            info = replace(whole.info, models=(run.settings.model,), specs=(run.spec,), notebooks=())
-            known = [status for status in whole.info.notebooks if status.model == run.settings.model]
-            if run.spec.kind == "server" or not _missing(run, known):
+            info = replace(runner.info, models=(run.settings.model,), specs=(run.spec,), notebooks=())
+            statuses = [status for status in runner.info.notebooks if status.model == run.settings.model]
+            if run.spec.kind == "server" or not _missing(run, statuses):
                 finish(run)
                 continue
             files = {path.name: path.read_bytes() for path in run.folder.glob(MODEL_FILES)}
-            wanted[slug] = needs(run, cores, "GPU" in ray.cluster_resources())
-            task = ray.remote(work).options(**wanted[slug])
-            tasks[slug] = task.remote(inbox, info, str(whole.folder), (files, known))
+            resources[slug] = needs(run, cores, "GPU" in ray.cluster_resources())
+            task = ray.remote(work).options(**resources[slug])
+            tasks[slug] = task.remote(inbox, info, str(runner.folder), (files, statuses))
         while tasks:
-            done, _ = ray.wait([*tasks.values()], num_returns=len(tasks), timeout=EVERY_S)
+            done, _ = ray.wait([*tasks.values()], num_returns=len(tasks), timeout=POLL_S)
             ended = [slug for slug, task in tasks.items() if task in done]
-            for slug, node, made in ray.get(inbox.collect.remote(ended)):
-                _take(whole, runs[slug], node, made, slug in begun)
+            for slug, node, output in ray.get(inbox.collect.remote(ended)):
+                _take(runner, runs[slug], node, output, slug in begun)
                 begun.add(slug)
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             for slug, task in [*tasks.items()]:
-                if whole.refused and slug not in ended:
+                if runner.refused and slug not in ended:
                     ray.cancel(task, force=True)  # it ends, and the runner says why
-                elif slug in ended or not any(_has(node, wanted[slug]) for node in nodes):
+                elif slug in ended or not any(_has(node, resources[slug]) for node in nodes):
                     finish(runs[slug], _problem(ray, tasks.pop(slug)))
-        for future in whole.futures:
+        for future in runner.futures:
             future.result()
     except ray.exceptions.RayError as error:
         why = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise LabError(f"The Ray cluster was lost ({why}): continue with --resume {whole.folder}.") from None
+        raise LabError(f"The Ray cluster was lost ({why}): continue with --resume {runner.folder}.") from None
     finally:
         ray.shutdown()
 
 
 def needs(run: ModelRun, cores: int, gpus: bool) -> dict[str, Any]:
     """What a model takes of a node, in Ray's words: memory for its weights where no GPU has them."""
-    asked = run.settings
-    if asked.device not in ("cpu", "auto") or (gpus and asked.device == "auto"):
+    device, dtype = run.settings.device, run.settings.dtype
+    if device not in ("cpu", "auto") or (gpus and device == "auto"):
         return {"num_cpus": cores, "num_gpus": 1}
-    dtype = "float32" if asked.dtype == "auto" else SHORT_DTYPES.get(asked.dtype, asked.dtype)
+    dtype = "float32" if dtype == "auto" else SHORT_DTYPES.get(dtype, dtype)
     return {"num_cpus": cores, "memory": int(fit.generation_need(run.spec, dtype).total / fit.HEADROOM)}
 
 
@@ -140,16 +140,16 @@ def _has(node: dict[str, float], need: dict[str, Any]) -> bool:
     return all(node.get(names.get(name, name), 0) >= amount for name, amount in need.items())
 
 
-def _missing(run: ModelRun, known: Iterable[NotebookStatus]) -> list[str]:
+def _missing(run: ModelRun, statuses: Iterable[NotebookStatus]) -> list[str]:
     """The notebooks that a node is to run, in order."""
-    ran = {status.notebook for status in known if status.model == run.settings.model}
+    done = {status.notebook for status in statuses if status.model == run.settings.model}
     names = pipeline_of(run.spec, run.settings.task)
-    return [name for name in names if NOTEBOOKS[name] < Phase.TRACKING and name not in ran]
+    return [name for name in names if NOTEBOOKS[name] < Phase.TRACKING and name not in done]
 
 
-def _take(whole: Run, run: ModelRun, node: str, made: Made, again: bool) -> None:
-    """Write what a node made into the run's folder; ``node`` says that it begins."""
-    (files, statuses), model, nodes = made, run.settings.model, whole.info.nodes
+def _take(runner: Run, run: ModelRun, node: str, output: Output, begun: bool) -> None:
+    """Write a node's output into the run's folder; ``node``: its name as it begins, then ""."""
+    (files, statuses), nodes = output, runner.info.nodes
     run.folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         if name == ROWS:
@@ -158,11 +158,11 @@ def _take(whole: Run, run: ModelRun, node: str, made: Made, again: bool) -> None
         else:
             store.write_text(run.folder / name, [data.decode("utf-8", "replace")])
     if node:
-        before = nodes.get(model, node)
-        nodes = nodes | {model: before if before.endswith(node) else f"{before}, {node}"}
-        if again:
-            print(f"{run.spec.alias}: {before} was lost, {node} goes on with it", file=sys.stderr)
-    whole.save(*statuses, nodes=nodes)
+        earlier = nodes.get(run.settings.model, node)
+        nodes = nodes | {run.settings.model: earlier if earlier.endswith(node) else f"{earlier}, {node}"}
+        if begun:
+            print(f"{run.spec.alias}: {earlier} was lost, {node} goes on with it", file=sys.stderr)
+    runner.save(*statuses, nodes=nodes)
 
 
 def _problem(ray: Any, task: Any) -> LabError | None:
@@ -183,33 +183,33 @@ def _problem(ray: Any, task: Any) -> LabError | None:
     return None
 
 
-def _finish(whole: Run, pool: ThreadPoolExecutor, run: ModelRun, problem: LabError | None = None) -> None:
+def _finish(runner: Run, pool: ThreadPoolExecutor, run: ModelRun, problem: LabError | None = None) -> None:
     """Have the rest of a model's notebooks run here. The commit that a node took from the Hub is kept."""
-    if problem and (missing := _missing(run, whole.info.notebooks)):
+    if problem and (missing := _missing(run, runner.info.notebooks)):
         error, model = str(problem), run.settings.model
-        whole.save(NotebookStatus(missing[0], model, "failed", 0.0, error, problem.kind))
+        runner.save(NotebookStatus(missing[0], model, "failed", 0.0, error, problem.kind))
     if run.spec.kind == "hub" and (run.folder / "loading.json").exists():
         fetched = replace(run.spec, revision=load.read_report(run).revision)
-        whole.save(specs=tuple(fetched if spec == run.spec else spec for spec in whole.info.specs))
-    whole.futures.append(pool.submit(whole.pipeline, run))
+        runner.save(specs=tuple(fetched if spec == run.spec else spec for spec in runner.info.specs))
+    runner.futures.append(pool.submit(runner.pipeline, run))
 
 
-def work(inbox: Any, info: RunInfo, home: str, made: Made) -> None:
+def work(inbox: Any, info: RunInfo, home: str, earlier: Output) -> None:
     """On a node: the notebooks of ``info``'s one model that are missing. home: the run's folder over there.
 
-    LabError for a model's folder, a task or prompts that this node has not.
+    LabError for a model's folder, a task or prompts that this node does not have.
     """
     import ray
 
-    [spec], over, lock = info.specs, threading.Event(), threading.Lock()
-    context, node = ray.get_runtime_context(), f"{platform.node()} ({ray.util.get_node_ip_address()})"
-    named = [registry.folder_of(spec), Path(info.settings.task), Path(info.settings.prompts)]
-    for path in (path for path in named if path and path.is_absolute() and not path.exists()):
+    [spec], ended, lock = info.specs, threading.Event(), threading.Lock()
+    node = f"{platform.node()} ({ray.util.get_node_ip_address()})"
+    paths = [registry.folder_of(spec), Path(info.settings.task), Path(info.settings.prompts)]
+    for path in (path for path in paths if path and path.is_absolute() and not path.exists()):
         raise LabError(f"The node {node} has no {path}: copy it there, to the same place.")
-    threads = str(int(context.get_assigned_resources().get("CPU", 1)))
+    threads = str(int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
     with kernels.environment(threads), tempfile.TemporaryDirectory() as scratch:
         # Not by ray.get: while a task waits in it, its node takes on another model.
-        files, statuses = inbox.begin.remote(spec.slug, node, made).future().result()
+        files, statuses = inbox.begin.remote(spec.slug, node, earlier).future().result()
         folder, sent = Path(scratch, spec.slug), {ROWS: b""} | files
         folder.mkdir()
         for name, data in files.items():
@@ -217,28 +217,28 @@ def work(inbox: Any, info: RunInfo, home: str, made: Made) -> None:
 
         def send(status: NotebookStatus | None = None, names: str = MODEL_FILES) -> None:
             with lock:
-                now = {path.name: path.read_bytes() for path in folder.glob(names)}
-                now = {name: data.replace(scratch.encode(), home.encode()) for name, data in now.items()}
-                rows = now.pop(ROWS, b"")
+                local = {path.name: path.read_bytes() for path in folder.glob(names)}
+                local = {name: data.replace(scratch.encode(), home.encode()) for name, data in local.items()}
+                rows = local.pop(ROWS, b"")
                 rows = rows[: rows.rfind(b"\n") + 1]
-                new = {name: data for name, data in now.items() if data != sent.get(name)}
-                if grown := rows.removeprefix(sent[ROWS]):
-                    new[ROWS] = grown
+                new = {name: data for name, data in local.items() if data != sent.get(name)}
+                if new_rows := rows.removeprefix(sent[ROWS]):
+                    new[ROWS] = new_rows
                 sent.update(new | {ROWS: rows})
                 if new or status:
                     inbox.put.remote(spec.slug, new, [status] if status else []).future().result()
 
         def stream() -> None:
-            while not over.wait(EVERY_S):
+            while not ended.wait(POLL_S):
                 send(names=ROWS)
 
-        part = Run(Plan(Path(scratch), info), replace(info, jobs=1, notebooks=tuple(statuses)), send)
+        runner = Run(Plan(Path(scratch), info), replace(info, jobs=1, notebooks=tuple(statuses)), send)
         threading.Thread(target=stream, daemon=True).start()
         try:
-            part.save()
-            kernels.serve(part.log)
-            [run] = part.runs(replace(info.settings, run_dir=scratch))
-            part.pipeline(run, end=Phase.TRACKING)
+            runner.save()
+            kernels.serve(runner.log)
+            [run] = runner.runs(replace(info.settings, run_dir=scratch))
+            runner.pipeline(run, end=Phase.TRACKING)
         finally:
-            over.set()
-            kernels.kill(part.folder)
+            ended.set()
+            kernels.kill(runner.folder)
