@@ -33,24 +33,21 @@ _exporting = threading.Lock()  # an exporter makes one page at a time
 def run_notebook(
     notebook: Path, output: Path, parameters: dict[str, Any], timeout_s: float, model: str = ""
 ) -> NotebookStatus:
-    """Execute one notebook into ``output``, with a page beside it; whatever fails is a status.
-
-    timeout_s: for one cell.
-    """
+    """Execute a notebook into ``output``, a page beside it; a failure is a status. timeout_s: of a cell."""
     started = time.monotonic()
     try:
-        found = _execute(notebook, output, parameters, timeout_s)
-    except LabError as problem:
-        found = str(problem), problem.kind
-    except Exception as problem:  # papermill, nbclient, kernels and disks have no common base
-        first = "".join(str(problem).strip().splitlines()[:1])
-        found = redacted(f"{type(problem).__name__}: {first}".removesuffix(": ")), failure_of(problem)
-    status, seconds = "failed" if found else "passed", round(time.monotonic() - started, 3)
-    return NotebookStatus(notebook.stem, model, status, seconds, *(found or ()))  # type: ignore[arg-type]
+        problem = _execute(notebook, output, parameters, timeout_s)
+    except LabError as error:
+        problem = str(error), error.kind
+    except Exception as error:  # papermill, nbclient, kernels and disks have no common base
+        first = "".join(str(error).strip().splitlines()[:1])
+        problem = redacted(f"{type(error).__name__}: {first}".removesuffix(": ")), failure_of(error)
+    status, seconds = "failed" if problem else "passed", round(time.monotonic() - started, 3)
+    return NotebookStatus(notebook.stem, model, status, seconds, *(problem or ()))  # type: ignore[arg-type]
 
 
 def _execute(notebook: Path, output: Path, parameters: dict[str, Any], timeout_s: float) -> Problem | None:
-    how = {"engine_name": engine(), "kernel_name": "python3", "progress_bar": False}
+    options = {"engine_name": engine(), "kernel_name": "python3", "progress_bar": False}
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
@@ -62,11 +59,11 @@ def _execute(notebook: Path, output: Path, parameters: dict[str, Any], timeout_s
     output.parent.mkdir(parents=True, exist_ok=True)
     for stale in (output, output.with_suffix(".html")):
         stale.unlink(missing_ok=True)
-    how["execution_timeout"] = max(1, int(timeout_s))
+    options["execution_timeout"] = max(1, int(timeout_s))
     try:
         log = output.with_name(kernels.LOG)
-        with kernels.kernel_config(log) as config, suppress(PapermillExecutionError):  # a cell says it
-            papermill.execute_notebook(source, target, parameters, config=config, **how)
+        with kernels.kernel_config(log) as config, suppress(PapermillExecutionError):  # a cell holds it
+            papermill.execute_notebook(source, target, parameters, config=config, **options)
     finally:
         if output.exists():
             to_html(output)
@@ -75,22 +72,20 @@ def _execute(notebook: Path, output: Path, parameters: dict[str, Any], timeout_s
 
 @functools.cache
 def engine() -> str:
-    """papermill's engine without the cells for learners, and without saving the notebook twice a cell.
-
-    It is saved at its start and, without secrets, at its end, however it ends.
-    """
-    known = sys.modules.setdefault(GRAMMAR, None)  # type: ignore[arg-type]
+    """papermill's engine without the cells for learners. It saves a notebook at its start and, without
+    secrets, at its end, however it ends; papermill's own saves it twice a cell."""
+    grammar = sys.modules.setdefault(GRAMMAR, None)  # type: ignore[arg-type]
     from papermill.engines import NBClientEngine, papermill_engines
 
-    if known is None:  # for whoever needs it
+    if grammar is None:  # whoever needs it can import it again
         del sys.modules[GRAMMAR]
 
     class SavedOnce(NBClientEngine):
         @classmethod
         def execute_managed_notebook(cls, notebook: Any, *args: Any, **kwargs: Any) -> None:
             save, notebook.save = notebook.save, lambda **_: None
-            left = [cell for cell in notebook.nb.cells if not LEARNERS & set(cell.metadata.get("tags", ()))]
-            notebook.nb.cells = left
+            cells = notebook.nb.cells
+            notebook.nb.cells = [c for c in cells if not LEARNERS & set(c.metadata.get("tags", ()))]
             try:
                 super().execute_managed_notebook(notebook, *args, **kwargs)
             finally:
@@ -101,10 +96,7 @@ def engine() -> str:
 
 
 def notebook_error(path: Path) -> Problem | None:
-    """Why an executed notebook does not count as a success, and the kind of failure; None when it does.
-
-    A LabError's sentence stands for itself; its traceback ends with its kind.
-    """
+    """Why an executed notebook does not count as a success, and the kind of failure; None when it does."""
     import nbformat
 
     cells = nbformat.read(path, as_version=4).cells
@@ -112,7 +104,7 @@ def notebook_error(path: Path) -> Problem | None:
     for output in (output for cell in code for output in cell.outputs if output.output_type == "error"):
         value = next(iter(output.evalue.strip().splitlines()), "")
         if output.ename == "LabError":
-            return value, Failure(output.traceback[-1])
+            return value, Failure(output.traceback[-1])  # see LabError._render_traceback_
         return f"{output.ename}: {value}", FAILURES.get(output.ename, Failure.OTHER)
     if missing := sum(cell.execution_count is None for cell in code):
         early = f"the kernel stopped early: {missing} of {len(code)} code cells never ran"
@@ -144,8 +136,8 @@ def exporter() -> Any:
         def block_math(self, body: str, mark: str = "$$") -> str:
             if mark == "$$" or not re.search(r"^\s|\s$|`", body):  # amounts of money, and code
                 with suppress(Exception):  # whatever convert raises for what it cannot read
-                    shown = str(convert(body, display="block" if mark == "$$" else "inline"))
-                    return f'<span class="formula" tabindex="0">{shown}</span>' if mark == "$$" else shown
+                    formula = str(convert(body, display="block" if mark == "$$" else "inline"))
+                    return f'<span class="formula" tabindex="0">{formula}</span>' if mark == "$$" else formula
             return html.escape(f"{mark}{body}{mark}")
 
         def inline_math(self, body: str) -> str:
@@ -157,8 +149,8 @@ def exporter() -> Any:
     def title_of(source: str) -> str:
         return "".join(re.findall(r"""title[=(]\s*f?["'](.+?)["']""", source)[:1])
 
-    made = HTMLExporter(raw_template=PAGE.read_text(encoding="utf-8"))
-    made.register_preprocessor(TagRemovePreprocessor(remove_input_tags={"folded"}), enabled=True)
-    made.register_filter("markdown2html", markdown)
-    made.register_filter("title_of", title_of)
-    return made
+    html_exporter = HTMLExporter(raw_template=PAGE.read_text(encoding="utf-8"))
+    html_exporter.register_preprocessor(TagRemovePreprocessor(remove_input_tags={"folded"}), enabled=True)
+    html_exporter.register_filter("markdown2html", markdown)
+    html_exporter.register_filter("title_of", title_of)
+    return html_exporter
