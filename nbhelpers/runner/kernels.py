@@ -51,30 +51,30 @@ _lock = threading.Lock()
 @contextlib.contextmanager
 def environment(threads: str) -> Iterator[None]:
     """What is started meanwhile has so many threads in its numerical libraries, and no progress bars."""
-    before, outer, folder = dict(os.environ), tempfile.gettempdir(), str(_temporary()[0])
-    os.environ.update(ENVIRONMENT | {"OMP_NUM_THREADS": threads, "TMPDIR": folder})
-    tempfile.tempdir = folder
+    old_environment, old_folder = dict(os.environ), tempfile.gettempdir()
+    tempfile.tempdir = str(_temporary()[0])
+    os.environ.update(ENVIRONMENT | {"OMP_NUM_THREADS": threads, "TMPDIR": tempfile.tempdir})
     try:
         yield
     finally:
-        tempfile.tempdir = outer
+        tempfile.tempdir = old_folder
         os.environ.clear()
-        os.environ.update(before)
+        os.environ.update(old_environment)
 
 
 @functools.cache
 def _temporary() -> tuple[Path, FileLock]:
     """This process's folder for sockets and whatever kernels leave, and the lock that says it is in use.
 
-    The system frees the lock of a process that was killed: whoever comes next removes its folder.
+    The system frees the lock of a process that was killed: the next one removes its folder.
     """
-    system = tempfile.gettempdir()
-    if FORKS and len(system) > LONGEST:
-        system = "/tmp"
-    for left in Path(system).glob("nbhelpers_*"):
-        with contextlib.suppress(OSError), FileLock(left / "lock", timeout=0):
-            shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix="nbhelpers_", dir=system))
+    parent = tempfile.gettempdir()
+    if FORKS and len(parent) > LONGEST:
+        parent = "/tmp"
+    for abandoned in Path(parent).glob("nbhelpers_*"):
+        with contextlib.suppress(OSError), FileLock(abandoned / "lock", timeout=0):
+            shutil.rmtree(abandoned, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix="nbhelpers_", dir=parent))
     (lock := FileLock(folder / "lock")).acquire()
     # After multiprocessing has removed its own from it, at -100.
     util.Finalize(None, shutil.rmtree, (folder, True), exitpriority=-200)
@@ -97,8 +97,8 @@ def start(log: Path, target: Callable[..., object], *arguments: Any) -> BaseProc
     """Call a module's function in a process of its own, which prints to the log."""
     log.parent.mkdir(parents=True, exist_ok=True)
     context: Any = multiprocessing.get_context("forkserver" if FORKS else "spawn")
-    given = (log, dict(os.environ), target, *arguments)
-    process: BaseProcess = context.Process(target=_become, args=given, name=str(log))
+    copied = (log, dict(os.environ), target, *arguments)
+    process: BaseProcess = context.Process(target=_become, args=copied, name=str(log))
     with _lock:  # multiprocessing would run the script that this process runs in every one that it starts
         main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
         try:
@@ -174,9 +174,9 @@ def kernel_config(log: Path) -> Iterator[Config]:
         yield Config({"Provisioner": {"log_file": str(log)}, "KernelManager": manager})
 
 
-def exit_code(process: BaseProcess, most_s: float) -> int | None:
+def exit_code(process: BaseProcess, limit_s: float) -> int | None:
     """Of a process that ends within so many seconds; None of one that does not."""
-    wait([process.sentinel], most_s)
+    wait([process.sentinel], limit_s)
     with _lock:  # a pipe holds it once: two threads that read it together take a success for a failure
         return process.exitcode
 
