@@ -72,9 +72,10 @@ def plan_run(models: Sequence[str], settings: Settings, out: str = "", until_dec
         random.Random(settings.seed).shuffle(prompts)
         path = store.write_rows(run_dir / "prompts.jsonl", prompts)
         settings, looks = replace(settings, prompts=str(path), limit=None), plan_looks(len(prompts))
-    git, commit = ["git", "-C", str(store.project_root()), "rev-parse", "HEAD"], ""
+    commit = ""
     with suppress(OSError):  # no git
-        commit = subprocess.run(git, capture_output=True, text=True).stdout
+        command = ["git", "-C", str(store.project_root()), "rev-parse", "HEAD"]
+        commit = subprocess.run(command, capture_output=True, text=True).stdout
     info = RunInfo(
         run=run_dir.name,
         # A folder by its full path, so that the run can be resumed from any working directory.
@@ -94,11 +95,11 @@ def plan_run(models: Sequence[str], settings: Settings, out: str = "", until_dec
 
 
 def absolute(settings: Settings) -> Settings:
-    """The same settings with the whole ways to their files, which hold from any working directory."""
-    given = {"prompts": settings.prompts, "task": "" if settings.task in tasks.shipped() else settings.task}
-    files = {name: store.user_path(file).resolve() for name, file in given.items()}
-    whole: dict[str, Any] = {name: str(file) for name, file in files.items() if file.is_file()}
-    return replace(settings, **whole)
+    """The same settings with the full paths of their files, which hold from any working directory."""
+    names = {"prompts": settings.prompts, "task": "" if settings.task in tasks.shipped() else settings.task}
+    paths = {field: store.user_path(name).resolve() for field, name in names.items()}
+    found: dict[str, Any] = {field: str(path) for field, path in paths.items() if path.is_file()}
+    return replace(settings, **found)
 
 
 def plan_resume(run: str) -> Plan:
@@ -120,9 +121,8 @@ def still_valid(plan: Plan) -> tuple[NotebookStatus, ...]:
 
     scorers = reference.files(tasks.load_task(plan.info.settings.task))
     changed = max((file.stat().st_mtime for file in scorers), default=0.0)
-    stale = {
-        path.parent.name for path in plan.run_dir.glob("*/scores.jsonl") if path.stat().st_mtime < changed
-    }
+    scores = plan.run_dir.glob("*/scores.jsonl")
+    stale = {path.parent.name for path in scores if path.stat().st_mtime < changed}
     incomplete = set[str]()
     for path in plan.run_dir.glob("*/result.json"):
         with suppress(LabError):  # 06 did not come to its end
@@ -145,13 +145,13 @@ def still_valid(plan: Plan) -> tuple[NotebookStatus, ...]:
 
 def find_run(run: str) -> Path:
     """The folder of a run, given its path, its name below outputs/, or "latest" (the one last worked on)."""
-    known = sorted(store.outputs_dir().glob("*/run.json"), key=lambda path: path.stat().st_mtime)
-    if run == "latest" and known:
-        return known[-1].parent
+    runs = sorted(store.outputs_dir().glob("*/run.json"), key=lambda path: path.stat().st_mtime)
+    if run == "latest" and runs:
+        return runs[-1].parent
     for folder in (Path(run), store.outputs_dir() / run):
         if (folder / "run.json").is_file():
             return folder.resolve()
-    names = ", ".join(path.parent.name for path in known[-5:]) or "none yet"
+    names = ", ".join(path.parent.name for path in runs[-5:]) or "none yet"
     raise LabError(f"There is no run {run!r}: give a folder with a run.json or one of these: {names}.")
 
 

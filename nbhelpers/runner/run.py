@@ -48,10 +48,9 @@ def run_models(
 ) -> RunInfo:
     """Execute a plan, `jobs` models at a time, and return the run's final RunInfo.
 
-    spread: makes first what it can elsewhere (``cluster.join_cluster``).
-
-    A model that fails is in there as failed, never raised. KeyboardInterrupt kills the kernels and leaves a
-    run that can be resumed. Raises LabError where another process is at this run.
+    spread: makes first what it can elsewhere (``cluster.join_cluster``). A model that fails is in the result.
+    KeyboardInterrupt kills the kernels and leaves a run that can be resumed. Raises LabError where another
+    process executes this run.
     """
     from filelock import FileLock, Timeout
 
@@ -97,8 +96,8 @@ class Run:
             passed = self._together(partial(self.pipeline, run, end=Phase.ANSWERS) for run in runs)
             loaded = list(compress(runs, passed))
             database.join(GRACE_S)
-            one_by_one = len(loaded) < 2 or self.info.nodes  # then 03 times each
-            if not one_by_one and not self.refused and not latency.is_whole(loaded):
+            timed = len(loaded) < 2 or self.info.nodes  # by 03, each by itself
+            if not (timed or self.refused or latency.is_whole(loaded)):
                 self._forget_answers()  # they show other timings
                 limit_s = self.limits.cell_s * len(loaded) + GRACE_S
                 self._step(TIMING, "no timing in turn", limit_s, latency.measure_in_turn, loaded)
