@@ -24,7 +24,7 @@ STEPS = 3  # tokens that an engine is tried with
 # How far its logits may lie from those of passes without a cache, in their standard deviations. Of 160
 # architectures in float32, those that are served right lay below 0.002, the others above 0.06.
 CLOSE, CLOSE_IN_HALF = 0.01, 0.3
-SERVES: WeakKeyDictionary[Any, Engine] = WeakKeyDictionary()  # what was found for each model
+SERVES: WeakKeyDictionary[Any, Engine] = WeakKeyDictionary()  # which engine each model was found to need
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ def decode(
     """
     longest = max(len(ids) + room for ids, room in zip(prompts, max_new_tokens, strict=True))
     loop = (engine or engine_for(model, longest)) == "loop"
-    slots, size = slots or len(prompts), sum(weight.numel() for weight in model.parameters())
+    slots, parameters = slots or len(prompts), sum(weight.numel() for weight in model.parameters())
     # Like lengths pad little; states (see States) share a batch with their own kind only.
     waiting = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), () if loop else tuple(prompts[i])))
     turns = {row: turn for turn, row in enumerate(waiting)}
     tokens: list[list[int]] = [[] for _ in prompts]
     began, ttft_s = dict[int, float](), dict[int, float]()
-    live, held = list[int](), cast(Any, None)
+    live, live_memory = list[int](), cast(Any, None)
     while live or waiting:
         new = waiting[: slots - len(live)] if len(live) <= slots * (1 - REFILL) else []
         if not loop:
@@ -82,17 +82,16 @@ def decode(
             waiting = waiting[len(new) :]
             yield Started(new)
             began.update(dict.fromkeys(new, clock()))
-        rows, asked = new or live, [prompts[row] for row in new]
-        with threads_for(size * (sum(map(len, asked)) or len(live))):
+        rows, new_prompts = new or live, [prompts[row] for row in new]
+        with threads_for(parameters * (sum(map(len, new_prompts)) or len(live))):
             if new:
-                memory = KeyValues(model, asked) if loop else States(model, asked)
+                memory = KeyValues(model, new_prompts) if loop else States(model, new_prompts)
             else:
-                (memory := held).step(
-                    [tokens[r][-1] for r in live], [len(prompts[r]) + len(tokens[r]) for r in live]
-                )
+                memory, lengths = live_memory, [len(prompts[row]) + len(tokens[row]) for row in live]
+                memory.step([tokens[row][-1] for row in live], lengths)
             ids = choose(memory.logits.float(), rows, [len(tokens[row]) for row in rows]).tolist()  # waits
-        now, gone = clock(), set[int]()
-        for row, token in sorted(zip(rows, ids, strict=True), key=lambda one: turns[one[0]]):
+        now, ended = clock(), set[int]()
+        for row, token in sorted(zip(rows, ids, strict=True), key=lambda pair: turns[pair[0]]):
             tokens[row].append(token)
             latency_s = now - began[row]
             ttft_s.setdefault(row, latency_s)
@@ -104,19 +103,19 @@ def decode(
             elif len(tokens[row]) == max_new_tokens[row]:
                 reason = "length"
             if reason:
-                gone.add(row)
+                ended.add(row)
                 yield Finished(row, tuple(tokens[row]), reason, ttft_s[row], latency_s)
-        if gone:  # the last rows take the places of those that left
-            stay = [place for place, row in enumerate(rows) if row not in gone]
+        if ended:  # the last rows take the places of those that left
+            stay = [place for place, row in enumerate(rows) if row not in ended]
             last = [place for place in stay if place >= len(stay)]
-            stay = [last.pop() if rows[place] in gone else place for place in range(len(stay))]
+            stay = [last.pop() if rows[place] in ended else place for place in range(len(stay))]
             rows = [rows[place] for place in stay]
             memory.keep(stay, max((len(prompts[row]) + len(tokens[row]) for row in rows), default=1) - 1)
         if new and live:
-            held.join(memory)
+            live_memory.join(memory)
             live = live + rows
         else:
-            live, held = rows, memory
+            live, live_memory = rows, memory
 
 
 def decode_all(*args: Any, **kwargs: Any) -> list[Finished]:
@@ -135,11 +134,11 @@ def engine_for(model: Any, tokens: int = 0) -> Engine:
     engines: list[Engine] = ["loop", "generate"] if _remembers_keys_and_values(model) else ["generate"]
     if model not in SERVES:
         try:
-            rows, right = _trial(model)
+            rows, logits = _trial(model)
         except Exception:
             return engines[0]
-        most = CLOSE if model.dtype.itemsize >= 4 else CLOSE_IN_HALF
-        exact = next((engine for engine in engines if _distance(model, engine, rows, right) <= most), None)
+        limit = CLOSE if model.dtype.itemsize >= 4 else CLOSE_IN_HALF
+        exact = next((engine for engine in engines if _distance(model, engine, rows, logits) <= limit), None)
         if exact is None:
             why = "gives other logits with a cache than without one: choose another model."
             raise LabError(f"The class {type(model).__name__} {why}", Failure.REFUSED)
@@ -150,10 +149,10 @@ def engine_for(model: Any, tokens: int = 0) -> Engine:
 def _remembers_keys_and_values(model: Any) -> bool:
     """Whether that is all it remembers, in a cache that its forward takes."""
     config = model.config.get_text_config(decoder=True)
-    kinds = {type(layer) for layer in DynamicCache(config=config).layers}
+    layers = {type(layer) for layer in DynamicCache(config=config).layers}
     chunked = "chunked_attention" in (getattr(config, "layer_types", None) or ())
-    odd = chunked or config.is_encoder_decoder or kinds - {DynamicLayer, DynamicSlidingWindowLayer}
-    return not odd and "past_key_values" in takes(model)
+    more = chunked or config.is_encoder_decoder or layers - {DynamicLayer, DynamicSlidingWindowLayer}
+    return not more and "past_key_values" in takes(model)
 
 
 def _trial(model: Any) -> tuple[list[list[int]], Tensor]:
@@ -165,26 +164,26 @@ def _trial(model: Any) -> tuple[list[list[int]], Tensor]:
     special = [value for name, value in config.to_dict().items() if name.endswith(("_id", "_index"))]
     plain = [token for token in range(size) if token not in special]
     plain = plain[:: len(plain) // 14 or 1]
-    rows, off = [plain[:5], plain[-9:]], {"use_cache": False} if "use_cache" in takes(model) else {}
-    whole = [model(input_ids=torch.tensor([row], device=model.device), **off).logits[0] for row in rows]
-    return rows * 2, torch.stack([logits[-STEPS - 1 : -1] for logits in whole]).float().repeat(2, 1, 1)
+    rows, extra = [plain[:5], plain[-9:]], {"use_cache": False} if "use_cache" in takes(model) else {}
+    passes = [model(input_ids=torch.tensor([row], device=model.device), **extra).logits[0] for row in rows]
+    return rows * 2, torch.stack([logits[-STEPS - 1 : -1] for logits in passes]).float().repeat(2, 1, 1)
 
 
-def _distance(model: Any, engine: Engine, rows: list[list[int]], right: Tensor) -> float:
-    """How far an engine's logits lie from the right ones, in standard deviations of these.
+def _distance(model: Any, engine: Engine, rows: list[list[int]], reference: Tensor) -> float:
+    """How far an engine's logits lie from the reference's, in standard deviations of these.
 
     The largest of a token, the median of a row, the worst row; infinite where the engine fails.
     """
-    best = right.amax(-1, keepdim=True)
-    there = right > best - 1e3  # some models mask a part of their vocabulary
-    spread = right.where(there, best).std(-1).clamp(min=1e-3)
-    apart = torch.full_like(spread, math.inf)
+    best = reference.amax(-1, keepdim=True)
+    unmasked = reference > best - 1e3  # some models mask a part of their vocabulary
+    sd = reference.where(unmasked, best).std(-1).clamp(min=1e-3)
+    distance = torch.full_like(sd, math.inf)
 
     def follow(logits: Tensor, places: list[int], steps: list[int]) -> Tensor:
-        off = (logits - right[places, steps]).abs().where(there[places, steps], 0.0)
-        apart[places, steps] = off.amax(-1) / spread[places, steps]
+        error = (logits - reference[places, steps]).abs().where(unmasked[places, steps], 0.0)
+        distance[places, steps] = error.amax(-1) / sd[places, steps]
         return torch.tensor([rows[place][step - STEPS] for place, step in zip(places, steps, strict=True)])
 
     with suppress(Exception):  # whatever a model raises that is used in a way it is not made for
         decode_all(model, [row[:-STEPS] for row in rows], [STEPS] * len(rows), follow, engine=engine)
-    return apart.median(1).values.max().item()
+    return distance.median(1).values.max().item()

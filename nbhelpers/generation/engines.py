@@ -30,7 +30,7 @@ PLAIN = GenerationConfig(max_new_tokens=1, pad_token_id=0)
 
 
 def takes(model: Any) -> Collection[str]:
-    """The names of what a model's forward takes."""
+    """The names of the arguments of a model's forward."""
     return inspect.signature(type(model).forward).parameters
 
 
@@ -83,12 +83,12 @@ class KeyValues:
 
     def join(self, other: KeyValues) -> None:
         """Add the other's rows below, all ending at the same column."""
-        for layer, more in zip(self.cache.layers, other.cache.layers, strict=True):
-            columns = max(layer.keys.shape[2], more.keys.shape[2])
-            pairs = (layer.keys, more.keys), (layer.values, more.values)
+        for layer, added in zip(self.cache.layers, other.cache.layers, strict=True):
+            columns = max(layer.keys.shape[2], added.keys.shape[2])
+            pairs = (layer.keys, added.keys), (layer.values, added.values)
             # Zeros, never garbage: a masked column is multiplied by 0, and 0 x NaN is NaN.
-            both = (torch.cat([pad(x, (0, 0, columns - x.shape[2], 0)) for x in pair]) for pair in pairs)
-            layer.hold(*both)
+            joined = (torch.cat([pad(x, (0, 0, columns - x.shape[2], 0)) for x in pair]) for pair in pairs)
+            layer.hold(*joined)
 
     def _read(self, ids: Tensor, lengths: list[int]) -> None:
         """Read ids [rows, n] that end rows of these lengths; shorter rows are padded on the left."""
@@ -96,11 +96,11 @@ class KeyValues:
         from_end = torch.arange(max(lengths), 0, -1, device=ids.device)
         mask = from_end <= ends if min(lengths) < max(lengths) else None
         positions = (ends - from_end).clamp(min=0)[:, -ids.shape[1] :]  # 0, 1, 2, … from the first real token
-        extra = {"position_ids": positions, "logits_to_keep": 1}  # without it, every prompt token's logits
-        given = {"input_ids": ids, "attention_mask": mask, "past_key_values": self.cache, "use_cache": True}
-        given |= {name: value for name, value in extra.items() if name in self.takes}
+        optional = {"position_ids": positions, "logits_to_keep": 1}  # 1: not every prompt token's logits
+        inputs = {"input_ids": ids, "attention_mask": mask, "past_key_values": self.cache, "use_cache": True}
+        inputs |= {name: value for name, value in optional.items() if name in self.takes}
         with patch.object(functional, "linear", _linear), patch.object(torch, "addmm", _addmm):
-            self.logits = self.model(**given).logits[:, -1]
+            self.logits = self.model(**inputs).logits[:, -1]
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -155,10 +155,10 @@ def _passes(model: Any, ids: Tensor, **kwargs: Any) -> Generator[Tensor, Tensor,
     out = model._prefill(ids, config, kwargs)
     while True:
         kwargs = model._update_model_kwargs_for_generation(out, kwargs, is_encoder_decoder=False)
-        chosen = yield out.logits[:, -1]
-        ids = torch.cat([ids, chosen[:, None]], dim=-1)
-        new = 1 if kwargs["use_cache"] else None
-        inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=new, **kwargs)
+        tokens = yield out.logits[:, -1]
+        ids = torch.cat([ids, tokens[:, None]], dim=-1)
+        unread = 1 if kwargs["use_cache"] else None
+        inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=unread, **kwargs)
         out = model(**inputs, return_dict=True)
 
 
@@ -182,10 +182,10 @@ class Window(DynamicLayer):
         end = start + key_states.shape[2]
         if not self.room or self.room[0].shape[2] < end:
             spare = (-1, -1, end + SPARE - start, -1)
-            both = self.keys, self.values
-            self.room = tuple(torch.cat([held, held[:, :, :1].expand(spare)], dim=2) for held in both)
-        for held, more in zip(self.room, (key_states, value_states), strict=True):
-            held[:, :, start:end] = more
+            states = self.keys, self.values
+            self.room = tuple(torch.cat([held, held[:, :, :1].expand(spare)], dim=2) for held in states)
+        for held, new in zip(self.room, (key_states, value_states), strict=True):
+            held[:, :, start:end] = new
         self.keys, self.values = (held[:, :, :end] for held in self.room)
         return self.keys, self.values
 

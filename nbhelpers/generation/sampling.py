@@ -57,8 +57,8 @@ def _draw(logits: Tensor, seeds: Sequence[int], steps: Sequence[int]) -> Tensor:
 
     The same distribution as a variate for every logit, from n / 64 + 64 of them instead of n.
     """
-    weights, short = logits.softmax(dim=-1), -logits.shape[1] % BLOCK
-    weights = torch.nn.functional.pad(weights, (0, short)) if short else weights  # it copies even by 0
+    weights, padding = logits.softmax(dim=-1), -logits.shape[1] % BLOCK
+    weights = torch.nn.functional.pad(weights, (0, padding)) if padding else weights  # it copies even by 0
     blocks = weights.unflatten(1, (-1, BLOCK))
     count = blocks.shape[1]
     variates = gumbel(seeds, steps, torch.arange(count + BLOCK, device=logits.device).expand(len(logits), -1))
@@ -74,34 +74,34 @@ def _largest(logits: Tensor) -> Tensor:
     return best.indices
 
 
-def _asked(model: Any, names: re.Pattern[str]) -> dict[str, Any]:
-    asked: dict[str, Any] = getattr(model.generation_config, "to_diff_dict", dict)()
-    return {name: value for name, value in asked.items() if names.fullmatch(name)}
+def _maker_fields(model: Any, names: re.Pattern[str]) -> dict[str, Any]:
+    fields: dict[str, Any] = getattr(model.generation_config, "to_diff_dict", dict)()
+    return {name: value for name, value in fields.items() if names.fullmatch(name)}
 
 
 def maker_settings(model: Any, use: bool = False) -> str:
     """What a model's generation_config.json asks for, and what becomes of it; "" where it asks nothing."""
-    lists = {"used": list[str](), "set aside": list[str]()}
-    for word, names in (("used" if use else "set aside", PROCESSED), ("set aside", BEYOND)):
-        lists[word] += [f"{name}={value}" for name, value in _asked(model, names).items()]
-    return "; ".join(f"{word}: {', '.join(listed)}" for word, listed in lists.items() if listed)
+    by_fate = {"used": list[str](), "set aside": list[str]()}
+    for fate, names in (("used" if use else "set aside", PROCESSED), ("set aside", BEYOND)):
+        by_fate[fate] += [f"{name}={value}" for name, value in _maker_fields(model, names).items()]
+    return "; ".join(f"{fate}: {', '.join(fields)}" for fate, fields in by_fate.items() if fields)
 
 
 def maker_sampler(
     model: Any, settings: Settings, rows: Sequence[tuple[Sequence[int], int, int]], ends: Collection[int]
 ) -> NextToken:
-    """Draws as generation_config.json asks, by transformers' processors of logits, each row by itself.
+    """Draws as generation_config.json asks, otherwise as the settings do, each row by itself.
 
-    rows: each one's prompt ids, how many tokens may follow, and its seed. What the maker asks stands in place
-    of the settings.
+    By transformers' processors of logits. rows: prompt ids, how many tokens may follow, and the seed of each.
     """
-    asked: dict[str, Any] = {name: getattr(settings, name) for name in ("temperature", "top_k", "top_p")}
-    asked |= _asked(model, PROCESSED) | {"eos_token_id": sorted(ends) or None}
-    greedy, written, processors = asked["temperature"] == 0, [list(ids) for ids, *_ in rows], []
-    asked |= {"do_sample": not greedy, "temperature": asked["temperature"] or 1.0}
+    fields: dict[str, Any] = {name: getattr(settings, name) for name in ("temperature", "top_k", "top_p")}
+    fields |= _maker_fields(model, PROCESSED) | {"eos_token_id": sorted(ends) or None}
+    greedy = fields["temperature"] == 0
+    fields |= {"do_sample": not greedy, "temperature": fields["temperature"] or 1.0}
+    texts, processors = [list(ids) for ids, *_ in rows], []
     try:
         for ids, room, _ in rows:
-            config = GenerationConfig(**asked, max_length=len(ids) + room)
+            config = GenerationConfig(**fields, max_length=len(ids) + room)
             prompt = torch.tensor([list(ids)], device=model.device)
             model._prepare_special_tokens(config, True, device=model.device)
             processors.append(model._get_logits_processor(config, len(ids), prompt, device=model.device))
@@ -111,13 +111,13 @@ def maker_sampler(
     draw = sampler([seed for *_, seed in rows], 0.0 if greedy else 1.0)
 
     def next_token(logits: Tensor, rows: list[int], steps: list[int]) -> Tensor:
-        for place, row in enumerate(rows):
-            text = torch.tensor([written[row]], device=logits.device)
-            logits[place : place + 1] = processors[row](text, logits[place : place + 1])
-        chosen = draw(logits, rows, steps)
-        for row, token in zip(rows, chosen.tolist(), strict=True):
-            written[row].append(token)
-        return chosen
+        for n, row in enumerate(rows):
+            text = torch.tensor([texts[row]], device=logits.device)
+            logits[n : n + 1] = processors[row](text, logits[n : n + 1])
+        drawn = draw(logits, rows, steps)
+        for row, token in zip(rows, drawn.tolist(), strict=True):
+            texts[row].append(token)
+        return drawn
 
     return next_token
 
@@ -126,17 +126,17 @@ def shortlist(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> tuple[Tenso
     """The tokens within top-k and the nucleus: logits [B, n], largest first, and their ids [B, n].
 
     top_k keeps the k largest (0: all). top_p then keeps the smallest set of likeliest tokens that reaches it
-    (Holtzman et al. 2020; 1.0: all). n is that of the row that keeps most; in the others the rest is minus
-    infinity. Not by transformers' processors, which sort the whole vocabulary even after top-k.
+    (Holtzman et al. 2020; 1.0: all). n is that of the row that keeps most; shorter ones end in -infinity. Not
+    by transformers' processors, which sort the whole vocabulary even after top-k.
     """
     size = logits.shape[-1]
     logits, tokens = logits.topk(min(top_k, size)) if top_k else logits.sort(descending=True)
     if top_p < 1.0:
         probabilities = logits.softmax(dim=-1)
         before = probabilities.cumsum(dim=-1) - probabilities
-        most = int((before < top_p).sum(dim=-1).max()) or size  # none: NaN, which _largest reports
-        logits = logits.masked_fill(before >= top_p, float("-inf"))[:, :most]
-        tokens = tokens[:, :most]
+        kept = int((before < top_p).sum(dim=-1).max()) or size  # 0 of NaN, which _largest reports
+        logits = logits.masked_fill(before >= top_p, float("-inf"))[:, :kept]
+        tokens = tokens[:, :kept]
     return logits, tokens
 
 
