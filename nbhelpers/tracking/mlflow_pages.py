@@ -73,14 +73,10 @@ def _assessments(score: Score | None, run: str) -> list[Any]:
     """A text's scores, by our code, and the right answer that its task gives."""
     from mlflow.entities import AssessmentSource, Expectation, Feedback
 
-    if score is None:
-        return []
-    scorer = AssessmentSource("CODE", "nbhelpers")
-    assessments: list[Any] = [
-        Feedback(name, value, source=scorer, metadata={OF_RUN: run}) for name, value in score.values.items()
-    ]
-    if score.target:
-        author = AssessmentSource("HUMAN", "the task")
+    scorer, author = AssessmentSource("CODE", "nbhelpers"), AssessmentSource("HUMAN", "the task")
+    values, origin = score.values if score else {}, {OF_RUN: run}
+    assessments: list[Any] = [Feedback(n, v, source=scorer, metadata=origin) for n, v in values.items()]
+    if score and score.target:
         assessments.append(Expectation("target", [*map(printable, score.target)], author))
     return assessments
 

@@ -217,8 +217,7 @@ def _parent(client: MlflowClient, experiment: str, run_dir: Path) -> dict[str, s
 
 def attach(run_dir: Path, ratings: Mapping[str, Mapping[str, float]] | None = None) -> None:
     """Add what was finished after the models were logged: each 06 notebook, the whole run's comparison, and
-    who rated which texts: "readers", "person NAME" or "judge MODEL" -> sample key -> rating.
-    """
+    who rated which texts: "readers", "person NAME" or "judge MODEL" -> sample key -> rating."""
     if not (reports := sorted(run_dir.glob("*/tracking.json"))):
         return
     comparison, experiment = run_dir / "comparison.json", init_database()

@@ -92,12 +92,10 @@ def read_all_rows(run_dir: Path, whole: Collection[str] = ()) -> tuple[dict[str,
 
 
 def spec_of(model: str, info: RunInfo | None = None) -> ModelSpec:
-    """What a name of a run means, as run.json says: people read its alias, its files lie in its slug.
-
-    Without it, a path goes by its last part: no report shows where models lie on this machine.
-    """
+    """What a name of a run means, as run.json says: people read its alias, its files lie in its slug."""
     if info and model in info.models[: len(info.specs)]:
         return info.specs[info.models.index(model)]
+    # No report shows where models lie on this machine.
     is_path = Path(model).is_absolute() or model.startswith((".", "~"))
     return ModelSpec((Path(model).name if is_path else model) or model, "", "local")
 
@@ -147,8 +145,7 @@ def export_samples(run_dir: Path, out: Path) -> Path:
 
 def export_dataset(run_dir: Path, out: Path) -> Path:
     """A run's samples and scores as a dataset of the Hugging Face Hub: a typed Parquet file and a card.
-    Returns ``out``. LabError without any.
-    """
+    Returns ``out``. LabError without any."""
     import pyarrow
     from pyarrow import parquet
 
@@ -175,8 +172,7 @@ def export_dataset(run_dir: Path, out: Path) -> Path:
 
 def _scored(run_dir: Path) -> list[tuple[Result, list[tuple[Sample, Score]]]]:
     """Every model of a run with its scored samples. LabError without any."""
-    paths = sorted(run_dir.glob("*/result.json"))
-    if not paths:
+    if not (paths := sorted(run_dir.glob("*/result.json"))):
         raise LabError(f"{run_dir} has no result.json: there is nothing to export.")
     models = [(store.read_json(path, Result), read_rows(path.parent)) for path in paths]
     return [(result, [(row, score) for row, score in rows if score]) for result, rows in models]
