@@ -29,10 +29,7 @@ PREVIEW = 1000  # characters of a text that a list of traces holds
 def log_traces(
     uri: str, experiment: str, run: str, model: str, samples: Sequence[Sample], scores: Mapping[str, Score]
 ) -> str:
-    """Log the first text of each prompt as a trace with its scores, by key; returns a note about them.
-
-    MLflow lays one text of a prompt beside that of another run.
-    """
+    """Log the first text of each prompt as a trace with its scores, by key; returns a note about them."""
     from mlflow import entities
     from mlflow.tracing.client import TracingClient
 
@@ -40,7 +37,7 @@ def log_traces(
     location = entities.TraceLocation.from_experiment_id(experiment)
     first, spans = dict[str, Sample](), list[entities.Span]()
     for sample in samples:
-        first.setdefault(sample.prompt_id, sample)
+        first.setdefault(sample.prompt_id, sample)  # MLflow lays one text of a prompt beside another run's
     for sample in [*first.values()][:MOST_TRACES]:
         prompt, text, error = (printable(part or "") for part in (sample.prompt, sample.text, sample.error))
         name, trace_id = printable(sample.prompt_id)[:250], f"tr-{secrets.token_hex(16)}"

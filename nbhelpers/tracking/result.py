@@ -95,8 +95,7 @@ def spec_of(model: str, info: RunInfo | None = None) -> ModelSpec:
     """What a name of a run means, as run.json says: people read its alias, its files lie in its slug."""
     if info and model in info.models[: len(info.specs)]:
         return info.specs[info.models.index(model)]
-    # No report shows where models lie on this machine.
-    is_path = Path(model).is_absolute() or model.startswith((".", "~"))
+    is_path = Path(model).is_absolute() or model.startswith((".", "~"))  # no report shows where it is
     return ModelSpec((Path(model).name if is_path else model) or model, "", "local")
 
 
