@@ -39,7 +39,7 @@ def fits(need: Need, free: int) -> bool:
     return need.total <= HEADROOM * free
 
 
-def rows_that_fit(one: Need, free: int, loaded: bool = False) -> int:
+def rows_that_fit(row: Need, free: int, loaded: bool = False) -> int:
     """How many rows fit, given the need of one; 0 where not even one does. loaded: the weights are there."""
-    room = HEADROOM * free - (0 if loaded else one.weights)
-    return max(0, int(room // max(1, one.cache + one.logits)))
+    room = HEADROOM * free - (0 if loaded else row.weights)
+    return max(0, int(room // max(1, row.cache + row.logits)))

@@ -106,11 +106,11 @@ def decode(
                 ended.add(row)
                 yield Finished(row, tuple(tokens[row]), reason, ttft_s[row], latency_s)
         if ended:  # the last rows take the places of those that left
-            stay = [place for place, row in enumerate(rows) if row not in ended]
-            last = [place for place in stay if place >= len(stay)]
-            stay = [last.pop() if rows[place] in ended else place for place in range(len(stay))]
-            rows = [rows[place] for place in stay]
-            memory.keep(stay, max((len(prompts[row]) + len(tokens[row]) for row in rows), default=1) - 1)
+            staying = [index for index, row in enumerate(rows) if row not in ended]
+            last = [index for index in staying if index >= len(staying)]
+            staying = [last.pop() if rows[index] in ended else index for index in range(len(staying))]
+            rows = [rows[index] for index in staying]
+            memory.keep(staying, max((len(prompts[row]) + len(tokens[row]) for row in rows), default=1) - 1)
         if new and live:
             live_memory.join(memory)
             live = live + rows
@@ -179,10 +179,10 @@ def _distance(model: Any, engine: Engine, rows: list[list[int]], reference: Tens
     sd = reference.where(unmasked, best).std(-1).clamp(min=1e-3)
     distance = torch.full_like(sd, math.inf)
 
-    def follow(logits: Tensor, places: list[int], steps: list[int]) -> Tensor:
-        error = (logits - reference[places, steps]).abs().where(unmasked[places, steps], 0.0)
-        distance[places, steps] = error.amax(-1) / sd[places, steps]
-        return torch.tensor([rows[place][step - STEPS] for place, step in zip(places, steps, strict=True)])
+    def follow(logits: Tensor, indices: list[int], steps: list[int]) -> Tensor:
+        error = (logits - reference[indices, steps]).abs().where(unmasked[indices, steps], 0.0)
+        distance[indices, steps] = error.amax(-1) / sd[indices, steps]
+        return torch.tensor([rows[index][step - STEPS] for index, step in zip(indices, steps, strict=True)])
 
     with suppress(Exception):  # whatever a model raises that is used in a way it is not made for
         decode_all(model, [row[:-STEPS] for row in rows], [STEPS] * len(rows), follow, engine=engine)

@@ -68,9 +68,9 @@ class KeyValues:
         distinct = list(dict.fromkeys(map(tuple, prompts)))
         rows = [torch.tensor(prompt, device=model.device) for prompt in distinct]
         self._read(pad_sequence(rows, batch_first=True, padding_side="left"), list(map(len, distinct)))
-        places = [distinct.index(tuple(prompt)) for prompt in prompts]
-        self.logits = self.logits[places]
-        self.keep(places, max(map(len, prompts)))
+        indices = [distinct.index(tuple(prompt)) for prompt in prompts]
+        self.logits = self.logits[indices]
+        self.keep(indices, max(map(len, prompts)))
 
     def step(self, last: list[int], lengths: list[int]) -> None:
         """Read each row's last token; lengths: tokens of each so far, prompt and last included."""
@@ -129,7 +129,7 @@ class States:
 
     def __init__(self, model: Any, prompts: Rows) -> None:
         ids = torch.tensor([list(prompt) for prompt in prompts], device=model.device)
-        self.idle, self.places = torch.zeros_like(ids[:, 0]), list(range(len(ids)))
+        self.idle, self.indices = torch.zeros_like(ids[:, 0]), list(range(len(ids)))
         if reach(model) < math.inf:  # a short pass: such a model remembers the longest row it has read
             model(ids[:, :1])
         with patch.object(model, "generation_config", PLAIN):  # no settings of the maker's
@@ -138,11 +138,11 @@ class States:
 
     def step(self, last: list[int], lengths: list[int]) -> None:
         ids = self.idle.clone()
-        ids[self.places] = ids.new_tensor(last)
-        self.logits = self.passes.send(ids)[self.places]
+        ids[self.indices] = ids.new_tensor(last)
+        self.logits = self.passes.send(ids)[self.indices]
 
     def keep(self, rows: list[int], columns: int) -> None:
-        self.places = [self.places[row] for row in rows]
+        self.indices = [self.indices[row] for row in rows]
 
 
 def _passes(model: Any, ids: Tensor, **kwargs: Any) -> Generator[Tensor, Tensor, None]:
@@ -192,10 +192,10 @@ class Window(DynamicLayer):
     def keep(self, rows: list[int], columns: int) -> None:
         """See KeyValues.keep. Where rows only leave, only those that take another's place are copied."""
         first, count = self.keys.shape[2] - columns, len(rows)
-        moved = [place for place, row in enumerate(rows) if place != row]
+        moved = [index for index, row in enumerate(rows) if index != row]
         if self.room and count <= len(self.keys):
             for held in self.room:
-                held[moved] = held[[rows[place] for place in moved]]
+                held[moved] = held[[rows[index] for index in moved]]
             self.room = tuple(held[:count, :, first:] for held in self.room)
             self.keys, self.values = (held[:, :, :columns] for held in self.room)
         else:

@@ -161,13 +161,13 @@ def row_seed(seed: int, prompt_id: str, repeat: int) -> int:
 
 def _mix(bits: Tensor) -> Tensor:
     """SplitMix64's finaliser, in place."""
-    for places, factor in ((30, MIX_A), (27, MIX_B)):
-        bits ^= _shift_right(bits, places)
+    for count, factor in ((30, MIX_A), (27, MIX_B)):
+        bits ^= _shift_right(bits, count)
         bits *= factor
     bits ^= _shift_right(bits, 31)
     return bits
 
 
-def _shift_right(bits: Tensor, places: int) -> Tensor:
+def _shift_right(bits: Tensor, count: int) -> Tensor:
     """Logical shift: torch's own copies the sign bit."""
-    return (bits >> places) & ((1 << (64 - places)) - 1)
+    return (bits >> count) & ((1 << (64 - count)) - 1)

@@ -186,10 +186,10 @@ def log_run(run: ModelRun) -> TrackingReport:
         finally:
             client.set_terminated(run_id, status)
         for other in client.search_runs([experiment], f"tags.folder = '{tags['folder']}'"):
-            if (old := other.info.run_id) != run_id:
-                if ids := [trace.info.trace_id for trace in mlflow_pages.traces_of(uri, experiment, old)]:
+            if (old_id := other.info.run_id) != run_id:
+                if ids := [trace.info.trace_id for trace in mlflow_pages.traces_of(uri, experiment, old_id)]:
                     client.delete_traces(experiment, trace_ids=ids)
-                client.delete_run(old)
+                client.delete_run(old_id)
     report = TrackingReport(shown_uri(), EXPERIMENT, run_id, len(metrics), (*files, "samples.json"))
     store.write_json(run.folder / "tracking.json", report)
     return report
