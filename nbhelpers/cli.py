@@ -1,7 +1,6 @@
 """The commands of ``nbhelpers``; compare and gate stand in ``cli_logs``.
 
 Exit codes: 0 all is well, 1 a model failed (the others are reported), 2 wrong usage, 130 the run was stopped.
-Of the gate: 0 passes, 1 worse, 3 cannot tell, 2 wrong usage.
 """
 
 import io
@@ -38,7 +37,6 @@ def _options(
 
 
 RunName = Annotated[str, typer.Argument(help="A run's folder or name, or 'latest'.")]
-INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
 SETTINGS, LIMITS = options_of(Settings), options_of(Limits)
 
 
@@ -96,8 +94,7 @@ def run(
         prefix = f"{registry.SERVER}{server}#" if server else ""
         settings = absolute(Settings(**{name: options[name] for name in SETTINGS}))
         plan = plan_run([f"{prefix}{model}" for model in models or []], settings, out, until_decided)
-        resolved = {"models": plan.info.models, "server": "", "out": ""}
-        resolved |= {"task": settings.task, "prompts": settings.prompts}
+        resolved = vars(settings) | {"models": plan.info.models, "server": "", "out": ""}
         plan.run_dir.mkdir(parents=True, exist_ok=True)
         store.write_text(plan.run_dir / "run.toml", [config_text(run, context.params | resolved)])
     try:
@@ -284,7 +281,7 @@ def main() -> None:
             hint = "free space or choose another folder (--out or NBHELPERS_OUTPUTS)"
             error = LabError(f"{where} cannot be used ({error.strerror or error}): {hint}.")
         print(f"nbhelpers: {printable(str(error))}", file=sys.stderr)
-        sys.exit(INTERRUPTED if error.kind is Failure.STOPPED else 2)
+        sys.exit(130 if error.kind is Failure.STOPPED else 2)  # 128 and the number of SIGINT, as of shells
 
 
 if __name__ == "__main__":

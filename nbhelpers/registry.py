@@ -143,8 +143,7 @@ def folder_of(spec: ModelSpec) -> Path | None:
 
 def digests(prompts: Iterable[Prompt]) -> dict[str, str]:
     """Prompt id -> digest of its text, content type and whatever else is set, as run.json keeps them."""
-    rows = {prompt.id: said(prompt) for prompt in prompts}
-    return {id: store.row_key(**{k: v for k, v in row.items() if k != "id"})[:16] for id, row in rows.items()}
+    return {p.id: store.row_key(**{k: v for k, v in said(p).items() if k != "id"})[:16] for p in prompts}
 
 
 def said(prompt: Prompt) -> dict[str, Any]:

@@ -241,7 +241,6 @@ def prompts_of(settings: Settings) -> list[Prompt]:
     task, prompts = load_task(settings.task), items(settings)
     if task is POSTS:
         return prompts
-    system = [("system", task.system)] if task.system else []
     drawn, count = (_drawn(task, task.examples, settings), task.examples.count) if task.examples else ([], 0)
     for place, item in enumerate(prompts):
         text = registry.one_text(item.text)
@@ -249,7 +248,7 @@ def prompts_of(settings: Settings) -> list[Prompt]:
         if len(shots) < count:
             few = f"there are {len(shots)} besides the item {item.id!r}"
             raise LabError(f"The task {task.name} asks for {count} examples, and {few}: name a file of more.")
-        before = list(system)
+        before = [("system", task.system)] if task.system else []
         for shot in shots:
             before += [*shot.before, ("user", _question(task, shot)), ("assistant", _answer(task, shot))]
         prompts[place] = replace(item, text=_question(task, item), before=(*before, *item.before))

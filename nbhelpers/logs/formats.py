@@ -1,8 +1,7 @@
-"""What stands in a file of results, whoever wrote it, as rows: one score of one item.
+"""A file of results, whose content tells its format, as rows: one score of one item.
 
-A file's content says its format. The formats, as their makers write them: lm-evaluation-harness 0.4.13
-(``--log_samples``; lm_eval/result_schema.py, ``SampleResult``), Inspect (by its own reader), promptfoo
-(``OutputFile`` in src/types/index.ts), and tables with the columns of ``_table``.
+lm-evaluation-harness 0.4.13 (``--log_samples``; lm_eval/result_schema.py, ``SampleResult``), Inspect (by its
+own reader), promptfoo (``OutputFile`` in src/types/index.ts), and tables with the columns of ``_table``.
 """
 
 import json
@@ -162,8 +161,7 @@ def _inspect(path: Path, kind: Any, choice: Choice) -> Iterator[Row]:
         for name, value in (values or dict.fromkeys(clusters)).items():
             cluster = _text(sample.metadata, choice.cluster or clusters.get(name, ""))
             for key, grade in value.items() if isinstance(value, dict) else [("", value)]:
-                is_letter = isinstance(grade, str) and grade in letters
-                score = to_float(grade) if is_letter else _number(grade)
+                score = to_float(grade) if isinstance(grade, str) and grade in letters else _number(grade)
                 log = Log(head.eval.model, head.eval.task, f"{name}/{key}" if key else name, notes=notes)
                 why = str(failure or f"its {name} is {grade!r}, not a number")
                 yield Row(log, str(sample.id), score, digest, "", cluster, str(sample.epoch), why)
@@ -178,8 +176,7 @@ def _promptfoo(path: Path, rows: Rows, choice: Choice) -> Iterator[Row]:
     for row in results:
         provider, variables, prompt = row["provider"], row.get("vars") or {}, row["prompt"]["label"]
         model = f"{provider.get('label') or provider['id']}" + f", {prompt}" * (len(labels) > 1)
-        digest = _digest(variables)
-        item = json.dumps(variables, sort_keys=True, ensure_ascii=False)
+        digest, item = _digest(variables), json.dumps(variables, sort_keys=True, ensure_ascii=False)
         item = item if len(item) <= 80 else f"{item[:70]}… {digest[:8]}"
         cluster = _text(variables | ((row.get("testCase") or {}).get("metadata") or {}), choice.cluster)
         failed, why = row.get("failureReason") == 2, f"error: {row.get('error')}"

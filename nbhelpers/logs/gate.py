@@ -43,10 +43,9 @@ def gate_logs(
 ) -> GateReport:
     """Is no metric of the candidate worse by the margin, and no mean above its budget? All tests at 5%.
 
-    Each model of the candidate is held against the one of its name, or one against one. A check passes where
-    the difference is shown to be above -margin (non-inferiority, one-sided), is worse where it is shown to
-    be below 0 and not above -margin, and otherwise cannot tell. All must pass; "worse" is corrected by Holm.
-    LabError as ``compare_logs``, for a budget that was not measured, and where it is not clear what to pair.
+    Each model of the candidate is tested against the one of its name, or one against one, as
+    ``noninferiority`` says. All checks must pass; "worse" is corrected by Holm. LabError as ``compare_logs``,
+    for a budget that was not measured, and where it is not clear what to pair.
     """
     olds = {log.model: [other for other in baseline if other.model == log.model] for log in baseline}
     news = {log.model: [other for other in candidate if other.model == log.model] for log in candidate}
@@ -59,8 +58,7 @@ def gate_logs(
     checks, notes = list[Check](), list[str]()
     for old, new in pairs:
         old_name, new_name = (log.model for log in named([olds[old][0], news[new][0]]))
-        if new_name == old_name:
-            new_name += " (candidate)"
+        new_name += " (candidate)" if new_name == old_name else ""
         old_logs = [replace(log, model=old_name) for log in olds[old]]
         new_logs = [replace(log, model=new_name) for log in news[new]]
         lost = sorted({log.task for log in old_logs} - {log.task for log in new_logs} - {""})
@@ -123,8 +121,7 @@ def check_sentence(check: Check) -> str:
     value = f"{check.value:.2f} times" if budget else f"{check.value:+.3f}"
     bound = f"at most {check.high:.3f}" if budget != worse else f"at least {check.low:.3f}"  # what decides
     limit = f"budget {check.limit:g}" if budget else f"margin {-check.limit:g}"
-    figures = f"{value} ({bound}, {limit}) over {some(check.n, check.items)}"
-    sentence = f"{check.name}: {check.outcome}: {figures}"
+    sentence = f"{check.name}: {check.outcome}: {value} ({bound}, {limit}) over {some(check.n, check.items)}"
     if worse:
         sentence += f", p {check.p_worse:.2g}"
     if check.reason:
