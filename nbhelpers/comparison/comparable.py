@@ -37,14 +37,14 @@ def comparable(run_dir: Path) -> tuple[list[Result], dict[str, str], list[str]]:
     conditions = [tuple(_conditions(r).items()) for r in results if r.quality_applies and r.finished]
     usual = dict[str, Any](mode(conditions) if conditions else {})
     most = max((len(r.per_prompt) for r in results), default=0)
-    asked = {r.slug: _prompt_texts(run_dir / r.slug, r) for r in results}
+    prompts_of = {r.slug: _prompt_texts(run_dir / r.slug, r) for r in results}
     texts = dict[str, str]()
-    for prompt in sorted(set[str]().union(*asked.values())):
-        texts[prompt] = mode(of_model[prompt] for of_model in asked.values() if prompt in of_model)
+    for prompt in sorted(set[str]().union(*prompts_of.values())):
+        texts[prompt] = mode(of_model[prompt] for of_model in prompts_of.values() if prompt in of_model)
     own_task = any(result.settings.task for result in results)  # its texts may be the last turn of many
     notes = list[str]()
     for result in results:
-        clash = [prompt for prompt, text in asked[result.slug].items() if text != texts[prompt]]
+        clash = [prompt for prompt, text in prompts_of[result.slug].items() if text != texts[prompt]]
         if reason := _why_not(result, usual, clash, most):
             excluded[result.model] = reason
         for name in (name for name in result.metrics if name.startswith(FOREIGN)):
@@ -62,9 +62,9 @@ def comparable(run_dir: Path) -> tuple[list[Result], dict[str, str], list[str]]:
         excluded |= dict.fromkeys(scores, "it shares no prompt with the others")
     elif lost := sorted(set[str]().union(*scores.values()).difference(shared)):
         notes.append(f"Left out, because some model has no score there: {', '.join(lost)}.")
-    kept = [result for result in results if result.model not in excluded]
-    kept = [replace(r, per_prompt={prompt: scores[r.model][prompt] for prompt in shared}) for r in kept]
-    return kept, excluded, notes
+    results = [result for result in results if result.model not in excluded]
+    results = [replace(r, per_prompt={prompt: scores[r.model][prompt] for prompt in shared}) for r in results]
+    return results, excluded, notes
 
 
 def units_of(
