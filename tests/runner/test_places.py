@@ -170,6 +170,7 @@ with kernels.environment('1'):
     kernels.serve(kernels.Path(place, 'log'))
     kernels.start(kernels.Path(place, 'log'), print, 'here').join(60)
     print(place, flush=True)
+    input()
     {}
 """
 
@@ -181,9 +182,9 @@ def test_temporary_files_lie_in_one_folder_that_goes_with_the_run_or_when_the_ne
     def start(end: str) -> subprocess.Popen[str]:
         code, pipe = TEMPORARY.format(end), subprocess.PIPE
         command = [sys.executable, "-c", code]
-        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
 
-    with start("time.sleep(600)") as other:  # goes on meanwhile
+    with start("pass") as other:  # goes on meanwhile, until its input ends
         places = [Path(other.stdout.readline().strip())]
         with start(end) as ended:
             places.append(Path(ended.stdout.readline().strip()))
@@ -191,13 +192,12 @@ def test_temporary_files_lie_in_one_folder_that_goes_with_the_run_or_when_the_ne
             assert "log" in [path.name for path in places[0].iterdir()]
             if end.startswith("time"):
                 ended.kill()
-            assert ended.stderr.read() == ""
+            assert ended.communicate("\n")[1] == ""
         assert places[1].exists() == end.startswith("time")
         (short / "nbhelpers_x" / "torchinductor_me").mkdir(parents=True)  # made again after it was removed
         with start("pass") as last:
-            assert last.communicate()[1] == ""
+            assert last.communicate("\n")[1] == ""
         assert [*short.iterdir()] == [places[0]]
-        other.kill()
 
 
 def test_half_written_files_in_a_run_s_folder_are_removed_by_the_next_start(tmp_path):
