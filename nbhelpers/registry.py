@@ -98,14 +98,14 @@ def server_address(address: str) -> str:
     Raises LabError, without the address, for one with a user name, password or query, which would be printed.
     """
     try:
-        parts = urlsplit(address.strip())
-        usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
+        url = urlsplit(address.strip())
+        usable = url.scheme in ("http", "https") and url.hostname and (url.port or True)
     except ValueError:  # a port that is none, half an IPv6 address
         usable = False
-    if not usable or "@" in parts.netloc or parts.query or parts.fragment:
+    if not usable or "@" in url.netloc or url.query or url.fragment:
         form = "write http://HOST:PORT/v1, and a key into the variable NBHELPERS_SERVER_KEY or OPENAI_API_KEY"
         raise LabError(f"The server's address cannot be used: {form}.")
-    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}"
+    return f"{url.scheme}://{url.netloc}{url.path.rstrip('/') or '/v1'}"
 
 
 def _folder_name(folder: Path, parts: int = 1) -> str:
@@ -122,12 +122,12 @@ def tell_apart(specs: Iterable[ModelSpec]) -> list[ModelSpec]:
     named = list(specs)
     for parts in range(2, 10):
         slugs = Counter(slug for slug, _ in {(spec.slug, spec.source) for spec in named})
-        for place, spec in enumerate(named):
+        for index, spec in enumerate(named):
             alias = _folder_name(Path(spec.source), parts)
             if spec.kind == "server":
                 alias = f"{SERVER}{urlsplit(spec.source).netloc}#{spec.source.partition('#')[2]}"
             if slugs[spec.slug] > 1 and spec.kind in ("local", "server") and alias.isprintable():
-                named[place] = replace(spec, alias=alias)
+                named[index] = replace(spec, alias=alias)
     return named
 
 

@@ -242,7 +242,7 @@ def prompts_of(settings: Settings) -> list[Prompt]:
     if task is POSTS:
         return prompts
     drawn, count = (_drawn(task, task.examples, settings), task.examples.count) if task.examples else ([], 0)
-    for place, item in enumerate(prompts):
+    for index, item in enumerate(prompts):
         text = registry.one_text(item.text)
         shots = [shot for shot in drawn if registry.one_text(shot.text) != text][:count]
         if len(shots) < count:
@@ -251,7 +251,7 @@ def prompts_of(settings: Settings) -> list[Prompt]:
         before = [("system", task.system)] if task.system else []
         for shot in shots:
             before += [*shot.before, ("user", _question(task, shot)), ("assistant", _answer(task, shot))]
-        prompts[place] = replace(item, text=_question(task, item), before=(*before, *item.before))
+        prompts[index] = replace(item, text=_question(task, item), before=(*before, *item.before))
     return prompts
 
 
@@ -274,8 +274,8 @@ def _question(task: Task, item: Prompt) -> str:
 def _answer(task: Task, item: Prompt) -> str:
     if not task.kinds() & {"letter", "loglikelihood"}:
         return item.target[0]
-    place = right_choices(item)[0]
-    return LETTERS[place] if "letter" in task.kinds() else item.choices[place]
+    first = right_choices(item)[0]
+    return LETTERS[first] if "letter" in task.kinds() else item.choices[first]
 
 
 def check_unchanged(info: RunInfo, settings: Settings) -> None:

@@ -141,7 +141,7 @@ def _check_texts(logs: Sequence[Log], choice: Choice) -> None:
         for item, digests in log.asked.items():
             other, expected = asked.setdefault(item, (log, digests))
             kinds = zip(("text", "prompt"), expected, digests, strict=True)
-            differs = [kind for kind, one, two in kinds if one and two and one != two]
+            differs = [kind for kind, a, b in kinds if a and b and a != b]
             if differs and not (differs == ["prompt"] and choice.any_prompt):
                 hint = "" if "text" in differs else " (--any-prompt, if only their chat templates differ)"
                 where = f"{log.model} has another {differs[0]} than {other.model} for the item {item}"
