@@ -3,9 +3,9 @@
     redact, errors, exercises, records, store, options, registry, tasks, phases
                                secrets; mistakes; the nouns; files; what a name means; what is asked, and when
     stats        (05)          estimates of one model, tests of two (Holm), early looks, ratings, agreement
-    devices      (01)          this machine, what fits it and how fast, meters
+    devices      (01)          this machine: its device and dtype, what fits, meters
     loading      (02)          the Hub, folders, models, tokenizers, what a server has
-    generation   (03)          sampling, the decode loop, samples, latency, likelihoods, servers
+    generation   (03)          sampling and its seeds, the decode loop, samples, latency, likelihoods, servers
     scoring      (04)          texts, coherence, rubrics, costs, a judge
     tracking     (06)          metrics and their names, result.json, MLflow
     pipeline                   makes what is missing of a model's files
