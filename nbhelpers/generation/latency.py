@@ -89,14 +89,14 @@ def measure_in_turn(runs: Sequence[ModelRun]) -> None:
             path = run.folder / "latency.jsonl"
             if path not in samples:
                 continue
-            before = meters.cpu_times()
+            before = meters.cpu_times() if run.spec.kind == "server" else None
             with left_out(path), nullcontext(models[path]) if together else _warmed(run, prompts) as model:
                 job = model, group, run.settings, None, 1, run.limits
                 rows = generate.generate_samples(*job, "latency", number)
                 samples[path] += rows
                 keys[path] += [row.key for row in rows]
                 timed += [row.key for row in rows if row.error is None]
-            if run.spec.kind == "server":  # on this machine it works for us
+            if before:  # a server on this machine works for us
                 wall, busy, mine = (b - a for a, b in zip(before, meters.cpu_times(), strict=True))
                 servers_work.append((wall, busy, mine))
     for path, rows in samples.items():
