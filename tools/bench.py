@@ -26,6 +26,7 @@ import typer
 
 from nbhelpers import store
 from nbhelpers.devices.machine import available_devices, detect
+from nbhelpers.errors import some
 from nbhelpers.records import SCHEMA_VERSION, LabError, Record
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def write(report: BenchReport, folder: Path) -> None:
 
 def summary(report: BenchReport) -> list[str]:
     """The report as lines of text."""
-    lines = [f"{report.machine}, {report.cores} cores"]
+    lines = [f"{report.machine}, {some(report.cores, 'cores')}"]
     lines += [f"load average before {part}: {load[0]:.1f}" for part, load in report.loads.items()]
     for t in report.timings:
         bound = f", {median(t.tokens_per_s) / t.bound:.0%} of the bound" if t.bound else ""
@@ -257,7 +258,7 @@ def picture(report: BenchReport) -> Figure:
         axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
         axes.xaxis.set_minor_formatter(ticker.NullFormatter())
         axes.grid(axis="x", alpha=0.3)
-    machine = f"{report.machine}, {report.cores} cores, float32"
+    machine = f"{report.machine}, {some(report.cores, 'cores')}, float32"
     figure.suptitle(f"{machine}: median, slowest and fastest round; bar: the most this machine allows ours")
     figure.tight_layout()
     return figure
