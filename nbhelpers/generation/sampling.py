@@ -27,7 +27,8 @@ BEYOND = re.compile(
     r"penalty_alpha|dola_layers|watermarking_config|prompt_lookup_num_tokens"
 )
 
-# (logits [rows, vocabulary] in float32, the rows, tokens that each has so far) -> token ids [rows]
+# (logits [rows, vocabulary] in float32, the rows, tokens that each has so far) -> token ids [rows]. It may
+# overwrite the logits: of 64 rows and a vocabulary of 250,000, new memory took longer than the arithmetic.
 NextToken = Callable[[Tensor, list[int], list[int]], Tensor]
 
 
@@ -42,7 +43,7 @@ def sampler(seeds: Sequence[int], temperature: float, top_k: int = 0, top_p: flo
     def next_token(logits: Tensor, rows: list[int], steps: list[int]) -> Tensor:
         if temperature <= 0:
             return _largest(logits)
-        row_seeds, logits = [seeds[row] for row in rows], logits / temperature
+        row_seeds, logits = [seeds[row] for row in rows], logits.div_(temperature)
         if not 0 < top_k < logits.shape[-1] and top_p >= 1:
             return _draw(logits, row_seeds, steps)
         logits, tokens = shortlist(logits, top_k, top_p)
@@ -57,7 +58,7 @@ def _draw(logits: Tensor, seeds: Sequence[int], steps: Sequence[int]) -> Tensor:
 
     The same distribution as a variate for every logit, from n / 64 + 64 of them instead of n.
     """
-    weights, padding = logits.softmax(dim=-1), -logits.shape[1] % BLOCK
+    weights, padding = torch.softmax(logits, dim=-1, out=logits), -logits.shape[1] % BLOCK
     weights = torch.nn.functional.pad(weights, (0, padding)) if padding else weights  # it copies even by 0
     blocks = weights.unflatten(1, (-1, BLOCK))
     count = blocks.shape[1]

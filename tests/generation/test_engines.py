@@ -444,7 +444,7 @@ def test_a_large_vocabulary_is_drawn_from_by_its_softmax(top_k: int, top_p: floa
     expected = torch.cat([share, 1 - share.sum(0, keepdim=True)]) * draws
     for step in (0, 7):
         chosen = torch.cat(
-            [choose(logits.expand(50, -1), list(range(n, n + 50)), [step] * 50) for n in range(0, draws, 50)]
+            [choose(logits.repeat(50, 1), list(range(n, n + 50)), [step] * 50) for n in range(0, draws, 50)]
         )
         counts = [int((chosen == token).sum()) for token in best]
         assert stats.chisquare([*counts, draws - sum(counts)], expected.numpy()).pvalue > 1e-3

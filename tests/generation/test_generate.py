@@ -152,7 +152,7 @@ def test_samples_follow_the_softmax(temperature: float, top_k: int, top_p: float
     draws, steps = 5_000, 4
     choose = sampling.sampler([sampling.row_seed(1, "p", r) for r in range(draws)], temperature, top_k, top_p)
     for step in range(steps):
-        chosen = choose(logits.expand(draws, -1), list(range(draws)), [step] * draws)
+        chosen = choose(logits.repeat(draws, 1), list(range(draws)), [step] * draws)
         counts = np.bincount(chosen.numpy(), minlength=7)
         inside = expected > 0
         assert counts[~inside].sum() == 0
@@ -169,7 +169,7 @@ def test_samples_over_many_blocks_follow_the_softmax(size: int) -> None:
     choose = sampling.sampler([sampling.row_seed(1, "p", r) for r in range(draws)], 0.9)
     chosen = torch.cat(
         [
-            choose(logits.expand(1_000, -1), list(range(start, start + 1_000)), [7] * 1_000)
+            choose(logits.repeat(1_000, 1), list(range(start, start + 1_000)), [7] * 1_000)
             for start in range(0, draws, 1_000)
         ]
     )
