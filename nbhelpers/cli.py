@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nbhelpers import __version__, cli_logs, registry
+from nbhelpers import __version__, cli_logs, registry, store
 from nbhelpers.errors import some
 from nbhelpers.options import config_text, options_of, read_config, with_options
 from nbhelpers.records import FailOnError, Failure, LabError, Limits, Settings
@@ -69,7 +69,6 @@ def run(
     **options: Any,
 ) -> None:
     """Evaluate models (default: the embedded ones) and write the report."""
-    from nbhelpers import store
     from nbhelpers.runner.plan import absolute, default_jobs, plan_resume, plan_run
     from nbhelpers.runner.run import run_models, watching
 
@@ -85,8 +84,7 @@ def run(
         for name in ("models", "server", "out", "until_decided", *SETTINGS):  # a change mixes experiments
             source = context.get_parameter_source(name)
             if source and source.name in ("COMMANDLINE", "DEFAULT_MAP"):
-                flag = name.replace("_", "-")
-                raise LabError(f"--resume keeps a run's own settings: leave out {flag}, or start anew.")
+                raise LabError(f"--resume keeps a run's settings: leave out {name.replace('_', '-')}.")
         plan = plan_resume(resume)
     else:
         if server and not models:
@@ -153,8 +151,6 @@ def models(
 @app.command()
 def lab(folder: Annotated[Path, typer.Argument(help="A folder that is not there yet.")]) -> None:
     """Copy notebooks, data and tools into a folder, to work through or to change."""
-    from nbhelpers import store
-
     store.copy_lab(folder)
     print(f"cd {folder} && PYTHONPATH=$PWD jupyter lab notebooks/00_start_here.ipynb")
 
@@ -162,7 +158,6 @@ def lab(folder: Annotated[Path, typer.Argument(help="A folder that is not there 
 @app.command()
 def doctor() -> None:
     """Show what this machine is and whether the laboratory can run here."""
-    from nbhelpers import store
     from nbhelpers.devices import machine
     from nbhelpers.loading import load
 
@@ -197,7 +192,6 @@ def report(run: RunName = "latest") -> None:
 @app.command()
 def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the page.")] = 5000) -> None:
     """Show the runs in MLflow's page, on this machine alone, until Ctrl-C."""
-    from nbhelpers import store
     from nbhelpers.runner import kernels
     from nbhelpers.tracking import mlflow_pages, mlflow_run
 
@@ -249,7 +243,7 @@ def label(
         rating_sheet.read_sheet(folder, sheet)
     if judge:
         rating_sheet.add_judge(folder, results, judge)
-    comparison, rated = compare.compare_run(folder), ratings.read_ratings(folder, results)
+    comparison, rated = compare.compare_run(folder), ratings.gather_ratings(folder, results)
     print(f"Verdicts {comparison.basis}; `nbhelpers report {run}` writes them into the report.")
     pairs = plots.drawn(comparison.verdicts, len(comparison.ranking))
     print("\n".join(f"  {compare.verdict_sentence(pair)}" for pair in pairs), *comparison.notes, sep="\n")
@@ -267,8 +261,6 @@ app.command()(cli_logs.gate)
 
 def main() -> None:
     """Entry point: an error that the user can act on becomes one sentence and an exit code."""
-    from nbhelpers import store
-
     for stream in (sys.stdout, sys.stderr):  # a terminal may lack letters of a model's name
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

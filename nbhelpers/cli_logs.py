@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from nbhelpers import store
 from nbhelpers.options import Choice, with_options
 from nbhelpers.records import LabError
 
@@ -25,7 +26,6 @@ def compare(
     **options: Any,
 ) -> None:
     """Compare results made elsewhere: lm-evaluation-harness, Inspect, promptfoo, CSV or JSONL, runs."""
-    from nbhelpers import store
     from nbhelpers.logs import compare, read
     from nbhelpers.report import html
 
@@ -44,7 +44,7 @@ def compare(
     page = out and html.write_logs(out, report, logs)
     if out:
         store.write_json(out / "comparison.json", report)
-    print(store.as_json(report).rstrip() if as_json else html.words("logs.txt", found=report, page=page))
+    print(store.as_json(report).rstrip() if as_json else html.rendered("logs.txt", found=report, page=page))
 
 
 @with_options(Choice)
@@ -60,7 +60,6 @@ def gate(
     **options: Any,
 ) -> None:
     """May the candidate pass? Exit code 0: not worse by the margin, 1: worse, 3: cannot tell, 2: usage."""
-    from nbhelpers import store
     from nbhelpers.logs import gate, read
     from nbhelpers.report import html
 
@@ -69,8 +68,8 @@ def gate(
     report = gate.gate_logs(old, new, choice, dict(map(_budget, budget or [])))
     for path, template in ((junit, "gate.xml"), (markdown, "gate.md")):
         if path:
-            store.write_text(path, [html.words(template, found=report)])
-    print(store.as_json(report).rstrip() if as_json else html.words("gate.txt", found=report))
+            store.write_text(path, [html.rendered(template, found=report)])
+    print(store.as_json(report).rstrip() if as_json else html.rendered("gate.txt", found=report))
     raise typer.Exit(gate.EXIT_CODES[report.outcome])
 
 

@@ -66,5 +66,5 @@ def some(number: int, things: str) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known name that is most like one that is not, or all of them."""
-    close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name.lower(), list(known), n=1)
     return f"did you mean {close[0]!r}" if close else f"known are {', '.join(known)}"

@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from nbhelpers import store
 from nbhelpers.errors import LabError
 from nbhelpers.records import setting
 
@@ -65,8 +66,6 @@ def _parameters(command: Callable[..., None]) -> dict[str, Parameter]:
 
 def read_config(context: typer.Context, path: Path, command: Callable[..., None]) -> None:
     """Set a command's defaults by a TOML file. LabError for what the command does not take."""
-    from nbhelpers import store
-
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:

@@ -30,6 +30,12 @@ class Record:
     __pydantic_config__: ClassVar = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
 
 
+class Lenient(Record):
+    """A record of which older files hold fields that are gone: they are passed over."""
+
+    __pydantic_config__ = Record.__pydantic_config__ | {"extra": "ignore"}
+
+
 @dataclass(frozen=True)
 class ModelSpec(Record):
     """Where a model comes from, and what is known about it before it is loaded."""
@@ -130,10 +136,9 @@ class FailOnError(Record):
 
 
 @dataclass(frozen=True)
-class Limits(Record):
+class Limits(Lenient):
     """How long things may take and how much may fail: how far a run comes, never what a text says."""
 
-    __pydantic_config__ = Record.__pydantic_config__ | {"extra": "ignore"}  # a run.json may hold dropped ones
     cell_s: float = setting(1800.0, "Seconds a notebook or its cell may take.", "timeout", least=1)
     generation_s: float = setting(300.0, "Seconds a generation may take.", "batch_timeout", least=0)
     fail_on_error: FailOnError = FailOnError()

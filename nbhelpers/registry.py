@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from nbhelpers import store
+from nbhelpers.errors import nearest
 from nbhelpers.records import CONTENT_TYPES, LabError, ModelSpec, Prompt
 
 SHAPE, SERVER = "shape:", "server:"
@@ -72,8 +73,7 @@ def resolve(name: str) -> ModelSpec:
         address, _, model = name.removeprefix(SERVER).partition("#")
         address = server_address(address)
         if not model:
-            lists = "(`nbhelpers models --server ADDRESS` lists them)"
-            raise LabError(f"The name {name!r} lacks a model: server:ADDRESS#MODEL {lists}.")
+            raise LabError(f"{name!r} lacks a #MODEL: `nbhelpers models --server ADDRESS` lists them.")
         alias = SERVER + (Path(model).name if model.startswith("/") else model)
         return ModelSpec(alias=alias, source=f"{address}#{model}", kind="server")
     for spec in specs.values():
@@ -103,7 +103,7 @@ def server_address(address: str) -> str:
     except ValueError:  # a port that is none, half an IPv6 address
         usable = False
     if not usable or "@" in url.netloc or url.query or url.fragment:
-        form = "write http://HOST:PORT/v1, and a key into the variable NBHELPERS_SERVER_KEY or OPENAI_API_KEY"
+        form = "http://HOST:PORT/v1, a key stands in the variable NBHELPERS_SERVER_KEY or OPENAI_API_KEY"
         raise LabError(f"The server's address cannot be used: {form}.")
     return f"{url.scheme}://{url.netloc}{url.path.rstrip('/') or '/v1'}"
 
@@ -143,11 +143,11 @@ def folder_of(spec: ModelSpec) -> Path | None:
 
 def digests(prompts: Iterable[Prompt]) -> dict[str, str]:
     """Prompt id -> digest of its text, content type and whatever else is set, as run.json keeps them."""
-    return {p.id: store.row_key(**{k: v for k, v in said(p).items() if k != "id"})[:16] for p in prompts}
+    return {(parts := prompt_fields(p)).pop("id"): store.row_key(**parts)[:16] for p in prompts}
 
 
-def said(prompt: Prompt) -> dict[str, Any]:
-    """The fields that every prompt has, and those that this one says."""
+def prompt_fields(prompt: Prompt) -> dict[str, Any]:
+    """The fields that every prompt has, and those that are set of this one."""
     return {name: value for name, value in vars(prompt).items() if value or name in _ALWAYS}
 
 
@@ -184,8 +184,7 @@ def load_prompts(
         if prompt.id in prompts:
             raise LabError(f"{where}: the id {prompt.id!r} was used before; ids are unique.")
         if first != prompt.id:
-            twice = f"the prompt {prompt.id!r} has the text of {first!r}, and would count twice"
-            raise LabError(f"{where}: {twice}: leave it out, or ask for more repeats.")
+            raise LabError(f"{where}: the prompt {prompt.id!r} has the text of {first!r}: leave it out.")
         prompts[prompt.id] = prompt
     if not prompts:
         raise LabError(f"The prompts file {source} is empty: write one JSON object ({_FIELDS}) per line.")
@@ -211,10 +210,8 @@ def _rows(body: str, source: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _prompt(row: dict[str, Any]) -> Prompt:
     """A prompt from what a row says. LabError for fields that are missing, misspelt or no text."""
     names = [*(field.name for field in fields(Prompt)), "messages"]
-    if (unknown := next((name for name in row if name not in names), None)) is not None:
-        close = difflib.get_close_matches(unknown, names, n=1, cutoff=0.8)
-        hint = f"did you mean {close[0]!r}?" if close else f"a prompt has {', '.join(names)}."
-        raise LabError(f"the field {unknown!r} is not known: {hint}")
+    for unknown in (name for name in row if name not in names):
+        raise LabError(f"the field {unknown!r} is not known: {nearest(unknown, names)}.")
     turns = row.get("before") or []
     if not isinstance(turns, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in turns):
         raise LabError("the field 'before' is no list of pairs of a role and a text: use 'messages'.")
@@ -224,8 +221,7 @@ def _prompt(row: dict[str, Any]) -> Prompt:
         except (TypeError, LookupError, ValueError):
             raise LabError('messages are no list of {"role", "content"}.') from None
         if role != "user" or row.get("text"):
-            rule = "messages end with the user's, which is the text: no other one stands beside them."
-            raise LabError(rule)
+            raise LabError("messages end with the user's, the text: no other one stands beside them.")
         row = row | {"text": text}
     values: dict[str, Any] = {name: row.get(name) or "" for name in ("id", "text", "content_type", "cluster")}
     values["id"] = str(row["id"]) if type(row.get("id")) is int else values["id"]

@@ -117,8 +117,8 @@ def read_json(path: Path, cls: type[T]) -> T:
     try:
         return _record(path.read_bytes(), cls, str(path))
     except OSError as error:
-        why = f"cannot be read ({error.strerror}): run the notebook that writes it first"
-        raise LabError(f"{path} {why}.") from None
+        reason = error.strerror
+        raise LabError(f"{path} cannot be read ({reason}): run the notebook that writes it first.") from None
 
 
 def append_row(path: Path, record: Any) -> None:
@@ -169,8 +169,8 @@ def _writable(path: Path) -> Iterator[None]:
     except TimeoutError:  # of the lock
         raise LabError(f"{path} is being written by another process: wait, or stop it.") from None
     except OSError as error:
-        hint = "free space or choose another output folder"
-        raise LabError(f"{path} cannot be written ({error.strerror}): {hint}.") from None
+        reason = error.strerror
+        raise LabError(f"{path} cannot be written ({reason}): free space or choose another folder.") from None
 
 
 def _line(record: Any) -> str:
@@ -222,8 +222,7 @@ def table(text: str, where: str) -> Iterator[tuple[int, dict[str, str]]]:
     try:
         header, line = [name.strip().lower() for name in next(reader, [])], reader.line_num + 1
         if twice := next((name for name in header if name and header.count(name) > 1), ""):
-            columns = ", ".join(header)
-            raise LabError(f"{where}, line 1: the column {twice!r} stands twice (it has {columns}).")
+            raise LabError(f"{where}, line 1: the column {twice!r} stands twice.")
         for cells in reader:
             if any(cells):
                 yield line, dict(zip(header, cells, strict=True))
@@ -273,8 +272,7 @@ def _record(body: bytes, cls: Any, where: str) -> Any:
     version = re.search(rb'"schema_version": ?([^,}\s]+)', body)
     if version and version[1] != b"%d" % SCHEMA_VERSION:
         problem = f"schema version {version[1].decode(errors='replace')} is unknown to this release"
-        hint = "upgrade nbhelpers or make the file again"
-        raise LabError(f"{where}: {problem} (it knows {SCHEMA_VERSION}): {hint}.")
+        raise LabError(f"{where}: {problem} (it knows {SCHEMA_VERSION}): upgrade nbhelpers.")
     try:
         return _adapter(cls).validate_json(body)
     except ValidationError as error:

@@ -66,7 +66,7 @@ class Scorer:
 class Examples:
     """Solved items that stand before each item (few-shot)."""
 
-    count: int
+    count: int = 0
     file: str = ""  # "": the task's own items
     seed: int = 0
 
@@ -80,7 +80,7 @@ class Task:
     prompts: str = ""  # file; "": the benchmark's
     system: str = ""
     stop: tuple[str, ...] = ()  # strings that end an answer
-    examples: Examples | None = None
+    examples: Examples = Examples()
     pass_at: int = 0  # k of pass@k, of the scores that are right or wrong; 0: none
     folder: Path = Path()  # of its file: other names in it are relative to that
     digest: str = ""  # of its file
@@ -133,7 +133,7 @@ def _task(data: dict[str, Any], path: Path, digest: str) -> Task:
     where, folder = path.name, path.parent
     levels = {"low": float, "high": float, "margin": float, "higher_is_better": bool}
     kinds: dict[str, Any] = dict.fromkeys(("prompts", "system", "primary"), str) | levels
-    kinds |= {"examples": dict, "scorers": dict, "pass_at": Annotated[int, Field(ge=0)]}
+    kinds |= {"examples": dict, "scorers": dict[str, dict], "pass_at": Annotated[int, Field(ge=0)]}
     kinds["stop"] = list[Annotated[str, Field(min_length=1)]]
     data = store.checked(data, kinds, where)
     if not (tables := data.get("scorers")):
@@ -147,7 +147,7 @@ def _task(data: dict[str, Any], path: Path, digest: str) -> Task:
     scale = replace(scorer.scale, unit=primary, **{name: data[name] for name in levels if name in data})
     if not (scale.low < scale.high and scale.margin > 0):
         raise LabError(f"{where}: low must lie below high, and the margin above 0.")
-    examples = None
+    examples = Examples()
     if table := data.get("examples"):
         option_kinds = {"count": Annotated[int, Field(ge=1)], "file": str, "seed": int}
         examples = Examples(**store.checked({"count": 0} | table, option_kinds, f"{where}, [examples]"))
@@ -158,11 +158,9 @@ def _task(data: dict[str, Any], path: Path, digest: str) -> Task:
     return Task(path.stem, scorers, primary, scale, prompts, system, stop, examples, pass_at, folder, digest)
 
 
-def _scorer(name: str, table: Any, where: str, folder: Path, judges: dict[str, Any]) -> Scorer:
+def _scorer(name: str, table: dict[str, Any], where: str, folder: Path, judges: dict[str, Any]) -> Scorer:
     import regex
 
-    if not isinstance(table, dict):
-        raise LabError(f"{where}: {name} is no table: write [scorers.{name}].")
     where = f"{where}, [scorers.{name}]"
     kind = table.get("kind", name)
     if kind not in KINDS:
@@ -239,9 +237,7 @@ def clusters(settings: Settings) -> dict[str, str]:
 def prompts_of(settings: Settings) -> list[Prompt]:
     """What a run asks: its items, the choices listed where a letter is wanted, after system and examples."""
     task, prompts = load_task(settings.task), items(settings)
-    if task is POSTS:
-        return prompts
-    drawn, count = (_drawn(task, task.examples, settings), task.examples.count) if task.examples else ([], 0)
+    drawn, count = _draw_examples(task, settings), task.examples.count
     for index, item in enumerate(prompts):
         text = registry.one_text(item.text)
         shots = [shot for shot in drawn if registry.one_text(shot.text) != text][:count]
@@ -255,8 +251,10 @@ def prompts_of(settings: Settings) -> list[Prompt]:
     return prompts
 
 
-def _drawn(task: Task, examples: Examples, settings: Settings) -> list[Prompt]:
+def _draw_examples(task: Task, settings: Settings) -> list[Prompt]:
     """The same draw for every item, with one to spare for the item that is drawn itself."""
+    if not (examples := task.examples).count:
+        return []
     path = str(task.folder / examples.file) if examples.file else settings.prompts or task.prompts
     solved = sorted(_items(task, path), key=lambda item: item.id)
     if lacking := next((item.id for item in solved if not item.target), None):
@@ -284,5 +282,5 @@ def check_unchanged(info: RunInfo, settings: Settings) -> None:
         raise LabError(f"The task of {info.run} has changed since it began: restore it, or start a new run.")
     digests = registry.digests(prompts_of(settings)) if info.prompts else {}
     if changed := sorted({id for id, _ in digests.items() ^ info.prompts.items()}):
-        change = f"The prompts of {info.run} have changed since it began ({', '.join(changed[:5])})"
-        raise LabError(f"{change}: restore {info.settings.prompts or 'them'}, or start a new run.")
+        listed = f"{', '.join(changed[:5])}: restore {info.settings.prompts or 'them'}, or start a new run"
+        raise LabError(f"The prompts of {info.run} have changed since it began: {listed}.")

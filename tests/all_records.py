@@ -4,7 +4,7 @@ import importlib
 from pathlib import Path
 
 from nbhelpers import store
-from nbhelpers.records import Record
+from nbhelpers.records import Lenient, Record
 
 
 def all_records() -> list[type]:
@@ -12,5 +12,6 @@ def all_records() -> list[type]:
     package = Path(store.__file__).parent
     for path in package.rglob("[!_]*.py"):
         importlib.import_module(".".join(("nbhelpers", *path.relative_to(package).with_suffix("").parts)))
-    kinds = [kind for kind in Record.__subclasses__() if kind.__module__.startswith("nbhelpers.")]
+    found = {*Record.__subclasses__(), *Lenient.__subclasses__()} - {Lenient}
+    kinds = [kind for kind in found if kind.__module__.startswith("nbhelpers.")]
     return sorted(kinds, key=lambda kind: kind.__qualname__)

@@ -251,7 +251,7 @@ GOOD = '{"id": "a", "text": "Write.", "content_type": "short_post"}'
         (GOOD + "\n" + GOOD.replace('"a"', '"\\uDC00"'), "line 2: the field 'id' holds half"),
         (
             GOOD.replace("}", ', "reference": "b"}'),
-            "line 1: the field 'reference' is not known: a prompt has",
+            "line 1: the field 'reference' is not known: known are id",
         ),
         (GOOD.replace("}", ', "system": "b"}'), "line 1: the field 'system' is not known"),
         (GOOD.replace("Write", "swapped \\ude00\\ud83d halves"), "line 1: .* half"),

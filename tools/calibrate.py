@@ -366,7 +366,7 @@ def _rated_rows(n: int, simulations: int, rng: np.random.Generator) -> list[Row]
         "score alone": _around(judge.mean(axis=1), sps.sem(judge, axis=1), sps.t.isf(0.025, PROMPTS - 1)),
         "ratings alone": _around(y.mean(axis=1), sps.sem(y, axis=1), t),
         "PPI++, 1.96": ppi_python(y, f, rest),
-        "corrected": tuple(np.array([ppi.interval(found)[:2] for found in means]).T),
+        "corrected": tuple(np.array([found.interval()[:2] for found in means]).T),
     }
     rows = [_row("interval", method, FAVOUR, n, _covered(*found, 0.0)) for method, found in ends.items()]
     alone = np.subtract(*reversed(ends["ratings alone"])).mean()

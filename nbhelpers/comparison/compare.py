@@ -12,28 +12,24 @@ from nbhelpers.comparison import ratings
 from nbhelpers.comparison.comparable import comparable
 from nbhelpers.comparison.speed import compare_speeds
 from nbhelpers.loading import load
-from nbhelpers.records import LAB_SCALE, SCHEMA_VERSION, Estimate, LabError, Record, Result, Scale
+from nbhelpers.records import LAB_SCALE, SCHEMA_VERSION, Estimate, LabError, Lenient, Result, Scale
 from nbhelpers.scoring import rubric
 from nbhelpers.stats import paired, sequential
 from nbhelpers.stats.estimate import by_prompt, estimate, mean_score
 from nbhelpers.stats.paired import Comparison, Scores
 from nbhelpers.tracking.result import read_info, read_results
 
-MARGIN = LAB_SCALE.margin  # points below which a difference does not matter to us (a choice)
-
 
 @dataclass(frozen=True)
-class ComparisonReport(Record):
+class ComparisonReport(Lenient):
     """comparison.json: all models of a run side by side."""
 
-    __pydantic_config__ = Record.__pydantic_config__ | {"extra": "ignore"}  # older ones hold ranks
     primary: str
     prompts: tuple[str, ...]
     ranking: dict[str, Estimate]  # model -> primary score, best first
     pairs: tuple[Comparison, ...]  # in ranking order, so that the leader is the first of its pairs
     pick: str | None
     pick_reason: str
-    size_slope: Estimate | None  # points per doubling of parameters, over prompts
     size_hypothesis: str  # the sentence on "larger models write better content"
     excluded: dict[str, str]  # model -> why it takes no part
     schema_version: int = SCHEMA_VERSION
@@ -83,19 +79,19 @@ def assemble(run_dir: Path, margin: float | None = None) -> ComparisonReport:
     rated: ratings.Ratings | None = None
     correction: ratings.Correction | None = None
     try:
-        rated = ratings.read_ratings(run_dir, results)
+        rated = ratings.gather_ratings(run_dir, results)
     except LabError as error:
         notes.append(f"{not_corrected} {error}")
     if rated and rated.judge and results:
         rated, results, judge_notes = ratings.scored_by_judge(rated, results)
         notes += judge_notes
-    report = compare(results, excluded, margin, notes, looks, rated.judge if rated else "")
+    report = compare_results(results, excluded, margin, notes, looks, rated.judge if rated else "")
     # Of every model, also of one without a score.
     report = replace(report, speed=compare_speeds(run_dir, read_results(run_dir)[0]))
     # Ratings that ship may do without the sheet's.
     for source in (rated, rated._replace(given={"readers": rated.readers})) if rated else ():
         try:
-            correction = ratings.correct(source, results, margin or MARGIN)  # in readers' points
+            correction = ratings.correct(source, results, margin or LAB_SCALE.margin)  # in readers' points
             break
         except LabError as error:
             report = replace(report, notes=(*report.notes, f"{not_corrected} {error}"))
@@ -117,7 +113,7 @@ def settled(info: records.RunInfo, runs: Sequence[records.ModelRun]) -> bool:
     return sequential.decided(compared, task.scale, sequential.looks_of(info), info.looks[-1])
 
 
-def compare(
+def compare_results(
     results: Sequence[Result],
     excluded: dict[str, str],
     margin: float | None = None,
@@ -137,8 +133,8 @@ def compare(
     by = f"the {by or 'rubric'}" if by or not own_task else primary
     speeds = {model: words_per_s(r) for model, r in by_model.items()}
     report = table.report(ranking, paired.judged(pairs, math.comb(len(ranking), 2)), by, speeds)
-    slope, claim = size_effect([by_model[model] for model in ranking], scale, looks)
-    return replace(report, size_slope=slope, size_hypothesis=claim, excluded=excluded, notes=tuple(notes))
+    claim = size_effect([by_model[model] for model in ranking], scale, looks)
+    return replace(report, size_hypothesis=claim, excluded=excluded, notes=tuple(notes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,36 +164,39 @@ class Table:
         planned = sum(map(len, self.looks))
         by += f", by an always-valid test after {len(units)} of {planned} {self.items}" if planned else ""
         pick = pick_model([*ranking], pairs, speeds)
-        report = ComparisonReport(self.primary, units, ranking, pairs, *pick, None, "", {})
+        report = ComparisonReport(self.primary, units, ranking, pairs, *pick, "", {})
         return replace(report, basis=f"by {by}", planned=planned or None, scale=self.scale)
 
 
-def size_effect(
-    results: Sequence[Result], scale: Scale = LAB_SCALE, looks: Sequence[Sequence[str]] = ()
-) -> tuple[Estimate | None, str]:
-    """The mean over prompts of one slope a prompt, per doubling of the parameters; and what that says."""
-    results = [r for r in results if r.parameters]  # a server may not tell them
+def size_slope(results: Sequence[Result], looks: Sequence[Sequence[str]] = ()) -> Estimate:
+    """The mean over prompts of one slope a prompt, per doubling of the parameters."""
     sizes = np.log2([float(r.parameters or 0) for r in results])
-    do = _verbs(scale.unit)[1]
-    if len(set(sizes)) < 2:
-        return None, f"Whether larger models {do} better stays open: it needs two sizes on the same prompts."
     scores = np.array([[r.per_prompt[prompt] for prompt in results[0].per_prompt] for r in results])
     centred = sizes - sizes.mean()
     slopes = centred @ scores / (centred @ centred)
     slope = estimate(slopes, "points per doubling of parameters")
-    if looks:
-        slope = sequential.early(slope, dict(zip(results[0].per_prompt, slopes, strict=True)), looks)
+    by_prompt = dict(zip(results[0].per_prompt, slopes, strict=True))
+    return sequential.early_mean(slope, by_prompt, looks) if looks else slope
+
+
+def size_effect(results: Sequence[Result], scale: Scale, looks: Sequence[Sequence[str]] = ()) -> str:
+    """The sentence on "larger models write better content"."""
+    results = [r for r in results if r.parameters]  # a server may not tell them
+    do = _verbs(scale.unit)[1]
+    if len({r.parameters for r in results}) < 2:
+        return f"Whether larger models {do} better stays open: it needs two sizes on the same prompts."
+    slope = size_slope(results, looks)
     if slope.low is None or slope.high is None:
-        return slope, f"Whether larger models {do} better stays open: {slope.reason}."
-    claim = f"These data do not show that larger models {do} better"
+        return f"Whether larger models {do} better stays open: {slope.reason}."
     up, down = ("better", "worse") if scale.higher_is_better else ("worse", "better")
+    claim = f"These data do not show that larger models {do} better"
     if slope.low > 0:
         claim = f"On average the larger models here {do} {up}"
     elif slope.high < 0:
         claim = f"Among these models the larger ones {do} {down}"
     figures = f"{slope.mean:+.2f} {scale.unit} per doubling of the parameters"
     figures += f" [{slope.low:+.2f}, {slope.high:+.2f}]"
-    return slope, f"{claim}: {figures} over {slope.n} prompts, for these {len(results)} models only."
+    return f"{claim}: {figures} over {slope.n} prompts, for these {len(results)} models only."
 
 
 def pick_model(

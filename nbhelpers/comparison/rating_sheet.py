@@ -51,7 +51,7 @@ def write_sheet(run_dir: Path, results: Sequence[Result], count: int = 40, seed:
     samples = [texts[rng.choice(repeats)].sample for by_model in shuffled for repeats in by_model]
     failed = tuple(sample.key for sample in samples if sample.error is not None)
     items = {str(n): sample for n, sample in enumerate((s for s in samples if s.error is None), 1)}
-    design = Design(seed, tuple(order), len(drawn), ppi.chances(strata, drawn), failed)
+    design = Design(seed, tuple(order), len(drawn), failed)
     store.write_json(run_dir / KEY, LabelKey({number: s.key for number, s in items.items()}, design))
     # The byte order mark tells spreadsheet programs that it is UTF-8.
     with (run_dir / SHEET).open("w", encoding="utf-8-sig", errors="replace", newline="") as file:

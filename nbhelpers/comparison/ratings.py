@@ -12,28 +12,27 @@ from statistics import fmean
 from typing import NamedTuple
 
 from nbhelpers import registry, store
-from nbhelpers.records import LAB_SCALE, SCHEMA_VERSION, Estimate, LabError, Record, Result, Sample
+from nbhelpers.records import LAB_SCALE, SCHEMA_VERSION, Estimate, LabError, Lenient, Record, Result, Sample
 from nbhelpers.stats import ppi
 from nbhelpers.stats.paired import Comparison
-from nbhelpers.tracking.result import read_rows
+from nbhelpers.tracking.result import read_scored
 
 KEY, LABELS, JUDGED = "labels_key.json", "labels.json", "judged.json"
 SHIPPED = "readers/default_run.jsonl"
 PERSON = "person "
-LOWEST = 1.0  # the rating of a text that was never written
+UNWRITTEN = 1.0  # the rating of a text that was never written
 By = dict[str, float]  # sample key -> rating
 Drawn = dict[str, dict[str, str]]  # prompt, in random order -> model -> key of its text
 
 
 @dataclass(frozen=True)
-class Design(Record):
+class Design(Lenient):
     """How the texts of a sheet were drawn: its prompts are the first ``drawn`` of a random order."""
 
     seed: int
     order: tuple[str, ...]  # every prompt of the comparison, by ``ppi.random_order``
     drawn: int
-    chances: dict[str, float]  # content type -> the chance of each of its prompts to be on the sheet
-    failed: tuple[str, ...] = ()  # keys of drawn samples without a text: rated ``LOWEST``, not shown
+    failed: tuple[str, ...] = ()  # keys of drawn samples without a text: rated ``UNWRITTEN``, not shown
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def read_texts(run_dir: Path, results: Sequence[Result]) -> dict[str, Text]:
     """Key -> text of these models with a score, in the files' order. LabError for a file it cannot read."""
     texts = {}
     for result in results:
-        rows = read_rows(run_dir / result.slug)
+        rows = read_scored(run_dir / result.slug)
         compared = (row for row, _ in rows if row.prompt_id in result.per_prompt)
         units = {registry.one_text(row.prompt): row.prompt_id for row in compared}
         for sample, score in rows:
@@ -141,7 +140,7 @@ def read_judged(run_dir: Path) -> dict[str, dict[str, float | None]]:
     return store.read_json(run_dir / JUDGED, Judged).ratings if (run_dir / JUDGED).exists() else {}
 
 
-def read_ratings(run_dir: Path, results: Sequence[Result]) -> Ratings:
+def gather_ratings(run_dir: Path, results: Sequence[Result]) -> Ratings:
     """All that was given to these models' texts. LabError for a file it cannot read."""
     given, judge = dict[str, By](), ""
     key = read_key(run_dir) if (run_dir / LABELS).exists() else None
@@ -167,11 +166,11 @@ def read_ratings(run_dir: Path, results: Sequence[Result]) -> Ratings:
 def scored_by_judge(ratings: Ratings, results: Sequence[Result]) -> tuple[Ratings, list[Result], list[str]]:
     """The ratings and results with the judge's ratings as the scores, and what a reader must know of that.
 
-    A text that the judge did not rate is missing; one that was never written has ``LOWEST``. A prompt is left
-    out where some model has no text left. Where fewer than ``ppi.LEAST`` stay, all is as it was.
+    A text that the judge did not rate is missing; one that was never written has ``UNWRITTEN``. A prompt is
+    left out where some model has no text left. Where fewer than ``ppi.LEAST`` stay, all is as it was.
     """
     texts, judge = ratings.texts, ratings.judge
-    by_judge = ratings.given[judge] | {key: LOWEST for key, text in texts.items() if text.sample.error}
+    by_judge = ratings.given[judge] | {key: UNWRITTEN for key, text in texts.items() if text.sample.error}
     scores = {key: by_judge[key] for key in texts if key in by_judge}
     groups: dict[str, dict[str, list[float]]] = {result.model: {} for result in results}
     for key, rating in scores.items():
@@ -257,6 +256,6 @@ def _rated_in_order(drawn: Drawn, ratings: Ratings, models: int) -> tuple[dict[s
         raters = [by for by in ratings.people or [ratings.readers] if all(key in by for key in shown)]
         if len(keys) != models or not raters:
             break
-        rated[prompt] = {model: fmean(by.get(key, LOWEST) for by in raters) for model, key in keys.items()}
+        rated[prompt] = {model: fmean(by.get(key, UNWRITTEN) for by in raters) for model, key in keys.items()}
         count += len(raters) * len(shown)
     return rated, count

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from nbhelpers import store
-from nbhelpers.records import SCHEMA_VERSION, Record
+from nbhelpers.records import SCHEMA_VERSION, Lenient
 
 MOST_LOAD = 0.10  # of all cores' time used by others; above it a pass is called noisy (a choice)
 MOST_DRIFT = 0.10  # change of the time that a fixed work takes, from before a pass to after it (a choice)
@@ -90,18 +90,16 @@ class Ledger:
 
 
 @dataclass(frozen=True)
-class Moment(Record):
+class Moment(Lenient):
     """The machine before or after a pass."""
 
-    __pydantic_config__ = Record.__pydantic_config__ | {"extra": "ignore"}  # rows of older releases hold more
     spin_s: float | None  # time of a fixed piece of work: also throttling changes it
 
 
 @dataclass(frozen=True)
-class NoisePass(Record):
+class NoisePass(Lenient):
     """A row of noise.jsonl: the conditions under which rows were made. Other work on a GPU is not seen."""
 
-    __pydantic_config__ = Moment.__pydantic_config__
     keys: tuple[str, ...]  # of the rows
     before: Moment
     after: Moment

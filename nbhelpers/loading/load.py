@@ -13,16 +13,15 @@ from typing import Any, Literal
 from nbhelpers import registry, store
 from nbhelpers.devices import fit, machine
 from nbhelpers.loading import checkpoint, hub, tokenization, weights
-from nbhelpers.records import SCHEMA_VERSION, Engine, Failure, ModelRun, ModelSpec, Record
+from nbhelpers.records import SCHEMA_VERSION, Engine, Failure, Lenient, ModelRun, ModelSpec
 
 SHAPE_TOKENIZER = "lab-gpt2"  # any text becomes ids below 4,096, which every registered architecture has
 
 
 @dataclass(frozen=True)
-class LoadingReport(Record):
+class LoadingReport(Lenient):
     """loading.json: what was loaded, and what that took. Of a server's model most is not known: None."""
 
-    __pydantic_config__ = Record.__pydantic_config__ | {"extra": "ignore"}  # older files hold more
     model: str
     slug: str
     revision: str
@@ -42,7 +41,6 @@ class LoadingReport(Record):
     device_peak_bytes: int | None = None
     quality_applies: bool = True  # False for random weights (shape:...)
     prompt_format: Literal["plain", "chat"] = "plain"
-    template_date: str | None = None  # the date that a chat template writes; None where it writes none
     base: str | None = None  # of a LoRA adapter: the model that it was merged into
     notes: tuple[str, ...] = ()  # what was set aside of the folder's files; what a server does not take
     # Added by the step that generates (generate.report_of).
@@ -165,7 +163,6 @@ def load(model: str | ModelSpec, device: str = "auto", dtype: str = "auto") -> L
         net.generation_config.pad_token_id = tokenizer.pad_token_id
         weights.try_out(net, spec.alias, target.dtype)
         machine.synchronize(target.device)
-    dated = "strftime_now" in str(tokenizer.chat_template)
     report = LoadingReport(
         model=spec.alias,
         slug=spec.slug,
@@ -186,7 +183,6 @@ def load(model: str | ModelSpec, device: str = "auto", dtype: str = "auto") -> L
         device_peak_bytes=None if target.device == "cpu" else machine.peak_memory(target.device),
         quality_applies=not random,
         prompt_format=spec.prompt_format,
-        template_date=str(tokenization.TODAY.date()) if dated else None,
         base=spec.base,
         notes=tuple(notes),
     )

@@ -22,7 +22,7 @@ UNREAD = "unread by templates"  # a key that stands in a prompt only where a tem
 TODAY = datetime(2025, 1, 1)  # for chat templates: with the real date a run could not go on tomorrow
 _TAG_NAMES = "think thinking thought thoughts reasoning reason scratchpad seed:think longcat_think analysis"
 TAGS = (*(f"<{name}>" for name in _TAG_NAMES.split(" ")), "[THINK]", "◁think▷")
-MARKS = (  # around reasoning, as models in use write them
+REASONING_MARKS = (  # around reasoning, as models in use write them
     *((tag, f"{tag[0]}/{tag[1:]}") for tag in TAGS),
     *(("<|START_THINKING|>", "<|END_THINKING|>"), ("<|begin_of_thought|>", "<|end_of_thought|>")),
     *(("<|inner_prefix|>", "<|inner_suffix|>"), ("<|channel>thought", "<channel|>")),
@@ -90,8 +90,7 @@ def written(loaded: Any, prompt: Prompt) -> str:
     if loaded.spec.prompt_format != "chat":
         return plain(prompt.text, prompt.before)
     if not getattr(loaded.tokenizer, "chat_template", None):
-        why = 'has no chat template: register it with prompt = "plain".'
-        raise checkpoint.refusal(loaded.spec.alias, why)
+        raise checkpoint.refusal(loaded.spec.alias, 'has no chat template: set prompt = "plain".')
     return render(loaded.tokenizer, prompt.text, prompt.before)
 
 
@@ -143,7 +142,8 @@ def read_answer(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int]) -> tu
     The marks of the model's own chat template count as well, and so do marks that are special tokens.
     """
     template = str(getattr(tokenizer, "chat_template", None))
-    marks = (*MARKS, *((mark.replace("/", "", 1), mark) for mark in _TEMPLATE_MARK.findall(template)))
+    closing = _TEMPLATE_MARK.findall(template)
+    marks = (*REASONING_MARKS, *((mark.replace("/", "", 1), mark) for mark in closing))
     shown, added = "".join(chain(*marks)), tokenizer.added_tokens_decoder.items()
     hidden = {number for number, token in added if token.special and token.content not in shown}
     text = tokenizer.decode([number for number in ids if number not in hidden]).strip()
@@ -170,7 +170,7 @@ def before_stop(text: str, stops: Sequence[str]) -> str:
 
 
 def split_reasoning(
-    text: str, opened: bool = False, marks: Sequence[tuple[str, str]] = MARKS
+    text: str, opened: bool = False, marks: Sequence[tuple[str, str]] = REASONING_MARKS
 ) -> tuple[str | None, str]:
     """The reasoning, None without any, and the answer of a text: all that stands in no block of ``marks``.
 

@@ -78,33 +78,33 @@ def groups(logs: Sequence[Log], choice: Choice) -> tuple[list[Group], list[str]]
         chosen = metrics if choice.metric == "all" else [choice.metric or next(iter(metrics))]
         others = [name for name in metrics if name not in chosen]
         if others and not choice.metric:
-            notes.append(f"Other metrics{of(task)}, by --metric: {', '.join(others)}.")
+            notes.append(f"Other metrics{of_task(task)}, by --metric: {', '.join(others)}.")
         for metric in chosen:
             rivals = metrics.get(metric, [])
             if len(rivals) > 1:
                 comparable.append(_group(rivals, choice))
             elif rivals:
-                notes.append(f"{metric}{of(task)} is only in {rivals[0].source}: not compared.")
+                notes.append(f"{metric}{of_task(task)} is only in {rivals[0].source}: not compared.")
     if not comparable:
-        have = "; ".join(dict.fromkeys(f"{log.metric}{of(log.task)} by {log.model}" for log in logs))
+        have = "; ".join(dict.fromkeys(f"{log.metric}{of_task(log.task)} by {log.model}" for log in logs))
         raise LabError(f"No two logs have the same task and metric that you ask for: they have {have}.")
     return comparable, notes
 
 
-def of(task: str) -> str:
+def of_task(task: str) -> str:
     return f" of {task}" if task else ""
 
 
 def _group(logs: Sequence[Log], choice: Choice) -> Group:
     """LabError for logs whose items have other texts, that share none, or whose margin nobody can guess."""
     _check_texts(logs, choice)
-    first = logs[0]
+    first, of = logs[0], of_task(logs[0].task)
     shared = [item for item in first.scores if all(item in log.scores for log in logs)]
     if not shared:
         dropped = ((log.model, why) for log in logs if not log.scores for why in log.dropped.values())
         reason = next((f": {model} has no score ({why})" for model, why in dropped), "")
         names = " and ".join(log.model for log in logs)
-        raise LabError(f"The logs of {names} have no item{of(first.task)} in common{reason}.")
+        raise LabError(f"The logs of {names} have no item{of} in common{reason}.")
     items = dict.fromkeys(item for log in logs for item in (*log.scores, *log.dropped))
     lacking, notes = dict[str, dict[str, str]](), list[str]()
     for log in logs:
@@ -113,11 +113,11 @@ def _group(logs: Sequence[Log], choice: Choice) -> Group:
         if missing:
             listed = "; ".join(f"{item} ({why})" for item, why in [*missing.items()][:FEW])
             more = f" and {len(missing) - FEW} more" if len(missing) > FEW else ""
-            notes.append(f"Left out, because {log.model} has no score there{of(first.task)}: {listed}{more}.")
+            notes.append(f"Left out, because {log.model} has no score there{of}: {listed}{more}.")
     clusters = dict[str, str]()
     for item, cluster in (pair for log in logs for pair in log.clusters.items()):
         if (other := clusters.setdefault(item, cluster)) != cluster:
-            raise LabError(f"The item {item} stands in two clusters{of(first.task)}: {other}, {cluster}.")
+            raise LabError(f"The item {item} stands in two clusters{of}: {other}, {cluster}.")
     counted = "prompts" if first.unit == LAB_SCALE.unit else "items"
     texts = {item: first.asked[item][0] or item for item in shared}
     named_clusters = {item: f"cluster {name}" for item, name in clusters.items()}  # none is an item's id
@@ -145,7 +145,7 @@ def _check_texts(logs: Sequence[Log], choice: Choice) -> None:
             if differs and not (differs == ["prompt"] and choice.any_prompt):
                 hint = "" if "text" in differs else " (--any-prompt, if only their chat templates differ)"
                 where = f"{log.model} has another {differs[0]} than {other.model} for the item {item}"
-                raise LabError(f"These logs cannot be paired: {where}{of(log.task)}{hint}.")
+                raise LabError(f"These logs cannot be paired: {where}{of_task(log.task)}{hint}.")
 
 
 def _scale(logs: Sequence[Log], choice: Choice) -> Scale:

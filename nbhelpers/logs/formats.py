@@ -20,7 +20,7 @@ KNOWN = "lm-evaluation-harness (samples_….jsonl), Inspect, promptfoo, or a tab
 LINE = "\nline"  # of a row in its file: no column is named so
 COLUMNS = ("id", "model", "score")
 GENERATION = ("max_new_tokens", "temperature", "top_k", "top_p", "maker_settings")
-Rows = list[dict[str, Any]]
+RawRows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def rows_of(path: Path, choice: Choice) -> Iterator[Row] | None:
     return reader(path, rows, choice) if reader else None
 
 
-def _parsed(body: bytes, path: Path) -> Rows:
+def _parsed(body: bytes, path: Path) -> RawRows:
     """The objects of a JSON document or of JSON lines, or the rows of a table."""
     try:
         text = body.decode("utf-8-sig")
@@ -80,8 +80,8 @@ def _parsed(body: bytes, path: Path) -> Rows:
     return [row | {LINE: number} for number, row in store.objects(text, str(path))]
 
 
-def _csv(text: str, path: Path) -> Rows:
-    rows: Rows = [row | {LINE: number} for number, row in store.table(text, str(path))]
+def _csv(text: str, path: Path) -> RawRows:
+    rows: RawRows = [row | {LINE: number} for number, row in store.table(text, str(path))]
     header = [name for name in (rows[0] if rows else ()) if name != LINE]
     lacking = [name for name in COLUMNS if name not in header]
     if len(lacking) == 1:
@@ -110,7 +110,7 @@ def _text(row: Any, field: str) -> str:
     return "" if value is None else str(value).strip()
 
 
-def _harness(path: Path, rows: Rows, choice: Choice) -> Iterator[Row]:
+def _harness(path: Path, rows: RawRows, choice: Choice) -> Iterator[Row]:
     """A line a document and filter; the model's name is in the results_….json beside it."""
     stamp = path.stem.rsplit("_", 1)[-1]
     beside = sorted(path.parent.glob("results_*.json"), key=lambda file: (stamp in file.name, file.name))
@@ -167,7 +167,7 @@ def _inspect(path: Path, kind: Any, choice: Choice) -> Iterator[Row]:
                 yield Row(log, str(sample.id), score, digest, "", cluster, str(sample.epoch), why)
 
 
-def _promptfoo(path: Path, rows: Rows, choice: Choice) -> Iterator[Row]:
+def _promptfoo(path: Path, rows: RawRows, choice: Choice) -> Iterator[Row]:
     """A cell of the grid is a test by a provider and prompt. A repeated test is another row with its vars."""
     if (version := rows[0]["results"]["version"]) != 3:
         raise LabError(f"{path}: promptfoo results of version {version} are unknown to this release.")
@@ -187,7 +187,7 @@ def _promptfoo(path: Path, rows: Rows, choice: Choice) -> Iterator[Row]:
             yield Row(log, item, None if failed else _number(value), digest, cluster=cluster, why=why)
 
 
-def _table(path: Path, rows: Rows, choice: Choice) -> Iterator[Row]:
+def _table(path: Path, rows: RawRows, choice: Choice) -> Iterator[Row]:
     """Columns id, model, score; if there: task, metric, repeat, cluster, text (what was asked)."""
     for row in rows:
         where = f"{path}, line {row[LINE]}, column"

@@ -88,11 +88,11 @@ def _margin_check(group: compare.Group, old: str, new: str) -> Check:
     if group.looks:
         gains = {unit: round(b - a, 12) for unit, a, b in zip(group.scores[new], before, after, strict=True)}
         planned = sum(map(len, group.looks))
-        test = noninferiority.early(*sequential.in_order(gains, group.looks), planned, margin)
+        test = noninferiority.early_difference(*sequential.in_order(gains, group.looks), planned, margin)
         reason = "" if test.outcome != "cannot tell" else f"{planned} prompts were planned, and may tell"
     if test.outcome == "passes" and (lost := len(group.lacking[new])):
         test, reason = replace(test, outcome="cannot tell"), f"the candidate lacks {some(lost, 'items')}"
-    name = f"{group.primary}{compare.of(group.logs[0].task)}"
+    name = f"{group.primary}{compare.of_task(group.logs[0].task)}"
     check = Check(**vars(test), name=name, baseline=old, candidate=new)
     return replace(check, items=group.items, limit=-margin, reason=reason)
 

@@ -33,7 +33,7 @@ from nbhelpers.logs.gate import check_sentence
 from nbhelpers.records import LAB_SCALE, Estimate, LabError, Result, RunInfo, Scale
 from nbhelpers.redact import printable
 from nbhelpers.report import texts
-from nbhelpers.report.texts import MARKS, MEANING, Answer, Item
+from nbhelpers.report.texts import MARKS, MEANING, Item, ScoredText
 from nbhelpers.stats.estimate import mean_score
 from nbhelpers.tracking import result as tracking
 from nbhelpers.tracking.metrics import FOREIGN
@@ -44,20 +44,20 @@ if TYPE_CHECKING:
 MOST_TEXTS = 600  # in the report itself, so that it stays a page to mail; all of them lie beside it
 TEMPLATES = Path(__file__).parent / "templates"
 MARK = "nbhelpers report"  # in each page's generator tag: a page without it is not ours to overwrite
-Rated = tuple[dict[str, ratings.By], Sequence[Estimate] | str]
+RatingsSummary = tuple[dict[str, ratings.By], Sequence[Estimate] | str]
 
 
-def read_ratings(run_dir: Path) -> Rated:
+def read_ratings(run_dir: Path) -> RatingsSummary:
     """What everybody gave to a run's texts, by rater; and how far they agree, or why that is not known."""
     try:
         results = comparable(run_dir)[0]
-        read = ratings.read_ratings(run_dir, results)
+        read = ratings.gather_ratings(run_dir, results)
         return read.given, rating_sheet.agreement(read, results[0].primary) if results else ()
     except LabError as error:
         return {}, str(error)
 
 
-def write_report(run_dir: Path, rated: Rated | None = None) -> Path:
+def write_report(run_dir: Path, rated: RatingsSummary | None = None) -> Path:
     """Write <run_dir>/index.html from run.json, comparison.json and the models' files; it names what lacks.
 
     rated: ``read_ratings`` of the run. LabError for a folder without a run, or a run.json it cannot read.
@@ -78,12 +78,12 @@ def write_report(run_dir: Path, rated: Rated | None = None) -> Path:
     report = replace(report, ranking=ranking, readers=readers)
     real = [r for r in results if r.quality_applies or FOREIGN in r.metrics]
     drawn = plots.drawn(real, len(real))
-    rows, broken = tracking.read_all_rows(run_dir, {r.slug for r in drawn})
+    rows, broken = tracking.read_all_scored(run_dir, {r.slug for r in drawn})
     failed = [(r.model, broken[r.slug], 0) for r in results if r.slug in broken]
     errors = Counter((r.model, s.error) for r in results for s, _ in rows.get(r.slug, ()) if s.error)
     failed += [(model, error, count) for (model, error), count in errors.most_common()]
     rows_of_drawn = [(r, rows.get(r.slug, [])) for r in drawn]
-    items = texts.items(rows_of_drawn, _by_people(given), list(info.prompts) if info else ())
+    items = texts.items_by_gap(rows_of_drawn, _by_people(given), list(info.prompts) if info else ())
     shown = _first(items)
     values: dict[str, Any] = {"run": run_dir.name, "info": info, "report": report, "results": results}
     values |= {"note": note, "raters": raters, "failed_samples": failed, "items": shown}
@@ -103,11 +103,11 @@ def outcome(run_dir: Path, info: RunInfo) -> str:
     path = run_dir / "comparison.json"
     report = store.read_json(path, ComparisonReport) if path.exists() else None
     results = {result.model: result for result in tracking.read_results(run_dir)[0]}
-    kinds = tracking.count_failures(info, tracking.read_all_rows(run_dir)[0].values())
-    return words("outcome.txt", run_dir=run_dir, info=info, report=report, results=results, kinds=kinds)
+    kinds = tracking.count_failures(info, tracking.read_all_scored(run_dir)[0].values())
+    return rendered("outcome.txt", run_dir=run_dir, info=info, report=report, results=results, kinds=kinds)
 
 
-def words(template: str, **values: Any) -> str:
+def rendered(template: str, **values: Any) -> str:
     """A text from a template, for a terminal or a file of another tool; only XML is escaped."""
     environment = pages(Path()).overlay(autoescape=template.endswith("xml"), finalize=None)
     return printable(environment.get_template(template).render(values))
@@ -135,7 +135,7 @@ def _marks(results: Sequence[Result], primary: str) -> dict[str, Any]:
         scorer = next(scorer for scorer in tasks.load_task(task).scorers if scorer.name == primary)
     kinds = MARKS[scorer.kind][1] if scorer.kind in MARKS else ()
 
-    def marked(text: str, answer: Answer, item: Item) -> list[tuple[str, str]]:
+    def marked(text: str, answer: ScoredText, item: Item) -> list[tuple[str, str]]:
         return texts.marked(text, item, scorer, answer.score)
 
     return {"marked": marked, "meaning": {kind: MEANING[kind] for kind in kinds}}

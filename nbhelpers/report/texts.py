@@ -15,7 +15,7 @@ from nbhelpers.logs.read import named
 from nbhelpers.records import Result, Sample
 from nbhelpers.scoring import coherence, texts
 from nbhelpers.tasks import Scorer
-from nbhelpers.tracking.result import Rows, read_info, read_rows, spec_of
+from nbhelpers.tracking.result import Scored, read_info, read_scored, spec_of
 
 Spans = Iterator[tuple[int, int, str]]  # from, to, a name of MEANING
 MEANING = {
@@ -24,11 +24,10 @@ MEANING = {
     "again": "repeated, or from the prompt: it does not count",
     "match": "what the score looked for",
 }
-_WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 
 @dataclass(frozen=True)
-class Answer:
+class ScoredText:
     """One text with what was found out about it; None: no score, nobody rated it."""
 
     sample: Sample
@@ -47,7 +46,7 @@ class Item:
     kind: str  # content type, "" of a task without
     groups: tuple[str, ...]  # that and its tags
     target: tuple[str, ...]
-    answers: dict[str, list[Answer]]  # by model, in the report's order
+    answers: dict[str, list[ScoredText]]  # by model, in the report's order
 
     @cached_property
     def means(self) -> dict[str, float]:
@@ -72,8 +71,8 @@ class Item:
         return max((abs(s - r) for s, r in both if s is not None and r is not None), default=0.0)
 
 
-def items(
-    rows: Sequence[tuple[Result, Rows]], ratings: Mapping[str, float], asked: Sequence[str] = ()
+def items_by_gap(
+    rows: Sequence[tuple[Result, Scored]], ratings: Mapping[str, float], asked: Sequence[str] = ()
 ) -> list[Item]:
     """Every prompt of these models with its texts, largest gap first.
 
@@ -89,7 +88,7 @@ def items(
             target = (score and score.target) or ()
             new = Item(sample.prompt_id, 0, sample.prompt, sample.content_type, groups, target, {})
             item = by_id.setdefault(sample.prompt_id, new)
-            answer = Answer(sample, value, parts, ratings.get(sample.key))
+            answer = ScoredText(sample, value, parts, ratings.get(sample.key))
             item.answers.setdefault(result.model, []).append(answer)
     order = {id: place for place, id in enumerate(dict.fromkeys((*asked, *by_id)))}
     return sorted((replace(item, place=order[item.id]) for item in by_id.values()), key=lambda i: -i.gap)
@@ -99,7 +98,7 @@ def side_by_side(logs: Sequence[Log], models: Collection[str]) -> list[Item]:
     """The prompts of the runs among the logs, a column for each model of these names in the comparison."""
     renamed = zip(logs, named(logs), strict=True)
     names = {(log.source, log.model): new.model for log, new in renamed if new.model in models}
-    rows = list[tuple[Result, Rows]]()
+    rows = list[tuple[Result, Scored]]()
     for source in dict.fromkeys(log.source for log in logs):
         paths = sorted((*Path(source).glob("result.json"), *Path(source).glob("*/result.json")))
         infos = {run: read_info(run) for run in {path.parent.parent for path in paths}}
@@ -107,12 +106,12 @@ def side_by_side(logs: Sequence[Log], models: Collection[str]) -> list[Item]:
             result = store.read_json(path, Result)
             model = spec_of(result.model, infos[path.parent.parent]).alias
             if name := names.get((source, model)):
-                rows.append((replace(result, model=name), read_rows(path.parent)))
-    shared = [item for item in items(rows, {}) if len(item.answers) > 1]
+                rows.append((replace(result, model=name), read_scored(path.parent)))
+    shared = [item for item in items_by_gap(rows, {}) if len(item.answers) > 1]
     return sorted(shared, key=lambda item: (item.same, -item.gap, item.place))
 
 
-def rubric(text: str, item: Item, scorer: Scorer, score: float) -> Spans:
+def _mark_rubric(text: str, item: Item, scorer: Scorer, score: float) -> Spans:
     """What lab_v2 counts of a text word by word; joints and length, which it counts too, have no words."""
     topic = texts.topic_stems(item.prompt)
     seen, at = set[tuple[str, ...]](), 0
@@ -123,19 +122,19 @@ def rubric(text: str, item: Item, scorer: Scorer, score: float) -> Spans:
             yield at, at + len(sentence), "again"
         seen.add(words)
         at += len(sentence)
-    for word in _WORD.finditer(text):
+    for word in texts.WORD.finditer(text):
         if topic.intersection(texts.stems(word[0])):
             yield *word.span(), "topic"
     for start, end in coherence.english().unknown(text):
         yield start, end, "unknown"
 
 
-def exact(text: str, item: Item, scorer: Scorer, score: float) -> Spans:
+def _mark_all(text: str, item: Item, scorer: Scorer, score: float) -> Spans:
     if score:
         yield 0, len(text), "match"
 
 
-def contains(text: str, item: Item, scorer: Scorer, score: float) -> Spans:
+def _mark_targets(text: str, item: Item, scorer: Scorer, score: float) -> Spans:
     strict = scorer.options["strict"]
     for target in item.target if score else ():
         words = r"\W+(?:(?:a|an|the)\W+)?".join(map(re.escape, texts.normalised(target).split()))
@@ -144,7 +143,7 @@ def contains(text: str, item: Item, scorer: Scorer, score: float) -> Spans:
             yield *match.span(), "match"
 
 
-def pattern(text: str, item: Item, scorer: Scorer, score: float) -> Spans:
+def _mark_pattern(text: str, item: Item, scorer: Scorer, score: float) -> Spans:
     with suppress(NoScore):  # it took too long
         if match := texts.search(scorer.options["pattern"], text):
             yield *match.span(), "match"
@@ -152,10 +151,10 @@ def pattern(text: str, item: Item, scorer: Scorer, score: float) -> Spans:
 
 # Kind of scorer -> what marks the words that its score rests on, and which marks there are.
 MARKS: dict[str, tuple[Callable[[str, Item, Scorer, float], Spans], tuple[str, ...]]] = {
-    "rubric": (rubric, ("topic", "unknown", "again")),
-    "exact": (exact, ("match",)),
-    "contains": (contains, ("match",)),
-    "regex": (pattern, ("match",)),
+    "rubric": (_mark_rubric, ("topic", "unknown", "again")),
+    "exact": (_mark_all, ("match",)),
+    "contains": (_mark_targets, ("match",)),
+    "regex": (_mark_pattern, ("match",)),
 }
 
 

@@ -93,8 +93,7 @@ def _tokens(loaded: Loaded, question: str, answers: Sequence[str]) -> tuple[list
     shared = next((i for i, column in enumerate(zip(*rows, strict=False)) if len(set(column)) > 1), 0)
     endings = [ids[shared:] for ids in rows]
     if len(set(endings)) < len(answers) or not all(endings):
-        why = f"cannot tell {answers[0]} to {answers[-1]} apart"
-        raise LabError(f"The tokenizer of {loaded.spec.alias} {why}: choose another judge.")
+        raise LabError(f"{loaded.spec.alias} cannot tell {answers[0]} to {answers[-1]} apart: name another.")
     return list(rows[0][:shared]), endings
 
 
@@ -116,6 +115,6 @@ def by_rubric(text: str, item: Prompt, options: Mapping[str, Any]) -> float:
     fields = {"rubric": options["rubric"], "prompt": item.text + right, "text": text}
     rating = rate(judges[model], BY_RUBRIC.format(low=low, high=high, **fields), low, high)
     if rating.score is None:
-        why = f"gave no rating ({rating.mass:.1%} of what it would say is one)"
-        raise NoScore(f"the judge {registry.resolve(model).alias} {why}")
+        alias = registry.resolve(model).alias
+        raise NoScore(f"the judge {alias} gave no rating ({rating.mass:.1%} of what it would say is one)")
     return rating.score

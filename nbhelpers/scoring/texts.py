@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from nbhelpers import store
 from nbhelpers.errors import NoScore
-from nbhelpers.records import LabError, Prompt, Record
+from nbhelpers.records import LabError, Lenient, Prompt
 
 PATTERN_S = 1.0  # longest that a user's pattern may search one answer
 _LIST_MARK = re.compile(r"^\s*(?:[-*•–]|\(?\d{1,2}[.)]|#{1,6})\s+")
@@ -23,7 +23,7 @@ _LETTERS = re.compile(r"[^\W\d_]+")
 _OTHER_SCRIPT = re.compile(r"[^\W\d_\u0000-\u024f\u1e00-\u1eff]")
 _ACCENTED = re.compile(r"[\u00df-\u024f\u1e00-\u1eff]")
 _QUOTED = re.compile(r"""(?<=[\w:,] )["'“‘„«][^"'”’“»\n]{1,120}["'”’“»](?!\w)""")  # inside a sentence
-_WORD = re.compile(r"\w+(?:['’]\w+)*")
+WORD = re.compile(r"\w+(?:['’]\w+)*")
 _NUMBER_SIGN = re.compile(  # a number's minus, point, slash, colon or decimal comma; not that of thousands
     r"(?<!\w)-(?=[$€£]?\.?\d)|(?<=\d)[./:](?=\d)|(?<=\d),(?=\d)(?!\d{3}(?!\d))|(?<![\d.])\.(?=\d)"
 )
@@ -47,12 +47,9 @@ def normalised(text: str) -> str:
     """
     text = unicodedata.normalize("NFC", text).casefold().replace("−", "-")
     kept = {match.start() for match in _NUMBER_SIGN.finditer(text)}
-    bare = "".join(sign for i, sign in enumerate(text) if i in kept or not _punctuation(sign))
+    dropped = {sign for sign in text if sign in string.punctuation or unicodedata.category(sign)[0] == "P"}
+    bare = "".join(sign for i, sign in enumerate(text) if i in kept or sign not in dropped)
     return " ".join(re.sub(r"\b(?:a|an|the)\b", " ", bare).split())
-
-
-def _punctuation(sign: str) -> bool:
-    return sign in string.punctuation or unicodedata.category(sign)[0] == "P"
 
 
 def compared(target: str, strict: bool = False) -> Callable[[str], str]:
@@ -87,7 +84,7 @@ def is_english(text: str) -> bool:
 def words(text: str) -> list[str]:
     """Words and numbers in lower case, without punctuation; AI and ML stand for their long forms."""
     lowered = text.lower().replace("artificial intelligence", "ai").replace("machine learning", "ml")
-    return _WORD.findall(lowered.replace("’", "'"))
+    return WORD.findall(lowered.replace("’", "'"))
 
 
 @lru_cache(maxsize=65536)
@@ -160,10 +157,9 @@ def ending(text: str) -> float:
 
 
 @dataclass(frozen=True)
-class ContentType(Record):
+class ContentType(Lenient):
     """What data/content_types.toml says of the length of one kind of text, among other things."""
 
-    __pydantic_config__ = Record.__pydantic_config__ | {"extra": "ignore"}
     unit: Literal["words", "characters"]
     low: int
     high: int
@@ -232,8 +228,8 @@ def validator(path: Path) -> Any:
                 resolver.lookup(resource.contents.get("$ref", "#"))
             resources += [(resolver.in_subresource(sub), sub) for sub in resource.subresources()]
     except referencing.exceptions.Unresolvable:
-        why = f"refers to {resource.contents['$ref']!r}, which is not in it: other files are not read"
-        raise LabError(f"The schema {path.name} {why}.") from None
+        other = resource.contents["$ref"]
+        raise LabError(f"The schema {path.name} refers to {other!r}, which is not in it.") from None
     except (OSError, ValueError, TypeError, AttributeError, jsonschema.SchemaError) as error:
         raise LabError(f"The schema {path.name} cannot be used ({str(error).splitlines()[0]}).") from None
     limited = {"pattern": _pattern, "patternProperties": _pattern_properties}
@@ -260,8 +256,8 @@ def library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        why = f"A scorer needs {name.partition('.')[0]}, which is not installed"
-        raise LabError(f'{why}: pip install -c constraints.txt -e ".[text]".') from None
+        package = name.partition(".")[0]
+        raise LabError(f'A scorer needs {package}: pip install -c constraints.txt -e ".[text]".') from None
 
 
 def json_schema(text: str, item: Prompt, options: Mapping[str, Any]) -> float:

@@ -10,8 +10,6 @@ from scipy import stats as sps
 from nbhelpers.records import Estimate
 from nbhelpers.stats.estimate import BOOTSTRAP_MIN, Array, unusable
 
-RESAMPLES = 2000  # of the bootstrap
-
 
 def krippendorff(ratings: Iterable[Sequence[float | None]], name: str = "") -> Estimate:
     """Krippendorff's alpha at interval level: 1 is full agreement of the raters, 0 what chance would give.
@@ -36,7 +34,7 @@ def krippendorff(ratings: Iterable[Sequence[float | None]], name: str = "") -> E
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # NaN ends are answered with a reason
         rng = np.random.default_rng(0)
-        bootstrap = sps.bootstrap(sums, _alpha, paired=True, n_resamples=RESAMPLES, method="BCa", rng=rng)
+        bootstrap = sps.bootstrap(sums, _alpha, paired=True, n_resamples=2000, method="BCa", rng=rng)
     low, high = map(float, bootstrap.confidence_interval)
     if not low < high:
         return replace(estimate, reason="at its limit or degenerate: no interval")

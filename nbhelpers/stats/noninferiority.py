@@ -64,10 +64,10 @@ def difference(baseline: Sequence[float], candidate: Sequence[float], margin: fl
     return replace(test, needed=needed and max(needed, FEWEST))
 
 
-def early(differences: Array, looks: Sequence[int], planned: int, margin: float) -> NonInferiority:
+def early_difference(differences: Array, looks: Sequence[int], planned: int, margin: float) -> NonInferiority:
     """``difference`` at a look of a run that may stop early: by ``sequential``'s two-sided figures."""
     n, mean = len(differences), float(np.mean(differences))
-    if (interval := sequential.interval(differences, looks, planned)) is None:
+    if (interval := sequential.early_interval(differences, looks, planned)) is None:
         return NonInferiority(n, mean)
     low, high = interval
     p_worse = sequential.p_value(differences, looks, planned) if mean < 0 else 1.0

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import special
 from scipy import stats as sps
 
-from nbhelpers.records import LabError, Record, Verdict
+from nbhelpers.records import LabError, Lenient, Verdict
 from nbhelpers.stats import estimate
 from nbhelpers.stats.estimate import TAILS, Array, mean_sd, no_interval, sorted_array, t_interval, unusable
 
@@ -28,10 +28,9 @@ Look = Callable[["Comparison"], "Comparison"]
 
 
 @dataclass(frozen=True)
-class Comparison(Record):
+class Comparison(Lenient):
     """Two models on the same prompts; difference is mean(a) - mean(b)."""
 
-    __pydantic_config__ = Record.__pydantic_config__ | {"extra": "ignore"}  # older ones hold Hedges' g
     a: str
     b: str
     n: int

@@ -35,6 +35,12 @@ class Tuned(NamedTuple):
     df: float
     tuning: float  # readers' points that a point of the score is worth; 0: none
 
+    def interval(self) -> tuple[float, float, float]:
+        """Ends of the 95% interval of the mean, and the two-sided p that it is 0."""
+        half = float(special.stdtrit(self.df, 1 - TAILS[0])) * self.error
+        p = 2 * float(special.stdtr(self.df, -abs(self.mean) / self.error))
+        return self.mean - half, self.mean + half, p
+
 
 class Rated(NamedTuple):
     """What is known of one model, or of the difference of two, by prompt."""
@@ -76,13 +82,6 @@ def tuned(y: Array, g: Array, f: Array, rest: Array, weight: Array | float = 1.0
     return Tuned(y_mean + float(means[0]), math.sqrt(variance), df, float(tuning[0]))
 
 
-def interval(corrected: Tuned) -> tuple[float, float, float]:
-    """Ends of the 95% interval of the mean, and the two-sided p that it is 0."""
-    half = float(special.stdtrit(corrected.df, 1 - TAILS[0])) * corrected.error
-    p = 2 * float(special.stdtr(corrected.df, -abs(corrected.mean) / corrected.error))
-    return corrected.mean - half, corrected.mean + half, p
-
-
 def correct_all(models: dict[str, Rated], weights: Scores, margin: float = 0.5) -> tuple[Comparison, ...]:
     """``paired.compare_all`` by readers; all models have the same prompts, rated ones and others.
 
@@ -118,7 +117,7 @@ def corrected_mean(rated: Rated, weights: Scores, name: str = "") -> tuple[Estim
     corrected = tuned(y, g, f, rest, weight)
     if corrected.error <= math.sqrt(NOTHING):
         return replace(estimate, reason="all differences are equal: no interval"), None
-    low, high, p = interval(corrected)
+    low, high, p = corrected.interval()
     return replace(estimate, mean=corrected.mean, low=low, high=high), p
 
 

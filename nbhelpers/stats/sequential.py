@@ -77,7 +77,7 @@ def p_value(differences: Array, looks: Sequence[int], planned: int) -> float:
     return math.exp(-max(0.0, evidence))
 
 
-def interval(differences: Array, looks: Sequence[int], planned: int) -> tuple[float, float] | None:
+def early_interval(differences: Array, looks: Sequence[int], planned: int) -> tuple[float, float] | None:
     """The shifts that E does not refute at 5%; None where so few differences refute none."""
     mean, spread = float(np.mean(differences)), float(np.ptp(differences))
 
@@ -99,11 +99,11 @@ def in_order(values: Scores, looks: Looks) -> tuple[Array, list[int]]:
     return np.array([value for look in by_look for value in look]), [len(look) for look in by_look if look]
 
 
-def early(estimate: Estimate, values: Scores, looks: Looks) -> Estimate:
+def early_mean(estimate: Estimate, values: Scores, looks: Looks) -> Estimate:
     """The estimate of a mean over prompts with the interval that holds at every look."""
     if estimate.low is None:
         return estimate
-    low, high = interval(*in_order(values, looks), sum(map(len, looks))) or (None, None)
+    low, high = early_interval(*in_order(values, looks), sum(map(len, looks))) or (None, None)
     reason = f"n = {estimate.n}: too few for an early verdict" if low is None else None
     return replace(estimate, low=low, high=high, method="always-valid", reason=reason)
 
@@ -121,7 +121,7 @@ def always_valid_pairs(
     def look(pair: Comparison) -> Comparison:
         a, b = per_model[pair.a], per_model[pair.b]
         x, sizes = in_order({prompt: round(a[prompt] - b[prompt], 12) for prompt in a}, looks)
-        ends = interval(x, sizes, planned)
+        ends = early_interval(x, sizes, planned)
         if ends is None:
             reason = f"n = {pair.n}: too few for an early verdict"
             return replace(pair, p=None, low=None, high=None, reason=reason)

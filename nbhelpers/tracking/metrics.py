@@ -9,7 +9,7 @@ from typing import Any
 from nbhelpers import store, tasks
 from nbhelpers.generation import generate
 from nbhelpers.loading import load
-from nbhelpers.records import LAB_SCALE, SCHEMA_VERSION, Estimate, ModelRun, Record, Sample, Scale, Score
+from nbhelpers.records import LAB_SCALE, SCHEMA_VERSION, Estimate, Lenient, ModelRun, Sample, Scale, Score
 from nbhelpers.scoring import rubric
 from nbhelpers.stats import estimate
 
@@ -23,10 +23,9 @@ AMOUNTS: dict[str, Callable[[Sample], int]] = {  # what a sample counts for
 
 
 @dataclass(frozen=True)
-class StatsReport(Record):
+class StatsReport(Lenient):
     """stats.json of one model: estimates over prompts, one for each score and each latency."""
 
-    __pydantic_config__ = Record.__pydantic_config__ | {"extra": "ignore"}  # older ones hold percentiles
     model: str
     attempted: int
     finished: int

@@ -25,7 +25,7 @@ from nbhelpers.devices import machine
 from nbhelpers.errors import some
 from nbhelpers.generation import generate
 from nbhelpers.phases import COMPARISON
-from nbhelpers.records import SCHEMA_VERSION, Failure, LabError, ModelRun, Prompt, Record, Result
+from nbhelpers.records import SCHEMA_VERSION, Failure, LabError, Lenient, ModelRun, Prompt, Result
 from nbhelpers.scoring import rubric
 from nbhelpers.tracking import mlflow_pages
 from nbhelpers.tracking.result import read_info, spec_of
@@ -50,9 +50,7 @@ LOGGED = ("prompt_id", "content_type", "repeat", "prompt", "text", "new_tokens",
 
 
 @dataclass(frozen=True)
-class TrackingReport(Record):
-    tracking_uri: str
-    experiment: str
+class TrackingReport(Lenient):
     run_id: str
     metrics_logged: int
     artifacts: tuple[str, ...]
@@ -190,7 +188,7 @@ def log_run(run: ModelRun) -> TrackingReport:
                 if ids := [trace.info.trace_id for trace in mlflow_pages.traces_of(uri, experiment, old_id)]:
                     client.delete_traces(experiment, trace_ids=ids)
                 client.delete_run(old_id)
-    report = TrackingReport(shown_uri(), EXPERIMENT, run_id, len(metrics), (*files, "samples.json"))
+    report = TrackingReport(run_id, len(metrics), (*files, "samples.json"))
     store.write_json(run.folder / "tracking.json", report)
     return report
 
@@ -237,7 +235,7 @@ def attach(run_dir: Path, ratings: Mapping[str, Mapping[str, float]] | None = No
 
 def prompts_digest(prompts: Iterable[Prompt]) -> str:
     """Eight hexadecimal digits that change with any word, id or the order of the prompts."""
-    return store.row_key(prompts=[registry.said(prompt) for prompt in prompts])[:8]
+    return store.row_key(prompts=[registry.prompt_fields(prompt) for prompt in prompts])[:8]
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from nbhelpers.scoring import costs, rubric
 from nbhelpers.stats.estimate import by_prompt
 from nbhelpers.tracking.metrics import FOREIGN, StatsReport, flat_metrics
 
-Rows = list[tuple[Sample, Score | None]]
+Scored = list[tuple[Sample, Score | None]]
 
 
 def make_result(run: ModelRun) -> Result:
@@ -72,19 +72,19 @@ def read_results(run_dir: Path) -> tuple[list[Result], dict[str, str]]:
     return results, broken
 
 
-def read_rows(folder: Path) -> Rows:
+def read_scored(folder: Path) -> Scored:
     """A model's samples with their scores; the last of one tried again. LabError for broken files."""
     scores = {score.key: score for score in store.read_rows(folder / "scores.jsonl", Score)}
     samples = {row.key: row for row in store.read_rows(folder / "samples.jsonl", Sample)}
     return [(row, scores.get(key)) for key, row in samples.items()]
 
 
-def read_all_rows(run_dir: Path, whole: Collection[str] = ()) -> tuple[dict[str, Rows], dict[str, str]]:
-    """``read_rows`` of these folders of a run, of others the failed ones; and why some cannot be read."""
-    by_model, broken = dict[str, Rows](), dict[str, str]()
+def read_all_scored(run_dir: Path, whole: Collection[str] = ()) -> tuple[dict[str, Scored], dict[str, str]]:
+    """``read_scored`` of these folders of a run, of others the failed ones; and why some cannot be read."""
+    by_model, broken = dict[str, Scored](), dict[str, str]()
     for folder in (path.parent for path in sorted(run_dir.glob("*/samples.jsonl"))):
         try:
-            rows = read_rows(folder)
+            rows = read_scored(folder)
             by_model[folder.name] = rows if folder.name in whole else [row for row in rows if row[0].error]
         except LabError as error:
             broken[folder.name] = str(error)
@@ -99,7 +99,7 @@ def spec_of(model: str, info: RunInfo | None = None) -> ModelSpec:
     return ModelSpec((Path(model).name if is_path else model) or model, "", "local")
 
 
-def count_failures(info: RunInfo | None, rows: Iterable[Rows]) -> dict[str, int]:
+def count_failures(info: RunInfo | None, rows: Iterable[Scored]) -> dict[str, int]:
     """How often each kind of failure happened to a run's notebooks and samples, the most frequent first."""
     kinds = [status.failure for status in (info.notebooks if info else ()) if status.status == "failed"]
     kinds += [sample.failure for of_model in rows for sample, _ in of_model if sample.error]
@@ -173,5 +173,5 @@ def _scored(run_dir: Path) -> list[tuple[Result, list[tuple[Sample, Score]]]]:
     """Every model of a run with its scored samples. LabError without any."""
     if not (paths := sorted(run_dir.glob("*/result.json"))):
         raise LabError(f"{run_dir} has no result.json: there is nothing to export.")
-    models = [(store.read_json(path, Result), read_rows(path.parent)) for path in paths]
+    models = [(store.read_json(path, Result), read_scored(path.parent)) for path in paths]
     return [(result, [(row, score) for row, score in rows if score]) for result, rows in models]

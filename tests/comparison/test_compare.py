@@ -17,7 +17,7 @@ from nbhelpers import store
 from nbhelpers.comparison import compare, plots
 from nbhelpers.comparison.comparable import comparable
 from nbhelpers.comparison.compare import ComparisonReport
-from nbhelpers.records import LabError, ModelSpec, Result, Scale
+from nbhelpers.records import LAB_SCALE, LabError, ModelSpec, Result, Scale
 from nbhelpers.stats import paired, sequential
 from nbhelpers.stats.paired import Comparison
 from nbhelpers.tracking.metrics import FOREIGN
@@ -38,7 +38,7 @@ def close_figures():
 
 def test_a_model_two_points_better_is_picked():
     results = [make_result("weak", planted(5, seed=1)), make_result("strong", planted(7, seed=2))]
-    report = compare.compare(results, {})
+    report = compare.compare_results(results, {})
     assert list(report.ranking) == ["strong", "weak"]
     assert report.pick == "strong"
     (pair,) = report.pairs
@@ -56,7 +56,7 @@ def test_models_of_the_same_quality_are_tied_and_the_faster_one_is_picked():
         make_result("fast", planted(6.00, seed=2), words_per_s=90.0),
         make_result("weak", planted(3.00, seed=3), words_per_s=900.0),
     ]
-    report = compare.compare(results, {})
+    report = compare.compare_results(results, {})
     assert [pair.verdict for pair in report.pairs] == ["tied", "better", "better"]
     assert report.pick == "fast"
     assert report.pick_reason.startswith("No mean is higher than that of slow. Within 0.5 points it is tied")
@@ -69,7 +69,7 @@ def test_noise_cannot_be_told_apart_and_the_number_of_prompts_says_what_would():
         make_result("a", planted(6.0, seed=1, noise=2.0)),
         make_result("b", planted(5.5, seed=2, noise=2.0)),
     ]
-    report = compare.compare(results, {})
+    report = compare.compare_results(results, {})
     (pair,) = report.pairs
     assert pair.verdict == "cannot tell"
     assert pair.prompts_needed is not None and pair.prompts_needed > 15
@@ -85,7 +85,7 @@ def test_unclear_and_tied_rivals_are_both_named():
         make_result("twin", planted(5.99, seed=2), words_per_s=20.0),
         make_result("wild", planted(5.5, seed=3, noise=3.0), words_per_s=99.0),
     ]
-    report = compare.compare(results, {})
+    report = compare.compare_results(results, {})
     assert [pair.verdict for pair in report.pairs[:2]] == ["tied", "cannot tell"]
     assert "but its lead over wild cannot be told from chance (wild: +0.50 points [" in report.pick_reason
     assert report.pick_reason.endswith("tied with twin, and of these twin writes the most words per second.")
@@ -94,7 +94,7 @@ def test_unclear_and_tied_rivals_are_both_named():
 
 def test_the_same_scores_are_never_a_victory():
     scores = planted(6, seed=1)
-    report = compare.compare([make_result("a", scores), make_result("b", scores)], {})
+    report = compare.compare_results([make_result("a", scores), make_result("b", scores)], {})
     assert report.pairs[0].verdict in ("tied", "cannot tell")
     assert report.pairs[0].difference == 0
     assert "writes better" not in report.pick_reason
@@ -119,7 +119,7 @@ def test_a_difference_that_is_the_same_everywhere_is_said_without_an_interval(le
     results = [
         make_result(m, [x - h for h in hard], 10**6 * i) for m, x, i in zip("ab", levels, (2, 1), strict=True)
     ]
-    report = compare.compare(results, {})
+    report = compare.compare_results(results, {})
     assert report.pairs[0].verdict == verdict
     assert compare.verdict_sentence(report.pairs[0]).startswith(said)
     assert "stays open" in report.size_hypothesis
@@ -134,10 +134,10 @@ def test_the_size_slope_is_the_mean_of_the_least_squares_slopes():
         )
         for size in sizes
     ]
-    slope, sentence = compare.size_effect(results)
+    slope, sentence = compare.size_slope(results), compare.size_effect(results, LAB_SCALE)
     matrix = np.array([list(result.per_prompt.values()) for result in results])  # models x prompts
     expected = np.polyfit(np.log2(sizes), matrix, 1)[0]
-    assert slope is not None and slope.n == 15
+    assert slope.n == 15
     assert slope.mean == pytest.approx(expected.mean(), abs=1e-9)
     assert slope.sd == pytest.approx(expected.std(ddof=1), abs=1e-9)
     assert slope.low < 0.8 < slope.high  # the planted truth
@@ -146,12 +146,11 @@ def test_the_size_slope_is_the_mean_of_the_least_squares_slopes():
 
 def test_a_falling_and_a_flat_slope_are_said_as_such():
     falling = [make_result("x-a", planted(7, 1), 10**6), make_result("x-b", planted(5, 2), 4 * 10**6)]
-    report = compare.compare(falling, {})
-    assert report.size_slope is not None and report.size_slope.mean == pytest.approx(-1.0)
+    report = compare.compare_results(falling, {})
     assert "the larger ones write worse: -1.00 points per doubling" in report.size_hypothesis
     assert report.size_hypothesis.endswith("for these 2 models only.")
     flat = [make_result("x-a", planted(5, 1), 10**6), make_result("y-b", planted(5, 2), 4 * 10**6)]
-    sentence = compare.compare(flat, {}).size_hypothesis
+    sentence = compare.compare_results(flat, {}).size_hypothesis
     assert sentence.startswith("These data do not show")
 
 
@@ -159,20 +158,20 @@ def test_a_falling_and_a_flat_slope_are_said_as_such():
 
 
 def test_one_model_is_reported_without_a_rival():
-    report = compare.compare([make_result("only", planted(6, 1))], {})
-    assert (report.pick, report.pairs, report.size_slope) == ("only", (), None)
+    report = compare.compare_results([make_result("only", planted(6, 1))], {})
+    assert (report.pick, report.pairs) == ("only", ())
     assert "the only model" in report.pick_reason
     assert "it needs two sizes" in report.size_hypothesis
 
 
 def test_nothing_comparable_picks_nothing():
-    report = compare.compare([], {"shape:x": "random weights"})
+    report = compare.compare_results([], {"shape:x": "random weights"})
     assert (report.pick, report.ranking, report.prompts) == (None, {}, ())
     assert report.pick_reason == "No model could be compared on quality."
 
 
 def test_one_prompt_gives_no_interval_and_no_winner():
-    report = compare.compare([make_result("a", [7.0]), make_result("b", [4.0])], {})
+    report = compare.compare_results([make_result("a", [7.0]), make_result("b", [4.0])], {})
     assert report.ranking["a"].low is None and report.pairs[0].verdict == "cannot tell"
     assert "n = 1" in report.pick_reason
 
@@ -206,7 +205,7 @@ def test_any_models_and_scores_give_a_report_that_survives_json(tmp_path_factory
         make_result(f"m{i}", data.draw(st.lists(score, min_size=n, max_size=n)), data.draw(sizes))
         for i in range(data.draw(st.integers(0, 4)))
     ]
-    report = compare.compare(results, {})
+    report = compare.compare_results(results, {})
     path = store.write_json(tmp_path_factory.mktemp("c") / "comparison.json", report)
     assert store.read_json(path, ComparisonReport) == report
     means = [estimate.mean for estimate in report.ranking.values()]
@@ -384,7 +383,7 @@ def report_of(count: int) -> tuple[list, ComparisonReport]:
         make_result(f"org/model-{i}-$x$", planted(3 + i / 2, i), 10**6 * 2**i, words_per_s=500 / (i + 1))
         for i in range(count)
     ]
-    return results, compare.compare(results, {})
+    return results, compare.compare_results(results, {})
 
 
 @pytest.mark.parametrize("count", [0, 1, 6, 12])
@@ -418,7 +417,7 @@ def many() -> tuple[list[Result], ComparisonReport]:
         make_result(f"model-{i:02d}", planted(8 - 3 * (i >= 7) + i / 200, i, 40), words_per_s=100 + i)
         for i in range(60)
     ]
-    return results, compare.compare(results, {})
+    return results, compare.compare_results(results, {})
 
 
 def test_very_many_models_come_in_groups_that_cannot_be_told_apart(many, tmp_path):
@@ -434,13 +433,13 @@ def test_very_many_models_come_in_groups_that_cannot_be_told_apart(many, tmp_pat
 
 def test_groups_of_few_models_rest_on_every_pair():
     results = [make_result(name, planted(mean, mean)) for name, mean in (("a", 8), ("b", 8), ("c", 4))]
-    report = compare.compare(results, {})
+    report = compare.compare_results(results, {})
     assert report.groups == {"a": 1, "b": 1, "c": 2}
 
 
 def test_a_sentence_about_very_many_models_counts_them():
     results = [make_result(f"m{i:02d}", planted(5, i, 6, noise=1.0)) for i in range(60)]
-    reason = compare.compare(results, {}).pick_reason
+    reason = compare.compare_results(results, {}).pick_reason
     assert "its lead over 58 models cannot be told from chance" in reason and len(reason) < 400
 
 
@@ -459,14 +458,14 @@ def test_areas_are_in_proportion_to_memory():
     results = [make_result(name, planted(5, 1)) for name in sizes]
     for result, mib in zip(results, sizes.values(), strict=True):
         result.metrics["memory/parameters_mib"] = mib
-    drawn = plots.quality_speed_memory(results, compare.compare(results, {})).axes[0].collections
+    drawn = plots.quality_speed_memory(results, compare.compare_results(results, {})).axes[0].collections
     areas = [dots.get_sizes()[0] for dots in drawn if isinstance(dots, PathCollection)]
     assert areas[1] == 4 * areas[0] > 0 == areas[2]
 
 
 def test_labels_of_near_points_do_not_cover_each_other():
     results = [make_result(f"model-{i}", planted(5 + i / 100, i), 10**6 + i) for i in range(8)]
-    figure = plots.quality_speed_memory(results, compare.compare(results, {}))
+    figure = plots.quality_speed_memory(results, compare.compare_results(results, {}))
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in figure.legends[0].get_texts()]
     assert len(boxes) == 8
@@ -488,7 +487,7 @@ def test_a_run_with_looks_is_judged_by_the_always_valid_test():
     """Verdicts, intervals and the sentence come from it; without looks nothing changes."""
     results = [make_result("far", planted(7, 1, 40)), make_result("near", planted(6, 2, 40))]
     order = [prompt_ids(60)[start : start + 6] for start in range(0, 60, 6)]  # 40 of 60 were asked
-    fixed, report = compare.compare(results, {}), compare.compare(results, {}, looks=order)
+    fixed, report = compare.compare_results(results, {}), compare.compare_results(results, {}, looks=order)
     assert (fixed.planned, report.planned) == (None, 60)
     per_model = {result.model: result.per_prompt for result in results}
     assert report.pairs == paired.judged(sequential.always_valid_pairs(per_model, 0.5, order, 60))
@@ -505,7 +504,7 @@ def task_result(model: str, scores: list[float], **changes: Any) -> Result:
 
 def test_right_and_wrong_answers_are_compared_on_their_own_scale_by_the_exact_test():
     good, bad = [1.0] * 50 + [0.0] * 10, [1.0] * 25 + [0.0] * 35
-    report = compare.compare([task_result("bad", bad), task_result("good", good)], {})
+    report = compare.compare_results([task_result("bad", bad), task_result("good", good)], {})
     (pair,) = report.pairs
     assert (pair.a, pair.verdict, pair.margin, pair.unit) == ("good", "better", 0.1, "exact")
     assert pair.p == paired.mcnemar_p(25, 0, 60)
@@ -520,7 +519,7 @@ def test_where_less_is_better_the_lowest_leads():
     lower = Scale(0.0, 9.0, 0.1, higher_is_better=False, unit="bits")
     low, high = [1.0 + 0.1 * n for n in range(12)], [2.5 + 0.11 * n for n in range(12)]
     results = [task_result(m, s, primary="bits", scale=lower) for m, s in (("high", high), ("low", low))]
-    report = compare.compare(results, {})
+    report = compare.compare_results(results, {})
     (pair,) = report.pairs
     assert list(report.ranking) == ["low", "high"] and report.pick == "low"
     assert (pair.a, pair.verdict) == ("low", "better") and pair.difference < 0 and pair.high < 0

@@ -54,7 +54,7 @@ def compared(run: Path) -> list:
 
 def agreement(run: Path) -> tuple:
     found = compared(run)
-    return rating_sheet.agreement(ratings.read_ratings(run, found), found[0].primary)
+    return rating_sheet.agreement(ratings.gather_ratings(run, found), found[0].primary)
 
 
 def draw(run: Path, count: int = 20) -> ratings.LabelKey:

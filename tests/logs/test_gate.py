@@ -306,7 +306,7 @@ def test_a_run_that_stopped_early_is_gated_by_figures_that_hold_early(tmp_path):
         a, b = (next(log.scores for log in logs if log.metric == "lab_v2") for logs in (old, new))
         looks = [list(a)[n : n + 6] for n in range(0, 40, 6)]
         x = np.round([b[item] - a[item] for item in a], 12)
-        assert (check.low, check.high) == sequential.interval(x, [len(look) for look in looks], 60)
+        assert (check.low, check.high) == sequential.early_interval(x, [len(look) for look in looks], 60)
         outcomes[shift] = check.outcome
     assert outcomes == {0.0: "passes", -0.3: "passes", -1.5: "worse"}
 
@@ -316,6 +316,6 @@ def test_the_gate_of_runs_that_stop_early_is_seldom_wrong() -> None:
     rng, looks, passed = np.random.default_rng(3), [4] * 10, 0
     for _ in range(400):
         x = rng.normal(-0.5, 1.0, 40)
-        ends = (noninferiority.early(x[: 4 * n], looks[:n], 40, 0.5).outcome for n in range(1, 11))
+        ends = (noninferiority.early_difference(x[: 4 * n], looks[:n], 40, 0.5).outcome for n in range(1, 11))
         passed += next((end for end in ends if end != "cannot tell"), "") == "passes"
     assert passed / 400 < 0.05

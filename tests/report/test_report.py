@@ -29,7 +29,7 @@ from nbhelpers.records import LabError, Sample, Scale
 from nbhelpers.report import texts
 from nbhelpers.report.html import on_scale, outcome, pages, write_report, write_runs_index
 from nbhelpers.tracking.metrics import FOREIGN
-from nbhelpers.tracking.result import read_rows
+from nbhelpers.tracking.result import read_scored
 
 VOID = {"meta", "img", "wbr", "br", "link", "input"}
 EVIL = "<script>alert(1)</script>"
@@ -543,5 +543,5 @@ def test_items_have_the_place_in_which_they_were_asked(tmp_path: Path):
     rows = samples_of("m", 3)
     result = make_result("m", planted(5, 1))
     write_model(tmp_path, result, rows[::-1])  # rows are written as they end
-    found = texts.items([(result, read_rows(tmp_path / result.slug))], {}, ["b02", "b01", "b03"])
+    found = texts.items_by_gap([(result, read_scored(tmp_path / result.slug))], {}, ["b02", "b01", "b03"])
     assert {item.id: item.place for item in found} == {"b01": 1, "b02": 0, "b03": 2}

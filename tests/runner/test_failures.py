@@ -22,7 +22,7 @@ from nbhelpers.generation import generate
 from nbhelpers.loading import load
 from nbhelpers.records import FailOnError, Failure, LabError, Limits, Sample, Settings
 from nbhelpers.report import html
-from nbhelpers.tracking.result import count_failures, read_rows
+from nbhelpers.tracking.result import count_failures, read_scored
 
 JOBS = len(PROMPTS) * FEW.repeats
 
@@ -150,7 +150,7 @@ def test_the_report_counts_failures_by_kind(tmp_path: Path) -> None:
     late = [replace(row, error="TimeoutError: it took too long", failure=Failure.TIMEOUT) for row in rows]
     for row in (*late, rows[1]):  # the second one was tried again and succeeded
         store.append_row(folder / "samples.jsonl", row)
-    assert count_failures(None, [read_rows(folder)]) == {"timeout": 1}
+    assert count_failures(None, [read_scored(folder)]) == {"timeout": 1}
     page = html.write_report(tmp_path).read_text()
     assert "By kind: 1 timeout." in page and page.count('<article class="item"') == 2
 

@@ -41,7 +41,7 @@ from nbhelpers.runner import kernels
 from nbhelpers.runner.plan import Plan, default_jobs, find_run, plan_resume, plan_run, still_valid
 from nbhelpers.runner.run import Run, run_models, write_pages
 from nbhelpers.tracking.mlflow_run import TrackingReport
-from nbhelpers.tracking.result import read_rows
+from nbhelpers.tracking.result import read_scored
 
 
 class Steps:
@@ -206,7 +206,7 @@ def test_a_folder_in_place_of_a_model_s_rows_costs_that_model_alone(steps):
     assert statuses(info, "lab-opt") == [("passed", None)] * len(PIPELINE)
     assert "failed: lab-gpt2, 04_scoring" in html.outcome(plan.run_dir, info)
     with pytest.raises(LabError, match=r"scores\.jsonl cannot be read \(Is a directory\)"):
-        read_rows(plan.run_dir / "lab-gpt2")
+        read_scored(plan.run_dir / "lab-gpt2")
 
 
 def test_another_scorer_file_has_scores_made_anew_and_answers_kept(steps, tmp_path):

@@ -75,7 +75,7 @@ def test_it_is_students_where_a_score_can_add_nothing(case: str) -> None:
     if case == "constant score":
         g, f, rest = np.full_like(g, 3.0), np.full_like(f, 3.0), np.full_like(rest, 3.0)
     found = ppi.tuned(y, g, f, rest)
-    low, high, p = ppi.interval(found)
+    low, high, p = found.interval()
     assert found.tuning == 0.0 and found.df == pytest.approx(11)
     assert (low, high) == pytest.approx(estimate.t_interval(y.mean(), y.std(ddof=1), 12))
     assert p == pytest.approx(sps.ttest_1samp(y, 0).pvalue)
@@ -93,7 +93,7 @@ def test_neither_favour_nor_scale_of_the_score_matters() -> None:
 def test_it_is_near_ppi_python_and_wider() -> None:
     y, f, rest = (np.array(row.split(), dtype=float) for row in (Y, F, REST))
     found = ppi.tuned(y, f, f, rest)
-    low, high, _ = ppi.interval(found)
+    low, high, _ = found.interval()
     assert abs(found.mean - PPI_POINT) < found.error / 4
     assert 1.02 < (high - low) / (PPI_ENDS[1] - PPI_ENDS[0]) < 1.15  # theirs is normal, with one tuning
 
@@ -205,6 +205,6 @@ def test_the_planned_width_comes_true(rated: int) -> None:
     for _ in range(400):
         y = rng.normal(0, 3.4, 100)
         f = y + rng.normal(0.7, 2.55, 100)  # correlation 0.8
-        low, high, _ = ppi.interval(ppi.tuned(y[:rated], f[:rated], f[:rated], f[rated:]))
+        low, high, _ = ppi.tuned(y[:rated], f[:rated], f[:rated], f[rated:]).interval()
         widths.append((high - low) / 2)
     assert fmean(widths) == pytest.approx(ppi.half_width(3.4, rated, 100, 0.8), rel=0.04)

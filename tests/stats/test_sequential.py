@@ -93,25 +93,25 @@ def test_the_evidence_by_hand(values, per_look, scale):
 
 def test_the_interval_holds_the_shifts_that_are_not_refuted():
     x = planted(0.4)
-    low, high = sequential.interval(x, TEN, 100)
+    low, high = sequential.early_interval(x, TEN, 100)
     for shift in np.linspace(x.mean() - 1, x.mean() + 1, 41):
         refuted = math.exp(sequential.log_e(x - shift, TEN, 100)[-1]) > 20
         assert refuted == (not low < shift < high)
-    assert sequential.interval(3 * x - 7, TEN, 100) == pytest.approx((3 * low - 7, 3 * high - 7))
+    assert sequential.early_interval(3 * x - 7, TEN, 100) == pytest.approx((3 * low - 7, 3 * high - 7))
     # Between Student's interval and one and a half times as wide: the price of ten looks and more.
     half = sps.t.ppf(0.975, 99) * 0.1
     assert half < (high - low) / 2 < 1.6 * half
 
 
 def test_few_differences_have_no_interval_and_equal_ones_none_with_a_width():
-    assert sequential.interval(planted(2, n=10), [10], 100) is None  # however large they are
-    assert sequential.interval(planted(2, n=20), [10, 10], 100) is not None
-    assert sequential.interval(np.full(20, 2.0), [10, 10], 100) == (2.0, 2.0)
-    assert sequential.interval(np.full(10, 2.0), [10], 100) is None
+    assert sequential.early_interval(planted(2, n=10), [10], 100) is None  # however large they are
+    assert sequential.early_interval(planted(2, n=20), [10, 10], 100) is not None
+    assert sequential.early_interval(np.full(20, 2.0), [10, 10], 100) == (2.0, 2.0)
+    assert sequential.early_interval(np.full(10, 2.0), [10], 100) is None
 
 
 def test_an_interval_is_found_where_the_first_look_was_another_world():
-    low, high = sequential.interval(np.r_[np.full(10, -0.1), planted(9, n=90)], TEN, 100)
+    low, high = sequential.early_interval(np.r_[np.full(10, -0.1), planted(9, n=90)], TEN, 100)
     assert low < high
 
 
@@ -139,7 +139,7 @@ def test_verdicts_of_a_planted_truth():
     assert {name: c.verdict for name, c in found.items()} == {
         "far": "better", "near": "tied", "open": "cannot tell",
     }  # fmt: skip
-    ends = sequential.interval(planted(1), TEN, 100)
+    ends = sequential.early_interval(planted(1), TEN, 100)
     assert (found["far"].difference, found["far"].n) == (pytest.approx(1), 100)
     assert ends[0] < 1 < ends[1] and found["far"].prompts_needed is None
     assert found["far"].p_holm == pytest.approx(6 * found["far"].p)  # six pairs, the smallest p
@@ -185,5 +185,5 @@ def test_prompts_that_have_no_scores_belong_to_no_look():
     part = {name: {p: v for p, v in own.items() if p[-1] != "7"} for name, own in table.items()}
     c = compare_in_order(part, looks(100), 100)[0]
     x = -planted(-1)[[i for i in range(100) if i % 10 != 7]]
-    assert c.n == 90 and (c.low, c.high) == pytest.approx(sequential.interval(x, [9] * 10, 100))
+    assert c.n == 90 and (c.low, c.high) == pytest.approx(sequential.early_interval(x, [9] * 10, 100))
     assert compare_in_order(part, [*looks(100), ["more"]], 100)[0] == c
