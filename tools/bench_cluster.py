@@ -155,7 +155,7 @@ def _write_rows(folder: Path, ids: list[str], means: list[float], rows: int) -> 
     row = asdict(
         Sample("", folder.name, "r", "", "short_post", 0, 0, "Ask", TEXT, 5, 100, 600, "eos", None, 8)
     )
-    score = asdict(Score("", "", 0, "short_post", False, 100, dict.fromkeys(rubric.SCORE_NAMES, 5.0)))
+    score = asdict(Score("", "", 0, "short_post", False, 100, dict.fromkeys(rubric.LOWEST, 5.0)))
     optional = ("failure", "reasoning", "estimated", "logprobs", "reason", "target", "tags")
     row, score = ({n: v for n, v in one.items() if n not in optional} for one in (row | timed, score))
     with (folder / "samples.jsonl").open("w") as samples, (folder / "scores.jsonl").open("w") as scores:

@@ -77,7 +77,6 @@ def assemble(run_dir: Path, margin: float | None = None) -> ComparisonReport:
     looks = sequential.looks_of(info) if info else ()
     not_corrected = "Not corrected by the ratings:"
     rated: ratings.Ratings | None = None
-    correction: ratings.Correction | None = None
     try:
         rated = ratings.gather_ratings(run_dir, results)
     except LabError as error:
@@ -92,15 +91,16 @@ def assemble(run_dir: Path, margin: float | None = None) -> ComparisonReport:
     for source in (rated, rated._replace(given={"readers": rated.readers})) if rated else ():
         try:
             correction = ratings.correct(source, results, margin or LAB_SCALE.margin)  # in readers' points
-            break
         except LabError as error:
             report = replace(report, notes=(*report.notes, f"{not_corrected} {error}"))
-    if correction is None:
-        return report
-    speeds = {r.model: words_per_s(r) for r in results}
-    pick, reason = pick_model([*correction.ranking], correction.pairs, speeds)
-    report = replace(report, readers=correction.ranking, corrected=correction.pairs)
-    return replace(report, pick=pick, pick_reason=reason, basis=f"corrected by {correction.ratings} ratings")
+            continue
+        if correction:
+            ranking, pairs, count = correction
+            pick, reason = pick_model([*ranking], pairs, {r.model: words_per_s(r) for r in results})
+            report = replace(report, readers=ranking, corrected=pairs, basis=f"corrected by {count} ratings")
+            report = replace(report, pick=pick, pick_reason=reason)
+        break
+    return report
 
 
 def settled(info: records.RunInfo, runs: Sequence[records.ModelRun]) -> bool:

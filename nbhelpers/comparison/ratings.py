@@ -22,6 +22,7 @@ SHIPPED = "readers/default_run.jsonl"
 PERSON = "person "
 UNWRITTEN = 1.0  # the rating of a text that was never written
 By = dict[str, float]  # sample key -> rating
+Correction = tuple[dict[str, Estimate], tuple[Comparison, ...], int]
 Drawn = dict[str, dict[str, str]]  # prompt, in random order -> model -> key of its text
 
 
@@ -102,14 +103,6 @@ class Ratings(NamedTuple):
         return self.given.get("readers", {})
 
 
-class Correction(NamedTuple):
-    """A comparison in readers' points, the best model first."""
-
-    ranking: dict[str, Estimate]
-    pairs: tuple[Comparison, ...]
-    ratings: int  # given by readers
-
-
 def read_texts(run_dir: Path, results: Sequence[Result]) -> dict[str, Text]:
     """Key -> text of these models with a score, in the files' order. LabError for a file it cannot read."""
     texts = {}
@@ -187,7 +180,7 @@ def scored_by_judge(ratings: Ratings, results: Sequence[Result]) -> tuple[Rating
 
 
 def correct(ratings: Ratings, results: Sequence[Result], margin: float) -> Correction | None:
-    """The comparison of these models, on the prompts that all have, corrected by the ratings of some.
+    """Means in readers' points, the best first, the pairs, and how many ratings they are corrected by.
 
     The run's own sheet goes before ratings that ship, which are taken as far as they go. None without ratings
     by people; LabError for a sheet's ratings that are no random sample, or too few.
@@ -224,7 +217,7 @@ def correct(ratings: Ratings, results: Sequence[Result], margin: float) -> Corre
     means = {model: ppi.corrected_mean(of, weights, model)[0] for model, of in models.items()}
     ranking = dict(sorted(means.items(), key=lambda item: -(item[1].mean or 0.0)))
     pairs = ppi.correct_all({model: models[model] for model in ranking}, weights, margin)
-    return Correction(ranking, pairs, count)
+    return ranking, pairs, count
 
 
 def _drawn(ratings: Ratings) -> Drawn:

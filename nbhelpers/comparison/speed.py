@@ -13,7 +13,7 @@ from nbhelpers import store
 from nbhelpers.generation.latency import FILE, LatencyPass
 from nbhelpers.records import LabError, Result, Sample
 from nbhelpers.stats import paired
-from nbhelpers.stats.estimate import by_unit
+from nbhelpers.stats.estimate import by_unit, grouped
 from nbhelpers.stats.paired import Comparison, Scores
 
 MARGIN = math.log(1.05)  # a smaller ratio of speeds does not matter to us (a choice)
@@ -57,9 +57,7 @@ def in_pairs(speeds: Mapping[str, Speeds], clusters: Mapping[str, str]) -> tuple
     per_model = dict[str, Scores]()
     shared = sorted(set[tuple[str, int]].intersection(*map(set, speeds.values()))) if speeds else []
     for model, log_speeds in speeds.items():
-        rounds = dict[str, list[float]]()
-        for prompt, number in shared:
-            rounds.setdefault(prompt, []).append(log_speeds[prompt, number])
+        rounds = grouped((prompt, log_speeds[prompt, number]) for prompt, number in shared)
         per_model[model] = by_unit({prompt: fmean(values) for prompt, values in rounds.items()}, clusters)
     fastest_first = dict(sorted(per_model.items(), key=lambda item: -sum(item[1].values())))
     pairs = paired.measured(fastest_first, MARGIN, p_of=lambda x: float(sps.ttest_1samp(x, 0).pvalue))

@@ -9,7 +9,7 @@ from statistics import fmean
 from nbhelpers.logs.formats import KNOWN, Log, Row, rows_of, run_rows
 from nbhelpers.options import Choice
 from nbhelpers.records import LabError
-from nbhelpers.stats.estimate import HUGE
+from nbhelpers.stats.estimate import HUGE, grouped
 from nbhelpers.tracking.result import read_info
 
 SUFFIXES = (".csv", ".eval", ".json", ".jsonl")  # of what is read in a folder
@@ -50,10 +50,7 @@ def read(path: Path, model: str = "", choice: Choice | None = None) -> list[Log]
 
 
 def _logs(rows: Iterable[Row], path: Path, choice: Choice) -> Iterator[Log]:
-    by_log = dict[tuple[str, str, str], list[Row]]()
-    for row in rows:
-        by_log.setdefault((row.log.model, row.log.task, row.log.metric), []).append(row)
-    for log_rows in by_log.values():
+    for log_rows in grouped(((row.log.model, row.log.task, row.log.metric), row) for row in rows).values():
         log = log_rows[0].log
         scores, dropped = dict[str, list[float]](), dict[str, str]()
         asked, seen = dict[str, tuple[str, str]](), set[tuple[str, str]]()

@@ -12,7 +12,7 @@ from statistics import fmean
 from nbhelpers import store
 from nbhelpers.devices.machine import DeviceReport
 from nbhelpers.records import Estimate, Record, Sample
-from nbhelpers.stats.estimate import estimate
+from nbhelpers.stats.estimate import estimate, grouped
 
 JOULES_PER_KWH = 3.6e6
 
@@ -106,7 +106,5 @@ def cost_summary(samples: Sequence[Sample], report: DeviceReport) -> dict[str, f
 
 def over_prompts(samples: Sequence[Sample], values: Sequence[float]) -> Estimate:
     """The mean over prompts, repeats averaged within their prompt first; the interval is bootstrap-t."""
-    by_prompt: dict[str, list[float]] = {}
-    for sample, value in zip(samples, values, strict=True):
-        by_prompt.setdefault(sample.prompt_id, []).append(value)
+    by_prompt = grouped(zip((sample.prompt_id for sample in samples), values, strict=True))
     return estimate([fmean(group) for group in by_prompt.values()], method="bootstrap-t")

@@ -26,7 +26,7 @@ from nbhelpers.loading.tokenization import split_reasoning
 from nbhelpers.records import Limits, ModelRun, Prompt, Sample, Score, Settings
 from nbhelpers.scoring import judge, rubric
 from nbhelpers.scoring.texts import compared, json_schema, library, normalised, search, validator
-from nbhelpers.stats.estimate import grouped, pass_at
+from nbhelpers.stats.estimate import pass_at, repeats_of
 from nbhelpers.tasks import LETTERS, Scorer, Task
 
 SCORER_LIBRARIES = {"chrf": "sacrebleu", "rouge": "rouge_score.rouge_scorer"}
@@ -162,17 +162,8 @@ def files(task: Task) -> list[Path]:
 
 
 SCORERS: dict[str, Callable[[str, Prompt, Options], float]] = {
-    "exact": exact,
-    "contains": contains,
-    "regex": pattern,
-    "number": number,
-    "letter": letter,
-    "f1": f1,
-    "chrf": chrf,
-    "rouge": rouge,
-    "json": json_schema,
-    "judge": judge.by_rubric,
-    "python": own,
+    **{scorer.__name__: scorer for scorer in (exact, contains, number, letter, f1, chrf, rouge)},
+    **{"regex": pattern, "json": json_schema, "judge": judge.by_rubric, "python": own},
 }
 
 
@@ -238,7 +229,7 @@ def with_passes(task: Task, scores: list[Score]) -> list[Score]:
     """The scores with pass@k of their prompts, for scorers of right and wrong: a score of 1 is right."""
     few = f"fewer than {task.pass_at} answers to its prompt have a score"
     for name, passed in task.passes().items():
-        chances = {id: pass_at(tries, task.pass_at) for id, tries in grouped(scores, name).items()}
+        chances = {id: pass_at(tries, task.pass_at) for id, tries in repeats_of(scores, name).items()}
         for index, score in enumerate(scores):
             if name in score.values:
                 chance = chances[score.prompt_id]

@@ -27,7 +27,6 @@ READINGS = {"coherence": (1.0, 5.0), "on_topic": (1.0, 5.0), "overall": (1.0, 10
 LOWEST = dict.fromkeys(("lab_v2/coherence", "lab_v2/on_topic", PRIMARY), 1.0)  # of a failed or empty sample
 NOISE, SLOPE, FAR = 0.3, 0.3, 3.0  # of the fit, our choices: ridge, weight of the line, largest deviation
 SENTENCE = 6  # words; a shorter sentence with a figure may be padding
-SCORE_NAMES = tuple(LOWEST)
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ def inapplicable(text: str, prompt: str) -> str | None:
 
 
 def score_text(text: str, prompt: str, content_type: str) -> dict[str, float]:
-    """Every score of SCORE_NAMES for one text; none where ``inapplicable``.
+    """Every score of ``LOWEST`` for one text; none where ``inapplicable``.
 
     Reasoning, which other tools leave in a text, does not count. LabError for an unknown content type.
     """

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,7 +117,15 @@ def percentile_estimate(values: Iterable[float], q: float, name: str = "") -> Es
     return replace(result, low=float(low), high=float(high))
 
 
-def grouped(scores: Iterable[Score], name: str) -> dict[str, list[float]]:
+def grouped(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, list[Any]]:
+    """Key -> the values that stand with it, in their order."""
+    groups: dict[Any, list[Any]] = {}
+    for key, value in pairs:
+        groups.setdefault(key, []).append(value)
+    return groups
+
+
+def repeats_of(scores: Iterable[Score], name: str) -> dict[str, list[float]]:
     """Prompt id -> the scores ``name`` of its repeats. A row without it must say why, else LabError."""
     groups: dict[str, list[float]] = {}
     for score in scores:
@@ -130,15 +138,13 @@ def grouped(scores: Iterable[Score], name: str) -> dict[str, list[float]]:
 
 
 def by_prompt(scores: Iterable[Score], name: str) -> dict[str, float]:
-    """Prompt id -> mean of score ``name`` over the repeats. LabError as ``grouped``."""
-    return {prompt: float(np.mean(sorted(values))) for prompt, values in grouped(scores, name).items()}
+    """Prompt id -> mean of score ``name`` over the repeats. LabError as ``repeats_of``."""
+    return {prompt: float(np.mean(sorted(values))) for prompt, values in repeats_of(scores, name).items()}
 
 
 def by_unit(scores: Mapping[str, float], units: Mapping[str, str]) -> dict[str, float]:
     """Unit -> mean score of its prompts; a prompt without a unit is one of its own."""
-    groups: dict[str, list[float]] = {}
-    for prompt, score in scores.items():
-        groups.setdefault(units.get(prompt, prompt), []).append(score)
+    groups = grouped((units.get(prompt, prompt), score) for prompt, score in scores.items())
     return {unit: float(np.mean(sorted(values))) for unit, values in groups.items()}
 
 

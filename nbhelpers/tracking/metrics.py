@@ -61,10 +61,8 @@ def latency_estimates(rows: Iterable[Sample]) -> dict[str, Estimate]:
 
     Times are skewed: bootstrap-t, which covers them best (notebook 05); speeds, their inverses, have t.
     """
-    estimates, by_prompt = dict[str, Estimate](), dict[str, list[Sample]]()
-    for row in rows:
-        if row.error is None and row.latency_s:
-            by_prompt.setdefault(row.prompt_id, []).append(row)
+    finished = (row for row in rows if row.error is None and row.latency_s)
+    by_prompt, estimates = estimate.grouped((row.prompt_id, row) for row in finished), dict[str, Estimate]()
     for name in ("latency_s", "ttft_s", "tpot_s"):
         rounds = ([getattr(row, name) for row in timed] for timed in by_prompt.values())
         measured = ([t for t in times if t is not None] for times in rounds)

@@ -15,7 +15,7 @@ from nbhelpers.generation import generate
 from nbhelpers.loading import load
 from nbhelpers.records import LabError, ModelRun, ModelSpec, Result, RunInfo, Sample, Score
 from nbhelpers.scoring import costs, rubric
-from nbhelpers.stats.estimate import by_prompt
+from nbhelpers.stats.estimate import by_prompt, grouped
 from nbhelpers.tracking.metrics import FOREIGN, StatsReport, flat_metrics
 
 Scored = list[tuple[Sample, Score | None]]
@@ -120,10 +120,8 @@ def export_samples(run_dir: Path, out: Path) -> Path:
     line a prompt, its repeats in ``resps``, scores averaged over them. Returns ``out``. LabError without any.
     """
     for result, rows in _scored(run_dir):
-        by_prompt, lines = dict[str, list[tuple[Sample, Score]]](), list[str]()
-        for sample, score in rows:
-            by_prompt.setdefault(sample.prompt_id, []).append((sample, score))
-        for id, repeats in by_prompt.items():
+        lines = list[str]()
+        for id, repeats in grouped((row[0].prompt_id, row) for row in rows).items():
             samples, scores = zip(*repeats, strict=True)
             values = [score.values for score in scores if score.values]
             means = {name: fmean(sorted(each[name] for each in values)) for name in (values or [{}])[0]}

@@ -28,7 +28,7 @@ from nbhelpers.tracking import metrics
 from nbhelpers.records import Sample, Score
 folder, count = Path(sys.argv[1]), int(sys.argv[2])
 sample = json.loads(sys.argv[3])
-score = asdict(Score("k", "p", 0, "short_post", False, 2, dict.fromkeys(rubric.SCORE_NAMES, 5.0)))
+score = asdict(Score("k", "p", 0, "short_post", False, 2, dict.fromkeys(rubric.LOWEST, 5.0)))
 for name, row in (("samples", sample), ("scores", score)):
     with (folder / f"{name}.jsonl").open("w") as out:
         for i in range(count):
