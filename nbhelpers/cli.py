@@ -14,7 +14,6 @@ from typing import Annotated, Any
 import typer
 
 from nbhelpers import __version__, cli_logs, registry, store
-from nbhelpers.errors import some
 from nbhelpers.options import config_text, options_of, read_config, with_options
 from nbhelpers.records import FailOnError, Failure, LabError, Limits, Settings
 from nbhelpers.redact import printable
@@ -81,10 +80,7 @@ def run(
     limit_options = {field.name: options[name] for name, field in LIMITS.items()}
     limits = Limits(**limit_options, fail_on_error=_fail_on_error(fail_on_error))
     if resume:
-        for name in ("models", "server", "out", "until_decided", *SETTINGS):  # a change mixes experiments
-            source = context.get_parameter_source(name)
-            if source and source.name in ("COMMANDLINE", "DEFAULT_MAP"):
-                raise LabError(f"--resume keeps a run's settings: leave out {name.replace('_', '-')}.")
+        _check_unchanged(context)
         plan = plan_resume(resume)
     else:
         if server and not models:
@@ -109,6 +105,14 @@ def run(
 
         print(html.outcome(plan.run_dir, info))
     raise typer.Exit(any(status.status == "failed" for status in info.notebooks))
+
+
+def _check_unchanged(context: typer.Context) -> None:
+    """Refuse a setting beside --resume, which would mix experiments. Raises LabError."""
+    for name in ("models", "server", "out", "until_decided", *SETTINGS):
+        source = context.get_parameter_source(name)
+        if source and source.name in ("COMMANDLINE", "DEFAULT_MAP"):
+            raise LabError(f"--resume keeps a run's settings: leave out {name.replace('_', '-')}.")
 
 
 @app.command()
@@ -221,37 +225,27 @@ def label(
     seed: Annotated[int, typer.Option(help="Seed of the choice and order of the texts.")] = 0,
 ) -> None:
     """Have people rate a run's texts blindly, tell how far they agree, and correct the verdicts by them."""
-    from nbhelpers.comparison import compare, plots, rating_sheet, ratings
+    from nbhelpers.comparison import compare, rating_sheet, ratings
     from nbhelpers.comparison.comparable import comparable
+    from nbhelpers.report import html
     from nbhelpers.runner.plan import find_run
     from nbhelpers.tracking import mlflow_run
 
     folder = find_run(run)
     results, _, _ = comparable(folder)
     if not read and not judge:
-        print(rating_sheet.write_sheet(folder, results, count, seed))
+        sheet = rating_sheet.write_sheet(folder, results, count, seed)
         sd, widths = rating_sheet.planned_widths(results)
-        if widths:
-            plan = ", ".join(f"{number} to ±{width:.1f}" for number, width in widths.items())
-            print(f"Differences of models, by the number of ratings: {plan} points. (Assumed: readers differ")
-            print(f"by {sd:.1f} points a prompt, as the score does; correlation {rating_sheet.ASSUMED:g}.)")
-        print(f"Give each rater a copy, named after them and without {ratings.KEY}, to rate from 1 to 10")
-        print("in the sheet's order, which alone can correct verdicts. Then:")
-        print(f"nbhelpers label {run} --read RATER.csv")
+        plan = {"sd": sd, "widths": widths, "correlation": rating_sheet.ASSUMED}
+        print(html.rendered("sheet.txt", sheet=sheet, run=run, key=ratings.KEY, **plan))
         return
     for sheet in read or []:
         rating_sheet.read_sheet(folder, sheet)
     if judge:
         rating_sheet.add_judge(folder, results, judge)
     comparison, rated = compare.compare_run(folder), ratings.gather_ratings(folder, results)
-    print(f"Verdicts {comparison.basis}; `nbhelpers report {run}` writes them into the report.")
-    pairs = plots.drawn(comparison.verdicts, len(comparison.ranking))
-    print("\n".join(f"  {compare.verdict_sentence(pair)}" for pair in pairs), *comparison.notes, sep="\n")
-    print("Krippendorff's alpha (1 is full agreement, 0 as by chance)")
-    for alpha in rating_sheet.agreement(rated, results[0].primary):
-        interval = f"[{alpha.low:.2f}, {alpha.high:.2f}]" if alpha.low is not None else f"({alpha.reason})"
-        mean = "" if alpha.mean is None else f"{alpha.mean:.2f} "
-        print(f"  {alpha.name}: {mean}{interval} over {some(alpha.n, 'texts')}")
+    alphas = rating_sheet.agreement(rated, results[0].primary)
+    print(html.rendered("ratings.txt", report=comparison, run=run, alphas=alphas))
     mlflow_run.attach(folder, rated.given)
 
 

@@ -30,9 +30,7 @@ class Record:
     __pydantic_config__: ClassVar = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
 
 
-class Lenient(Record):
-    """A record of which older files hold fields that are gone: they are passed over."""
-
+class Lenient(Record):  # older files hold fields that are gone: they are passed over
     __pydantic_config__ = Record.__pydantic_config__ | {"extra": "ignore"}
 
 

@@ -59,8 +59,9 @@ def resolve(name: str) -> ModelSpec:
     checked when it is fetched. LabError for any other name, with the nearest ones.
     """
     specs = load_registry()
-    for alias in [alias for alias in specs if shape_config(specs[alias])]:
-        specs[SHAPE + alias] = replace(specs[alias], alias=SHAPE + alias, source=SHAPE + alias, kind="shape")
+    for spec in filter(shape_config, load_registry().values()):
+        shape = SHAPE + spec.alias
+        specs[shape] = replace(spec, alias=shape, source=shape, kind="shape")
     if name in specs:
         return specs[name]
     folder: Path | None = None
@@ -70,12 +71,7 @@ def resolve(name: str) -> ModelSpec:
     if not (shown := name + (folder.name if folder else "")).isprintable():  # it would reach terminals
         raise LabError(f"The name {shown!r} has characters that cannot be printed: rename the model.")
     if name.startswith(SERVER):
-        address, _, model = name.removeprefix(SERVER).partition("#")
-        address = server_address(address)
-        if not model:
-            raise LabError(f"{name!r} lacks a #MODEL: `nbhelpers models --server ADDRESS` lists them.")
-        alias = SERVER + (Path(model).name if model.startswith("/") else model)
-        return ModelSpec(alias=alias, source=f"{address}#{model}", kind="server")
+        return _served(name)
     for spec in specs.values():
         if name == spec.source or (folder and folder == folder_of(spec)):
             return spec
@@ -90,6 +86,15 @@ def resolve(name: str) -> ModelSpec:
     hint = f"did you mean {' or '.join(near)}? Otherwise " if near else ""
     advice = "give an alias (`nbhelpers models` lists them), an org/name of the Hub, or a model folder."
     raise LabError(f"There is no model {name!r}: {hint}{advice}")
+
+
+def _served(name: str) -> ModelSpec:
+    """The model of server:<address>#<model>. LabError for a name without one, and as ``server_address``."""
+    address, _, model = name.removeprefix(SERVER).partition("#")
+    source = f"{server_address(address)}#{model}"
+    if not model:
+        raise LabError(f"{name!r} lacks a #MODEL: `nbhelpers models --server ADDRESS` lists them.")
+    return ModelSpec(SERVER + (Path(model).name if model.startswith("/") else model), source, "server")
 
 
 def server_address(address: str) -> str:

@@ -1,6 +1,6 @@
 """Which models of a run can be compared, on which prompts, and why the others cannot."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 
 from nbhelpers import registry, store
 from nbhelpers.errors import some
-from nbhelpers.records import LabError, Result, Sample
+from nbhelpers.records import LabError, Result, RunInfo, Sample
 from nbhelpers.stats.estimate import by_unit
 from nbhelpers.tracking.metrics import FOREIGN
 from nbhelpers.tracking.result import read_info, read_results, spec_of
@@ -27,13 +27,38 @@ def comparable(run_dir: Path) -> tuple[list[Result], dict[str, str], list[str]]:
     info = read_info(run_dir)
     if info is None and not results and not excluded:
         raise LabError(f"The run {run_dir.name} has no result.json: run the notebooks 01 to 06 first.")
+    if info:
+        _explain_missing(info, results, excluded)
+    own_task = any(result.settings.task for result in results)  # its texts may be the last turn of many
+    texts = _exclude_unlike(run_dir, results, excluded)
+    notes = [note for result in results for note in _lacking_scores(result, own_task)]
+    counted = {prompt: prompt if own_task else registry.one_text(text) for prompt, text in texts.items()}
+    clusters = {prompt: cluster for result in results for prompt, cluster in result.clusters.items()}
+    unit, unit_notes = units_of(counted, clusters, "items" if own_task else "prompts")
+    scores = {r.model: by_unit(r.per_prompt, unit) for r in results if r.model not in excluded}
+    shared = sorted(set[str].intersection(*map(set, scores.values()))) if scores else []
+    if not shared:
+        excluded |= dict.fromkeys(scores, "it shares no prompt with the others")
+    elif lost := sorted(set[str]().union(*scores.values()).difference(shared)):
+        unit_notes.append(f"Left out, because some model has no score there: {', '.join(lost)}.")
+    results = [result for result in results if result.model not in excluded]
+    results = [replace(r, per_prompt={prompt: scores[r.model][prompt] for prompt in shared}) for r in results]
+    return results, excluded, notes + unit_notes
+
+
+def _explain_missing(info: RunInfo, results: Sequence[Result], excluded: dict[str, str]) -> None:
+    """Add to ``excluded`` the run's models that have no result."""
     finished = {name for result in results for name in (result.slug, result.settings.model)}
-    for model in info.models if info else ():
+    for model in info.models:
         spec = spec_of(model, info)
-        if info and not finished & {model, spec.slug}:
+        if not finished & {model, spec.slug}:
             failed = (s for s in info.notebooks if s.status == "failed" and s.model == model)
             error = next((f"{s.notebook}: {s.error}" for s in failed), "its notebooks have not run")
             excluded[spec.alias] = excluded.pop(spec.slug, error)
+
+
+def _exclude_unlike(run_dir: Path, results: Sequence[Result], excluded: dict[str, str]) -> dict[str, str]:
+    """Add to ``excluded`` what cannot be compared on quality; returns the text of each prompt."""
     conditions = [tuple(_conditions(r).items()) for r in results if r.quality_applies and r.finished]
     usual = dict[str, Any](mode(conditions) if conditions else {})
     most = max((len(r.per_prompt) for r in results), default=0)
@@ -41,30 +66,20 @@ def comparable(run_dir: Path) -> tuple[list[Result], dict[str, str], list[str]]:
     texts = dict[str, str]()
     for prompt in sorted(set[str]().union(*prompts_of.values())):
         texts[prompt] = mode(of_model[prompt] for of_model in prompts_of.values() if prompt in of_model)
-    own_task = any(result.settings.task for result in results)  # its texts may be the last turn of many
-    notes = list[str]()
     for result in results:
         clash = [prompt for prompt, text in prompts_of[result.slug].items() if text != texts[prompt]]
         if reason := _why_not(result, usual, clash, most):
             excluded[result.model] = reason
-        for name in (name for name in result.metrics if name.startswith(FOREIGN)):
-            score = name.replace(FOREIGN, "").replace("/", " ", 1)  # "": the primary one
-            count = f"{result.metrics[name]:g} of {result.attempted} texts"
-            cause = "scores.jsonl says why" if own_task else "because the prompt or the answer is not English"
-            notes.append(f"{result.model}: {count} have no score{score}, {cause}.")
-    counted = {prompt: prompt if own_task else registry.one_text(text) for prompt, text in texts.items()}
-    clusters = {prompt: cluster for result in results for prompt, cluster in result.clusters.items()}
-    unit, unit_notes = units_of(counted, clusters, "items" if own_task else "prompts")
-    notes += unit_notes
-    scores = {r.model: by_unit(r.per_prompt, unit) for r in results if r.model not in excluded}
-    shared = sorted(set[str].intersection(*map(set, scores.values()))) if scores else []
-    if not shared:
-        excluded |= dict.fromkeys(scores, "it shares no prompt with the others")
-    elif lost := sorted(set[str]().union(*scores.values()).difference(shared)):
-        notes.append(f"Left out, because some model has no score there: {', '.join(lost)}.")
-    results = [result for result in results if result.model not in excluded]
-    results = [replace(r, per_prompt={prompt: scores[r.model][prompt] for prompt in shared}) for r in results]
-    return results, excluded, notes
+    return texts
+
+
+def _lacking_scores(result: Result, own_task: bool) -> Iterator[str]:
+    """What a reader must know of a model's texts without a score."""
+    cause = "scores.jsonl says why" if own_task else "because the prompt or the answer is not English"
+    for name in (name for name in result.metrics if name.startswith(FOREIGN)):
+        score = name.replace(FOREIGN, "").replace("/", " ", 1)  # "": the primary one
+        count = f"{result.metrics[name]:g} of {result.attempted} texts"
+        yield f"{result.model}: {count} have no score{score}, {cause}."
 
 
 def units_of(

@@ -131,13 +131,7 @@ def load(model: str | ModelSpec, device: str = "auto", dtype: str = "auto") -> L
     fetch_s = time.perf_counter() - started
     spec = spec if random else checkpoint.describe(spec, folder, base_folder)
     release(target.device)
-    need = fit.generation_need(spec, target.dtype, tokens=checkpoint.DEFAULT_CONTEXT)
-    if not fit.fits(need, target.memory_free_bytes):
-        sizes = need.weights, need.cache, target.memory_free_bytes
-        taken, cache, free = (f"{size / 2**30:.1f} GiB" for size in sizes)
-        why = f"does not fit: its weights take {taken} in {target.dtype}, the cache of one row {cache}, and "
-        why += f"{free} are free on {target.device}: choose a half dtype or a smaller model."
-        raise checkpoint.refusal(spec.alias, why, Failure.OUT_OF_MEMORY)
+    _check_room(spec, target)
     machine.reset_peak(target.device)
     rss_before = machine.resident_memory()
     started = time.perf_counter()
@@ -153,22 +147,13 @@ def load(model: str | ModelSpec, device: str = "auto", dtype: str = "auto") -> L
         machine.synchronize(target.device)
         load_s = time.perf_counter() - started
         rss_after_load = machine.resident_memory()
-        vocabulary = net.get_input_embeddings().weight.shape[0]
-        tokens = tokenizer.get_vocab().items() - tokenizer.get_added_vocab().items()  # few use added ones
-        if (largest := max(number for _, number in tokens)) >= vocabulary:
-            why = f"has a tokenizer that knows token {largest} and only {vocabulary} embeddings"
-            raise checkpoint.refusal(spec.alias, f"{why}: save it and its own tokenizer in one folder.")
-        if tokenizer.pad_token_id >= vocabulary:
-            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
-        net.generation_config.pad_token_id = tokenizer.pad_token_id
+        vocabulary = _match_tokenizer(net, tokenizer, spec.alias)
         weights.try_out(net, spec.alias, target.dtype)
         machine.synchronize(target.device)
     report = LoadingReport(
         model=spec.alias,
-        slug=spec.slug,
         revision=revision_of(spec, folder),
         source=spec.alias if spec.kind == "local" else spec.source,  # no path of this machine
-        family=spec.family,
         parameters=sum(parameter.numel() for parameter in net.parameters()),
         context=spec.context or checkpoint.DEFAULT_CONTEXT,
         vocabulary=vocabulary,
@@ -182,13 +167,36 @@ def load(model: str | ModelSpec, device: str = "auto", dtype: str = "auto") -> L
         rss_after_forward_bytes=machine.resident_memory(),
         device_peak_bytes=None if target.device == "cpu" else machine.peak_memory(target.device),
         quality_applies=not random,
-        prompt_format=spec.prompt_format,
-        base=spec.base,
         notes=tuple(notes),
+        **{name: getattr(spec, name) for name in ("slug", "family", "prompt_format", "base")},
     )
     for note in notes:
         print(f"note: {spec.alias}: {note}")
     return Loaded(spec, net, tokenizer, None if random else folder, report.revision, report, target.device)
+
+
+def _check_room(spec: ModelSpec, target: machine.DeviceReport) -> None:
+    """Refuse a model whose weights and cache of one row do not fit. Raises LabError."""
+    need = fit.generation_need(spec, target.dtype, tokens=checkpoint.DEFAULT_CONTEXT)
+    if not fit.fits(need, target.memory_free_bytes):
+        sizes = need.weights, need.cache, target.memory_free_bytes
+        taken, cache, free = (f"{size / 2**30:.1f} GiB" for size in sizes)
+        why = f"does not fit: its weights take {taken} in {target.dtype}, the cache of one row {cache}, and "
+        why += f"{free} are free on {target.device}: choose a half dtype or a smaller model."
+        raise checkpoint.refusal(spec.alias, why, Failure.OUT_OF_MEMORY)
+
+
+def _match_tokenizer(net: Any, tokenizer: Any, name: str) -> int:
+    """Give both one pad token; returns how many tokens the model has embeddings of. Raises LabError."""
+    vocabulary: int = net.get_input_embeddings().weight.shape[0]
+    tokens = tokenizer.get_vocab().items() - tokenizer.get_added_vocab().items()  # few use added ones
+    if (largest := max(number for _, number in tokens)) >= vocabulary:
+        why = f"has a tokenizer that knows token {largest} and only {vocabulary} embeddings"
+        raise checkpoint.refusal(name, f"{why}: save it and its own tokenizer in one folder.")
+    if tokenizer.pad_token_id >= vocabulary:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
+    net.generation_config.pad_token_id = tokenizer.pad_token_id
+    return vocabulary
 
 
 def unload(loaded: Loaded) -> None:

@@ -228,8 +228,8 @@ def validator(path: Path) -> Any:
                 resolver.lookup(resource.contents.get("$ref", "#"))
             resources += [(resolver.in_subresource(sub), sub) for sub in resource.subresources()]
     except referencing.exceptions.Unresolvable:
-        other = resource.contents["$ref"]
-        raise LabError(f"The schema {path.name} refers to {other!r}, which is not in it.") from None
+        why = f"refers to {resource.contents['$ref']!r}, which is not in it: other files are not read"
+        raise LabError(f"The schema {path.name} {why}.") from None
     except (OSError, ValueError, TypeError, AttributeError, jsonschema.SchemaError) as error:
         raise LabError(f"The schema {path.name} cannot be used ({str(error).splitlines()[0]}).") from None
     limited = {"pattern": _pattern, "patternProperties": _pattern_properties}
