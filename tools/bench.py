@@ -1,6 +1,7 @@
 """Ours beside its peers and the machine's limit: interleaved rounds, medians and ratios with their spread.
 
-    python tools/bench.py [--only engine,peers,run,growth,models] [--quick] [--out docs] [MODEL …]
+    python tools/bench.py [--only engine,peers,run,growth,models] [--device cuda] [--dtype bfloat16]
+        [--quick] [--out docs] [MODEL …]
 
 The parts are tools that print JSON: bench_engines.py (engines with one model take turns, each in its own
 process), run_vs_papermill.py and bench_growth.py (of a process, and of a run by its models). A rate is tokens
@@ -75,6 +76,8 @@ class BenchReport(Record):
     machine: str
     cores: int
     versions: dict[str, str]
+    device: str = "cpu"  # of the engines
+    dtype: str = "float32"
     timings: tuple[Timing, ...] = ()
     ratios: tuple[Ratio, ...] = ()
     start_s: dict[str, float] = field(default_factory=dict)  # "model, engine" -> imports and load
@@ -105,21 +108,25 @@ def run(
     python: str = sys.executable,
     quick: bool = False,
     folder: Path | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
 ) -> BenchReport:
     """Run the chosen parts, about an hour on two quiet cores; progress goes to stderr.
 
-    models: of the engines. python: the interpreter that has the peers. quick: tiny work, to try it.
-    folder: each part is saved there when it ends, in place of the same part of a bench.json of this machine.
-    Raises LabError for an unknown part or model, for a quick one over a full one, and when a part fails.
+    models, device, dtype: of the engines. python: the interpreter that has the peers. quick: tiny work, to
+    try it. folder: each part is saved there when it ends, in place of the same part of a bench.json of this
+    machine, device and dtype. Raises LabError for an unknown part, model, device or dtype, for a quick one
+    over a full one, and when a part fails.
     """
     for kind, known, asked in (("part", PARTS, parts), ("model", MODELS, models)):
         if unknown := set(asked) - set(known):
             raise LabError(f"There is no {kind} {sorted(unknown)[0]!r} of the bench: use {', '.join(known)}.")
     if python != sys.executable and "peers" in parts:
         _check_python(python)
-    report = _start(folder, quick)
+    report = _start(folder, quick, device, dtype)
     engines = ",".join(part for part in parts if part in ("engine", "peers"))
-    flags = ["--only", engines, "--python", python, *(["--quick"] if quick else [])]
+    flags = ["--only", engines, "--python", python, "--device", report.device, "--dtype", dtype]
+    flags += ["--quick"] if quick else []
     steps = [(model, "bench_engines", [model, *flags]) for model in models if engines]
     for part, (tool, full, small) in OTHER.items():
         steps += [(part, tool, (small if quick else full).split())] if part in parts else []
@@ -147,19 +154,20 @@ def _check_python(python: str) -> None:
         raise LabError(f"The Python {python} cannot run an engine ({last}): {way_out}.")
 
 
-def _start(folder: Path | None, quick: bool) -> BenchReport:
+def _start(folder: Path | None, quick: bool, device: str, dtype: str) -> BenchReport:
     """The report that the parts join: the folder's, if it is of this machine, or an empty one."""
-    here = detect("cpu")
+    here = detect(device, dtype)
     without = {} if "cuda" in available_devices() else {"CUDA": "no CUDA on this machine"}
-    new = BenchReport(here.name, here.cores, here.versions, not_run=without, quick=quick)
+    new = BenchReport(here.name, here.cores, here.versions, here.device, dtype, not_run=without, quick=quick)
     path = folder / "bench.json" if folder else None
     if not path or not path.exists():
         return new
     old = store.read_json(path, BenchReport)
     if quick and not old.quick:
         raise LabError(f"{path} holds a full bench, which a quick one would spoil: choose another --out.")
-    same = (old.machine, old.cores, old.quick) == (here.name, here.cores, quick)
-    return replace(old, versions=old.versions | here.versions) if same else new
+    same = ("machine", "cores", "device", "dtype", "quick")
+    joins = all(getattr(old, name) == getattr(new, name) for name in same)
+    return replace(old, versions=old.versions | here.versions) if joins else new
 
 
 def _add(
@@ -196,11 +204,14 @@ def command(
     models: Annotated[list[str] | None, typer.Argument(help="Of its models; default: all three.")] = None,
     only: Annotated[str, typer.Option(help="Parts, with commas.")] = ",".join(PARTS),
     python: Annotated[str, typer.Option(help="The Python that has the peers, if not this one.")] = "",
+    device: Annotated[str, typer.Option(help="Of the engines: cpu, cuda …")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="Of the engines: float32, bfloat16 …")] = "float32",
     out: Annotated[Path, typer.Option(help="Folder for bench.json and bench.png.")] = Path("docs"),
     quick: Annotated[bool, typer.Option("--quick", help="Tiny work, to see that it works.")] = False,
 ) -> None:
     """Time ours beside its peers and this machine's limit: about an hour on a quiet machine, or in parts."""
-    for line in summary(run(only.split(","), models or MODELS, python or sys.executable, quick, out)):
+    where = quick, out, device, dtype
+    for line in summary(run(only.split(","), models or MODELS, python or sys.executable, *where)):
         print(line)
     print(out / "bench.json")
 
@@ -214,7 +225,7 @@ def write(report: BenchReport, folder: Path) -> None:
 
 def summary(report: BenchReport) -> list[str]:
     """The report as lines of text."""
-    lines = [f"{report.machine}, {some(report.cores, 'cores')}"]
+    lines = [f"{report.machine}, {some(report.cores, 'cores')}, {report.dtype}"]
     lines += [f"load average before {part}: {load[0]:.1f}" for part, load in report.loads.items()]
     for t in report.timings:
         bound = f", {median(t.tokens_per_s) / t.bound:.0%} of the bound" if t.bound else ""
@@ -258,7 +269,7 @@ def picture(report: BenchReport) -> Figure:
         axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
         axes.xaxis.set_minor_formatter(ticker.NullFormatter())
         axes.grid(axis="x", alpha=0.3)
-    machine = f"{report.machine}, {some(report.cores, 'cores')}, float32"
+    machine = f"{report.machine}, {some(report.cores, 'cores')}, {report.dtype}"
     figure.suptitle(f"{machine}: median, slowest and fastest round; bar: the most this machine allows ours")
     figure.tight_layout()
     return figure

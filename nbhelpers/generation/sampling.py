@@ -27,8 +27,8 @@ BEYOND = re.compile(
     r"penalty_alpha|dola_layers|watermarking_config|prompt_lookup_num_tokens"
 )
 
-# (logits [rows, vocabulary] in float32, the rows, tokens that each has so far) -> token ids [rows]. It may
-# overwrite the logits: of 64 rows and a vocabulary of 250,000, new memory took longer than the arithmetic.
+# (logits [rows, vocabulary], the rows, tokens that each has so far) -> token ids [rows]. It may overwrite the
+# logits, in float32: of 64 rows and a vocabulary of 250,000, new memory took longer than the arithmetic.
 NextToken = Callable[[Tensor, list[int], list[int]], Tensor]
 
 

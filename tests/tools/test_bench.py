@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -64,6 +65,7 @@ def test_the_interval_of_an_exponent_is_that_of_the_regression():
 
 def test_a_quick_bench_with_real_engines(tmp_path):
     report = bench.run(["engine"], ["lab-gpt2"], quick=True, folder=tmp_path)
+    assert (report.device, report.dtype) == ("cpu", "float32")
     rows = {t.way: (t.rows, len(t.tokens_per_s)) for t in report.timings}
     assert rows[OURS] == rows["generate, 15 prompts x 8 returned"] == (4, 2)
     assert rows[LOOP] == rows[ALONE] == (1, 2)
@@ -74,6 +76,21 @@ def test_a_quick_bench_with_real_engines(tmp_path):
     assert set(bounds) == {OURS, ALONE} and min(bounds.values()) > 0  # by the clock: not compared here
     assert store.read_json(tmp_path / "bench.json", bench.BenchReport) == report
     assert (tmp_path / "bench.png").exists() and set(report.dates) == set(report.loads) == {"lab-gpt2"}
+
+
+def test_what_a_gpu_is_asked_runs_in_half_precision_on_a_processor_too():
+    case = bench_engines.CASES[0]
+    ways = bench_engines.ways_on(case, "cuda")
+    assert {way.engine for way in ways} == {"generate", "ours", "lm-eval", "static", "vllm"}
+    assert bench_engines.ways_on(case, "cpu") == case.ways
+    ways = tuple(way for way in ways if way.engine in ("ours", "static"))
+    small = replace(case, ways=ways, dtype="bfloat16", prompts=2, alone=1, repeats=2, tokens=4, rounds=1)
+    found = bench_engines.engines(small, ["engine"], sys.executable)
+    assert [(t.way, t.rows) for t in found["timings"]] == [
+        (way.name, 1 if way.batch == 1 else 4) for way in ways
+    ]
+    assert all(t.tokens_per_s[0] > 0 for t in found["timings"]) and not found["not_run"]
+    assert found["same_text"] == {"lab-gpt2, ours": 1.0, "lab-gpt2, static": 1.0}
 
 
 def test_a_bound_is_asked_for_the_rows_that_a_way_writes_at_a_time_and_for_their_cache():
@@ -152,7 +169,7 @@ class Stub:
 
 @pytest.mark.parametrize("answers", [0, 1, 2, 3, 4])  # greedy texts, warm-up, three rounds
 def test_a_peer_that_fails_in_any_round_leaves_and_the_others_go_on(answers, monkeypatch):
-    def start(stack: object, engine: str, model: str, python: str) -> Stub:
+    def start(stack: object, engine: str, case: Case, python: str) -> Stub:
         return Stub(engine, answers if engine == "llama.cpp" else 99)
 
     monkeypatch.setattr(bench_engines, "_start", start)
@@ -164,7 +181,7 @@ def test_a_peer_that_fails_in_any_round_leaves_and_the_others_go_on(answers, mon
 
 
 def test_an_engine_of_ours_that_fails_ends_the_bench(monkeypatch):
-    monkeypatch.setattr(bench_engines, "_start", lambda stack, engine, model, python: Stub(engine, 3))
+    monkeypatch.setattr(bench_engines, "_start", lambda stack, engine, case, python: Stub(engine, 3))
     case = Case("lab-gpt2", 1, 8, 3, (Way("ours", "ours", 2), Way("generate", "generate", 2)), prompts=2)
     with pytest.raises(LabError, match="ended early"):
         bench_engines.engines(case, ["engine"], "")
@@ -178,8 +195,8 @@ def test_the_step_that_is_compiled_writes_what_the_loop_writes(monkeypatch):
         return 0.0, 0.0, threads, bench_compiled.Step(self.loaded.model)
 
     monkeypatch.setattr(bench_compiled.Compiled, "compiled", uncompiled)
-    compiled = bench_worker.ENGINES["compiled"]("lab-llama", "float32", None)
-    ours = bench_worker.Ours("lab-llama", "float32", None)
+    compiled = bench_worker.ENGINES["compiled"]("lab-llama", "float32", "cpu", None)
+    ours = bench_worker.Ours("lab-llama", "float32", "cpu", None)
     prompts = registry.load_prompts(limit=2)
     for temperature in (0.0, 0.8):
         assert compiled.write(prompts, 2, 24, 1, temperature) == ours.write(prompts, 2, 24, 4, temperature)
@@ -191,7 +208,7 @@ def test_a_peer_that_is_not_installed_is_named(tmp_path, monkeypatch):
     (tmp_path / "lm_eval.py").write_text("raise ModuleNotFoundError(name='lm_eval')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     worker = [sys.executable, "-m", "tools.bench_worker"]
-    given = {"engine": "lm-eval", "model": "lab-gpt2", "dtype": "float32", "gguf": None}
+    given = {"engine": "lm-eval", "model": "lab-gpt2", "dtype": "float32", "device": "cpu", "gguf": None}
     done = subprocess.run([*worker, json.dumps(given)], capture_output=True, text=True, cwd=bench.ROOT)
     assert json.loads(done.stdout) == {"missing": "lm_eval"}
 
