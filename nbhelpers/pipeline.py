@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Literal, get_args
 
 from nbhelpers import registry, store, tasks
@@ -40,15 +41,15 @@ def open_run(settings: Settings) -> ModelRun:
     return ModelRun(settings, spec, folder / spec.slug)
 
 
-def make(run: ModelRun, through: Step) -> None:
+def make(run: ModelRun, through: Step, part: slice = slice(None)) -> None:
     """Make what is missing of a model's files, up to ``through``, and print what is made.
 
-    The model is loaded once, if at all. Raises LabError as the steps do.
+    The model is loaded once, if at all. part: of its samples. Raises LabError as the steps do.
     """
     steps = STEPS[: STEPS.index(through) + 1]
     device = machine.make_device(run)
     if "loading" in steps:
-        _make_rows(run, device, [purpose for purpose in get_args(generate.Purpose) if purpose in steps])
+        _make_rows(run, device, [purpose for purpose in get_args(generate.Purpose) if purpose in steps], part)
     for step in (step for step in steps if step in COMPUTED):
         compute, name, sources = COMPUTED[step]
         inputs = [run.folder / source for source in sources]
@@ -62,14 +63,16 @@ def make(run: ModelRun, through: Step) -> None:
             compute(run)
 
 
-def _make_rows(run: ModelRun, device: machine.DeviceReport, purposes: list[generate.Purpose]) -> None:
+def _make_rows(
+    run: ModelRun, device: machine.DeviceReport, purposes: list[generate.Purpose], part: slice
+) -> None:
     """loading.json, and the rows for these purposes; another revision of a model makes all of them again."""
     path, served = run.folder / "loading.json", run.spec.kind == "server"
     old = load.read_report(run) if path.exists() else None
     if old and not served:
         current = (device.device, device.dtype, load.revision_of(run.spec))
         old = old if (old.device, old.dtype, old.revision) == current else None
-    if old and not any(None in generate.stored_samples(run, purpose) for purpose in purposes):
+    if old and not any(None in generate.stored_samples(run, purpose)[part] for purpose in purposes):
         return
     prompts = tasks.prompts_of(run.settings)
     with latency.opened(run) as loaded:
@@ -83,7 +86,8 @@ def _make_rows(run: ModelRun, device: machine.DeviceReport, purposes: list[gener
             report = replace(report, notes=(*report.notes, likelihood.PLAIN))
         store.write_json(path, report)
         for purpose in purposes:
-            if None in generate.stored_samples(run, purpose):
+            if None in generate.stored_samples(run, purpose)[part]:
                 print(f"making {run.folder.name}/{purpose}.jsonl")
-                generator = latency.measure_latency if purpose == "latency" else generate.generate_samples
+                samples = partial(generate.generate_samples, part=part)
+                generator = latency.measure_latency if purpose == "latency" else samples
                 generator(loaded, prompts, run.settings, run.folder / f"{purpose}.jsonl", limits=run.limits)

@@ -49,6 +49,22 @@ def test_only_what_is_asked_for_is_made(tmp_path, capsys):
         generate.read_samples(made)
 
 
+def test_a_part_of_the_samples_is_made_and_the_rest_later(tmp_path, capsys, monkeypatch):
+    asked = Settings("lab-gpt2", str(tmp_path), limit=2, repeats=2, max_new_tokens=4, device="cpu")
+    made = pipeline.open_run(asked)
+    pipeline.make(made, "samples", slice(2, 4))
+    first = generate.stored_samples(made)
+    assert [row and row.prompt_id for row in first] == [None, None, *[first[3].prompt_id] * 2]
+    with monkeypatch.context() as patch:
+        patch.setattr(load, "load", None)  # nobody loads it for rows that are there
+        pipeline.make(made, "samples", slice(2, 4))
+    capsys.readouterr()
+    pipeline.make(made, "samples")
+    assert capsys.readouterr().out == "making lab-gpt2/samples.jsonl\n"
+    assert generate.read_samples(made)[2:] == first[2:]
+    assert len(list(store.read_rows(made.folder / "samples.jsonl", Sample))) == 4
+
+
 def test_loading_json_stays_until_it_answers_another_question(run, tmp_path):
     path, first = run.folder / "loading.json", load.read_report(run)
     marked = replace(first, load_s=12345.0)

@@ -1,10 +1,12 @@
 """What many models cost: over the nodes of a cluster, in the comparison, and in rows to be read.
 
     python -m tools.bench_cluster spread [--models 40] [--nodes 1 --nodes 2 --nodes 4] [--share 0.2]
+    python -m tools.bench_cluster split [--nodes 1 --nodes 2] [--share 0.2]
     python -m tools.bench_cluster compare [--models 1000] [--prompts 100]
     python -m tools.bench_cluster rows [--models 100] [--rows 10000]
 
-``spread`` starts Ray nodes on loopback and runs copies of one small model on them. Linux holds each node to a
+``spread`` starts Ray nodes on loopback and runs copies of one small model on them, ``split`` one large model
+with random weights, whose texts the nodes share. Linux holds each node to a
 share of a core of its own, so that nodes, head and command do not slow each other down; that takes root, and
 cgroups of version 1. Efficiency is the seconds of one node by those of n, n times. The others make a
 synthetic run and measure each step in a process of its own; ``rows`` leaves out the report.
@@ -44,6 +46,8 @@ from nbhelpers.tracking.metrics import latency_estimates, quality_estimates
 
 MODEL = "lab-gpt2"
 SMALL = ("--limit", "4", "--repeats", "2", "--max-new-tokens", "32")
+LARGE = "shape:distilgpt2"
+MANY = ("--limit", "4", "--repeats", "100", "--max-new-tokens", "32")
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
 CGROUPS = "/sys/fs/cgroup"
 TEXT = "A team that measures first spends less. " * 15  # 600 bytes
@@ -88,8 +92,9 @@ class Fence:
 
 
 def spread(models: int, nodes: int, share: float) -> dict[str, Any]:
-    """Of a run of so many copies over so many nodes, each with a share of a core: the seconds of the command,
-    the cluster being there before, and the processor's seconds in head, nodes and command."""
+    """Of a run of so many copies (or of one large model) over so many nodes, each with a share of a core: the
+    seconds of the command, the cluster being there before, and those of the processor in head, nodes and
+    command."""
     os.environ.update(QUIET)
     from ray.cluster_utils import Cluster
 
@@ -107,9 +112,12 @@ def spread(models: int, nodes: int, share: float) -> dict[str, Any]:
                 cluster.add_node(num_cpus=1, node_ip_address=f"127.0.0.{3 + number}", **small)
             fence.limit(share)
         folder = at_end.enter_context(tempfile.TemporaryDirectory())
-        source = load.fetch(registry.resolve(MODEL))
-        copies = [shutil.copytree(source, Path(folder) / f"copy{i:02d}") for i in range(models)]
-        command = [sys.executable, "-m", "nbhelpers.cli", "run", *map(str, copies), *SMALL]
+        asked = [LARGE, *MANY]
+        if models > 1:
+            source = load.fetch(registry.resolve(MODEL))
+            copies = [shutil.copytree(source, Path(folder) / f"copy{i:02d}") for i in range(models)]
+            asked = [*map(str, copies), *SMALL]
+        command = [sys.executable, "-m", "nbhelpers.cli", "run", *asked]
         command += ["--out", f"{folder}/run", "--cluster", cluster.address]
         environment = {**os.environ, "NBHELPERS_OUTPUTS": folder, "HF_HUB_OFFLINE": "1"}
         before, began = {name: fence.cpu_s() for name, fence in fences.items()}, time.perf_counter()
@@ -203,17 +211,17 @@ def _measure(step: Callable[[Path], object], folder: Path, answer: Any) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=("spread", "compare", "rows"))
+    parser.add_argument("part", choices=("spread", "split", "compare", "rows"))
     parser.add_argument("--models", type=int)
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--rows", type=int, default=10_000, help="of a model")
     parser.add_argument("--share", type=float, default=0.2, help="of a core, for each node")
-    parser.add_argument("--nodes", type=int, action="append", help="default: 1, 2 and 4")
+    parser.add_argument("--nodes", type=int, action="append", help="default: 1, 2 and 4, of split 1 and 2")
     given = parser.parse_args()
-    models = given.models or {"spread": 40, "compare": 1000, "rows": 100}[given.part]
+    models = given.models or {"spread": 40, "split": 1, "compare": 1000, "rows": 100}[given.part]
     found: dict[str, Any] = {"models": models}
-    if given.part == "spread":
-        nodes = given.nodes or [1, 2, 4]
+    if given.part in ("spread", "split"):
+        nodes = given.nodes or ([1, 2, 4] if given.part == "spread" else [1, 2])
         if not os.access(Path(CGROUPS, "cpu"), os.W_OK):
             sys.exit(f"A share of a core needs {CGROUPS}/cpu (cgroups, version 1), writable: run it as root.")
         found["share"] = given.share

@@ -50,9 +50,8 @@ def requests(
     settings: Settings,
     report: LoadingReport,
     purpose: Purpose = "samples",
-    only: int | None = None,
 ) -> list[Request]:
-    """Every (prompt, repeat) in order, or only of one repeat, keyed by all that decides its text."""
+    """Every (prompt, repeat) in order, keyed by all that decides its text."""
     latency = purpose == "latency"
     sampling = {name: getattr(settings, name) for name in SAMPLING}
     sampling |= {"maker_settings": True} if settings.maker_settings else {}
@@ -63,7 +62,7 @@ def requests(
     decides: dict[str, Any] = sampling | model | device | task
     wanted = list[Request]()
     asked, repeats = (prompts[:LATENCY_PROMPTS], ROUNDS) if latency else (prompts, settings.repeats)
-    for prompt, repeat in itertools.product(asked, range(repeats) if only is None else [only]):
+    for prompt, repeat in itertools.product(asked, range(repeats)):
         digest = (report.ids_digests or {}).get(prompt.id)
         choices = prompt.choices if "likelihoods" in task else ()
         optional = {"ids": digest, "before": prompt.before, "choices": choices}
@@ -130,9 +129,9 @@ def generate_samples(
     batch_size: int | None = None,
     limits: Limits = Limits(),
     purpose: Purpose = "samples",
-    only: int | None = None,
+    part: slice = slice(None),
 ) -> list[Sample]:
-    """One sample per prompt and repeat (or only of one), in that order, each exactly once.
+    """One sample per prompt and repeat (or a part of them), in that order, each exactly once.
 
     path: a JSONL file; its finished rows are reused, its failed ones tried again, new rows appended as they
     end. batch_size: rows or requests at a time; None: what memory holds, limits.at_once of a server. What
@@ -140,7 +139,8 @@ def generate_samples(
     where limits.fail_on_error is reached.
     """
     report = report_of(model, prompts, settings) if isinstance(model, Loaded) else model.report
-    wanted = requests(prompts, settings, report, purpose, only)
+    every = requests(prompts, settings, report, purpose)
+    wanted = every[part]
     if purpose == "latency":  # all texts as long, whatever ends those of the task
         settings = replace(settings, task="", max_new_tokens=min(LATENCY_TOKENS, settings.max_new_tokens))
     limit = limits.generation_s, purpose == "latency"
@@ -164,8 +164,8 @@ def generate_samples(
                 finished[sample.key] = sample
                 append(sample)
                 failed += sample.error is not None
-                if limits.fail_on_error.reached(failed, len(wanted)):
-                    count = f"{failed} of {len(wanted)} samples failed, the last with {sample.error}"
+                if limits.fail_on_error.reached(failed, len(every)):
+                    count = f"{failed} of {len(every)} samples failed, the last with {sample.error}"
                     raise LabError(f"The run was stopped by --fail-on-error: {count}", Failure.STOPPED)
     return [finished[request.key] for request in wanted]
 

@@ -92,7 +92,8 @@ def measure_in_turn(runs: Sequence[ModelRun]) -> None:
             before = meters.cpu_times() if run.spec.kind == "server" else None
             with left_out(path), nullcontext(models[path]) if together else _warmed(run, prompts) as model:
                 job = model, group, run.settings, None, 1, run.limits
-                rows = generate.generate_samples(*job, "latency", number)
+                of_round = slice(number, None, generate.ROUNDS)
+                rows = generate.generate_samples(*job, "latency", of_round)
                 samples[path] += rows
                 keys[path] += [row.key for row in rows]
                 timed += [row.key for row in rows if row.error is None]
@@ -145,4 +146,4 @@ def _warmed(run: ModelRun, prompts: Sequence[Prompt]) -> Iterator[Loaded | Serve
 
 def _warm_up(model: Loaded | Served, prompts: Sequence[Prompt], settings: Settings, limits: Limits) -> None:
     short = replace(settings, max_new_tokens=min(WARM_UP_TOKENS, settings.max_new_tokens))
-    generate.generate_samples(model, prompts[:1], short, None, 1, limits, "latency", 0)
+    generate.generate_samples(model, prompts[:1], short, None, 1, limits, "latency", slice(1))

@@ -1,5 +1,6 @@
 """The models of a run, spread over a Ray cluster: the notebooks of each up to 05 run on one of its nodes.
 
+Where nodes would be idle, several make the rows of a large model first, a part each; its notebooks find them.
 Ray schedules, keeps the resources apart and starts again elsewhere what a lost node ran. No disk is shared:
 a node sends what it makes to an inbox on the head node, from where this machine collects it and a second
 node goes on. MLflow (06) and the comparison stay on this machine, with their addresses and passwords.
@@ -16,26 +17,30 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from nbhelpers import registry, store
+from nbhelpers import pipeline, registry, store, tasks
 from nbhelpers.devices import fit
+from nbhelpers.generation import generate
 from nbhelpers.loading import load
 from nbhelpers.phases import NOTEBOOKS, Phase, pipeline_of
-from nbhelpers.records import SHORT_DTYPES, Failure, LabError, ModelRun, NotebookStatus, RunInfo
-from nbhelpers.runner import kernels, notebook
-from nbhelpers.runner.plan import Plan
-from nbhelpers.runner.run import Run
+from nbhelpers.records import SHORT_DTYPES, Failure, LabError, ModelRun, NotebookStatus, RunInfo, Sample
+from nbhelpers.runner import kernels, notebook, plan
+from nbhelpers.runner.run import GRACE_S, Run
 
 MODEL_FILES = "[!.]*"  # of a model's folder, without locks
 ROWS = "samples.jsonl"  # only grows: its new lines are sent as they come, other files when a notebook ends
 POLL_S = 1.0  # between two looks for new rows, and at the inbox
 HEAD = "node:__internal_head__"  # Ray's name of a resource that only the head node has
+# Rows for which it pays to load a large model on one more node: a GPU makes a full batch of them in about the
+# time of one row, a CPU has enough to do with few.
+LEAST_ROWS = {"GPU": generate.BATCH_CAP, "CPU": 16}
 
 Files = dict[str, bytes]
 Output = tuple[Files, list[NotebookStatus]]  # of a model
-News = tuple[str, str, Output]  # of which model; the node that begins with it, or ""; what came
+News = tuple[str, str, str, Output]  # of which model and part; the node that begins with it, or ""; what came
 
 
 class Inbox:
@@ -44,16 +49,16 @@ class Inbox:
     def __init__(self) -> None:
         self.output, self.news = dict[str, Output](), list[News]()
 
-    def begin(self, model: str, node: str, earlier: Output) -> Output:
-        """A node starts on a model: what is there of it, from earlier or from a lost node."""
-        self.news.append((model, node, ({}, [])))
+    def begin(self, model: str, part: str, node: str, earlier: Output) -> Output:
+        """A node starts on a model or a part of its rows: what is there, from earlier or from other nodes."""
+        self.news.append((model, part, node, ({}, [])))
         return self.output.setdefault(model, earlier)
 
     def put(self, model: str, files: Files, statuses: list[NotebookStatus]) -> None:
         old, all_statuses = self.output[model]
         old |= {name: old.get(name, b"") + data if name == ROWS else data for name, data in files.items()}
         all_statuses += statuses
-        self.news.append((model, "", (files, statuses)))
+        self.news.append((model, "", "", (files, statuses)))
 
     def collect(self, done: list[str]) -> list[News]:
         """The news; models that are done are forgotten."""
@@ -94,29 +99,37 @@ def spread(ray: Any, cores: int, runner: Run) -> None:
     finish = partial(_finish, runner, ThreadPoolExecutor(runner.jobs))
     try:
         inbox = ray.remote(Inbox).options(num_cpus=0, resources={HEAD: 0.001}).remote()
-        tasks, resources, begun = dict[str, Any](), dict[str, dict[str, Any]](), set[str]()
+        resources, begun = dict[str, dict[str, Any]](), dict[tuple[str, str], str]()
         for slug, run in runs.items():
-            info = replace(runner.info, models=(run.settings.model,), specs=(run.spec,), notebooks=())
-            statuses = [status for status in runner.info.notebooks if status.model == run.settings.model]
-            if run.spec.kind == "server" or not _missing(run, statuses):
+            if run.spec.kind == "server" or not _missing(run, runner.info.notebooks):
                 finish(run)
-                continue
-            files = {path.name: path.read_bytes() for path in run.folder.glob(MODEL_FILES)}
-            resources[slug] = needs(run, cores, "GPU" in ray.cluster_resources())
-            task = ray.remote(work).options(**resources[slug])
-            tasks[slug] = task.remote(inbox, info, str(runner.folder), (files, statuses))
-        while tasks:
-            done, _ = ray.wait([*tasks.values()], num_returns=len(tasks), timeout=POLL_S)
-            ended = [slug for slug, task in tasks.items() if task in done]
-            for slug, node, output in ray.get(inbox.collect.remote(ended)):
-                _take(runner, runs[slug], node, output, slug in begun)
-                begun.add(slug)
-            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            for slug, task in [*tasks.items()]:
+            else:
+                resources[slug] = needs(run, cores, "GPU" in ray.cluster_resources())
+        works = dict[str, list[Any]]()  # of a model: the task of its notebooks, then those it waits for
+        nodes = _nodes(ray)
+        for slug, need in resources.items():
+            model, spec = runs[slug].settings.model, runs[slug].spec
+            info = replace(runner.info, models=(model,), specs=(spec,), notebooks=())
+            statuses = [status for status in runner.info.notebooks if status.model == model]
+            files = {path.name: path.read_bytes() for path in runs[slug].folder.glob(MODEL_FILES)}
+            task = partial(ray.remote(work).options(**need).remote, inbox, info, str(runner.folder))
+            at_once = room(nodes, need) // len(resources)
+            first = [task((files, statuses), part) for part in parts(runs[slug], need, at_once)]
+            works[slug] = [task((files, statuses), None, *first), *first]
+        while works:
+            last = {refs[0]: slug for slug, refs in works.items()}
+            done, _ = ray.wait([*last], num_returns=len(last), timeout=POLL_S)
+            ended = [last[ref] for ref in done]
+            for slug, part, node, output in ray.get(inbox.collect.remote(ended)):
+                _take(runner, runs[slug], node, output, begun.get((slug, part), ""))
+                begun |= {(slug, part): node} if node else {}
+            nodes = _nodes(ray)
+            for slug, refs in [*works.items()]:
                 if runner.refused and slug not in ended:
-                    ray.cancel(task, force=True)  # it ends, and the runner says why
-                elif slug in ended or not any(_has(node, resources[slug]) for node in nodes):
-                    finish(runs[slug], _problem(ray, tasks.pop(slug)))
+                    for ref in refs:
+                        ray.cancel(ref, force=True)  # it ends, and the runner says why
+                elif slug in ended or not room(nodes, resources[slug]):
+                    finish(runs[slug], _problem(ray, works.pop(slug)))
         for future in runner.futures:
             future.result()
     except ray.exceptions.RayError as error:
@@ -135,9 +148,28 @@ def needs(run: ModelRun, cores: int, gpus: bool) -> dict[str, Any]:
     return {"num_cpus": cores, "memory": int(fit.generation_need(run.spec, dtype).total / fit.HEADROOM)}
 
 
-def _has(node: dict[str, float], need: dict[str, Any]) -> bool:
+def _nodes(ray: Any) -> list[dict[str, float]]:
+    """What each node that is there has in all."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def room(nodes: Iterable[dict[str, float]], need: dict[str, Any]) -> int:
+    """How many tasks with this need the nodes hold at a time."""
     names = {"num_cpus": "CPU", "num_gpus": "GPU"}
-    return all(node.get(names.get(name, name), 0) >= amount for name, amount in need.items())
+    some = [(names.get(name, name), amount) for name, amount in need.items() if amount]
+    return sum(int(min(node.get(name, 0) // amount for name, amount in some)) for node in nodes)
+
+
+def parts(run: ModelRun, need: dict[str, Any], at_once: int) -> list[slice]:
+    """The rows of a large model, whole prompts together, for so many nodes at most; none where one does."""
+    if (run.spec.parameters or 0) <= plan.SMALL_PARAMETERS:
+        return []
+    prompts, repeats = len(tasks.prompts_of(run.settings)), run.settings.repeats
+    made = {row.key for row in store.read_rows(run.folder / ROWS, Sample) if row.error is None}
+    least = LEAST_ROWS["GPU" if "num_gpus" in need else "CPU"]
+    count = min(at_once, prompts, (prompts * repeats - len(made)) // least)
+    ends = [prompts * number // count * repeats for number in range(count + 1)] if count > 1 else []
+    return [slice(*pair) for pair in pairwise(ends)]
 
 
 def _missing(run: ModelRun, statuses: Iterable[NotebookStatus]) -> list[str]:
@@ -147,8 +179,9 @@ def _missing(run: ModelRun, statuses: Iterable[NotebookStatus]) -> list[str]:
     return [name for name in names if NOTEBOOKS[name] < Phase.TRACKING and name not in done]
 
 
-def _take(runner: Run, run: ModelRun, node: str, output: Output, begun: bool) -> None:
-    """Write a node's output into the run's folder; ``node``: its name as it begins, then ""."""
+def _take(runner: Run, run: ModelRun, node: str, output: Output, lost: str) -> None:
+    """Write a node's output into the run's folder; ``node``: its name as it begins, then ""; lost: whose work
+    it then goes on with."""
     (files, statuses), nodes = output, runner.info.nodes
     run.folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
@@ -158,19 +191,20 @@ def _take(runner: Run, run: ModelRun, node: str, output: Output, begun: bool) ->
         else:
             store.write_text(run.folder / name, [data.decode("utf-8", "replace")])
     if node:
-        earlier = nodes.get(run.settings.model, node)
-        nodes = nodes | {run.settings.model: earlier if earlier.endswith(node) else f"{earlier}, {node}"}
-        if begun:
-            print(f"{run.spec.alias}: {earlier} was lost, {node} goes on with it", file=sys.stderr)
+        others = [name for name in nodes.get(run.settings.model, node).split(", ") if name != node]
+        nodes = nodes | {run.settings.model: ", ".join([*others, node])}
+        if lost:
+            print(f"{run.spec.alias}: {lost} was lost, {node} goes on with it", file=sys.stderr)
     runner.save(*statuses, nodes=nodes)
 
 
-def _problem(ray: Any, task: Any) -> LabError | None:
-    """Why a task has not done its work."""
+def _problem(ray: Any, refs: list[Any]) -> LabError | None:
+    """Why a model's last task, the first of these, has not done its work."""
     try:
-        ray.get(task, timeout=0)
+        ray.get(refs[0], timeout=0)
     except ray.exceptions.GetTimeoutError:
-        ray.cancel(task)
+        for ref in refs:
+            ray.cancel(ref)
         return LabError("No node of the cluster has the cores, memory or GPU that this model needs.")
     except ray.exceptions.TaskCancelledError:
         return None
@@ -194,10 +228,11 @@ def _finish(runner: Run, pool: ThreadPoolExecutor, run: ModelRun, problem: LabEr
     runner.futures.append(pool.submit(runner.pipeline, run))
 
 
-def work(inbox: Any, info: RunInfo, home: str, earlier: Output) -> None:
-    """On a node: the notebooks of ``info``'s one model that are missing. home: the run's folder over there.
+def work(inbox: Any, info: RunInfo, home: str, earlier: Output, part: slice | None, *_: Any) -> None:
+    """On a node: the notebooks of ``info``'s one model that are missing, or a part of its rows.
 
-    LabError for a model's folder, a task or prompts that this node does not have.
+    home: the run's folder over there; the rest: what Ray ends before. A part that fails is left to whoever
+    runs the notebooks. LabError for a model's folder, a task or prompts that this node does not have.
     """
     import ray
 
@@ -209,7 +244,7 @@ def work(inbox: Any, info: RunInfo, home: str, earlier: Output) -> None:
     threads = str(int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
     with kernels.environment(threads), tempfile.TemporaryDirectory() as scratch:
         # Not by ray.get: while a task waits in it, its node takes on another model.
-        files, statuses = inbox.begin.remote(spec.slug, node, earlier).future().result()
+        files, statuses = inbox.begin.remote(spec.slug, str(part), node, earlier).future().result()
         folder, sent = Path(scratch, spec.slug), {ROWS: b""} | files
         folder.mkdir()
         for name, data in files.items():
@@ -232,13 +267,18 @@ def work(inbox: Any, info: RunInfo, home: str, earlier: Output) -> None:
             while not ended.wait(POLL_S):
                 send(names=ROWS)
 
-        runner = Run(Plan(Path(scratch), info), replace(info, jobs=1, notebooks=tuple(statuses)), send)
+        runner = Run(plan.Plan(Path(scratch), info), replace(info, jobs=1, notebooks=tuple(statuses)), send)
         threading.Thread(target=stream, daemon=True).start()
         try:
             runner.save()
             kernels.serve(runner.log)
             [run] = runner.runs(replace(info.settings, run_dir=scratch))
-            runner.pipeline(run, end=Phase.TRACKING)
+            if part is None:
+                runner.pipeline(run, end=Phase.TRACKING)
+            else:
+                process = kernels.start(runner.log, pipeline.make, run, "samples", part)
+                kernels.exit_code(process, info.limits.cell_s + GRACE_S)
+                send(names=ROWS)
         finally:
             ended.set()
             kernels.kill(runner.folder)

@@ -524,6 +524,18 @@ def test_resume_makes_nothing_twice_and_gives_the_same_texts(tmp_path: Path) -> 
     assert len(path.read_text().splitlines()) == 9
 
 
+def test_parts_of_the_rows_are_those_of_the_whole_and_together_all_of_them(tmp_path: Path) -> None:
+    loaded, path = tiny("llama", eos=MANY_ENDS), tmp_path / "samples.jsonl"
+    whole = generate.generate_samples(loaded, PROMPTS, FEW)
+    assert [(s.prompt_id, s.repeat) for s in whole] == [
+        (p.id, r) for p in PROMPTS for r in range(FEW.repeats)
+    ]
+    for part in (slice(3), slice(3, 9), slice(1, None, FEW.repeats), slice(4, 4), slice(None)):
+        made = generate.generate_samples(loaded, PROMPTS, FEW, path, part=part)
+        assert texts(made) == texts(whole[part]) and [s.key for s in made] == [s.key for s in whole[part]]
+    assert sorted(row.key for row in store.read_rows(path, Sample)) == sorted(s.key for s in whole)
+
+
 def test_a_torn_last_line_costs_one_row(tmp_path: Path) -> None:
     loaded = tiny("gpt2")
     path = tmp_path / "samples.jsonl"

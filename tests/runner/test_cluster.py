@@ -1,6 +1,8 @@
 """A real Ray cluster on loopback, a head and two nodes of one core: one is killed in the middle of a run."""
 
+import itertools
 import json
+import math
 import os
 import re
 import shlex
@@ -10,6 +12,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,10 +24,10 @@ from mlflow import cli as mlflow_cli
 from nbhelpers import cli, registry, store
 from nbhelpers.generation import generate
 from nbhelpers.loading import load
-from nbhelpers.records import LabError, Result, RunInfo, Sample, Settings
+from nbhelpers.records import LabError, ModelRun, Result, RunInfo, Sample, Settings
 from nbhelpers.runner import cluster
 from nbhelpers.runner.plan import Plan, plan_run
-from nbhelpers.runner.run import Run
+from nbhelpers.runner.run import STOPPED, Run
 
 NO_RAY = "the extra cluster (Ray) is not installed"
 MODELS = ("lab-gpt2", "lab-opt")
@@ -56,56 +60,136 @@ def ray_cluster(tmp_path_factory) -> Iterator[SimpleNamespace]:
         head |= {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
         made = Cluster(initialize_head=True, head_node_args=head | small)
         try:
-            nodes = [made.add_node(num_cpus=1, node_ip_address=f"127.0.0.{last}", **small) for last in (3, 4)]
+            nodes = [add_node(made, last) for last in (3, 4)]
             yield SimpleNamespace(cluster=made, nodes=nodes, address=f"ray://127.0.0.2:{port}")
         finally:
             made.shutdown()
+
+
+def add_node(cluster, last: int):
+    return cluster.add_node(num_cpus=1, node_ip_address=f"127.0.0.{last}", object_store_memory=80_000_000)
 
 
 def texts(rows: list[Sample]) -> list[tuple[str, str, int, str]]:
     return sorted((row.key, row.prompt_id, row.repeat, row.text) for row in rows)
 
 
-def test_a_node_killed_in_the_middle_loses_nothing_and_its_model_runs_elsewhere(ray_cluster, tmp_path):
-    out = tmp_path / "run"
-    options = [part for name, value in GIVEN.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    command = [sys.executable, "-m", "nbhelpers.cli", "run", *MODELS, *options, "--out", str(out)]
-    with (tmp_path / "said").open("w+") as said:
-        begun = time.monotonic()
-        process = subprocess.Popen(
-            [*command, "--cluster", ray_cluster.cluster.address], stdout=said, stderr=said
-        )
+# As if every model were large.
+LARGE = "from nbhelpers.runner import plan; plan.SMALL_PARAMETERS = 0; from nbhelpers.cli import app; app()"
+ASKED = [part for name, value in GIVEN.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+TOTAL = GIVEN["limit"] * GIVEN["repeats"]
+
+
+@contextmanager
+def running(said: Path, *command: str | Path) -> Iterator[subprocess.Popen]:
+    with said.open("w") as out:
+        process = subprocess.Popen([sys.executable, *map(str, command)], stdout=out, stderr=out)
         try:
-            lost = ray_cluster.nodes[1]
-            address, kept = f"({lost.node_ip_address})", []
-            while not kept and process.poll() is None and time.monotonic() - begun < 300:
-                info = store.read_json(out / "run.json", RunInfo) if (out / "run.json").exists() else None
-                for model, node in info.nodes.items() if info else ():
-                    if node.endswith(address):
-                        victim, rows = model, out / model / "samples.jsonl"
-                        kept = rows.read_text().splitlines() if rows.exists() else []
-                time.sleep(0.1)
-            ray_cluster.cluster.remove_node(lost, allow_graceful=False)
-            while (
-                ", " not in info.nodes[victim] and process.poll() is None and time.monotonic() - begun < 300
-            ):
-                time.sleep(0.1)
-                info = store.read_json(out / "run.json", RunInfo)
-            [other] = set(MODELS) - {victim}  # a node of one core has one model at a time
-            assert (other, "05_statistics") in {(status.model, status.notebook) for status in info.notebooks}
-            assert process.wait(timeout=300) == 0, (tmp_path / "said").read_text()
+            yield process
         finally:
             process.kill()
-        said.seek(0)
-        output = said.read()
-    total = GIVEN["limit"] * GIVEN["repeats"]
+
+
+def addresses(node: str) -> list[str]:
+    return re.findall(r"\(([\d.]+)\)", node)
+
+
+def test_one_large_model_runs_on_two_nodes_and_a_lost_one_s_rows_go_on_elsewhere(ray_cluster, tmp_path):
+    out, said = tmp_path / "run", tmp_path / "said"
+    rows, there = out / "lab-gpt2" / "samples.jsonl", [node.node_ip_address for node in ray_cluster.nodes]
+    half = {prompt.id for prompt in registry.load_prompts(limit=GIVEN["limit"] // 2)}
+    here = generate.generate_samples(load.load("lab-gpt2"), registry.load_prompts(limit=8), Settings(**GIVEN))
+    last, kept = ray_cluster.nodes[1], list[str]()
+    to_cluster = "--cluster", ray_cluster.cluster.address
+    with running(said, "-c", LARGE, "run", "lab-gpt2", *ASKED, "--out", out, *to_cluster) as process:
+        end = time.monotonic() + 300
+        while len({json.loads(line)["prompt_id"] in half for line in kept}) < 2:
+            assert process.poll() is None and time.monotonic() < end, said.read_text()
+            kept = re.findall(r"(.*)\n", rows.read_text()) if rows.exists() else []
+            time.sleep(0.1)
+        info = store.read_json(out / "run.json", RunInfo)
+        assert sorted(addresses(info.nodes["lab-gpt2"])) == there and not info.notebooks
+        ray_cluster.cluster.remove_node(last, allow_graceful=False)
+        assert process.wait(timeout=300) == 0, said.read_text()
+    ray_cluster.nodes[1] = add_node(ray_cluster.cluster, 4)
+    lines = rows.read_text().splitlines()
+    assert 0 < len(kept) < TOTAL and lines[: len(kept)] == kept  # timings included
+    assert len(lines) == TOTAL and texts(list(store.read_rows(rows, Sample))) == texts(here)
+    assert said.read_text().count("was lost") == 1 and f"({there[1]}) was lost" in said.read_text()
+    info = store.read_json(out / "run.json", RunInfo)
+    assert addresses(info.nodes["lab-gpt2"]) == [there[1], there[0]]  # the last has the latency
+    assert {status.status for status in info.notebooks} == {"passed"} and len(info.notebooks) == 7
+    # A resume makes what is missing: the rows of a few prompts, too many for one node, but no other.
+    kept = lines[: TOTAL // 2]
+    rows.write_text("".join(f"{line}\n" for line in kept))
+    store.write_json(out / "run.json", replace(info, notebooks=(), nodes={}))
+    with running(said, "-c", LARGE, "run", "--resume", out, *to_cluster) as process:
+        assert process.wait(timeout=300) == 0, said.read_text()
+    lines = rows.read_text().splitlines()
+    assert len(lines) == TOTAL and lines[: len(kept)] == kept
+    assert texts(list(store.read_rows(rows, Sample))) == texts(here)
+    info = store.read_json(out / "run.json", RunInfo)
+    assert sorted(addresses(info.nodes["lab-gpt2"])) == there and "was lost" not in said.read_text()
+
+
+@pytest.mark.parametrize("prompts", [1, 2, 3, 7])
+@pytest.mark.parametrize("repeats", [1, 16, 40])
+@pytest.mark.parametrize("gpu", [False, True])
+def test_the_parts_of_a_large_model_are_whole_prompts(prompts, repeats, gpu, tmp_path, monkeypatch):
+    given = Settings(limit=prompts, repeats=repeats)
+    run = ModelRun(given, registry.resolve("shape:bloom-560m"), tmp_path)
+    need = {"num_gpus": 1} if gpu else {}
+    every = list(itertools.product(range(prompts), range(repeats)))
+    for at_once in range(9):
+        found = [every[part] for part in cluster.parts(run, need, at_once)]
+        assert len(found) != 1 and len(found) <= min(at_once, prompts)
+        assert not found or list(itertools.chain(*found)) == every
+        assert all({row for row in every if row[0] in dict(rows)} == set(rows) for rows in found)
+        enough = len(every) // cluster.LEAST_ROWS["GPU" if gpu else "CPU"]
+        assert bool(found) == (min(at_once, prompts, enough) > 1)
+        assert max(map(len, found), default=0) - min(map(len, found), default=0) <= repeats
+    assert not cluster.parts(replace(run, spec=registry.resolve("lab-gpt2")), need, 9)
+    monkeypatch.setattr(store, "read_rows", lambda *_: [SimpleNamespace(key=n, error=None) for n in every])
+    assert not cluster.parts(run, need, 9)  # all are made
+
+
+def test_a_cluster_has_room_for_what_its_nodes_hold_together():
+    nodes = [{"CPU": 4.0, "memory": 10.0}, {"CPU": 8.0, "memory": 3.0, "GPU": 2.0}, {"memory": 99.0}]
+    assert cluster.room(nodes, {"num_cpus": 1, "memory": 3}) == 3 + 1
+    assert cluster.room(nodes, {"num_cpus": 2, "memory": 0}) == 2 + 4
+    assert cluster.room(nodes, {"num_cpus": 1, "num_gpus": 1}) == 2
+    assert cluster.room(nodes, {"num_cpus": 9}) == cluster.room([], {"num_cpus": 1}) == 0
+
+
+def test_a_node_killed_in_the_middle_loses_nothing_and_its_model_runs_elsewhere(ray_cluster, tmp_path):
+    out, said, begun = tmp_path / "run", tmp_path / "said", time.monotonic()
+    command = "-m", "nbhelpers.cli", "run", *MODELS, *ASKED, "--out", out
+    with running(said, *command, "--cluster", ray_cluster.cluster.address) as process:
+        lost = ray_cluster.nodes[1]
+        address, kept = f"({lost.node_ip_address})", []
+        while not kept and process.poll() is None and time.monotonic() - begun < 300:
+            info = store.read_json(out / "run.json", RunInfo) if (out / "run.json").exists() else None
+            for model, node in info.nodes.items() if info else ():
+                if node.endswith(address):
+                    victim, rows = model, out / model / "samples.jsonl"
+                    kept = rows.read_text().splitlines() if rows.exists() else []
+            time.sleep(0.1)
+        ray_cluster.cluster.remove_node(lost, allow_graceful=False)
+        while ", " not in info.nodes[victim] and process.poll() is None and time.monotonic() - begun < 300:
+            time.sleep(0.1)
+            info = store.read_json(out / "run.json", RunInfo)
+        [other] = set(MODELS) - {victim}  # a node of one core has one model at a time
+        assert (other, "05_statistics") in {(status.model, status.notebook) for status in info.notebooks}
+        assert process.wait(timeout=300) == 0, said.read_text()
+    survivor = ray_cluster.nodes[0].node_ip_address
+    ray_cluster.nodes[1] = add_node(ray_cluster.cluster, 4)
+    output, total = said.read_text(), TOTAL
     assert 0 < len(kept) < total
     lines = (out / victim / "samples.jsonl").read_text().splitlines()
     assert lines[: len(kept)] == kept and len(lines) == total  # timings included, and none made twice
     assert f"{address} was lost" in output
     info = store.read_json(out / "run.json", RunInfo)
     assert {status.status for status in info.notebooks} == {"passed"}
-    survivor = ray_cluster.nodes[0].node_ip_address
     assert [part.partition(" (")[2] for part in info.nodes[victim].split(", ")] == [
         address[1:],
         f"{survivor})",
@@ -132,10 +216,17 @@ def refused(plan: Plan, address: str) -> str:
     return str(first.error)
 
 
-def test_a_folder_that_a_node_lacks_is_named(ray_cluster, tmp_path):
+@pytest.fixture(params=["one task", "parts"])
+def split(request, monkeypatch) -> Settings:
+    """Of a run whose model is a task, or split first."""
+    monkeypatch.setattr(cluster.plan, "SMALL_PARAMETERS", 0 if request.param == "parts" else math.inf)
+    return Settings(limit=2, repeats=50)
+
+
+def test_a_folder_that_a_node_lacks_is_named(ray_cluster, tmp_path, split):
     folder = tmp_path / "mine"
     shutil.copytree(load.fetch(registry.resolve("lab-gpt2")), folder)
-    plan = plan_run([str(folder)], Settings(limit=1), str(tmp_path / "run"))
+    plan = plan_run([str(folder)], split, str(tmp_path / "run"))
     shutil.rmtree(folder)
     assert refused(plan, ray_cluster.address).endswith(f"has no {folder}: copy it there, to the same place.")
 
@@ -143,6 +234,22 @@ def test_a_folder_that_a_node_lacks_is_named(ray_cluster, tmp_path):
 def test_a_model_that_no_node_can_hold_is_refused(ray_cluster, tmp_path):
     plan = plan_run(["lab-gpt2"], Settings(limit=1, device="cuda"), str(tmp_path / "run"))
     assert "No node of the cluster has" in refused(plan, ray_cluster.address)
+
+
+def test_a_model_that_no_node_can_hold_any_more_is_refused(ray_cluster, tmp_path, split, monkeypatch):
+    rooms = itertools.chain([2], itertools.repeat(0))  # all nodes that have room are lost
+    monkeypatch.setattr(cluster, "room", lambda *_: next(rooms))
+    plan = plan_run(["lab-gpt2"], split, str(tmp_path / "run"))
+    assert "No node of the cluster has" in refused(plan, ray_cluster.address)
+
+
+def test_a_run_that_is_stopped_cancels_what_the_nodes_do(ray_cluster, tmp_path, split):
+    plan = plan_run(["lab-gpt2"], split, str(tmp_path / "run"))
+    (whole := Run(plan, plan.info, lambda status: None)).save()
+    whole.refused = True  # --fail-on-error
+    cluster.join_cluster(ray_cluster.address)(whole)
+    assert {(status.status, status.error) for status in whole.info.notebooks} == {("skipped", STOPPED)}
+    assert not list(plan.run_dir.rglob("*.ipynb"))
 
 
 def test_no_ray_is_one_sentence(monkeypatch):
