@@ -26,7 +26,7 @@ def compare(
     **options: Any,
 ) -> None:
     """Compare results made elsewhere: lm-evaluation-harness, Inspect, promptfoo, CSV or JSONL, runs."""
-    from nbhelpers.logs import compare, read
+    from nbhelpers.logs import compare
     from nbhelpers.report import html
 
     if export or dataset:
@@ -39,7 +39,7 @@ def compare(
                 print(write(_log(files[0])[0], folder))
         return
     choice = Choice(**options)
-    logs = [log for file in files for log in read.read(*_log(file), choice)]
+    logs = [log for file in files for log in compare.read_logs(*_log(file), choice)]
     report = compare.compare_logs(logs, choice)
     page = out and html.write_logs(out, report, logs)
     if out:
@@ -60,11 +60,11 @@ def gate(
     **options: Any,
 ) -> None:
     """May the candidate pass? Exit code 0: not worse by the margin, 1: worse, 3: cannot tell, 2: usage."""
-    from nbhelpers.logs import gate, read
+    from nbhelpers.logs import compare, gate
     from nbhelpers.report import html
 
     choice = Choice(**options)
-    old, new = (read.read(*_log(file), choice) for file in (baseline, candidate))
+    old, new = (compare.read_logs(*_log(file), choice) for file in (baseline, candidate))
     report = gate.gate_logs(old, new, choice, dict(map(_budget, budget or [])))
     for path, template in ((junit, "gate.xml"), (markdown, "gate.md")):
         if path:

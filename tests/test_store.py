@@ -17,10 +17,13 @@ import pytest
 from all_records import all_records
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from saved_models import edit_json
 
 from nbhelpers import store
+from nbhelpers.comparison import ratings
 from nbhelpers.records import Estimate, LabError, Limits, Result, Sample, Score, Settings
 from nbhelpers.tracking.metrics import StatsReport
+from nbhelpers.tracking.mlflow_run import TrackingReport
 
 RECORDS = [kind for kind in all_records() if hasattr(kind, "schema_version")]
 OPEN = settings(max_examples=50)
@@ -367,3 +370,13 @@ def test_outputs_go_where_the_environment_says(tmp_path, monkeypatch):
     monkeypatch.delenv("NBHELPERS_OUTPUTS")
     assert store.outputs_dir() == store.project_root() / "outputs"
     assert store.run_dir(Settings(run_dir="mine")) == Path(tmp_path / "mine")
+
+
+def test_what_older_releases_wrote_besides_is_passed_over(tmp_path):
+    path, design = tmp_path / "record.json", ratings.Design(0, ("p1",), 1)
+    store.write_json(path, ratings.LabelKey({"1": "key"}, design))
+    edit_json(path, design=dataclasses.asdict(design) | {"chances": {"short_post": 1.0}})
+    assert store.read_json(path, ratings.LabelKey).design == design
+    store.write_json(path, report := TrackingReport("abc", 3, ("files/result.json",)))
+    edit_json(path, tracking_uri="sqlite:///mlflow.db", experiment="local-model-evaluation")
+    assert store.read_json(path, TrackingReport) == report

@@ -19,7 +19,7 @@ from nbhelpers.generation import server
 from nbhelpers.records import Estimate, LabError, Result
 from nbhelpers.scoring import judge
 from nbhelpers.stats import ppi
-from nbhelpers.stats.agreement import krippendorff
+from nbhelpers.stats.estimate import krippendorff
 from nbhelpers.stats.paired import EVERY_PAIR
 
 SHEET = "labels.csv"
@@ -44,8 +44,7 @@ def write_sheet(run_dir: Path, results: Sequence[Result], count: int = 40, seed:
     if not groups or any(len(by_model) < len(results) for by_model in groups.values()):
         raise LabError(f"The run {name} has no texts of the same prompts: run its models to the end.")
     rng = random.Random(seed)
-    strata = ratings.strata_of(texts.values())
-    order = ppi.random_order(strata, seed)
+    order = ppi.random_order(ratings.strata_of(texts.values()), seed)
     drawn = order[: math.ceil(count / len(results))]
     shuffled = (rng.sample([*groups[prompt].values()], len(results)) for prompt in drawn)
     samples = [texts[rng.choice(repeats)].sample for by_model in shuffled for repeats in by_model]

@@ -216,8 +216,7 @@ def correct(ratings: Ratings, results: Sequence[Result], margin: float) -> Corre
         models[result.model] = ppi.Rated(by_people, by_score, result.per_prompt)
     means = {model: ppi.corrected_mean(of, weights, model)[0] for model, of in models.items()}
     ranking = dict(sorted(means.items(), key=lambda item: -(item[1].mean or 0.0)))
-    pairs = ppi.correct_all({model: models[model] for model in ranking}, weights, margin)
-    return ranking, pairs, count
+    return ranking, ppi.correct_all({model: models[model] for model in ranking}, weights, margin), count
 
 
 def _drawn(ratings: Ratings) -> Drawn:

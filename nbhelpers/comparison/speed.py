@@ -31,15 +31,12 @@ def compare_speeds(run_dir: Path, results: Sequence[Result]) -> tuple[Comparison
         keys = set(store.read_json(run_dir / FILE, LatencyPass).keys)
         for result in results:
             folder = run_dir / result.slug
-            written = dict[str, tuple[int, int]]()  # bytes and tokens
-            for row in store.read_rows(folder / "samples.jsonl", Sample):
-                if row.error is None and row.bytes:
-                    bytes_, tokens = written.get(row.prompt_id, (0, 0))
-                    written[row.prompt_id] = bytes_ + row.bytes, tokens + row.new_tokens
+            done = (s for s in store.read_rows(folder / "samples.jsonl", Sample) if s.bytes and not s.error)
+            written = grouped((s.prompt_id, (s.bytes, s.new_tokens)) for s in done)
             log_speeds = dict[tuple[str, int], float]()
             for row in store.read_rows(folder / "latency.jsonl", Sample):
                 if row.key in keys and row.latency_s and row.new_tokens and row.prompt_id in written:
-                    bytes_, tokens = written[row.prompt_id]
+                    bytes_, tokens = map(sum, zip(*written[row.prompt_id], strict=True))
                     speed = row.new_tokens / row.latency_s * bytes_ / tokens
                     log_speeds[row.prompt_id, row.repeat] = math.log(speed)
             if log_speeds:

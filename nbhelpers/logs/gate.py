@@ -1,12 +1,12 @@
 """The gate: may a candidate take a baseline's place? For continuous integration, by its exit code."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from nbhelpers.errors import some
 from nbhelpers.logs import compare
+from nbhelpers.logs.compare import named
 from nbhelpers.logs.formats import Log
-from nbhelpers.logs.read import named
 from nbhelpers.options import Choice
 from nbhelpers.records import SCHEMA_VERSION, LabError, Record
 from nbhelpers.stats import noninferiority, paired, sequential
@@ -69,15 +69,20 @@ def gate_logs(
         added += [_budget_check(*budget, old_logs, new_logs) for budget in (budgets or {}).items()]
         checks += [replace(c, name=f"{c.name}, {new_name}") for c in added] if len(pairs) > 1 else added
         notes += [*group_notes, *(note for group in groups for note in group.notes)]
-    tested = [check for check in checks if check.p_worse is not None]
-    for check, p in zip(tested, paired.holm([c.p_worse or 0.0 for c in tested]), strict=True):
-        corrected = replace(check, p_worse=p)
-        if check.outcome == "worse" and p >= ALPHA:
-            why = "not after correction for the other checks"
-            corrected = replace(corrected, outcome="cannot tell", reason=why)
-        checks[checks.index(check)] = corrected
-    outcome = max((check.outcome for check in checks), key=["passes", "cannot tell", "worse"].index)
-    return GateReport(outcome, tuple(checks), tuple(dict.fromkeys(notes)))
+    corrected = tuple(_corrected(checks))
+    outcome = max((check.outcome for check in corrected), key=["passes", "cannot tell", "worse"].index)
+    return GateReport(outcome, corrected, tuple(dict.fromkeys(notes)))
+
+
+def _corrected(checks: Sequence[Check]) -> Iterator[Check]:
+    """The checks with p by Holm over those that have one."""
+    adjusted = iter(paired.holm([check.p_worse for check in checks if check.p_worse is not None]))
+    for check in checks:
+        p = None if check.p_worse is None else next(adjusted)
+        check = replace(check, p_worse=p)
+        if check.outcome == "worse" and p is not None and p >= ALPHA:
+            check = replace(check, outcome="cannot tell", reason="not after correction for the other checks")
+        yield check
 
 
 def _margin_check(group: compare.Group, old: str, new: str) -> Check:

@@ -10,8 +10,8 @@ from statistics import fmean
 
 from nbhelpers import store
 from nbhelpers.errors import NoScore
+from nbhelpers.logs.compare import named
 from nbhelpers.logs.formats import Log
-from nbhelpers.logs.read import named
 from nbhelpers.records import Result, Sample
 from nbhelpers.scoring import coherence, texts
 from nbhelpers.tasks import Scorer

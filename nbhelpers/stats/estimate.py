@@ -1,4 +1,4 @@
-"""Estimates with 95% intervals: means, percentiles and a difference of two rates.
+"""Estimates with 95% intervals: means, medians, a difference of two rates, the agreement of raters.
 
 The unit is the prompt: its repeats are averaged first (``by_prompt``). Too little or unusable data is a
 result with a ``reason``, never an interval of width zero. The order of the values changes nothing. How far
@@ -6,6 +6,7 @@ each interval keeps its promise: ``data/calibration.csv``.
 """
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -87,33 +88,20 @@ def bonett_price(wins: int, losses: int, n: int, upper: float = TAILS[1]) -> tup
     return max(-1.0, one - other - half), min(1.0, one - other + half)
 
 
-def percentile_estimate(values: Iterable[float], q: float, name: str = "") -> Estimate:
-    """The q-th percentile (q in percent; carried in ``mean``) with a distribution-free 95% interval.
-
-    It needs 1 / (1 - q/100) values, so that one is expected beyond it: 20 for p95. The median's interval is
-    the percentile bootstrap (Efron 1979), in the tails it runs between order statistics: 72 values for p95.
-    """
+def median_estimate(values: Iterable[float], name: str = "") -> Estimate:
+    """The median, carried in ``mean``, with its interval by the percentile bootstrap (Efron 1979)."""
     x = sorted_array(values)
-    n, label = len(x), f"p{q:g}"
-    tail = min(q, 100 - q) / 100
-    least = math.ceil(round(1 / tail, 9))
-    too_few = f"n = {n}: {label} needs at least {least} values" if n < least else None
-    method = f"{label}, {'bootstrap' if q == 50 else 'order'}"
-    result = Estimate(name, n, method=method, reason=unusable(x) or too_few)
+    n = len(x)
+    too_few = "n = 1: p50 needs at least 2 values" if n == 1 else None
+    result = Estimate(name, n, method="p50, bootstrap", reason=unusable(x) or too_few)
     if result.reason:
         return result
-    reason = no_interval(x, least=BOOTSTRAP_MIN if q == 50 else 2)
-    result = replace(result, mean=float(np.percentile(x, q)), sd=mean_sd(x)[1], reason=reason)
+    reason = no_interval(x, least=BOOTSTRAP_MIN)
+    result = replace(result, mean=float(np.percentile(x, 50)), sd=mean_sd(x)[1], reason=reason)
     if reason:
         return result
-    if q == 50:
-        resamples = np.random.default_rng(0).choice(x, (RESAMPLES, n))
-        low, high = np.quantile(np.percentile(resamples, q, axis=1), TAILS)
-    else:
-        low, high = sps.quantile_test(x, p=q / 100).confidence_interval(LEVEL)
-    if not math.isfinite(high - low):
-        enough = math.ceil(math.log(TAILS[0]) / math.log(1 - tail))
-        return replace(result, reason=f"n = {n}: an interval for {label} needs at least {enough} values")
+    resamples = np.random.default_rng(0).choice(x, (RESAMPLES, n))
+    low, high = np.quantile(np.percentile(resamples, 50, axis=1), TAILS)
     return replace(result, low=float(low), high=float(high))
 
 
@@ -161,6 +149,50 @@ def binary_span(scores: Array) -> float:
     """How far apart the two whole numbers are that all of these are; 0.0 for others, as points by chance."""
     levels = np.unique(np.round(scores, 12))
     return float(np.ptp(levels)) if len(levels) == 2 and np.array_equal(levels, levels.round()) else 0.0
+
+
+def krippendorff(ratings: Iterable[Sequence[float | None]], name: str = "") -> Estimate:
+    """Krippendorff's alpha at interval level: 1 is full agreement of the raters, 0 what chance would give.
+
+    ratings: one row a text, one entry a rater, None where there is no rating; texts with fewer than two are
+    left out. alpha = 1 - D_o / D_e with squared differences: D_o over the pairs within each text, weighted by
+    1 / (its ratings - 1), D_e over all pairs (Krippendorff 2011). The interval is the BCa bootstrap over
+    texts; no library at hand has one.
+    """
+    rated = (np.array([value for value in row if value is not None]) for row in ratings)
+    texts = [values for values in rated if len(values) > 1]
+    estimate = Estimate(name, len(texts), method="alpha")
+    pooled = np.concatenate(texts) if texts else np.array([])
+    if refusal := unusable(pooled, "ratings"):
+        return replace(estimate, reason=refusal)
+    if np.ptp(pooled) < 1e-12:
+        return replace(estimate, reason="all ratings are equal: alpha is not defined")
+    sums = tuple(np.array([_alpha_sums(values - pooled.mean()) for values in texts]).T)
+    estimate = replace(estimate, mean=float(_alpha(*sums)))
+    if len(texts) < BOOTSTRAP_MIN:
+        return replace(estimate, reason=f"n = {len(texts)}: too few texts to resample")
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # NaN ends are answered with a reason
+        rng = np.random.default_rng(0)
+        bootstrap = sps.bootstrap(sums, _alpha, paired=True, n_resamples=2000, method="BCa", rng=rng)
+    low, high = map(float, bootstrap.confidence_interval)
+    if not low < high:
+        return replace(estimate, reason="at its limit or degenerate: no interval")
+    return replace(estimate, low=low, high=high)
+
+
+def _alpha_sums(values: Array) -> tuple[float, float, float, float]:
+    """Of one text's m ratings: m, its share of D_o (m times twice the variance), sum, sum of squares."""
+    m = len(values)
+    within = 2 * m * float(np.sum((values - values.mean()) ** 2)) / (m - 1)
+    return m, within, float(values.sum()), float(values @ values)
+
+
+def _alpha(m: Array, within: Array, total: Array, squares: Array, axis: int = -1) -> Array:
+    n = m.sum(axis)
+    observed = within.sum(axis) / n
+    expected = 2 * (squares.sum(axis) - total.sum(axis) ** 2 / n) / (n - 1)
+    return 1 - observed / expected
 
 
 def sorted_array(values: Iterable[float]) -> Array:

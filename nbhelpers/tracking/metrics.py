@@ -68,7 +68,7 @@ def latency_estimates(rows: Iterable[Sample]) -> dict[str, Estimate]:
         measured = ([t for t in times if t is not None] for times in rounds)
         means = [fmean(times) for times in measured if times]
         estimates[name] = estimate.estimate(means, name, method="bootstrap-t")
-        estimates[f"{name}/p50"] = estimate.percentile_estimate(means, 50, f"{name}/p50")
+        estimates[f"{name}/p50"] = estimate.median_estimate(means, f"{name}/p50")
     for name, amount in AMOUNTS.items():
         speeds = [fmean(amount(row) / (row.latency_s or 1) for row in timed) for timed in by_prompt.values()]
         estimates[f"{name}_per_s"] = estimate.estimate(speeds, f"{name}_per_s")

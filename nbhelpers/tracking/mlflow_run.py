@@ -183,14 +183,20 @@ def log_run(run: ModelRun) -> TrackingReport:
             status = "FINISHED"
         finally:
             client.set_terminated(run_id, status)
-        for other in client.search_runs([experiment], f"tags.folder = '{tags['folder']}'"):
-            if (old_id := other.info.run_id) != run_id:
-                if ids := [trace.info.trace_id for trace in mlflow_pages.traces_of(uri, experiment, old_id)]:
-                    client.delete_traces(experiment, trace_ids=ids)
-                client.delete_run(old_id)
+        _delete_earlier(client, experiment, tags["folder"], run_id)
     report = TrackingReport(run_id, len(metrics), (*files, "samples.json"))
     store.write_json(run.folder / "tracking.json", report)
     return report
+
+
+def _delete_earlier(client: MlflowClient, experiment: str, folder: str, newest: str) -> None:
+    """Put the other MLflow runs of a model's folder into the trash, with their traces."""
+    for other in client.search_runs([experiment], f"tags.folder = '{folder}'"):
+        if (run_id := other.info.run_id) != newest:
+            traces = mlflow_pages.traces_of(tracking_uri(), experiment, run_id)
+            if ids := [trace.info.trace_id for trace in traces]:
+                client.delete_traces(experiment, trace_ids=ids)
+            client.delete_run(run_id)
 
 
 def _folder_digest(folder: Path) -> str:

@@ -17,7 +17,7 @@ from nbhelpers.comparison.comparable import comparable
 from nbhelpers.records import LabError
 from nbhelpers.report import html
 from nbhelpers.scoring.judge import JudgeScore
-from nbhelpers.stats.agreement import krippendorff
+from nbhelpers.stats.estimate import krippendorff
 
 MODELS = ("lab-gpt2", "lab-llama")
 HOSTILE = ('=HYPERLINK("x")', "+1", "-1 idea", "@SUM(A1)", "\t=1", "＝1")

@@ -18,7 +18,8 @@ from test_read import HARNESS, compared, early_run, make_run, table, write_csv
 from typer.testing import CliRunner
 
 from nbhelpers import cli
-from nbhelpers.logs import gate, read
+from nbhelpers.logs import gate
+from nbhelpers.logs.compare import read_logs
 from nbhelpers.options import Choice
 from nbhelpers.records import LabError
 from nbhelpers.stats import noninferiority, paired, sequential
@@ -29,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def gated(old: Path, new: Path, budgets: dict[str, float] | None = None, **choice) -> gate.GateReport:
     chosen = Choice(**choice)
-    return gate.gate_logs(read.read(old, choice=chosen), read.read(new, choice=chosen), chosen, budgets)
+    return gate.gate_logs(read_logs(old, choice=chosen), read_logs(new, choice=chosen), chosen, budgets)
 
 
 def invoke(*args: object):
@@ -301,7 +302,7 @@ def test_a_run_that_stopped_early_is_gated_by_figures_that_hold_early(tmp_path):
     outcomes = {}
     for shift in (0.0, -0.3, -1.5):
         run = early_run(tmp_path / f"{shift}", shift)
-        old, new = (read.read(run, model) for model in "ab")
+        old, new = (read_logs(run, model) for model in "ab")
         (check,) = gate.gate_logs(old, new, Choice()).checks
         a, b = (next(log.scores for log in logs if log.metric == "lab_v2") for logs in (old, new))
         looks = [list(a)[n : n + 6] for n in range(0, 40, 6)]

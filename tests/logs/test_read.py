@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from nbhelpers import cli, store
 from nbhelpers.comparison.compare import assemble
-from nbhelpers.logs import compare, read
+from nbhelpers.logs import compare
 from nbhelpers.options import Choice
 from nbhelpers.records import LabError, Result, Sample, Scale, Score, Settings
 from nbhelpers.report.html import rendered
@@ -59,15 +59,15 @@ def harness(path: Path, scores: dict[str, float], **fields) -> Path:
     return write_lines(path, rows)
 
 
-def logs_of(*paths: Path, **choice) -> list[read.Log]:
-    return [log for path in paths for log in read.read(path, choice=Choice(**choice))]
+def logs_of(*paths: Path, **choice) -> list[compare.Log]:
+    return [log for path in paths for log in compare.read_logs(path, choice=Choice(**choice))]
 
 
 def compared(*paths: Path, **choice) -> compare.LogsReport:
     return compare.compare_logs(logs_of(*paths, **choice), Choice(**choice))
 
 
-def by_metric(found: list[read.Log]) -> dict[tuple[str, str, str], read.Log]:
+def by_metric(found: list[compare.Log]) -> dict[tuple[str, str, str], compare.Log]:
     return {(log.model, log.task, log.metric): log for log in found}
 
 
@@ -429,9 +429,9 @@ def test_a_blank_score_is_listed_and_a_rate_may_be_true_or_false(tmp_path):
 
 def test_a_model_is_chosen_and_a_wrong_one_named(tmp_path):
     path = write_csv(tmp_path / "log.csv", table({"a": [1, 0], "b": [0, 1]}))
-    assert [log.model for log in read.read(path, "b")] == ["b"]
+    assert [log.model for log in compare.read_logs(path, "b")] == ["b"]
     with pytest.raises(LabError, match=r"has no model 'c': it has a, b\."):
-        read.read(path, "c")
+        compare.read_logs(path, "c")
 
 
 def test_ten_thousand_rows_take_under_two_seconds(tmp_path):
@@ -700,7 +700,7 @@ def test_a_run_of_a_task_keeps_its_scale_its_direction_and_its_clusters(tmp_path
     result = make_result("m", [0.0, 1.0, 1.0], **given)
     rows = [(make_sample("m", name, 0), score) for name, score in result.per_prompt.items()]
     write_model(tmp_path, result, rows)
-    (log,) = [log for log in read.read(tmp_path) if log.metric == "wrong"]
+    (log,) = [log for log in compare.read_logs(tmp_path) if log.metric == "wrong"]
     assert (log.unit, log.higher, log.margin) == ("wrong", False, 0.1)
     assert log.clusters == {"b01": "b01", "b02": "b01"}
 

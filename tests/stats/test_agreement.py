@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nbhelpers.stats import agreement
+from nbhelpers.stats import estimate
 
 # Krippendorff 2011, Computing Krippendorff's Alpha-Reliability, section C: four observers, twelve units.
 PUBLISHED = (
@@ -32,7 +32,7 @@ def brute_alpha(ratings: list[list[float | None]]) -> float:
 
 def test_alpha_of_the_published_example() -> None:
     table = [[None if cell == "." else float(cell) for cell in line.split()] for line in PUBLISHED]
-    found = agreement.krippendorff(list(zip(*table, strict=True)))
+    found = estimate.krippendorff(list(zip(*table, strict=True)))
     assert round(found.mean or 0.0, 3) == 0.849 and found.n == 11
     assert found.low < found.mean < found.high  # type: ignore[operator]
 
@@ -45,7 +45,7 @@ RATINGS = st.lists(
 @settings(max_examples=60)
 @given(RATINGS)
 def test_alpha_against_brute_force(ratings: list[list[float | None]]) -> None:
-    found = agreement.krippendorff(ratings)
+    found = estimate.krippendorff(ratings)
     values = {v for row in ratings if sum(v is not None for v in row) > 1 for v in row if v is not None}
     if len(values) < 2:
         assert found.mean is None and found.reason
@@ -55,8 +55,8 @@ def test_alpha_against_brute_force(ratings: list[list[float | None]]) -> None:
 
 
 def test_alpha_of_full_agreement_has_no_interval_and_of_noise_holds_zero() -> None:
-    full = agreement.krippendorff([(float(v), float(v)) for v in range(1, 9)])
+    full = estimate.krippendorff([(float(v), float(v)) for v in range(1, 9)])
     assert full.mean == pytest.approx(1.0) and full.low is None
-    noise = agreement.krippendorff(np.random.default_rng(3).integers(1, 11, (60, 2)).astype(float).tolist())
+    noise = estimate.krippendorff(np.random.default_rng(3).integers(1, 11, (60, 2)).astype(float).tolist())
     assert noise.low < 0 < noise.high  # type: ignore[operator]
-    assert agreement.krippendorff([(1.0, math.nan), (2.0, 3.0)]).mean is None
+    assert estimate.krippendorff([(1.0, math.nan), (2.0, 3.0)]).mean is None

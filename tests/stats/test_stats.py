@@ -15,7 +15,7 @@ from scipy import stats as sps
 from nbhelpers import store
 from nbhelpers.records import Estimate, LabError, Score
 from nbhelpers.stats import paired
-from nbhelpers.stats.estimate import bonett_price, by_prompt, estimate, percentile_estimate
+from nbhelpers.stats.estimate import bonett_price, by_prompt, estimate, median_estimate
 from nbhelpers.stats.paired import Comparison
 
 BLOOM = [7.9, 4.2, 6.3, 7.5, 7.5, 7.5, 7.5, 7.2, 7.0, 4.8, 5.8, 5.8, 7.5, 7.6, 5.8]
@@ -136,39 +136,21 @@ def test_by_prompt_names_a_missing_score():
         by_prompt([score("b01", 0, 4)], "lab_v2")
 
 
-# --- percentiles ------------------------------------------------------------------------------------------
+# --- medians ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("q", "point", "interval"), [(50, 2, 5), (95, 20, 72), (99, 100, 368), (99.9, 1000, 3688)]
-)
-def test_percentiles_only_where_the_sample_supports_them(q, point, interval):
-    few, enough = percentile_estimate(range(point - 1), q), percentile_estimate(range(point), q)
-    assert few.mean is None and few.reason == f"n = {point - 1}: p{q} needs at least {point} values"
-    assert enough.mean == pytest.approx(np.percentile(range(point), q)) and enough.low is None
-    assert ("too few values to resample" if q == 50 else f"at least {interval} values") in enough.reason
-    assert percentile_estimate(range(interval - 1), q).low is None
-    whole = percentile_estimate(range(interval), q)
+def test_a_median_only_where_the_sample_supports_it():
+    few, enough = median_estimate(range(1)), median_estimate(range(2))
+    assert few.mean is None and few.reason == "n = 1: p50 needs at least 2 values"
+    assert enough.mean == 0.5 and enough.low is None and "too few values to resample" in enough.reason
+    whole = median_estimate(range(5))
     assert whole.low < whole.mean < whole.high and whole.reason is None
 
 
-def test_percentile_interval_covers_the_truth_by_the_binomial_count():
-    """The interval between order statistics r and s covers with P(r <= Bin(n, q) < s), at least 95%."""
-    n, q = 100, 95
-    e = percentile_estimate(range(1, n + 1), q)  # values are their own ranks
-    r, s = int(e.low), int(e.high)
-    exact = sum(math.comb(n, i) * 0.95**i * 0.05 ** (n - i) for i in range(r, s))
-    assert 0.95 <= exact < 0.99
-    draws = np.random.default_rng(2).exponential(1, (400, n))
-    truth = -math.log(0.05)
-    hits = [e.low <= truth <= e.high for e in (percentile_estimate(row, q) for row in draws)]
-    assert np.mean(hits) == pytest.approx(exact, abs=0.035)
-
-
-def test_percentile_edges():
-    assert percentile_estimate([], 50).reason == "no data"
-    assert percentile_estimate([1.0] * 30, 50).reason.startswith("all 30 values are equal")
-    assert percentile_estimate([1.0, math.nan], 50).reason.startswith("1 of 2 values")
+def test_median_edges():
+    assert median_estimate([]).reason == "no data"
+    assert median_estimate([1.0] * 30).reason.startswith("all 30 values are equal")
+    assert median_estimate([1.0, math.nan]).reason.startswith("1 of 2 values")
 
 
 # --- power ----------------------------------------------------------------------------------------------
