@@ -80,7 +80,7 @@ def run(
     limit_options = {field.name: options[name] for name, field in LIMITS.items()}
     limits = Limits(**limit_options, fail_on_error=_fail_on_error(fail_on_error))
     if resume:
-        _check_unchanged(context)
+        _refuse_changes(context)
         plan = plan_resume(resume)
     else:
         if server and not models:
@@ -107,7 +107,7 @@ def run(
     raise typer.Exit(any(status.status == "failed" for status in info.notebooks))
 
 
-def _check_unchanged(context: typer.Context) -> None:
+def _refuse_changes(context: typer.Context) -> None:
     """Refuse a setting beside --resume, which would mix experiments. Raises LabError."""
     for name in ("models", "server", "out", "until_decided", *SETTINGS):
         source = context.get_parameter_source(name)

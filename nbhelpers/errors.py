@@ -56,7 +56,7 @@ def failure_of(error: Exception, kinds: Mapping[str, Failure] = FAILURES) -> Fai
 
 
 class NoScore(Exception):
-    """Why an answer has no score: it is counted, and stands in for none."""
+    """Why an answer has no score: it is counted as missing, never as a zero."""
 
 
 def some(number: int, things: str) -> str:
@@ -65,6 +65,6 @@ def some(number: int, things: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name that is most like one that is not, or all of them."""
+    """A hint at the known name that is most like an unknown one, or at all of them."""
     close = difflib.get_close_matches(name.lower(), list(known), n=1)
     return f"did you mean {close[0]!r}" if close else f"known are {', '.join(known)}"

@@ -104,7 +104,7 @@ def assemble(run_dir: Path, margin: float | None = None) -> ComparisonReport:
 
 
 def settled(info: records.RunInfo, runs: Sequence[records.ModelRun]) -> bool:
-    """Whether these models are told apart, as far as that goes, by the prompts that they have scores of."""
+    """Whether every pair of these models has a verdict, on the prompts that are scored so far."""
     task = tasks.load_task(info.settings.task)
     real = [run for run in runs if load.read_report(run).quality_applies]
     scores = {run.folder.name: by_prompt(rubric.read_scores(run), task.primary) for run in real}

@@ -29,7 +29,7 @@ _RATING = re.compile(r"\d+(?:[.,]\d+)?", re.ASCII)
 
 
 def write_sheet(run_dir: Path, results: Sequence[Result], count: int = 40, seed: int = 0) -> Path:
-    """Write a sheet of at least ``count`` texts, if there are, without model or score; and the key file.
+    """Write a blind sheet of at least ``count`` texts, if there are so many, and its key file.
 
     Whole prompts in the random order that the key records, each with a text of every model, the repeat drawn
     too. LabError for a run without texts or with a sheet already.

@@ -182,8 +182,8 @@ def scored_by_judge(ratings: Ratings, results: Sequence[Result]) -> tuple[Rating
 def correct(ratings: Ratings, results: Sequence[Result], margin: float) -> Correction | None:
     """Means in readers' points, the best first, the pairs, and how many ratings they are corrected by.
 
-    The run's own sheet goes before ratings that ship, which are taken as far as they go. None without ratings
-    by people; LabError for a sheet's ratings that are no random sample, or too few.
+    The run's own sheet comes before ratings that ship, which are used as far as they reach. None without
+    ratings by people; LabError for a sheet's ratings that are no random sample, or too few.
     """
     if len(results) < 2 or not (ratings.people or ratings.readers):
         return None
@@ -240,7 +240,7 @@ def _drawn(ratings: Ratings) -> Drawn:
 def _rated_in_order(drawn: Drawn, ratings: Ratings, models: int) -> tuple[dict[str, By], int]:
     """The first prompts with every model's text rated: prompt -> model -> mean rating; and how many ratings.
 
-    A rater counts on a prompt where they rated all of them: so nobody's severity falls on one model.
+    A rater counts on a prompt only if they rated all its texts, so that no severity falls on one model.
     """
     rated, count = dict[str, By](), 0
     for prompt, keys in drawn.items():

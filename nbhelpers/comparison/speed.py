@@ -12,9 +12,8 @@ from scipy import stats as sps
 from nbhelpers import store
 from nbhelpers.generation.latency import FILE, LatencyPass
 from nbhelpers.records import LabError, Result, Sample
-from nbhelpers.stats import paired
 from nbhelpers.stats.estimate import by_unit, grouped
-from nbhelpers.stats.paired import Comparison, Scores
+from nbhelpers.stats.paired import Comparison, Scores, judged, measured
 
 MARGIN = math.log(1.05)  # a smaller ratio of speeds does not matter to us (a choice)
 Speeds = Mapping[tuple[str, int], float]  # (prompt, round) -> log of a speed
@@ -48,8 +47,8 @@ def compare_speeds(run_dir: Path, results: Sequence[Result]) -> tuple[Comparison
 def in_pairs(speeds: Mapping[str, Speeds], clusters: Mapping[str, str]) -> tuple[Comparison, ...]:
     """``Comparison`` of log speeds, the faster model first; "better" is faster. Pure.
 
-    Prompts and rounds of all models count: differences then lose what the machine did at the time. The unit
-    is the prompt or its cluster. Student's t, because sign flips of few prompts never tell many pairs apart.
+    Only what all models have counts, prompt and round: what the machine did at the time then cancels. The
+    unit is the prompt or its cluster. Student's t: sign flips of few prompts never tell many pairs apart.
     """
     per_model = dict[str, Scores]()
     shared = sorted(set[tuple[str, int]].intersection(*map(set, speeds.values()))) if speeds else []
@@ -57,8 +56,8 @@ def in_pairs(speeds: Mapping[str, Speeds], clusters: Mapping[str, str]) -> tuple
         rounds = grouped((prompt, log_speeds[prompt, number]) for prompt, number in shared)
         per_model[model] = by_unit({prompt: fmean(values) for prompt, values in rounds.items()}, clusters)
     fastest_first = dict(sorted(per_model.items(), key=lambda item: -sum(item[1].values())))
-    pairs = paired.measured(fastest_first, MARGIN, p_of=lambda x: float(sps.ttest_1samp(x, 0).pvalue))
-    return paired.judged([replace(pair, unit="log ratio") for pair in pairs], math.comb(len(per_model), 2))
+    pairs = measured(fastest_first, MARGIN, p_of=lambda x: float(sps.ttest_1samp(x, 0).pvalue))
+    return judged([replace(pair, unit="log ratio") for pair in pairs], math.comb(len(per_model), 2))
 
 
 def speed_sentence(pair: Comparison) -> str:

@@ -27,7 +27,7 @@ def read_energy(device: str = "cpu", powercap: Path = Path("/sys/class/powercap"
     """The energy counters behind a device now; none where they cannot be read, as often only root may.
 
     RAPL (docs.kernel.org/power/powercap/powercap.html) covers whole processor packages, idle power included,
-    but no memory modules; NVML PyTorch's first card, from Volta on.
+    but no memory modules. NVML covers PyTorch's first card, from Volta on.
     """
     with suppress(Exception):  # no nvidia-ml-py; no right to read; NVML's errors have no common base
         if device == "cuda":
@@ -64,7 +64,7 @@ class Share:
     joules: float | None
 
     def since(self, earlier: Share) -> Share:
-        """What a row pays that came in when ``Ledger.charge`` returned ``earlier``."""
+        """The share of a row that joined when ``Ledger.charge`` returned ``earlier``."""
         joules = None if self.joules is None else self.joules - (earlier.joules or 0.0)
         return Share(self.seconds - earlier.seconds, joules)
 

@@ -73,7 +73,7 @@ def library_errors(what: str) -> Iterator[None]:
 
 
 def inspect(spec: ModelSpec) -> ModelSpec:
-    """A model on this disk checked and described, a server's as the server tells, any other as it is.
+    """The spec of a model on this disk, checked and described, or as its server tells; any other as it is.
 
     Raises LabError as check_folder and remote.look_up.
     """

@@ -113,7 +113,7 @@ def revision_of(spec: ModelSpec, folder: Path | None = None) -> str:
 
 
 def load(model: str | ModelSpec, device: str = "auto", dtype: str = "auto") -> Loaded:
-    """Fetch and load a causal language model and its tokenizer, with time and memory of it.
+    """Fetch and load a causal language model and its tokenizer, and measure the time and memory of it.
 
     The weights come from safetensors only and no code of the model's repository runs. Raises LabError for a
     model that does not fit, cannot be read, is no causal language model, or contradicts itself.

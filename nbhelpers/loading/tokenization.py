@@ -97,7 +97,7 @@ def written(loaded: Any, prompt: Prompt) -> str:
 def ids_of(loaded: Any, text: str) -> list[int]:
     """The ids of what ``written`` gives; a template brings its own special tokens.
 
-    Special tokens after the text are taken off: an end there would close it.
+    Special tokens at its end are removed: an end token there would close the text.
     """
     options = {"add_special_tokens": loaded.spec.prompt_format != "chat", "return_special_tokens_mask": True}
     encoding = loaded.tokenizer(text, **options, verbose=False)  # no warning: a long prompt is cut later
@@ -198,9 +198,9 @@ def split_reasoning(
 def render(tokenizer: Any, text: str, before: Turns = ()) -> str:
     """The text as the user's turn in the tokenizer's chat template, after other turns, ready for the answer.
 
-    As a list of parts where it is lost as a string; the system prompt in front of the first question where
-    the template has no place for it. Raises LabError for a template that fails or leaves a text out; one
-    that does not end is stopped by the time limit of a notebook.
+    Turns are lists of parts where the template drops strings; the system prompt stands before the first
+    question where the template has no place for it. Raises LabError for a template that fails or drops a
+    text; a notebook's time limit stops one that does not end.
     """
     turns, failures = [*before, ("user", text)], []
     joined = turns

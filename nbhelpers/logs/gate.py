@@ -5,19 +5,16 @@ from dataclasses import dataclass, replace
 
 from nbhelpers.errors import some
 from nbhelpers.logs import compare
-from nbhelpers.logs.compare import named
 from nbhelpers.logs.formats import Log
 from nbhelpers.options import Choice
 from nbhelpers.records import SCHEMA_VERSION, LabError, Record
 from nbhelpers.stats import noninferiority, paired, sequential
-from nbhelpers.stats.noninferiority import NonInferiority, Outcome
-from nbhelpers.stats.paired import ALPHA
 
-EXIT_CODES: dict[Outcome, int] = {"passes": 0, "worse": 1, "cannot tell": 3}
+EXIT_CODES: dict[noninferiority.Outcome, int] = {"passes": 0, "worse": 1, "cannot tell": 3}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check(NonInferiority, Record):
+class Check(noninferiority.NonInferiority, Record):
     """What a candidate must keep: a metric within its margin, or a mean within a factor (a budget)."""
 
     name: str
@@ -32,7 +29,7 @@ class Check(NonInferiority, Record):
 class GateReport(Record):
     """The gate's answer: the worst of its checks."""
 
-    outcome: Outcome
+    outcome: noninferiority.Outcome
     checks: tuple[Check, ...]
     notes: tuple[str, ...]
     schema_version: int = SCHEMA_VERSION
@@ -57,7 +54,7 @@ def gate_logs(
         raise LabError(f"Choose a model by LOG#MODEL: these have {', '.join(olds)} and {', '.join(news)}.")
     checks, notes = list[Check](), list[str]()
     for old, new in pairs:
-        old_name, new_name = (log.model for log in named([olds[old][0], news[new][0]]))
+        old_name, new_name = (log.model for log in compare.named([olds[old][0], news[new][0]]))
         new_name += " (candidate)" if new_name == old_name else ""
         old_logs = [replace(log, model=old_name) for log in olds[old]]
         new_logs = [replace(log, model=new_name) for log in news[new]]
@@ -80,7 +77,7 @@ def _corrected(checks: Sequence[Check]) -> Iterator[Check]:
     for check in checks:
         p = None if check.p_worse is None else next(adjusted)
         check = replace(check, p_worse=p)
-        if check.outcome == "worse" and p is not None and p >= ALPHA:
+        if check.outcome == "worse" and p is not None and p >= paired.ALPHA:
             check = replace(check, outcome="cannot tell", reason="not after correction for the other checks")
         yield check
 

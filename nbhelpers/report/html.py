@@ -21,10 +21,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from nbhelpers import store, tasks
-from nbhelpers.comparison import compare as comparison
-from nbhelpers.comparison import plots, rating_sheet, ratings
+from nbhelpers.comparison import compare, plots, rating_sheet, ratings
 from nbhelpers.comparison.comparable import comparable
-from nbhelpers.comparison.compare import ComparisonReport
 from nbhelpers.comparison.speed import speed_sentence
 from nbhelpers.errors import some
 from nbhelpers.logs.compare import LogsReport
@@ -33,7 +31,6 @@ from nbhelpers.logs.gate import check_sentence
 from nbhelpers.records import LAB_SCALE, Estimate, LabError, Result, RunInfo, Scale
 from nbhelpers.redact import printable
 from nbhelpers.report import texts
-from nbhelpers.report.texts import MARKS, MEANING, Item, ScoredText
 from nbhelpers.stats.estimate import mean_score
 from nbhelpers.tracking import result as tracking
 from nbhelpers.tracking.metrics import FOREIGN
@@ -58,7 +55,7 @@ def read_ratings(run_dir: Path) -> RatingsSummary:
 
 
 def write_report(run_dir: Path, rated: RatingsSummary | None = None) -> Path:
-    """Write <run_dir>/index.html from run.json, comparison.json and the models' files; it names what lacks.
+    """Write <run_dir>/index.html from run.json, comparison.json and the models' files, naming what is missing.
 
     rated: ``read_ratings`` of the run. LabError for a folder without a run, or a run.json it cannot read.
     """
@@ -66,10 +63,10 @@ def write_report(run_dir: Path, rated: RatingsSummary | None = None) -> Path:
     info = tracking.read_info(run_dir)
     results, note = tracking.read_results(run_dir)[0], ""
     try:
-        report = store.read_json(run_dir / "comparison.json", ComparisonReport)
+        report = store.read_json(run_dir / "comparison.json", compare.ComparisonReport)
     except LabError as error:
         note = f"This report made the comparison itself: {error}"
-        report = comparison.assemble(run_dir)
+        report = compare.assemble(run_dir)
     given, raters = rated or read_ratings(run_dir)
     order = {model: rank for rank, model in enumerate((*report.ranking, *report.excluded))}
     results.sort(key=lambda r: order.get(r.model, len(order)))
@@ -101,7 +98,7 @@ def write_report(run_dir: Path, rated: RatingsSummary | None = None) -> Path:
 def outcome(run_dir: Path, info: RunInfo) -> str:
     """What a run says on the terminal at its end: verdicts, failures, places. LabError for broken files."""
     path = run_dir / "comparison.json"
-    report = store.read_json(path, ComparisonReport) if path.exists() else None
+    report = store.read_json(path, compare.ComparisonReport) if path.exists() else None
     results = {result.model: result for result in tracking.read_results(run_dir)[0]}
     kinds = tracking.count_failures(info, tracking.read_all_scored(run_dir)[0].values())
     return rendered("outcome.txt", run_dir=run_dir, info=info, report=report, results=results, kinds=kinds)
@@ -133,27 +130,27 @@ def _marks(results: Sequence[Result], primary: str) -> dict[str, Any]:
     with suppress(LabError, StopIteration):  # a task's file may be gone
         task = next(result.settings.task for result in results if result.primary == primary)
         scorer = next(scorer for scorer in tasks.load_task(task).scorers if scorer.name == primary)
-    kinds = MARKS[scorer.kind][1] if scorer.kind in MARKS else ()
+    kinds = texts.MARKS[scorer.kind][1] if scorer.kind in texts.MARKS else ()
 
-    def marked(text: str, answer: ScoredText, item: Item) -> list[tuple[str, str]]:
+    def marked(text: str, answer: texts.ScoredText, item: texts.Item) -> list[tuple[str, str]]:
         return texts.marked(text, item, scorer, answer.score)
 
-    return {"marked": marked, "meaning": {kind: MEANING[kind] for kind in kinds}}
+    return {"marked": marked, "meaning": {kind: texts.MEANING[kind] for kind in kinds}}
 
 
-def _first(items: Sequence[Item]) -> list[Item]:
+def _first(items: Sequence[texts.Item]) -> list[texts.Item]:
     """The items that the report itself shows."""
     texts_up_to = accumulate(sum(map(len, item.answers.values())) for item in items)
     return [item for item, n in zip(items, texts_up_to, strict=True) if item is items[0] or n <= MOST_TEXTS]
 
 
-def _explored(items: Sequence[Item], models: Sequence[str]) -> dict[str, list[str]]:
+def _explored(items: Sequence[texts.Item], models: Sequence[str]) -> dict[str, list[str]]:
     """What the form of a page's texts offers."""
     return {"models": [*models], "groups": [*dict.fromkeys(group for item in items for group in item.groups)]}
 
 
 def _slices(
-    items: Sequence[Item], results: Sequence[Result], report: ComparisonReport
+    items: Sequence[texts.Item], results: Sequence[Result], report: compare.ComparisonReport
 ) -> dict[str, dict[str, Estimate]]:
     """Of a task with several tags: tag -> model -> its mean score on the items of that tag."""
     slices = dict[str, dict[str, Estimate]]()
@@ -178,8 +175,8 @@ def write_logs(folder: Path, report: LogsReport, logs: Sequence[Log]) -> Path:
 def write_runs_index(outputs: Path) -> Path:
     """Write <outputs>/index.html: every folder with a run.json, newest first; unreadable ones are named.
 
-    A picture follows each model over the runs of one task, score and set of prompts; a run whose pick is
-    another than that of such a run before it, of the same models, says so.
+    A picture follows each model over the runs of the same task, score and prompts. A run says so where its
+    pick differs from that of the last such run of the same models.
     """
     infos, unreadable = list[tuple[Path, RunInfo]](), dict[str, str]()
     for path in outputs.glob("*/run.json"):
@@ -192,7 +189,7 @@ def write_runs_index(outputs: Path) -> Path:
     for folder, info in sorted(infos, key=lambda run: (run[1].started, run[0])):
         verdict, changed = "No comparison.", ""
         with suppress(LabError):
-            report = store.read_json(folder / "comparison.json", ComparisonReport)
+            report = store.read_json(folder / "comparison.json", compare.ComparisonReport)
             score = f"{report.primary} of {Path(info.settings.task).stem}".removesuffix(" of ")
             series, verdict = (info.task, score, report.prompts), report.pick_reason
             choice = (series, frozenset(report.ranking))
@@ -210,7 +207,7 @@ def write_runs_index(outputs: Path) -> Path:
     return _write(outputs / "index.html", "runs.html", **values)
 
 
-def _pictures(results: Sequence[Result], report: ComparisonReport) -> dict[str, str]:
+def _pictures(results: Sequence[Result], report: compare.ComparisonReport) -> dict[str, str]:
     """The figures that this comparison has, as data: addresses of SVGs."""
     figures = dict[str, Any]()
     if results and report.ranking:
@@ -274,7 +271,7 @@ def pages(folder: Path) -> Environment:
     environment = Environment(loader=files, autoescape=True, finalize=clean, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
     filters: list[Any] = [plain, some, tracking.spec_of, plots.question, plots.drawn]
-    filters += [comparison.verdict_sentence, speed_sentence, check_sentence]
+    filters += [compare.verdict_sentence, speed_sentence, check_sentence]
     environment.filters |= {function.__name__: function for function in filters}
     script = (TEMPLATES / "explore.js").read_text(encoding="utf-8")
     policy = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -187,7 +187,7 @@ def likely(scorer: Scorer, item: Prompt, text: str, logprobs: Logprobs) -> dict[
 def scores_of(
     task: Task, item: Prompt, text: str, logprobs: Logprobs = None
 ) -> tuple[dict[str, float], str | None]:
-    """Every score of an answer, without its reasoning; and why one is missing, which takes no other one away.
+    """Every score of an answer, without its reasoning; and why one is missing, though the others are there.
 
     logprobs: the sample's. None: of a text alone, which stands for the choice that it is.
     """

@@ -76,8 +76,8 @@ def measured(
 ) -> list[Comparison]:
     """The numbers of ``pairs_of`` the models, before the verdict; planned for so many tests (default: all).
 
-    p_of: of differences that are not all equal, where no pair is binary; default ``paired_p``. look: puts
-    what holds at every look in the place of p and interval.
+    p_of: the p of differences that vary, of a pair that is not binary; default ``paired_p``. look: replaces
+    p and interval by those that hold at every look.
     """
     tests = tests or math.comb(len(models), 2)
     method = margin, tests, p_of or paired_p, look or (lambda pair: pair)
@@ -226,10 +226,10 @@ def hall_t(differences: Iterable[float]) -> float | None:
 def sign_flip_p(differences: Iterable[float]) -> float:
     """Two-sided p of the sign-flip permutation test (Fisher 1935), over all 2^n sign patterns.
 
-    Up to 20 differences that are not 0 each is added up (scipy's permutation_test samples from 14 on). Above,
-    they are counted on a grid: where rounding leaves open whether a sum is as extreme as the observed one, it
-    is (but for a chance of 2e-9, Hoeffding 1963), so p is too large by less than 0.002 at 100 normal
-    differences. LabError without any or for one not finite.
+    Of up to 20 non-zero differences every pattern is summed (scipy's permutation_test samples from 14 on). Of
+    more, sums are counted on a grid: one that rounding leaves open counts as extreme (but for a chance of
+    2e-9, Hoeffding 1963), so p is too large by less than 0.002 at 100 normal differences. LabError without
+    differences, or for one that is not finite.
     """
     x = sorted_array(differences)
     if reason := unusable(x):
@@ -261,7 +261,7 @@ def sign_flip_p(differences: Iterable[float]) -> float:
 
 
 def mcnemar_p(wins: int, losses: int, n: int) -> float:
-    """Two-sided exact unconditional p of McNemar's test: of n prompts one model alone passed so many.
+    """Two-sided exact unconditional p of McNemar's test: wins and losses are what one model alone passed.
 
     Outcomes are ordered by mid-p (Fagerland et al. 2013), and p is the chance of one as extreme, the largest
     over all shares of discordant prompts (Suissa & Shuster 1991). Ours, because scipy's Barnard and Boschloo

@@ -22,9 +22,8 @@ from numpy.typing import ArrayLike
 from scipy import optimize
 
 from nbhelpers.records import Estimate, RunInfo, Scale
-from nbhelpers.stats import paired
 from nbhelpers.stats.estimate import Array
-from nbhelpers.stats.paired import ALPHA, Comparison, Scores
+from nbhelpers.stats.paired import ALPHA, Comparison, Scores, hall_t, judged, measured
 
 Looks = Sequence[Sequence[str]]  # the prompts that each look added
 LOOKS = 10
@@ -71,7 +70,7 @@ def p_value(differences: Array, looks: Sequence[int], planned: int) -> float:
     Then E is at most that of normal ones with Hall's t: cosh(a t) / exp(a^2 / 2), a^2 = AIM^2 n / planned.
     """
     evidence = float(log_e(differences, looks, planned)[-1])
-    if (t := paired.hall_t(differences)) is not None:
+    if (t := hall_t(differences)) is not None:
         aim = AIM * math.sqrt(len(differences) / planned)
         evidence = min(evidence, float(_log_cosh(aim * t)) - aim**2 / 2)
     return math.exp(-max(0.0, evidence))
@@ -128,7 +127,7 @@ def always_valid_pairs(
         low, high = (None, None) if pair.low is None else ends  # all differences are equal
         return replace(pair, p=p_value(x, sizes, planned), low=low, high=high)
 
-    return paired.measured(per_model, margin, tests, look=look if looks else None)
+    return measured(per_model, margin, tests, look=look if looks else None)
 
 
 def decided(per_model: dict[str, Scores], scale: Scale, looks: Looks, planned: int) -> bool:
@@ -136,4 +135,4 @@ def decided(per_model: dict[str, Scores], scale: Scale, looks: Looks, planned: i
     totals = {model: sum(scores.values()) for model, scores in per_model.items()}  # of the same prompts
     best_first = sorted(totals, key=lambda model: totals[model], reverse=scale.higher_is_better)
     pairs = always_valid_pairs({m: per_model[m] for m in best_first}, scale.margin, looks, planned)
-    return all(c.verdict != "cannot tell" for c in paired.judged(pairs, math.comb(len(totals), 2)))
+    return all(c.verdict != "cannot tell" for c in judged(pairs, math.comb(len(totals), 2)))

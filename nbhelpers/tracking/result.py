@@ -73,14 +73,14 @@ def read_results(run_dir: Path) -> tuple[list[Result], dict[str, str]]:
 
 
 def read_scored(folder: Path) -> Scored:
-    """A model's samples with their scores; the last of one tried again. LabError for broken files."""
+    """A model's samples with their scores; of one tried again the last. LabError for broken files."""
     scores = {score.key: score for score in store.read_rows(folder / "scores.jsonl", Score)}
     samples = {row.key: row for row in store.read_rows(folder / "samples.jsonl", Sample)}
     return [(row, scores.get(key)) for key, row in samples.items()]
 
 
 def read_all_scored(run_dir: Path, whole: Collection[str] = ()) -> tuple[dict[str, Scored], dict[str, str]]:
-    """``read_scored`` of these folders of a run, of others the failed ones; and why some cannot be read."""
+    """``read_scored`` by folder, only the failed ones of those not in ``whole``; and why some are unreadable."""
     by_model, broken = dict[str, Scored](), dict[str, str]()
     for folder in (path.parent for path in sorted(run_dir.glob("*/samples.jsonl"))):
         try:
