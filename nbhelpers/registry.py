@@ -108,7 +108,7 @@ def server_address(address: str) -> str:
     except ValueError:  # a port that is none, half an IPv6 address
         usable = False
     if not usable or "@" in url.netloc or url.query or url.fragment:
-        form = "http://HOST:PORT/v1, a key stands in the variable NBHELPERS_SERVER_KEY or OPENAI_API_KEY"
+        form = "write http://HOST:PORT/v1, and a key into the variable NBHELPERS_SERVER_KEY or OPENAI_API_KEY"
         raise LabError(f"The server's address cannot be used: {form}.")
     return f"{url.scheme}://{url.netloc}{url.path.rstrip('/') or '/v1'}"
 

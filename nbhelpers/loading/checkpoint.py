@@ -104,8 +104,7 @@ def check_folder(folder: Path, name: str) -> None:
     # Each layer has tensors of its own: a number far beyond them would be built almost without end.
     for key, number in re.findall(r'"(\w*(?:layers?|experts))": (\d+)', json.dumps(config)):
         if int(number) > 1000 + 10 * len(tensors):
-            why = f"has {key} = {number} in its config.json and {len(tensors)} tensors in its weights"
-            raise refusal(name, f"{why}: download both again.")
+            raise refusal(name, f"has {key} = {number}, but {len(tensors)} tensors: download it again.")
     for key, (_, dtype) in tensors.items():
         if "weight" in key and dtype not in ("F64", "F32", "F16", "BF16") and not quantised(config):
             why = f"stores {key} as {dtype} and its config.json has no quantization_config that says how"
@@ -167,8 +166,8 @@ def check_no_remote_code(config: dict[str, Any], name: str) -> None:
     """Refuse a configuration that names code to be fetched and run. Raises LabError."""
     for key, value in config.items():
         if (key == "auto_map" and value) or (key.endswith("_implementation") and "/" in str(value)):
-            why = f"asks to run code from a repository ({key}: {value})"
-            raise refusal(name, f"{why}: choose one that transformers knows by itself.", Failure.REFUSED)
+            why = f"asks to run code from a repository ({key}: {value}): name another."
+            raise refusal(name, why, Failure.REFUSED)
 
 
 def weight_files(folder: Path, name: str) -> list[Path]:

@@ -55,7 +55,7 @@ def read_ratings(run_dir: Path) -> RatingsSummary:
 
 
 def write_report(run_dir: Path, rated: RatingsSummary | None = None) -> Path:
-    """Write <run_dir>/index.html from run.json, comparison.json and the models' files, naming what is missing.
+    """Write <run_dir>/index.html from run.json, comparison.json and the models' files, and say what lacks.
 
     rated: ``read_ratings`` of the run. LabError for a folder without a run, or a run.json it cannot read.
     """

@@ -80,7 +80,7 @@ def read_scored(folder: Path) -> Scored:
 
 
 def read_all_scored(run_dir: Path, whole: Collection[str] = ()) -> tuple[dict[str, Scored], dict[str, str]]:
-    """``read_scored`` by folder, only the failed ones of those not in ``whole``; and why some are unreadable."""
+    """``read_scored`` by folder, of those not in ``whole`` the failed ones; and why some cannot be read."""
     by_model, broken = dict[str, Scored](), dict[str, str]()
     for folder in (path.parent for path in sorted(run_dir.glob("*/samples.jsonl"))):
         try:
