@@ -18,7 +18,7 @@ from nbhelpers.records import LAB_SCALE, SCHEMA_VERSION, LabError, Record, Scale
 from nbhelpers.stats import paired
 from nbhelpers.stats.estimate import HUGE, by_unit, grouped
 from nbhelpers.tasks import RIGHT
-from nbhelpers.tracking.result import read_info
+from nbhelpers.tracking.result import results_in
 
 MEASURED = ("latency", "ttft", "tpot", "tokens", "energy", "time", "cost")  # for budgets, never compared
 SUFFIXES = (".csv", ".eval", ".json", ".jsonl")  # of what is read in a folder
@@ -51,13 +51,12 @@ def read_logs(path: Path, model: str = "", choice: Choice | None = None) -> list
     choice = choice or Choice()
     if not path.exists():
         raise LabError(f"There is no log {path}.")
-    runs = sorted(file.parent for file in (*path.glob("result.json"), *path.glob("*/result.json")))
-    infos = {run: read_info(run) for run in {file.parent for file in runs}}
+    runs = results_in(path)
     files = [file for file in sorted(path.rglob("*")) if file.suffix in SUFFIXES and file.is_file()]
     latest = dict[tuple[str, str, str], Log]()  # of a folder's files the last counts, as dates are names
     for file in runs or (files if path.is_dir() else [path]):
         try:
-            rows = run_rows(file, infos[file.parent]) if runs else rows_of(file, choice)
+            rows = run_rows(file, *runs[file]) if runs else rows_of(file, choice)
             if rows is None and file == path:
                 raise LabError(f"{path} is not a log of {KNOWN}.")
             logs = list(_logs(rows or (), path, choice))

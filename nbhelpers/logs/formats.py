@@ -205,13 +205,11 @@ def _table(path: Path, rows: RawRows, choice: Choice) -> Iterator[Row]:
 READERS = {("doc_id", "metrics"): _harness, ("evalId", "results"): _promptfoo, COLUMNS: _table}
 
 
-def run_rows(folder: Path, info: RunInfo | None) -> Iterator[Row]:
+def run_rows(folder: Path, result: Result, info: RunInfo | None) -> Iterator[Row]:
     """A model of a run: its scores, the speed of its timed rows, and what its samples took."""
-    result = store.read_json(folder / "result.json", Result)
     if not result.quality_applies or not result.finished:
         return
-    model = spec_of(result.model, info).alias
-    samples = list(store.read_rows(folder / "samples.jsonl", Sample))
+    model, samples = result.model, list(store.read_rows(folder / "samples.jsonl", Sample))
     yield from _run_scores(folder, result, info, samples)
     timed = list(store.read_rows(folder / "latency.jsonl", Sample))
     quiet = result.noise in ("quiet", "not recorded")
@@ -226,7 +224,7 @@ def run_rows(folder: Path, info: RunInfo | None) -> Iterator[Row]:
 
 
 def _run_scores(folder: Path, result: Result, info: RunInfo | None, samples: list[Sample]) -> Iterator[Row]:
-    model, primary = spec_of(result.model, info).alias, result.primary
+    model, primary = result.model, result.primary
     generation = {name: str(vars(result.settings)[name]) for name in GENERATION} | {"dtype": result.dtype}
     generation |= {"task file": info.task} if info and info.task else {}
     settings = tuple((name, value) for name, value in generation.items() if value != "unknown")

@@ -8,14 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 
-from nbhelpers import store
 from nbhelpers.errors import NoScore
 from nbhelpers.logs.compare import named
 from nbhelpers.logs.formats import Log
 from nbhelpers.records import Result, Sample
 from nbhelpers.scoring import coherence, texts
 from nbhelpers.tasks import Scorer
-from nbhelpers.tracking.result import Scored, read_info, read_scored, spec_of
+from nbhelpers.tracking.result import Scored, read_scored, results_in
 
 Spans = Iterator[tuple[int, int, str]]  # from, to, a name of MEANING
 MEANING = {
@@ -100,13 +99,9 @@ def side_by_side(logs: Sequence[Log], models: Collection[str]) -> list[Item]:
     names = {(log.source, log.model): new.model for log, new in renamed if new.model in models}
     rows = list[tuple[Result, Scored]]()
     for source in dict.fromkeys(log.source for log in logs):
-        paths = sorted((*Path(source).glob("result.json"), *Path(source).glob("*/result.json")))
-        infos = {run: read_info(run) for run in {path.parent.parent for path in paths}}
-        for path in paths:
-            result = store.read_json(path, Result)
-            model = spec_of(result.model, infos[path.parent.parent]).alias
-            if name := names.get((source, model)):
-                rows.append((replace(result, model=name), read_scored(path.parent)))
+        for folder, (result, _) in results_in(Path(source)).items():
+            if name := names.get((source, result.model)):
+                rows.append((replace(result, model=name), read_scored(folder)))
     shared = [item for item in items_by_gap(rows, {}) if len(item.answers) > 1]
     return sorted(shared, key=lambda item: (item.same, -item.gap, item.place))
 

@@ -72,6 +72,14 @@ def read_results(run_dir: Path) -> tuple[list[Result], dict[str, str]]:
     return results, broken
 
 
+def results_in(path: Path) -> dict[Path, tuple[Result, RunInfo | None]]:
+    """Folder -> its result, under the model's alias, and its run: of a run, or of a model's folder alone."""
+    folders = sorted(file.parent for file in (*path.glob("result.json"), *path.glob("*/result.json")))
+    infos = {run: read_info(run) for run in {folder.parent for folder in folders}}
+    found = {f: (store.read_json(f / "result.json", Result), infos[f.parent]) for f in folders}
+    return {f: (dataclasses.replace(r, model=spec_of(r.model, i).alias), i) for f, (r, i) in found.items()}
+
+
 def read_scored(folder: Path) -> Scored:
     """A model's samples with their scores; of one tried again the last. LabError for broken files."""
     scores = {score.key: score for score in store.read_rows(folder / "scores.jsonl", Score)}
