@@ -157,6 +157,15 @@ def test_the_package_does_not_need_the_tools():
         assert not re.search(r"^from .*\n?.*noqa: F401", path.read_text(), re.MULTILINE), f"{name} re-exports"
 
 
+def test_a_public_name_means_one_thing_in_the_package():
+    homes = dict[str, set[str]]()
+    for module, path in sources(PACKAGE).items():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, set()).add(module)
+    assert {name: modules for name, modules in homes.items() if len(modules) > 1} == {}
+
+
 def code_lines(path: Path) -> int:
     """Lines of code: neither blank, nor comment, nor docstring."""
     source = path.read_text()
