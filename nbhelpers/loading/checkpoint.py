@@ -104,7 +104,8 @@ def check_folder(folder: Path, name: str) -> None:
     # Each layer has tensors of its own: a number far beyond them would be built almost without end.
     for key, number in re.findall(r'"(\w*(?:layers?|experts))": (\d+)', json.dumps(config)):
         if int(number) > 1000 + 10 * len(tensors):
-            raise refusal(name, f"has {key} = {number}, but {len(tensors)} tensors: download it again.")
+            why = f"has {key} = {number} in its config.json and {len(tensors)} tensors in its weights"
+            raise refusal(name, f"{why}: download both again.")
     for key, (_, dtype) in tensors.items():
         if "weight" in key and dtype not in ("F64", "F32", "F16", "BF16") and not quantised(config):
             why = f"stores {key} as {dtype} and its config.json has no quantization_config that says how"
