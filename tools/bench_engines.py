@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -148,13 +149,19 @@ class Worker:
             return dict(json.loads(line))
         self.process.wait()
         self.log.seek(0)
-        last = (self.log.read().strip().splitlines() or ["no reason given"])[-1]
-        raise LabError(f"The bench of {self.name} ended early: {last}")
+        raise LabError(f"The bench of {self.name} ended early: {cause(self.log.read())}")
 
     def close(self) -> None:
         with suppress(BrokenPipeError):
             self.process.communicate()  # closes its stdin, which ends it
         self.log.close()
+
+
+def cause(log: str) -> str:
+    """The first error that a process names before it ends, or its last line: later errors follow from it."""
+    lines = log.strip().splitlines() or ["no reason given"]
+    named = (re.search(r"\b\w+(Error|Exception): \S.*", line) for line in lines)
+    return next((error[0] for error in named if error), lines[-1])
 
 
 class Field:

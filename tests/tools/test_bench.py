@@ -180,6 +180,21 @@ def test_a_peer_that_fails_in_any_round_leaves_and_the_others_go_on(answers, mon
     assert timed == dict.fromkeys(("ours", "generate", "lm-eval"), (10.0, 10.0, 10.0))
 
 
+@pytest.mark.parametrize(
+    ("log", "cause"),
+    [
+        (
+            "Loading\n(core) ERROR 11:07 ValueError: head 26\nx.DeadError: see above\nwarn('leaked')",
+            "ValueError: head 26",
+        ),
+        ("Killed", "Killed"),
+        ("", "no reason given"),
+    ],
+)
+def test_the_cause_of_an_early_end_is_its_first_error(log, cause):
+    assert bench_engines.cause(log) == cause
+
+
 def test_an_engine_of_ours_that_fails_ends_the_bench(monkeypatch):
     monkeypatch.setattr(bench_engines, "_start", lambda stack, engine, case, python: Stub(engine, 3))
     case = Case("lab-gpt2", 1, 8, 3, (Way("ours", "ours", 2), Way("generate", "generate", 2)), prompts=2)
