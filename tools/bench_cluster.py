@@ -47,7 +47,7 @@ from nbhelpers.tracking.metrics import latency_estimates, quality_estimates
 MODEL = "lab-gpt2"
 SMALL = ("--limit", "4", "--repeats", "2", "--max-new-tokens", "32")
 LARGE = "shape:distilgpt2"
-MANY = ("--limit", "4", "--repeats", "100", "--max-new-tokens", "32")
+MANY = ("--limit", "4", "--repeats", "200", "--max-new-tokens", "64")
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
 CGROUPS = "/sys/fs/cgroup"
 TEXT = "A team that measures first spends less. " * 15  # 600 bytes

@@ -23,20 +23,20 @@ from typing import Any
 
 from nbhelpers import pipeline, registry, store, tasks
 from nbhelpers.devices import fit
-from nbhelpers.generation import generate
 from nbhelpers.loading import load
 from nbhelpers.phases import NOTEBOOKS, Phase, pipeline_of
 from nbhelpers.records import SHORT_DTYPES, Failure, LabError, ModelRun, NotebookStatus, RunInfo, Sample
-from nbhelpers.runner import kernels, notebook, plan
+from nbhelpers.runner import kernels, notebook
+from nbhelpers.runner.plan import Plan
 from nbhelpers.runner.run import GRACE_S, Run
 
 MODEL_FILES = "[!.]*"  # of a model's folder, without locks
 ROWS = "samples.jsonl"  # only grows: its new lines are sent as they come, other files when a notebook ends
 POLL_S = 1.0  # between two looks for new rows, and at the inbox
 HEAD = "node:__internal_head__"  # Ray's name of a resource that only the head node has
-# Rows for which it pays to load a large model on one more node: a GPU makes a full batch of them in about the
-# time of one row, a CPU has enough to do with few.
-LEAST_ROWS = {"GPU": generate.BATCH_CAP, "CPU": 16}
+# New tokens times parameters for which one more node pays: about half a minute of a core or a card, where
+# starting and loading take a quarter.
+LEAST_WORK = {"GPU": 10**15, "CPU": 10**12}
 
 Files = dict[str, bytes]
 Output = tuple[Files, list[NotebookStatus]]  # of a model
@@ -162,12 +162,11 @@ def room(nodes: Iterable[dict[str, float]], need: dict[str, Any]) -> int:
 
 def parts(run: ModelRun, need: dict[str, Any], at_once: int) -> list[slice]:
     """The rows of a large model, whole prompts together, for so many nodes at most; none where one does."""
-    if (run.spec.parameters or 0) <= plan.SMALL_PARAMETERS:
-        return []
     prompts, repeats = len(tasks.prompts_of(run.settings)), run.settings.repeats
     made = {row.key for row in store.read_rows(run.folder / ROWS, Sample) if row.error is None}
-    least = LEAST_ROWS["GPU" if "num_gpus" in need else "CPU"]
-    count = min(at_once, prompts, (prompts * repeats - len(made)) // least)
+    passes = (prompts * repeats - len(made)) * run.settings.max_new_tokens  # of one row each
+    work = passes * (run.spec.parameters or 0)
+    count = min(at_once, prompts, work // LEAST_WORK["GPU" if "num_gpus" in need else "CPU"])
     ends = [prompts * number // count * repeats for number in range(count + 1)] if count > 1 else []
     return [slice(*pair) for pair in pairwise(ends)]
 
@@ -267,7 +266,7 @@ def work(inbox: Any, info: RunInfo, home: str, earlier: Output, part: slice | No
             while not ended.wait(POLL_S):
                 send(names=ROWS)
 
-        runner = Run(plan.Plan(Path(scratch), info), replace(info, jobs=1, notebooks=tuple(statuses)), send)
+        runner = Run(Plan(Path(scratch), info), replace(info, jobs=1, notebooks=tuple(statuses)), send)
         threading.Thread(target=stream, daemon=True).start()
         try:
             runner.save()
