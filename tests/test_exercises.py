@@ -27,7 +27,16 @@ def test_a_right_answer_is_said_to_be_right(capsys, answer, right, within):
 
 @pytest.mark.parametrize(
     ("answer", "right", "within"),
-    [(4, 3, 0), (1.06, 1.0, 0.05), (float("nan"), 1.0, 0.05), (2, lambda _: False, 0), ("1", 1.0, 1)],
+    [
+        (4, 3, 0),
+        (1.06, 1.0, 0.05),
+        (float("nan"), 1.0, 0.05),
+        (2, lambda _: False, 0),
+        ("1", 1.0, 1),
+        (2, lambda given: len(given) == 2, 0),
+        ("2", lambda given: given > 1, 0),
+        ([], lambda given: given[0] == 2, 0),
+    ],
 )
 def test_a_wrong_answer_fails_with_the_hint(answer, right, within):
     with pytest.raises(AssertionError, match="count again"):

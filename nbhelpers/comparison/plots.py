@@ -126,15 +126,18 @@ def _axes(title: str, height: float) -> tuple[Figure, Any]:
 
 def _forest(title: str, rows: Sequence[ForestRow], ink: str | None = None) -> tuple[Figure, Any]:
     """Means with intervals below each other, each under its label with a note on the right."""
+    from matplotlib.patheffects import withStroke
+
     labels = [fill(row[0], 38) for row in rows]
     lines = 1 + max((label.count("\n") for label in labels), default=0)
     figure, axes = _axes(title, 0.9 + (0.22 + 0.17 * lines) * max(1, len(rows)))
-    margin = axes.get_yaxis_transform()
+    halo = [withStroke(linewidth=3, foreground="white")]  # a line may cross a label
+    how = {"transform": axes.get_yaxis_transform(), "va": "bottom", "path_effects": halo}
     for y, (label, (_, e, colour, note)) in enumerate(zip(labels, rows, strict=True)):
         axes.hlines(y, *_ends(e), color=colour, lw=2)
         axes.plot(e.mean, y, "o", color=colour, ms=6)
-        axes.text(0.01, y - 0.2, label, transform=margin, va="bottom")
-        axes.text(1, y - 0.2, note, transform=margin, va="bottom", ha="right", color=ink or colour)
+        axes.text(0.01, y - 0.2, label, **how)
+        axes.text(1, y - 0.2, note, ha="right", color=ink or colour, **how)
     axes.locator_params("x", nbins=6)
     axes.set(yticks=[], ylim=(max(1, len(rows)) - 0.6, -0.8))
     return figure, axes
