@@ -1,6 +1,6 @@
 """The models of a run, spread over a Ray cluster: the notebooks of each up to 05 run on one of its nodes.
 
-Where nodes would be idle, several make the rows of a large model first, a part each; its notebooks find them.
+Where nodes would be idle, several make the rows of a large model, a part each; its notebook 03 finds them.
 Ray schedules, keeps the resources apart and starts again elsewhere what a lost node ran. No disk is shared:
 a node sends what it makes to an inbox on the head node, from where this machine collects it and a second
 node goes on. MLflow (06) and the comparison stay on this machine, with their addresses and passwords.
@@ -40,7 +40,7 @@ LEAST_WORK = {"GPU": 10**15, "CPU": 10**12}
 
 Files = dict[str, bytes]
 Output = tuple[Files, list[NotebookStatus]]  # of a model
-News = tuple[str, str, str, Output]  # of which model and part; the node that begins with it, or ""; what came
+News = tuple[str, str, str, Output]  # of which model and task; the node that begins with it, or ""; what came
 
 
 class Inbox:
@@ -49,9 +49,9 @@ class Inbox:
     def __init__(self) -> None:
         self.output, self.news = dict[str, Output](), list[News]()
 
-    def begin(self, model: str, part: str, node: str, earlier: Output) -> Output:
-        """A node starts on a model or a part of its rows: what is there, from earlier or from other nodes."""
-        self.news.append((model, part, node, ({}, [])))
+    def begin(self, model: str, task: str, node: str, earlier: Output) -> Output:
+        """A node starts on a task of a model: what is there, from earlier or from other nodes."""
+        self.news.append((model, task, node, ({}, [])))
         return self.output.setdefault(model, earlier)
 
     def put(self, model: str, files: Files, statuses: list[NotebookStatus]) -> None:
@@ -113,16 +113,18 @@ def spread(ray: Any, cores: int, runner: Run) -> None:
             statuses = [status for status in runner.info.notebooks if status.model == model]
             files = {path.name: path.read_bytes() for path in runs[slug].folder.glob(MODEL_FILES)}
             task = partial(ray.remote(work).options(**need).remote, inbox, info, str(runner.folder))
-            at_once = room(nodes, need) // len(resources)
-            first = [task((files, statuses), part) for part in parts(runs[slug], need, at_once)]
-            works[slug] = [task((files, statuses), None, *first), *first]
+            shares = parts(runs[slug], need, room(nodes, need) // len(resources))
+            # The first notebooks choose the dtype, which decides a text: all nodes must have the same.
+            first = [task((files, statuses), Phase.ANSWERS)] if shares else []
+            first += [task((files, statuses), part, *first) for part in shares]
+            works[slug] = [task((files, statuses), Phase.TRACKING, *first), *first]
         while works:
             last = {refs[0]: slug for slug, refs in works.items()}
             done, _ = ray.wait([*last], num_returns=len(last), timeout=POLL_S)
             ended = [last[ref] for ref in done]
-            for slug, part, node, output in ray.get(inbox.collect.remote(ended)):
-                _take(runner, runs[slug], node, output, begun.get((slug, part), ""))
-                begun |= {(slug, part): node} if node else {}
+            for slug, of_task, node, output in ray.get(inbox.collect.remote(ended)):
+                _take(runner, runs[slug], node, output, begun.get((slug, of_task), ""))
+                begun |= {(slug, of_task): node} if node else {}
             nodes = _nodes(ray)
             for slug, refs in [*works.items()]:
                 if runner.refused and slug not in ended:
@@ -227,8 +229,8 @@ def _finish(runner: Run, pool: ThreadPoolExecutor, run: ModelRun, problem: LabEr
     runner.futures.append(pool.submit(runner.pipeline, run))
 
 
-def work(inbox: Any, info: RunInfo, home: str, earlier: Output, part: slice | None, *_: Any) -> None:
-    """On a node: the notebooks of ``info``'s one model that are missing, or a part of its rows.
+def work(inbox: Any, info: RunInfo, home: str, earlier: Output, what: Phase | slice, *_: Any) -> None:
+    """On a node: the notebooks of ``info``'s one model still to run before a phase, or a part of its rows.
 
     home: the run's folder over there; the rest: what Ray ends before. A part that fails is left to whoever
     runs the notebooks. LabError for a model's folder, a task or prompts that this node does not have.
@@ -243,7 +245,7 @@ def work(inbox: Any, info: RunInfo, home: str, earlier: Output, part: slice | No
     threads = str(int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
     with kernels.environment(threads), tempfile.TemporaryDirectory() as scratch:
         # Not by ray.get: while a task waits in it, its node takes on another model.
-        files, statuses = inbox.begin.remote(spec.slug, str(part), node, earlier).future().result()
+        files, statuses = inbox.begin.remote(spec.slug, str(what), node, earlier).future().result()
         folder, sent = Path(scratch, spec.slug), {ROWS: b""} | files
         folder.mkdir()
         for name, data in files.items():
@@ -272,10 +274,10 @@ def work(inbox: Any, info: RunInfo, home: str, earlier: Output, part: slice | No
             runner.save()
             kernels.serve(runner.log)
             [run] = runner.runs(replace(info.settings, run_dir=scratch))
-            if part is None:
-                runner.pipeline(run, end=Phase.TRACKING)
-            else:
-                process = kernels.start(runner.log, pipeline.make, run, "samples", part)
+            if isinstance(what, Phase):
+                runner.pipeline(run, end=what)
+            elif all(status.status == "passed" for status in statuses):
+                process = kernels.start(runner.log, pipeline.make, run, "samples", what)
                 kernels.exit_code(process, info.limits.cell_s + GRACE_S)
                 send(names=ROWS)
         finally:
