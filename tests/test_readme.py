@@ -90,8 +90,9 @@ def test_the_table_of_speeds_is_that_of_the_bench():
     found = {(r.model, r.name): f"{r.median:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in report.ratios}
     for line in table[2:]:
         name, *cells = (cell.strip() for cell in line.split("|")[1:-1])
-        assert cells == [found[model, name] for model in models]
-    assert len(table) == 8
+        assert name in {name for _, name in found}
+        assert cells == [found.get((model, name), "not run") for model in models]
+    assert len(table) == 10
 
 
 def test_the_task_shown_is_the_one_that_ships():
