@@ -222,7 +222,7 @@ def table(text: str, where: str) -> Iterator[tuple[int, dict[str, str]]]:
     try:
         header, line = [name.strip().lower() for name in next(reader, [])], reader.line_num + 1
         if twice := next((name for name in header if name and header.count(name) > 1), ""):
-            raise LabError(f"{where}, line 1: the column {twice!r} stands twice.")
+            raise LabError(f"{where}, line 1: the column {twice!r} stands twice: name each once.")
         for cells in reader:
             if any(cells):
                 yield line, dict(zip(header, cells, strict=True))
