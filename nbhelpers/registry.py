@@ -93,7 +93,8 @@ def _served(name: str) -> ModelSpec:
     address, _, model = name.removeprefix(SERVER).partition("#")
     source = f"{server_address(address)}#{model}"
     if not model:
-        raise LabError(f"{name!r} lacks a #MODEL: `nbhelpers models --server ADDRESS` lists them.")
+        lists = "(`nbhelpers models --server ADDRESS` lists them)"
+        raise LabError(f"The name {name!r} lacks a model: server:ADDRESS#MODEL {lists}.")
     return ModelSpec(SERVER + (Path(model).name if model.startswith("/") else model), source, "server")
 
 

@@ -282,5 +282,5 @@ def check_unchanged(info: RunInfo, settings: Settings) -> None:
         raise LabError(f"The task of {info.run} has changed since it began: restore it, or start a new run.")
     digests = registry.digests(prompts_of(settings)) if info.prompts else {}
     if changed := sorted({id for id, _ in digests.items() ^ info.prompts.items()}):
-        listed = f"{', '.join(changed[:5])}: restore {info.settings.prompts or 'them'}, or start a new run"
-        raise LabError(f"The prompts of {info.run} have changed since it began: {listed}.")
+        change = f"The prompts of {info.run} have changed since it began ({', '.join(changed[:5])})"
+        raise LabError(f"{change}: restore {info.settings.prompts or 'them'}, or start a new run.")

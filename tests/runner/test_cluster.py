@@ -77,8 +77,8 @@ def texts(rows: list[Sample]) -> list[tuple[str, str, int, str]]:
 LARGE = (
     "from nbhelpers import cli; from nbhelpers.runner.cluster import LEAST_WORK as w; w['CPU'] = 1; cli.app()"
 )
-ASKED = [part for name, value in GIVEN.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 TOTAL = GIVEN["limit"] * GIVEN["repeats"]
+MANY = GIVEN | {"repeats": 160}  # of one model, whose parts are several batches too
 
 
 @contextmanager
@@ -91,6 +91,10 @@ def running(said: Path, *command: str | Path) -> Iterator[subprocess.Popen]:
             process.kill()
 
 
+def options(given: dict[str, int]) -> list[str]:
+    return [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+
+
 def addresses(node: str) -> list[str]:
     return re.findall(r"\(([\d.]+)\)", node)
 
@@ -98,11 +102,12 @@ def addresses(node: str) -> list[str]:
 def test_one_large_model_runs_on_two_nodes_and_a_lost_one_s_rows_go_on_elsewhere(ray_cluster, tmp_path):
     out, said = tmp_path / "run", tmp_path / "said"
     rows, there = out / "lab-gpt2" / "samples.jsonl", [node.node_ip_address for node in ray_cluster.nodes]
-    half = {prompt.id for prompt in registry.load_prompts(limit=GIVEN["limit"] // 2)}
-    here = generate.generate_samples(load.load("lab-gpt2"), registry.load_prompts(limit=8), Settings(**GIVEN))
+    half = {prompt.id for prompt in registry.load_prompts(limit=MANY["limit"] // 2)}
+    here = generate.generate_samples(load.load("lab-gpt2"), registry.load_prompts(limit=8), Settings(**MANY))
+    total = len(here)
     last, kept = ray_cluster.nodes[1], list[str]()
     to_cluster = "--cluster", ray_cluster.cluster.address
-    with running(said, "-c", LARGE, "run", "lab-gpt2", *ASKED, "--out", out, *to_cluster) as process:
+    with running(said, "-c", LARGE, "run", "lab-gpt2", *options(MANY), "--out", out, *to_cluster) as process:
         end = time.monotonic() + 300
         while len({json.loads(line)["prompt_id"] in half for line in kept}) < 2:
             assert process.poll() is None and time.monotonic() < end, said.read_text()
@@ -116,20 +121,20 @@ def test_one_large_model_runs_on_two_nodes_and_a_lost_one_s_rows_go_on_elsewhere
         assert process.wait(timeout=300) == 0, said.read_text()
     ray_cluster.nodes[1] = add_node(ray_cluster.cluster, 4)
     lines = rows.read_text().splitlines()
-    assert 0 < len(kept) < TOTAL and lines[: len(kept)] == kept  # timings included
-    assert len(lines) == TOTAL and texts(list(store.read_rows(rows, Sample))) == texts(here)
+    assert 0 < len(kept) < total and lines[: len(kept)] == kept  # timings included
+    assert len(lines) == total and texts(list(store.read_rows(rows, Sample))) == texts(here)
     assert said.read_text().count("was lost") == 1 and f"({there[1]}) was lost" in said.read_text()
     info = store.read_json(out / "run.json", RunInfo)
     assert addresses(info.nodes["lab-gpt2"]) == [there[1], there[0]]  # the last has the latency
     assert {status.status for status in info.notebooks} == {"passed"} and len(info.notebooks) == 7
     # A resume makes what is missing: the rows of a few prompts, too many for one node, but no other.
-    kept = lines[: TOTAL // 2]
+    kept = lines[: total // 2]
     rows.write_text("".join(f"{line}\n" for line in kept))
     store.write_json(out / "run.json", replace(info, notebooks=(), nodes={}))
     with running(said, "-c", LARGE, "run", "--resume", out, *to_cluster) as process:
         assert process.wait(timeout=300) == 0, said.read_text()
     lines = rows.read_text().splitlines()
-    assert len(lines) == TOTAL and lines[: len(kept)] == kept
+    assert len(lines) == total and lines[: len(kept)] == kept
     assert texts(list(store.read_rows(rows, Sample))) == texts(here)
     info = store.read_json(out / "run.json", RunInfo)
     assert sorted(addresses(info.nodes["lab-gpt2"])) == there and "was lost" not in said.read_text()
@@ -166,7 +171,7 @@ def test_a_cluster_has_room_for_what_its_nodes_hold_together():
 
 def test_a_node_killed_in_the_middle_loses_nothing_and_its_model_runs_elsewhere(ray_cluster, tmp_path):
     out, said, begun = tmp_path / "run", tmp_path / "said", time.monotonic()
-    command = "-m", "nbhelpers.cli", "run", *MODELS, *ASKED, "--out", out
+    command = "-m", "nbhelpers.cli", "run", *MODELS, *options(GIVEN), "--out", out
     with running(said, *command, "--cluster", ray_cluster.cluster.address) as process:
         lost = ray_cluster.nodes[1]
         address, kept = f"({lost.node_ip_address})", []
